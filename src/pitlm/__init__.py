@@ -1,0 +1,45 @@
+"""pitlm: implicit self-improvement (PIT, arXiv:2310.00898) learnt from preference pairs.
+
+The names below are imported on first use, so that ``import pitlm`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
+    from pitlm.improve.loop import improve
+    from pitlm.models.generators import Improver
+    from pitlm.models.scorers import GapModel, RewardModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GapModel",
+    "Improvement",
+    "Improver",
+    "Preference",
+    "Prompt",
+    "RewardModel",
+    "Trace",
+    "improve",
+]
+
+_HOME = {
+    "GapModel": "pitlm.models.scorers",
+    "Improver": "pitlm.models.generators",
+    "RewardModel": "pitlm.models.scorers",
+    "Improvement": "pitlm.core.nouns",
+    "Preference": "pitlm.core.nouns",
+    "Prompt": "pitlm.core.nouns",
+    "Trace": "pitlm.core.nouns",
+    "improve": "pitlm.improve.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pitlm' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,221 @@
+"""`pit data`: look at preference pairs, and cut them into the folds of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pitlm.core.nouns import Preference
+    from pitlm.text.inspection import Inspection, Words
+
+_SHOWN_CHARACTERS = 300
+_REJECTS = "rejects.jsonl"
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> float | int:
+    """Read a share (with a decimal point) or a whole number of pairs."""
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    raise click.BadParameter(f"found {value!r}, expected a share such as 0.1 or a number of pairs such as 500")
+
+
+@click.group()
+def data() -> None:
+    """Look at preference pairs, and cut them into folds.
+
+    SOURCE is a .jsonl, .json or .csv file (also gzipped), a .parquet file, a folder of such files, or the name of a
+    data set on the hub (org/name or org/name:split).
+
+    Each row needs the fields chosen and rejected. Either they hold only the responses, beside a field prompt, or they
+    hold the whole conversation. Each is text, a list of chat messages, or a Human/Assistant transcript.
+    """
+
+
+@data.command()
+@click.argument("source")
+@click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="How many pairs to print.")
+@click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here."
+)
+def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | None) -> None:
+    """Show what SOURCE holds: counts, lengths, length bias, samples.
+
+    The samples are printed as they are, and preference data can be offensive: --samples 0 prints none.
+
+    \b
+    Examples:
+      pit data inspect pairs.jsonl
+      pit data inspect folder/of/parquet --samples 5
+      pit data inspect pairs.csv --skip-invalid --json figures.json
+    """
+    import json
+
+    from rich.console import Console
+
+    from pitlm.runs.atomic import write_text
+    from pitlm.text.dataset import load_preferences
+    from pitlm.text.inspection import inspect_preferences
+
+    found = inspect_preferences(load_preferences(source, skip_invalid=skip_invalid, progress=True), samples)
+    console = Console()
+    _print_figures(console, found)
+    for number, pair in enumerate(found.samples, start=1):
+        _print_sample(console, number, pair)
+    if json_file is not None:
+        write_text(json_file, json.dumps(found.as_dict(), indent=2) + "\n")
+        click.echo(f"Figures written to {json_file}")
+
+
+@data.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write the folds to.")
+@click.option(
+    "--test", default="0.1", show_default=True, callback=_size, metavar="SIZE", help="Held out for evaluation."
+)
+@click.option(
+    "--validation",
+    default="0.05",
+    show_default=True,
+    callback=_size,
+    metavar="SIZE",
+    help="Held out for choices made in training.",
+)
+@click.option(
+    "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
+)
+@click.option("--force", is_flag=True, help="Replace the folds in a folder that is not empty.")
+def prepare(
+    source: str, out: Path, test: float | int, validation: float | int, skip_invalid: bool, force: bool
+) -> None:
+    """Cut SOURCE into the folds sft, reward, rl, validation and test.
+
+    No prompt is in two folds, and the cut does not depend on the order of the rows. Sizes are a share of the prompts
+    (0.1) or a number of pairs (500); what is left goes to sft, reward and rl in equal parts.
+
+    \b
+    Examples:
+      pit data prepare pairs.jsonl --out folds
+      pit data prepare pairs.jsonl --out folds --test 500 --validation 200
+      pit data prepare folder/of/csv --out folds --skip-invalid --force
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pitlm.text.dataset import load_preferences
+    from pitlm.text.folds import cut_folds, write_folds
+
+    _check_out(source, out, force)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _REJECTS).unlink(missing_ok=True)
+    rejects = out / _REJECTS if skip_invalid else None
+    loaded = load_preferences(source, skip_invalid=skip_invalid, rejects=rejects, progress=True)
+    summary = write_folds(out, cut_folds(loaded.preferences, test=test, validation=validation), loaded)
+
+    console = Console()
+    table = Table(title="Folds", title_justify="left")
+    table.add_column("fold")
+    table.add_column("pairs", justify="right")
+    table.add_column("prompts", justify="right")
+    for fold, counts in summary["folds"].items():
+        table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
+    console.print(table)
+    click.echo(_read_line(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
+    if loaded.invalid:
+        click.echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
+    click.echo(f"Written to {out}")
+
+
+def _check_out(source: str, out: Path, force: bool) -> None:
+    """Refuse a folder with something in it, and one from which the next run would read its own output."""
+    from pitlm.core.errors import InputError
+
+    if out.exists() and not out.is_dir():
+        raise InputError.at(out, found="a file", expected="a folder to write the folds to")
+    if out.is_dir() and not force and any(path.name != _REJECTS for path in out.iterdir()):
+        raise InputError.at(
+            out, found="a folder that is not empty", expected="a new one, or --force to replace its folds"
+        )
+    folder = Path(source)
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError.at(out, found=f"a folder inside the source {source}", expected="one outside it")
+
+
+def _read_line(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
+    parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
+    parts += [f"{invalid:,} invalid"] if invalid else []
+    return f"Read {read:,} rows: {', '.join(parts)}"
+
+
+def _print_figures(console: Console, found: Inspection) -> None:
+    from rich.table import Table
+
+    from pitlm.text.inspection import QUANTILES
+
+    click.echo(_read_line(found.read, found.kept, found.dropped, found.invalid))
+    console.print()
+    lengths = Table(title="Length in words", title_justify="left")
+    lengths.add_column("")
+    for heading in ("mean", *(f"{quantile:.0%}" for quantile in QUANTILES), "longest"):
+        lengths.add_column(heading, justify="right")
+    for name, words in (
+        ("prompt", found.prompt_words),
+        ("chosen", found.chosen_words),
+        ("rejected", found.rejected_words),
+    ):
+        lengths.add_row(name, *_figures(words))
+    console.print(lengths)
+    console.print()
+    table = Table(show_header=False, title="Pairs", title_justify="left")
+    table.add_row("distinct prompts", f"{found.distinct_prompts:,}")
+    table.add_row("pairs on a prompt seen before", f"{found.repeated_prompts:,}")
+    table.add_row("exact duplicates of an earlier pair", f"{found.duplicates:,}")
+    table.add_row("pairs that contradict an earlier one", f"{found.contradictions:,}")
+    table.add_row("prompts with a system turn", f"{found.with_system:,}")
+    table.add_row("user turns in the prompt", _turns(found.turns))
+    table.add_row("the longer response won", _bias(found))
+    console.print(table)
+
+
+def _turns(turns: dict[int, int]) -> str:
+    many = sum(count for number, count in turns.items() if number >= 5)
+    parts = [f"{number}: {count:,} pairs" for number, count in turns.items() if number < 5]
+    return "\n".join(parts + ([f"5 or more: {many:,} pairs"] if many else []))
+
+
+def _figures(words: Words) -> list[str]:
+    return [f"{words.mean:,.1f}", *(f"{value:,.0f}" for value in words.quantiles.values()), f"{words.longest:,}"]
+
+
+def _bias(found: Inspection) -> str:
+    bias = found.length_bias
+    if bias.share is None:
+        return "no pair of unequal length in words"
+    return (
+        f"{bias.share:.1%}, 95% interval {bias.low:.1%} to {bias.high:.1%}\n"
+        f"(of {bias.unequal:,} pairs; {bias.same_length:,} have equal lengths)"
+    )
+
+
+def _print_sample(console: Console, number: int, pair: Preference) -> None:
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(f"Sample {number}", style="bold"))
+    turns = len(pair.prompt.messages)
+    before = f" (last of {turns} turns)" if turns > 1 else ""
+    for name, text in ((f"prompt{before}", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+        # Text, not markup: what stands in square brackets is the data's own.
+        console.print(Text.assemble((f"{name}: ", "cyan"), _clipped(text)))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"

@@ -1,0 +1,66 @@
+"""`pit run`: a recipe, from pairs to report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+EXAMPLES = """
+\b
+Examples:
+  pit run quickstart
+  pit run recipes/hh-small.yaml --data path/to/pairs
+  pit run hh-small --data mypairs.jsonl --set curriculum.rl.beta=0.1
+  pit run quickstart --seed 3 --out runs/seed-3
+
+The same command again goes on where an interrupted run stopped, and skips what is done.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("recipe")
+@click.option("--data", help="Preference pairs: a file, a folder, or a hub name. Replaces data.source.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/NAME.")
+@click.option("--seed", type=click.IntRange(min=0), help="Replaces the recipe's seed.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value, e.g. loop.rounds=5.")
+@click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
+@click.option("--skip-invalid", is_flag=True, help="Set invalid rows aside in a file instead of stopping.")
+@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+def run(
+    recipe: str,
+    data: str | None,
+    out: Path | None,
+    seed: int | None,
+    overrides: tuple[str, ...],
+    update: bool,
+    skip_invalid: bool,
+    until: str | None,
+) -> None:
+    """Train an improver from preference pairs and compare it honestly.
+
+    RECIPE is a packaged name (see `pit recipes`) or a YAML file.
+    """
+    from pitlm.core.config import load_recipe
+    from pitlm.core.errors import InputError
+    from pitlm.recipes import find_recipe
+
+    changes = {}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
+        changes[key] = value
+    if data is not None:
+        changes["data.source"] = data
+    if seed is not None:
+        changes["seed"] = str(seed)
+    if skip_invalid:
+        changes["data.skip_invalid"] = "true"
+    loaded = load_recipe(find_recipe(recipe), changes)
+    begin = time.perf_counter()
+
+    from pitlm.pipeline.run import run_recipe
+
+    run_recipe(loaded, out or Path("runs") / loaded.name, update=update, until=until, begin=begin)

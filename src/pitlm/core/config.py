@@ -1,0 +1,255 @@
+"""The configuration of a run: one validated tree, whose unknown keys fail."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pitlm.core.errors import InputError
+
+ReferenceSource = Literal["data", "policy", "improver"]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys fail, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """Where pairs come from and how they are cut into folds."""
+
+    source: str | None = Field(None, description="path, folder or hub name of preference pairs; 'pocket' for the pocket world")
+    pairs: PositiveInt | None = Field(None, description="use at most this many pairs (the pocket world makes this many)")
+    test: Fraction = Field(0.1, description="share of prompts kept for evaluation")
+    validation: Fraction = Field(0.05, description="share of prompts kept for validation")
+    skip_invalid: bool = Field(False, description="set invalid rows aside instead of stopping")
+    max_prompt_tokens: PositiveInt = Field(512, description="longest x, in tokens")
+    max_response_tokens: PositiveInt = Field(256, description="longest y, in tokens, end token included")
+    over_long: Literal["drop", "trim"] = Field("drop", description="drop over-long pairs, or trim x from its oldest turn")
+
+
+class InitSection(Section):
+    """A small model made from scratch, where there are no weights to start from."""
+
+    architecture: Literal["llama", "qwen3"] = "llama"
+    layers: PositiveInt = 2
+    hidden: PositiveInt = 96
+    heads: PositiveInt = 4
+    mlp: PositiveInt = 256
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocabulary: PositiveInt = 512
+
+
+class ModelSection(Section):
+    """The causal language model that policy and improver start from."""
+
+    base: str | None = Field(None, description="local path or hub name; leave out to start from scratch with `init`")
+    reward_base: str | None = Field(None, description="base of R_P and R_PIT; default: the stage before each (policy, improver)")
+    init: InitSection | None = None
+    improver_start: Literal["base", "policy"] = Field(
+        "base", description="what improver SFT starts from; 'policy' where the base knows nothing yet"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelSection:
+        if (self.base is None) == (self.init is None):
+            raise ValueError("give either 'base' (a path or hub name) or 'init' (a model from scratch)")
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank adapters in place of full fine-tuning."""
+
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class TemplateSection(Section):
+    """How x, y_ref and y become one conversation."""
+
+    ask: str = Field("Please write a better answer.", min_length=1, description="the user turn after y_ref; names no criterion")
+
+
+class TrainSection(Section):
+    """What every training stage shares. Optimizer: AdamW."""
+
+    learning_rate: PositiveFloat
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = Field(None, description="stop after this many steps, whatever the epochs")
+    batch_size: PositiveInt = Field(32, description="examples per optimizer step and process")
+    accumulation: PositiveInt = Field(1, description="micro-batches that a step is cut into")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of steps with rising learning rate")
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    gradient_checkpointing: bool = False
+    log_every: PositiveInt = 10
+    save_every: PositiveInt = Field(100, description="steps between checkpoints to resume from")
+    eval_rows: PositiveInt = Field(256, description="held-out rows that a stage is evaluated on")
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainSection:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        return self
+
+
+class RLSection(TrainSection):
+    """One round of RLOO (Eq. 4, Eq. 5). `batch_size` counts completions."""
+
+    epochs: PositiveFloat = 1000.0
+    max_steps: PositiveInt = 100
+    batch_size: PositiveInt = 64
+    group: Annotated[int, Field(ge=2)] = Field(8, description="G: completions per (x, y_ref)")
+    beta: Annotated[float, Field(ge=0)] = Field(0.05, description="KL coefficient; the anchor is the SFT improver")
+    temperature: PositiveFloat = 1.0
+    clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
+    truncated_penalty: Annotated[float, Field(ge=0)] = Field(1.0, description="taken from the reward of an answer without end token")
+    log_every: PositiveInt = 1
+    save_every: PositiveInt = 20
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> RLSection:
+        if (self.batch_size // self.accumulation) % self.group:
+            raise ValueError(f"batch_size / accumulation is not a multiple of group {self.group}")
+        return self
+
+
+class CurriculumSection(Section):
+    """The stages of curriculum RL, each named by where its references come from."""
+
+    stages: list[ReferenceSource] = Field(["data", "policy"], min_length=1)
+    rl: RLSection
+    steps: list[PositiveInt] | None = Field(None, description="steps of each stage; default: rl.max_steps for all")
+    reference_temperature: PositiveFloat = Field(1.0, description="temperature of sampled references")
+
+    @model_validator(mode="after")
+    def _steps_match(self) -> CurriculumSection:
+        if self.steps is not None and len(self.steps) != len(self.stages):
+            raise ValueError(f"'steps' has {len(self.steps)} entries for {len(self.stages)} stages")
+        if self.stages[0] == "improver":
+            raise ValueError("the first stage cannot take references from the improver: there is none yet")
+        return self
+
+
+class LoopSection(Section):
+    """Inference: rounds of improvement and when to stop."""
+
+    rounds: PositiveInt = 3
+    margin: Annotated[float, Field(ge=0)] = Field(0.0, description="a proposal needs a calibrated gap above this")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.4, description="sampling temperature of the improver; 0 is greedy")
+
+
+class EvaluationSection(Section):
+    """Held-out comparison of the systems."""
+
+    items: PositiveInt = 400
+    policy_temperature: Annotated[float, Field(ge=0)] = 1.0
+    fresh_pairs: PositiveInt = Field(400, description="pairs of fresh policy answers that R_PIT is checked on")
+    resamples: PositiveInt = 2000
+    batch_size: PositiveInt = 128
+
+
+class Recipe(Section):
+    """A complete configuration of one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataSection
+    model: ModelSection
+    template: TemplateSection = TemplateSection()
+    peft: LoraSection | None = None
+    policy_sft: TrainSection
+    reward: TrainSection
+    policy_rl: RLSection | None = None
+    improver_sft: TrainSection
+    gap: TrainSection
+    curriculum: CurriculumSection
+    loop: LoopSection = LoopSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    report_to: list[str] = Field(["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ...")
+
+
+def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply ``section.key=value`` overrides.
+
+    Raises:
+        InputError: unreadable file, broken YAML, unknown key (the nearest right name is given) or impossible value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the recipe: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: found broken YAML, expected a recipe: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError.at(path, found=type(tree).__name__, expected="a mapping of sections")
+    for key, value in (overrides or {}).items():
+        _assign(tree, key, value)
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
+    """Validate a recipe tree; ``origin`` names it in messages.
+
+    Raises:
+        InputError: unknown key or impossible value, each with its dotted name.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(origin, problem) for problem in error.errors()]
+        raise InputError("\n".join(problems)) from error
+
+
+def _assign(tree: dict[str, Any], dotted: str, text: str) -> None:
+    *sections, leaf = dotted.split(".")
+    node: Any = tree
+    for section in sections:
+        child = node.get(section)
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"--set {dotted}: '{section}' is not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
+
+
+def _explain(origin: str, problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        names = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
+        return f"{origin}: unknown key '{dotted}'; {hint}"
+    if problem["type"] == "missing":
+        return f"{origin}: key '{dotted}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem["input"] if not isinstance(problem["input"], dict) else "a section"
+    return f"{origin}: key '{dotted}': found {found!r}: {message}"
+
+
+def _known_keys(sections: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for section in sections:
+        annotation = model.model_fields[section].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)

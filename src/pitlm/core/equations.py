@@ -1,0 +1,68 @@
+"""The paper's equations, one function each, torch only.
+
+Shapes: B triples in a batch, G candidates of one (x, y_ref), T tokens.
+r_ij is r^{i,j} = r_gap(x, y_i, y_j): how much better y_i is than y_j.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+RELATIONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")
+"""The five strict relations of Eq. 1 that Eq. 2 trains, in the order of :func:`gap_differences`."""
+
+
+def gap_differences(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor) -> Tensor:
+    """The five differences of Eq. 2, each of which should be positive.
+
+    Args:
+        wl_B, ww_B, ll_B, lw_B: raw scores r^{w,l}, r^{w,w}, r^{l,l}, r^{l,w}; shape (B,).
+
+    Returns:
+        Shape (5, B), rows in the order of ``RELATIONS``.
+    """
+    return torch.stack([wl_B - ww_B, wl_B - ll_B, wl_B - lw_B, ww_B - lw_B, ll_B - lw_B])
+
+
+def gap_loss(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor) -> Tensor:
+    """Eq. 2: minus the sum of log sigmoid of the five differences, mean over the triples.
+
+    The paper sums over triples; the mean only rescales the learning rate. Computed in float32.
+
+    Returns:
+        A scalar.
+    """
+    return -logsigmoid(gap_differences(wl_B, ww_B, ll_B, lw_B).float()).sum(0).mean()  # Eq. 2
+
+
+def calibrated_gap(raw: Tensor, equal: Tensor) -> Tensor:
+    """r_gap(x, y, y_ref) - r_gap(x, y_ref, y_ref): zero where nothing changed. Ours.
+
+    Eq. 2 leaves the level of r^{w,w} and r^{l,l} free, so a raw score has no meaningful sign.
+    """
+    return raw - equal
+
+
+def penalised_reward(reward_BG: Tensor, logp_BG: Tensor, ref_logp_BG: Tensor, beta: float) -> Tensor:
+    """The quantity inside the expectation of Eq. 4 and 5, per sample; shape (B, G).
+
+    Args:
+        reward_BG: r_gap(x, y, y_ref).
+        logp_BG, ref_logp_BG: log M_PIT^RL(y | x, y_ref) and log M_PIT^SFT(y | x, y_ref), summed over tokens.
+        beta: the KL coefficient.
+    """
+    return reward_BG - beta * (logp_BG - ref_logp_BG)  # Eq. 4, Eq. 5
+
+
+def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
+    """RLOO (Ahmadian et al. 2024): each sample's reward minus the mean of its G - 1 siblings; shape (B, G).
+
+    Raises:
+        ValueError: G < 2.
+    """
+    samples = reward_BG.shape[1]
+    if samples < 2:
+        raise ValueError(f"leave-one-out needs at least 2 samples a group, got {samples}")
+    return (reward_BG - reward_BG.mean(1, keepdim=True)) * samples / (samples - 1)

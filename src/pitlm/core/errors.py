@@ -1,0 +1,27 @@
+"""The one exception that means "the input is at fault, not the program"."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad input from the user: shown as one message, exit code 2, no traceback.
+
+    Compose the message with :meth:`at` where a file is to blame, so that every message names
+    the place, what was found and what was expected.
+    """
+
+    @classmethod
+    def at(
+        cls,
+        file: object,
+        *,
+        found: str,
+        expected: str,
+        line: int | None = None,
+        field: str | None = None,
+    ) -> InputError:
+        """Build the message ``file:line: field 'f': found ..., expected ...``."""
+        where = f"{file}:{line}" if line is not None else f"{file}"
+        if field is not None:
+            where += f": field '{field}'"
+        return cls(f"{where}: found {found}, expected {expected}")

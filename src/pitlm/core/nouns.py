@@ -1,0 +1,218 @@
+"""The nouns of the project: small frozen values that every layer above speaks in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from pitlm.core.errors import InputError
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """x: a conversation that ends with the user's turn.
+
+    An optional system turn comes first; then user and assistant alternate.
+    """
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        turns = self.messages[1:] if self.messages[:1] and self.messages[0].role == "system" else self.messages
+        if not turns:
+            raise InputError("prompt: found no user turn, expected a conversation that ends with one")
+        for index, message in enumerate(turns):
+            expected = "user" if index % 2 == 0 else "assistant"
+            if message.role != expected:
+                raise InputError(
+                    f"prompt: found role '{message.role}' in turn {index + 1}, expected '{expected}' "
+                    "(turns alternate, user first, after an optional system turn)"
+                )
+        if turns[-1].role != "user":
+            raise InputError("prompt: found a conversation that ends on 'assistant', expected it to end on 'user'")
+
+    @classmethod
+    def of(cls, value: str | Prompt | Sequence[Mapping[str, Any] | Message]) -> Prompt:
+        """Accept what users have: a string, chat messages, or a Prompt.
+
+        Raises:
+            InputError: a message without string ``role`` and ``content``, an unknown role, or
+                turns that do not alternate.
+        """
+        if isinstance(value, Prompt):
+            return value
+        if isinstance(value, str):
+            return cls((Message("user", value),))
+        if not isinstance(value, Sequence):
+            raise InputError(f"prompt: found {type(value).__name__}, expected a string or a list of messages")
+        return cls(tuple(_message(item, index) for index, item in enumerate(value)))
+
+    def as_messages(self) -> list[dict[str, str]]:
+        return [message.as_dict() for message in self.messages]
+
+    @property
+    def text(self) -> str:
+        """The last user turn: what people mean by "the question"."""
+        return self.messages[-1].content
+
+    @property
+    def key(self) -> str:
+        """A stable 16-digit hash of the conversation; folds are cut by it."""
+        text = json.dumps(self.as_messages(), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _message(item: Any, index: int) -> Message:
+    if isinstance(item, Message):
+        return item
+    if not isinstance(item, Mapping):
+        raise InputError(f"message {index + 1}: found {type(item).__name__}, expected an object with role and content")
+    role, content = item.get("role"), item.get("content")
+    if role not in ROLES:
+        raise InputError(f"message {index + 1}: found role {role!r}, expected one of {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise InputError(f"message {index + 1}: found content of type {type(content).__name__}, expected a string")
+    return Message(role, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """(x, y_w, y_l): the chosen response is preferred to the rejected one."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"prompt": self.prompt.as_messages(), "chosen": self.chosen, "rejected": self.rejected}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Preference:
+        return cls(Prompt.of(row["prompt"]), row["chosen"], row["rejected"])
+
+
+@dataclass(frozen=True, slots=True)
+class Improvement:
+    """(x, y_ref, y): a response beside the reference that it was made from."""
+
+    prompt: Prompt
+    reference: str
+    response: str
+
+
+class StopReason(StrEnum):
+    """Why the loop stopped."""
+
+    NO_GAIN = "no gain"
+    CONVERGED = "converged"
+    ROUNDS = "rounds"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of the loop: a proposal, its calibrated gap to the incumbent, and the decision."""
+
+    proposal: str
+    gap: float
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Everything that one loop did to one response."""
+
+    prompt: Prompt
+    original: str
+    rounds: tuple[Round, ...]
+    stop_reason: StopReason
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The original and each accepted proposal, in order."""
+        return (self.original, *(r.proposal for r in self.rounds if r.accepted))
+
+    @property
+    def final(self) -> str:
+        return self.responses[-1]
+
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """The gap of every proposal to the incumbent of its round (raw-score units, 0 = no change)."""
+        return tuple(r.gap for r in self.rounds)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt.as_messages(),
+            "original": self.original,
+            "final": self.final,
+            "rounds": [{"proposal": r.proposal, "gap": r.gap, "accepted": r.accepted} for r in self.rounds],
+            "stop_reason": str(self.stop_reason),
+            "generated_tokens": self.generated_tokens,
+            "prompt_tokens": self.prompt_tokens,
+        }
+
+
+class Verdict(StrEnum):
+    """The outcome of one comparison, seen from its first response. Five different things."""
+
+    WIN = "win"
+    TIE = "tie"
+    LOSS = "loss"
+    INCONSISTENT = "inconsistent"
+    UNPARSABLE = "unparsable"
+
+    def swap(self) -> Verdict:
+        """The same outcome seen from the other response."""
+        return {Verdict.WIN: Verdict.LOSS, Verdict.LOSS: Verdict.WIN}.get(self, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two responses to one prompt, of which a judge says whether the first is better."""
+
+    prompt: Prompt
+    first: str
+    second: str
+
+    def swap(self) -> Comparison:
+        return Comparison(self.prompt, self.second, self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one system answered to one item, and what that cost."""
+
+    text: str
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One judged comparison: system ``first`` against system ``second`` on item ``item``."""
+
+    item: str
+    first: str
+    second: str
+    verdict: Verdict
+    scores: tuple[float, float] | None = field(default=None)

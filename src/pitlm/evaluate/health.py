@@ -1,0 +1,95 @@
+"""How far R_PIT can be trusted: the figures that a stage of gap training reports. Ours, after Eq. 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, pearsonr
+
+from pitlm.core.equations import RELATIONS, gap_differences
+from pitlm.core.nouns import Improvement, Preference, Prompt
+from pitlm.evaluate.statistics import Interval
+from pitlm.judge.scores import Score
+from pitlm.models.scorers import GapModel, RewardModel
+
+
+@dataclass(frozen=True, slots=True)
+class FreshPair:
+    """Two answers of the policy to one prompt."""
+
+    prompt: Prompt
+    first: str
+    second: str
+
+
+def share(right: Sequence[bool] | np.ndarray[Any, Any]) -> dict[str, float]:
+    """A share with its exact binomial (Clopper-Pearson) 95% interval."""
+    n, k = len(right), int(np.sum(right))
+    if n == 0:
+        return {"estimate": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
+    interval = binomtest(k, n).proportion_ci(0.95)
+    return {"estimate": k / n, "low": float(interval.low), "high": float(interval.high), "n": n}
+
+
+def as_interval(figure: dict[str, float]) -> Interval:
+    return Interval(figure["estimate"], figure["low"], figure["high"])
+
+
+def gap_health(
+    gap: GapModel, reward: RewardModel, held_out: Sequence[Preference], fresh: Sequence[FreshPair], truth: Score
+) -> dict[str, Any]:
+    """All figures of one gap model, as plain values.
+
+    Args:
+        held_out: pairs that no model was trained on.
+        fresh: pairs of the policy's own answers to held-out prompts.
+        truth: the quality that fresh pairs are checked against; pairs of equal quality are left out.
+    """
+    pairs = [(p.prompt, p.chosen, p.rejected) for p in held_out]
+    four = [
+        gap.raw([Improvement(x, reference, y) for x, y, reference in rows])
+        for rows in (
+            [(x, w, l) for x, w, l in pairs],
+            [(x, w, w) for x, w, l in pairs],
+            [(x, l, l) for x, w, l in pairs],
+            [(x, l, w) for x, w, l in pairs],
+        )
+    ]
+    wl, ww, ll, lw = four
+    right = (gap_differences(wl, ww, ll, lw) > 0).numpy()
+    prompts = [x for x, _, _ in pairs]
+    rewards = reward.scores(prompts, [w for _, w, _ in pairs]) - reward.scores(prompts, [l for _, _, l in pairs])
+    longer = np.array([len(w.split()) - len(l.split()) for _, w, l in pairs])
+    forward, backward = (wl - ll).numpy(), (lw - ww).numpy()
+    lengths = np.concatenate([longer, -longer])
+    gaps = np.concatenate([forward, backward])
+    return {
+        "order": {name: share(right[index]) for index, name in enumerate(RELATIONS)},
+        "held_out_pairs": share(forward > backward),
+        "held_out_pairs_reward": share((rewards > 0).numpy()),
+        "held_out_pairs_longer": share(longer[longer != 0] > 0),
+        "fresh_pairs": _fresh_accuracy(gap, fresh, truth),
+        "antisymmetry": _correlation(forward, backward),
+        "equal_spread": float(np.std(np.concatenate([ww.numpy(), ll.numpy()]))),
+        "gap_spread": float(np.std(gaps)),
+        "length_correlation": _correlation(gaps, lengths),
+    }
+
+
+def _fresh_accuracy(gap: GapModel, fresh: Sequence[FreshPair], truth: Score) -> dict[str, float]:
+    """How often the sign of gap(first, reference second) agrees with the truth."""
+    prompts = [pair.prompt for pair in fresh]
+    quality = np.array(truth(prompts, [p.first for p in fresh])) - np.array(truth(prompts, [p.second for p in fresh]))
+    gaps = gap.gaps([Improvement(pair.prompt, pair.second, pair.first) for pair in fresh]).numpy()
+    differ = np.abs(quality) > 1e-6
+    return share((gaps[differ] > 0) == (quality[differ] > 0))
+
+
+def _correlation(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Pearson's r, NaN where one side does not vary."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(pearsonr(a, b).statistic)

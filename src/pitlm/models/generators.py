@@ -1,0 +1,160 @@
+"""Policy and improver: models that write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pitlm.core.nouns import Answer, Prompt
+from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_tokenizer
+from pitlm.text.template import Template, encode_prompts
+
+Advance = Callable[[int], None]
+"""Told how many items have just been finished; drives progress bars."""
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int = 128,
+    advance: Advance | None = None,
+) -> list[list[int]]:
+    """Sample one completion per prompt: token ids, end token included where it was reached.
+
+    Prompts are batched by length. ``temperature`` 0 is greedy; the full distribution is sampled otherwise
+    (no top-k, no top-p), which is the distribution that RL trained. Same seed, same answers.
+    """
+    order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
+    completions: list[list[int]] = [[] for _ in prompt_ids]
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {
+        "do_sample": False, "temperature": None, "top_k": None, "top_p": None
+    }
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = max(len(prompt_ids[i]) for i in chosen)
+            input_ids = torch.tensor([[pad] * (width - len(prompt_ids[i])) + prompt_ids[i] for i in chosen])
+            mask = torch.tensor([[0] * (width - len(prompt_ids[i])) + [1] * len(prompt_ids[i]) for i in chosen])
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=end,
+                **sampling,
+            )
+            for i, row in zip(chosen, output[:, width:].tolist(), strict=True):
+                completions[i] = row[: row.index(end) + 1] if end in row else [t for t in row if t != pad]
+            if advance is not None:
+                advance(len(chosen))
+    model.train(was_training)
+    return completions
+
+
+class Generator:
+    """A causal model with its tokenizer, template and limits. Use :class:`Policy` or :class:`Improver`."""
+
+    kind: Kind
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.card = card
+        self.template = Template(card.ask)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+        """Load a checkpoint that a training stage wrote.
+
+        Raises:
+            InputError: no checkpoint of this kind there.
+        """
+        card = load_card(path, cls.kind)
+        tokenizer = load_tokenizer(path)
+        return cls(load_causal(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
+
+    def fits(self, prompt_ids: list[int]) -> bool:
+        """Whether the prompt leaves room for a whole answer in the model's window."""
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return window is None or len(prompt_ids) + self.card.max_response_tokens <= window
+
+    def _answer(
+        self,
+        conversations: Sequence[list[dict[str, str]]],
+        temperature: float,
+        seed: int,
+        batch_size: int,
+        advance: Advance | None,
+    ) -> list[Answer]:
+        prompt_ids = encode_prompts(self.tokenizer, conversations)
+        completions = generate(
+            self.model,
+            self.tokenizer,
+            prompt_ids,
+            max_new_tokens=self.card.max_response_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            advance=advance,
+        )
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return [
+            Answer(text.strip(), generated_tokens=len(completion), prompt_tokens=len(ids))
+            for text, completion, ids in zip(texts, completions, prompt_ids, strict=True)
+        ]
+
+
+class Policy(Generator):
+    """M_P: makes the first answer."""
+
+    kind = "policy"
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 128,
+        advance: Advance | None = None,
+    ) -> list[Answer]:
+        """One answer per prompt."""
+        conversations = [self.template.policy_messages(prompt) for prompt in prompts]
+        return self._answer(conversations, temperature, seed, batch_size, advance)
+
+
+class Improver(Generator):
+    """M_PIT: y ~ M_PIT(. | x, y_ref)."""
+
+    kind = "improver"
+
+    def propose(
+        self,
+        prompts: Sequence[Prompt],
+        references: Sequence[str],
+        *,
+        temperature: float = 0.4,
+        seed: int = 0,
+        batch_size: int = 128,
+        advance: Advance | None = None,
+    ) -> list[Answer]:
+        """One proposal per (x, y_ref). The default temperature is the paper's best for PIT (0.4)."""
+        conversations = [
+            self.template.improver_messages(prompt, reference)
+            for prompt, reference in zip(prompts, references, strict=True)
+        ]
+        return self._answer(conversations, temperature, seed, batch_size, advance)

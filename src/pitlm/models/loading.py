@@ -1,0 +1,228 @@
+"""Loading, making and saving checkpoints, with the settings that every model here needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from pitlm.core.config import InitSection
+from pitlm.core.errors import InputError
+from pitlm.runs.atomic import write_text
+from pitlm.text.template import PLAIN_CHAT_TEMPLATE
+
+PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
+ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
+SMALL_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""For models made here from scratch: one token a turn."""
+
+SPARE_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", PAD)
+
+HFTokenizer = PreTrainedTokenizerBase
+Kind = Literal["policy", "improver", "reward", "gap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """``pit.json``: what pitlm needs to know of a checkpoint beside its weights."""
+
+    kind: Kind
+    ask: str
+    max_response_tokens: int
+    max_prompt_tokens: int
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / "pit.json", json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Card | None:
+        path = Path(folder) / "pit.json"
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise InputError.at(path, found=f"an unreadable model card ({error})", expected="what pitlm wrote") from error
+
+
+def load_card(path: str | Path, kind: Kind) -> Card:
+    """The card of a checkpoint, checked to be of the wanted kind.
+
+    Raises:
+        InputError: no such folder, no card, or a model of another kind.
+    """
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: found no such folder, expected a trained {kind} (the 'model' folder of its stage)")
+    card = Card.load(path)
+    if card is None:
+        raise InputError(f"{path}: found no pit.json, expected a {kind} model trained by pitlm")
+    if card.kind != kind:
+        raise InputError(f"{path}: found a {card.kind} model, expected a {kind} model")
+    return card
+
+
+def device() -> torch.device:
+    """The accelerator where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer whose pad differs from its end token, with a chat template, padding on the right.
+
+    A sequence-classification model reads its score at the last token that is not pad: with pad equal to
+    end, the end token is never read (and an answer that never ends scores like one that does).
+
+    Raises:
+        InputError: nothing loadable there, or no end token.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot load a tokenizer: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        known = tokenizer.get_vocab()
+        spare = next((token for token in SPARE_PAD_TOKENS if token in known), PAD)
+        tokenizer.add_special_tokens({"pad_token": spare})
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_causal(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model fitted to the tokenizer (pad id, size of the embedding)."""
+    return _fit(_load(AutoModelForCausalLM, path, dtype), tokenizer)
+
+
+def load_scorer(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
+    """A sequence-classification model with one logit; its head is new where the checkpoint has none."""
+    return _fit(_load(AutoModelForSequenceClassification, path, dtype, num_labels=1), tokenizer)
+
+
+def _load(auto: Any, path: str | Path, dtype: str, **kwargs: Any) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = auto.from_pretrained(
+            str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot load a model: {_first_line(error)}") from error
+    return model
+
+
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card, folder: Path) -> None:
+    """Write one loadable checkpoint: safetensors, tokenizer with its chat template, card."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card.save(folder)
+
+
+def make_from_scratch(
+    init: InitSection, texts: Iterable[str], folder: Path, *, seed: int, max_tokens: int, words: Iterable[str] = ()
+) -> None:
+    """Train a tokenizer on ``texts`` and save it with a randomly initialised model of the wanted shape.
+
+    Args:
+        max_tokens: the longest sequence that the model will see.
+        words: for a word tokenizer, the whole vocabulary where it is known.
+    """
+    tokenizer = _words_tokenizer(words or {w for t in texts for w in t.split()}) if init.tokenizer == "words" else (
+        _bpe_tokenizer(texts, init.vocabulary)
+    )
+    config = AutoConfig.for_model(
+        init.architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=init.hidden,
+        intermediate_size=init.mlp,
+        num_hidden_layers=init.layers,
+        num_attention_heads=init.heads,
+        num_key_value_heads=init.heads,
+        head_dim=init.hidden // init.heads,
+        max_position_embeddings=max_tokens,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNK if mark_unknown else None,
+        extra_special_tokens=list(ROLE_MARKS),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = SMALL_CHAT_TEMPLATE
+    return tokenizer
+
+
+def _words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(words)))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(core, mark_unknown=True)
+
+
+def _bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END, *ROLE_MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return _wrap(core, mark_unknown=False)
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and notices out of the way of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,114 @@
+"""R_P and R_PIT: models that score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pitlm.core.equations import calibrated_gap
+from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.models.loading import Card, Kind, device, load_card, load_scorer, load_tokenizer
+from pitlm.text.template import Template, encode_completion, encode_prompts
+
+AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
+TOKENS_PER_BATCH = 16_384
+
+
+@torch.inference_mode()
+def score_ids(
+    model: PreTrainedModel, pad: int, rows: Sequence[list[int]], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> Tensor:
+    """Scores of whole token sequences, float32 on the CPU; shape (len(rows),).
+
+    The score is read at the end token. Rows are batched by length under a token budget.
+    """
+    scores = torch.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    was_training = model.training
+    model.eval()
+    start = 0
+    while start < len(order):
+        width = len(rows[order[start]])
+        chosen = order[start : start + max(1, tokens_per_batch // max(1, width))]
+        start += len(chosen)
+        input_ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in chosen], device=model.device)
+        logits = model(input_ids=input_ids, attention_mask=(input_ids != pad).long(), use_cache=False).logits
+        scores[chosen] = logits.squeeze(-1).float().cpu()
+    model.train(was_training)
+    return scores
+
+
+class Scorer:
+    """A one-logit model with its tokenizer and template. Use :class:`RewardModel` or :class:`GapModel`."""
+
+    kind: Kind
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise ValueError("pad equals the end token: the score would be read before the end of the answer")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.card = card
+        self.template = Template(card.ask)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+        """Load a checkpoint that a training stage wrote.
+
+        Raises:
+            InputError: no checkpoint of this kind there.
+        """
+        card = load_card(path, cls.kind)
+        tokenizer = load_tokenizer(path)
+        return cls(load_scorer(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
+
+    def score_rows(self, rows: Sequence[list[int]]) -> Tensor:
+        """Scores of prompt + completion token ids; shape (len(rows),)."""
+        return score_ids(self.model, int(self.tokenizer.pad_token_id), rows)
+
+    def _score(self, conversations: Sequence[list[dict[str, str]]], responses: Sequence[str]) -> Tensor:
+        prompts = encode_prompts(self.tokenizer, conversations)
+        rows = [p + encode_completion(self.tokenizer, r) for p, r in zip(prompts, responses, strict=True)]
+        return self.score_rows(rows)
+
+
+class RewardModel(Scorer):
+    """R_P: the ordinary reward r(x, y)."""
+
+    kind = "reward"
+
+    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        """r(x, y) of each pair; shape (len(prompts),)."""
+        return self._score([self.template.policy_messages(prompt) for prompt in prompts], responses)
+
+    def score(self, prompt: AnyPrompt, response: str) -> float:
+        """r(x, y) of one response."""
+        return float(self.scores([Prompt.of(prompt)], [response])[0])
+
+
+class GapModel(Scorer):
+    """R_PIT: r_gap(x, y, y_ref), how much better y is than y_ref."""
+
+    kind = "gap"
+
+    def raw(self, items: Sequence[Improvement]) -> Tensor:
+        """Raw scores r_gap(x, y, y_ref); their level is not pinned (Eq. 2). Shape (len(items),)."""
+        conversations = [self.template.improver_messages(item.prompt, item.reference) for item in items]
+        return self._score(conversations, [item.response for item in items])
+
+    def gaps(self, items: Sequence[Improvement]) -> Tensor:
+        """Calibrated gaps: raw score minus that of (x, y_ref, y_ref), so "no change" is zero. Shape (len(items),)."""
+        equal = [Improvement(item.prompt, item.reference, item.reference) for item in items]
+        unique = list(dict.fromkeys([*items, *equal]))
+        position = {item: index for index, item in enumerate(unique)}
+        scores = self.raw(unique)
+        return calibrated_gap(scores[[position[i] for i in items]], scores[[position[i] for i in equal]])
+
+    def gap(self, prompt: AnyPrompt, candidate: str, reference: str) -> float:
+        """How much better ``candidate`` is than ``reference`` as an answer to ``prompt`` (0: no change)."""
+        return float(self.gaps([Improvement(Prompt.of(prompt), reference, candidate)])[0])

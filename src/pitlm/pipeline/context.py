@@ -1,0 +1,96 @@
+"""What the stages of one run share: the recipe, the folders, and the truth where there is one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pitlm.core.config import Recipe
+from pitlm.core.nouns import Preference, Prompt
+from pitlm.judge.scores import Score, ScoreJudge
+from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
+from pitlm.models.scorers import RewardModel
+from pitlm.pocket import world
+from pitlm.text.folds import read_folds
+from pitlm.text.template import Template
+from pitlm.train.common import Workbench
+
+POCKET = "pocket"
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run: its recipe and its root folder."""
+
+    recipe: Recipe
+    root: Path
+
+    @property
+    def pocket(self) -> bool:
+        return self.recipe.data.source == POCKET
+
+    def model(self, stage: str) -> Path:
+        return self.root / stage / "model"
+
+    @property
+    def start(self) -> str | Path:
+        """Where policy and improver begin."""
+        return self.recipe.model.base or self.root / "data" / "base"
+
+    @cached_property
+    def tokenizer(self) -> HFTokenizer:
+        return load_tokenizer(self.start)
+
+    @property
+    def template(self) -> Template:
+        return Template(self.recipe.template.ask)
+
+    @cached_property
+    def folds(self) -> dict[str, list[Preference]]:
+        return read_folds(self.root / "data")
+
+    def card(self, kind: Kind) -> Card:
+        data = self.recipe.data
+        return Card(kind, self.recipe.template.ask, data.max_response_tokens, data.max_prompt_tokens)
+
+    def bench(self, folder: Path, start: str | Path, kind: Kind) -> Workbench:
+        """The workbench of one training stage; each stage has its own seed, made from the run's."""
+        return Workbench(
+            folder=folder,
+            start=Path(start),
+            tokenizer=self.tokenizer,
+            card=self.card(kind),
+            seed=self.seed(folder.name),
+            dtype=self.recipe.model.dtype,
+            peft=self.recipe.peft,
+            report_to=self.recipe.report_to,
+        )
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose, so that no two purposes share a stream of random numbers."""
+        return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{purpose}".encode()).digest()[:4]) % 2**31
+
+    def judge(self) -> ScoreJudge:
+        """The truth in the pocket world; elsewhere a reward model that neither R_P nor R_PIT shares a pair with."""
+        if self.pocket:
+            return ScoreJudge("true utility", true_utility)
+        return ScoreJudge("held-out R_P", reward_score(self.model("judge")))
+
+
+def true_utility(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    """The pocket world's hidden utility (points)."""
+    return [world.utility(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def reward_score(path: Path) -> Score:
+    """A score function from a reward model's checkpoint, loaded once."""
+    model = RewardModel.from_pretrained(path)
+
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        scores: list[float] = model.scores(prompts, responses).tolist()
+        return scores
+
+    return score

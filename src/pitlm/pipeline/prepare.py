@@ -1,0 +1,85 @@
+"""The first stage: pairs read, cut into folds and fitted to the lengths; tokenizer and start model made where needed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Preference
+from pitlm.models.loading import load_tokenizer, make_from_scratch
+from pitlm.pipeline.context import Context
+from pitlm.pocket import world
+from pitlm.text.dataset import Loaded, load_preferences
+from pitlm.text.folds import cut_folds, write_folds
+from pitlm.text.limits import Limits, fit_preferences
+from pitlm.text.template import encode_completion
+
+TEMPLATE_TOKENS = 32
+"""Room for the marks of the chat template beside x, y_ref and y."""
+
+
+def prepare(context: Context, folder: Path) -> dict[str, Any]:
+    """Write the folds, and ``base`` (tokenizer and model) where the recipe starts from scratch."""
+    recipe = context.recipe
+    data = recipe.data
+    loaded = _load(context, folder)
+    folds = cut_folds(loaded.preferences, test=data.test, validation=data.validation, salt="")
+    if recipe.model.init is not None:
+        training = [pair for name in ("sft", "reward", "rl") for pair in folds[name]]
+        ask = len(recipe.template.ask.split())
+        make_from_scratch(
+            recipe.model.init,
+            _texts(training),
+            folder / "base",
+            seed=context.seed("base"),
+            max_tokens=data.max_prompt_tokens + 2 * data.max_response_tokens + ask + TEMPLATE_TOKENS,
+            words=[*world.vocabulary(), *recipe.template.ask.split()] if context.pocket else (),
+        )
+    tokenizer = load_tokenizer(context.start)
+    limits = Limits(data.max_prompt_tokens, data.max_response_tokens, data.over_long)
+    dropped = trimmed = 0
+    for name, pairs in folds.items():
+        fitted = fit_preferences(pairs, tokenizer, context.template, limits)
+        dropped, trimmed = dropped + fitted.dropped, trimmed + fitted.trimmed
+        if not fitted.preferences:
+            raise InputError(
+                f"{data.source}: fold '{name}': found no pair within {data.max_prompt_tokens} prompt tokens and "
+                f"{data.max_response_tokens} response tokens, expected some; raise data.max_prompt_tokens or data.max_response_tokens"
+            )
+        folds[name] = fitted.preferences
+    summary = write_folds(folder, folds, loaded)
+    return {**summary, "over_long": {"dropped": dropped, "trimmed": trimmed}, "ask_tokens": len(
+        encode_completion(tokenizer, recipe.template.ask)
+    )}
+
+
+def _load(context: Context, folder: Path) -> Loaded:
+    data = context.recipe.data
+    if context.pocket:
+        pairs = world.make_preferences(data.pairs or 24_000, context.recipe.seed)
+        return Loaded(preferences=pairs, read=len(pairs), dropped={}, invalid=0)
+    if data.source is None:
+        raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
+    return load_preferences(
+        data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejected-rows.jsonl", limit=data.pairs, progress=True
+    )
+
+
+def _texts(pairs: list[Preference]) -> list[str]:
+    return [text for pair in pairs for text in (*(m.content for m in pair.prompt.messages), pair.chosen, pair.rejected)]
+
+
+def source_digest(source: str | None) -> str | None:
+    """A hash of the data's files, so that changed data makes a run stale; None for what is not a local path."""
+    path = Path(source) if source else None
+    if path is None or not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,193 @@
+"""From the results of a run's stages to its report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.nouns import Prompt, Round, StopReason, Trace, Verdict
+from pitlm.evaluate.statistics import Interval, Tally
+from pitlm.pipeline.context import Context
+from pitlm.pipeline.evaluation import PIT
+from pitlm.report.data import (
+    HEALTH_KEYS,
+    Curve,
+    DifferenceLine,
+    Example,
+    HealthLine,
+    Report,
+    RoundQuality,
+    SystemLine,
+    health_line,
+)
+from pitlm.report.html import write
+from pitlm.train.common import read_metrics
+
+EXAMPLES = 400
+
+
+def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """Write ``report.html`` at the root of the run."""
+    del folder  # the report is what people look for: it lies at the top
+    path = context.root / "report.html"
+    evaluation = stage_result(context.root, "evaluation")
+    health = stage_result(context.root, "gap")["health"]
+    write(
+        Report(
+            title=f"pitlm: {context.recipe.name}",
+            settings=_settings(context, evaluation),
+            headline=headline(evaluation, health),
+            systems=[_system(line, evaluation) for line in evaluation["systems"]],
+            differences=[
+                DifferenceLine(line["first"], line["second"], Interval(**line["interval"]))
+                for line in evaluation["differences"]
+            ],
+            curves=[_curve(context.root, name, evaluation["judge"]) for name in stages if name.startswith("rl-")],
+            quality_by_round=RoundQuality(
+                evaluation["judge"],
+                {name: [Interval(**i) for i in chain] for name, chain in evaluation["quality_by_round"].items()},
+            ),
+            gaps=evaluation["gaps"],
+            health=health_lines(health),
+            examples=_examples(context.root, evaluation["gaps"][PIT]),
+            notes=_notes(context, evaluation),
+            quality_name=evaluation["judge"],
+        ),
+        path,
+    )
+    return {"path": path.name}
+
+
+def stage_result(root: Path, name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((root / name / "stage.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = record["result"]
+    return result
+
+
+def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:
+    """What a run found, in sentences that a newcomer can read."""
+    system = next(line for line in evaluation["systems"] if line["name"] == PIT)
+    against = evaluation["differences"][0]
+    fresh = health["fresh_pairs"]
+    gain = against["interval"]
+    sign = "a difference" if Interval(**gain).excludes_zero else "no clear difference"
+    return [
+        f"PIT against the original answer: Delta {_points(system['delta'])} points over {evaluation['items']} held-out "
+        f"prompts, judged by {evaluation['judge']}.",
+        f"Delta of PIT minus Delta of the {against['second']}: {_points(gain)} points ({sign} at 95%).",
+        f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; chance is 50%.",
+    ]
+
+
+def _points(interval: dict[str, float]) -> str:
+    return f"{100 * interval['estimate']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+
+
+def _percent(interval: dict[str, float]) -> str:
+    return f"{100 * interval['estimate']:.1f}% [{100 * interval['low']:.1f}%, {100 * interval['high']:.1f}%]"
+
+
+def health_lines(health: dict[str, Any]) -> list[HealthLine]:
+    """The figures of R_PIT in the order in which a reader should meet them."""
+    lines = []
+    for key in HEALTH_KEYS:
+        value = health["order"][key] if key in health["order"] else health[key]
+        if isinstance(value, dict):
+            lines.append(health_line(key, value["estimate"], Interval(value["estimate"], value["low"], value["high"])))
+        else:
+            lines.append(health_line(key, value))
+    return lines
+
+
+def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:
+    recipe = context.recipe
+    data = stage_result(context.root, "data")
+    base = recipe.model.base or "from scratch"
+    return {
+        "recipe": recipe.name,
+        "seed": str(recipe.seed),
+        "data": f"{recipe.data.source}: {data['kept']} pairs",
+        "start model": base,
+        "training": "LoRA" if recipe.peft else "full",
+        "curriculum": ", ".join(recipe.curriculum.stages),
+        "judge": evaluation["judge"],
+        "held-out prompts": str(evaluation["items"]),
+        "improver temperature": f"{recipe.loop.temperature:g}",
+        "policy temperature": f"{recipe.evaluation.policy_temperature:g}",
+    }
+
+
+def _system(line: dict[str, Any], evaluation: dict[str, Any]) -> SystemLine:
+    original = line["name"] == "original"
+    base = next(other for other in evaluation["systems"] if other["name"] == "original")
+    base_length = base["answer_tokens"]
+    return SystemLine(
+        name=line["name"],
+        items=evaluation["items"],
+        tally=None if original else Tally(**line["tally"]),
+        delta=None if original else Interval(**line["delta"]),
+        win_rate=None if original else Interval(**line["win_rate"]),
+        quality=Interval(**line["quality"]),
+        copy_rate=None if original else line["copy_rate"],
+        length_change_tokens=None if original else line["answer_tokens"] - base_length,
+        length_change_share=None if original or not base_length else line["answer_tokens"] / base_length - 1,
+        generated_tokens=line["generated_tokens"],
+    )
+
+
+def _curve(root: Path, stage: str, judge: str) -> Curve:
+    rows = [row for row in read_metrics(root / stage / "metrics.jsonl") if "reward" in row]
+    return Curve(
+        stage,
+        [row["step"] for row in rows],
+        [row.get("reward") for row in rows],
+        [row.get("kl_sequence") for row in rows],
+        [row.get("probe") for row in rows],
+        judge,
+    )
+
+
+def _examples(root: Path, gaps: Sequence[float]) -> list[Example]:
+    folder = root / "evaluation"
+    items = [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    traces = [json.loads(line) for line in (folder / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
+    examples = []
+    for item, trace, gap in list(zip(items, traces, gaps, strict=True))[:EXAMPLES]:
+        scores = (item["scores"][PIT], item["scores"]["original"])
+        examples.append(Example(_trace(trace), gap, _verdict(scores), None if None in scores else scores, PIT))
+    return examples
+
+
+def _verdict(scores: tuple[float | None, float | None]) -> Verdict | None:
+    mine, theirs = scores
+    if mine is None or theirs is None:
+        return None
+    if math.isclose(mine, theirs, abs_tol=1e-6):
+        return Verdict.TIE
+    return Verdict.WIN if mine > theirs else Verdict.LOSS
+
+
+def _trace(row: dict[str, Any]) -> Trace:
+    rounds = tuple(Round(r["proposal"], r["gap"], r["accepted"]) for r in row["rounds"])
+    reason = StopReason(row["stop_reason"])
+    return Trace(
+        Prompt.of(row["prompt"]), row["original"], rounds, reason, row["generated_tokens"], row["prompt_tokens"]
+    )
+
+
+def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
+    stops = ", ".join(f"{reason}: {count}" for reason, count in evaluation["stop_reasons"].items())
+    notes = [
+        f"The loop stopped for these reasons: {stops}. It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
+        f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "
+        f"{evaluation['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
+    ]
+    if not context.pocket:
+        notes.append(
+            "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
+            "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."
+        )
+    return notes

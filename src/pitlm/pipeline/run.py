@@ -1,0 +1,109 @@
+"""One run from beginning to end, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pitlm import __version__
+from pitlm.core.config import Recipe
+from pitlm.core.errors import InputError
+from pitlm.models.loading import quiet
+from pitlm.pipeline.evaluation import PIT
+from pitlm.pipeline.reporting import headline, health_lines, stage_result
+from pitlm.pipeline.stages import build_stages
+from pitlm.runs.stage import RunFolder
+
+
+def run_recipe(recipe: Recipe, out: Path, *, update: bool = False, until: str | None = None, begin: float = 0.0) -> None:
+    """Run every stage that is not done, then print what the run found.
+
+    Args:
+        until: the last stage to run; all by default.
+        begin: when the command started, on the ``time.perf_counter`` clock.
+
+    Raises:
+        InputError: bad data, an unknown stage, or a folder that holds another run.
+    """
+    console = Console()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
+    quiet()
+    stages = build_stages(recipe, out)
+    names = [stage.name for stage in stages]
+    if until is not None:
+        if until not in names:
+            raise InputError(f"--until: found '{until}', expected one of {', '.join(names)}")
+        stages = stages[: names.index(until) + 1]
+    folder = RunFolder(out, __version__)
+    done: set[str] = set()
+
+    def listen(name: str, event: str, seconds: float) -> None:
+        words = {"skip": "done before", "start": "", "resume": "goes on", "done": f"{seconds:.0f} s"}
+        if event == "done":
+            done.add(name)
+            return
+        number = f"{names.index(name) + 1}/{len(names)}"
+        console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))
+
+    folder.execute(stages, update=update, listener=listen)
+    if until is None:
+        summary(console, out)
+        took = time.perf_counter() - (begin or time.perf_counter())
+        console.print(Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}"))
+
+
+def summary(console: Console, root: Path) -> None:
+    """The table of systems, three answers before and after, and the health of R_PIT."""
+    evaluation = stage_result(root, "evaluation")
+    health = stage_result(root, "gap")["health"]
+    console.print()
+    console.print(_systems(evaluation))
+    console.print(_health(health))
+    console.print(Text("\nThree answers, before and after:"))
+    for item in _three(root):
+        console.print(Text(f"  asked   {item['prompt'][-1]['content']}"))
+        console.print(Text(f"  before  {item['answers']['original']}"))
+        console.print(Text(f"  after   {item['answers'][PIT]}\n"))
+    for sentence in headline(evaluation, health):
+        console.print(Text(sentence))
+
+
+def _systems(evaluation: dict[str, Any]) -> Table:
+    table = Table(title=f"Against the original answer, {evaluation['items']} held-out prompts, judge: {evaluation['judge']}")
+    for column in ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for line in evaluation["systems"]:
+        tally, delta = line["tally"], line["delta"]
+        judged = tally["win"] + tally["tie"] + tally["loss"]
+        shares = [f"{100 * tally[name] / judged:.1f}%" for name in ("win", "tie", "loss")] if judged else ["-"] * 3
+        bounds = f"{100 * delta['estimate']:+.1f} [{100 * delta['low']:+.1f}, {100 * delta['high']:+.1f}]" if judged else "-"
+        copies = f"{100 * line['copy_rate']:.1f}%" if judged else "-"
+        quality = f"{line['quality']['estimate']:.2f}"
+        table.add_row(line["name"], *shares, bounds, quality, copies, f"{line['generated_tokens']:.1f}")
+    return table
+
+
+def _health(health: dict[str, Any]) -> Table:
+    table = Table(title="Health of R_PIT")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95%", justify="right")
+    for line in health_lines(health):
+        percent = line.unit == "share"
+        value = f"{100 * line.value:.1f}%" if percent else f"{line.value:.2f}"
+        bounds = f"{100 * line.interval.low:.1f}-{100 * line.interval.high:.1f}%" if line.interval and percent else ""
+        table.add_row(Text(line.name), value, bounds)
+    return table
+
+
+def _three(root: Path) -> Sequence[dict[str, Any]]:
+    with (root / "evaluation" / "items.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line, _ in zip(file, range(3), strict=False)]

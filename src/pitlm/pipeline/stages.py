@@ -1,0 +1,127 @@
+"""A recipe as a list of stages, in the order of the paper's method section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.config import Recipe
+from pitlm.pipeline import training
+from pitlm.pipeline.context import Context
+from pitlm.pipeline.evaluation import evaluate
+from pitlm.pipeline.prepare import prepare, source_digest
+from pitlm.pipeline.reporting import report
+from pitlm.runs.stage import Stage
+
+
+def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
+    """Every stage of a run, each with the settings that it depends on and the stages that it reads."""
+    context = Context(recipe, root)
+    common = _common(recipe)
+    data = {"data": recipe.data.model_dump(), "digest": source_digest(recipe.data.source)}
+    policy = "policy-rl" if recipe.policy_rl else "policy-sft"
+    judges = [] if context.pocket else ["judge"]
+    stages = [
+        Stage("data", {**common, **data}, [], lambda folder: prepare(context, folder)),
+        Stage(
+            "policy-sft",
+            {**common, "train": recipe.policy_sft.model_dump()},
+            ["data"],
+            lambda folder: training.policy_sft(context, folder),
+        ),
+        Stage(
+            "reward",
+            {**common, "train": recipe.reward.model_dump()},
+            ["data", "policy-sft"],
+            lambda folder: training.reward_model(context, folder, ["reward"]),
+        ),
+    ]
+    if judges:
+        # The judge never sees a pair that R_P or R_PIT is trained on: neither is judged by its own errors.
+        stages.append(
+            Stage(
+                "judge",
+                {**common, "train": recipe.reward.model_dump(), "folds": ["sft", "rl"]},
+                ["data", "policy-sft"],
+                lambda folder: training.reward_model(context, folder, ["sft", "rl"]),
+            )
+        )
+    if recipe.policy_rl:
+        stages.append(
+            Stage(
+                "policy-rl",
+                {**common, "train": recipe.policy_rl.model_dump()},
+                ["data", "policy-sft", "reward", *judges],
+                lambda folder: training.policy_rl(context, folder),
+            )
+        )
+    stages.append(
+        Stage(
+            "improver-sft",
+            {**common, "train": recipe.improver_sft.model_dump()},
+            ["data", *(["policy-sft"] if recipe.model.improver_start == "policy" else [])],
+            lambda folder: training.improver_sft(context, folder),
+        )
+    )
+    stages.append(
+        Stage(
+            "gap",
+            {
+                **common,
+                "train": recipe.gap.model_dump(),
+                "fresh_pairs": recipe.evaluation.fresh_pairs,
+                "policy_temperature": recipe.evaluation.policy_temperature,
+            },
+            ["data", "reward", policy, "improver-sft", *judges],
+            lambda folder: training.gap_model(context, folder, policy),
+        )
+    )
+    rl = _curriculum(context, common, policy, judges)
+    improver = rl[-1].name
+    evaluation = Stage(
+        "evaluation",
+        {**common, "evaluation": recipe.evaluation.model_dump(), "loop": recipe.loop.model_dump()},
+        ["data", policy, "reward", "improver-sft", "gap", improver, *judges],
+        lambda folder: evaluate(context, folder, policy, improver),
+    )
+    names = [stage.name for stage in (*stages, *rl)]
+    final = Stage(
+        "report", {"name": recipe.name}, [*names, "evaluation"], lambda folder: report(context, folder, names)
+    )
+    return [*stages, *rl, evaluation, final]
+
+
+def improver_stage(recipe: Recipe) -> str:
+    """The name of the stage that holds the finished improver."""
+    last = len(recipe.curriculum.stages) - 1
+    return f"rl-{last}-{recipe.curriculum.stages[last]}"
+
+
+def _common(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(),
+        "template": recipe.template.model_dump(),
+        "peft": recipe.peft.model_dump() if recipe.peft else None,
+    }
+
+
+def _curriculum(context: Context, common: dict[str, Any], policy: str, judges: list[str]) -> list[Stage]:
+    curriculum = context.recipe.curriculum
+    stages: list[Stage] = []
+    for number, source in enumerate(curriculum.stages):
+        previous = stages[-1].name if stages else None
+        settings = {
+            **common,
+            "source": source,
+            "train": curriculum.rl.model_dump(),
+            "steps": curriculum.steps[number] if curriculum.steps else curriculum.rl.max_steps,
+            "reference_temperature": curriculum.reference_temperature,
+        }
+
+        def work(folder: Path, number: int = number, previous: str | None = previous) -> dict[str, Any]:
+            return training.curriculum_stage(context, folder, number, previous, policy)
+
+        needs = ["data", "improver-sft", "gap", policy, *([previous] if previous else []), *judges]
+        stages.append(Stage(f"rl-{number}-{source}", settings, needs, work))
+    return stages

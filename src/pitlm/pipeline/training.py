@@ -1,0 +1,194 @@
+"""The training stages of a run, each reading folders and writing one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+
+from pitlm.core.config import RLSection
+from pitlm.core.nouns import Preference, Prompt
+from pitlm.evaluate.health import FreshPair, gap_health
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.pipeline.context import Context
+from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
+from pitlm.runs.atomic import write_text
+from pitlm.train.reward import train_gap, train_reward
+from pitlm.train.rl import Conversation, Probe, train_rl
+from pitlm.train.sft import train_sft
+
+T = TypeVar("T")
+
+
+def policy_sft(context: Context, folder: Path) -> dict[str, Any]:
+    section = context.recipe.policy_sft
+    rows = policy_rows(context.folds["sft"], context.tokenizer, context.template)
+    held_out = policy_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
+    bench = context.bench(folder, context.start, "policy")
+    return {"pairs": len(rows), **train_sft(rows, held_out, section, bench, "policy SFT")}
+
+
+def improver_sft(context: Context, folder: Path) -> dict[str, Any]:
+    section = context.recipe.improver_sft
+    rows = improver_rows(context.folds["sft"], context.tokenizer, context.template)
+    held_out = improver_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
+    start = context.model("policy-sft") if context.recipe.model.improver_start == "policy" else context.start
+    bench = context.bench(folder, start, "improver")
+    return {"pairs": len(rows), **train_sft(rows, held_out, section, bench, "improver SFT")}
+
+
+def reward_model(context: Context, folder: Path, folds: Sequence[str]) -> dict[str, Any]:
+    """R_P on the reward fold; or the judge, on folds that no other reward model sees."""
+    section = context.recipe.reward
+    pairs = [pair for fold in folds for pair in context.folds[fold]]
+    rows = reward_rows(pairs, context.tokenizer, context.template)
+    held_out = reward_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
+    start = context.recipe.model.reward_base or context.model("policy-sft")
+    bench = context.bench(folder, start, "reward")
+    return {"pairs": len(rows), **train_reward(rows, held_out, section, bench)}
+
+
+def gap_model(context: Context, folder: Path, policy: str) -> dict[str, Any]:
+    """R_PIT on the reward fold, and its health on held-out pairs and on fresh answers of the policy."""
+    section = context.recipe.gap
+    rows = gap_rows(context.folds["reward"], context.tokenizer, context.template)
+    held_out = gap_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
+    start = context.recipe.model.reward_base or context.model("improver-sft")
+    bench = context.bench(folder, start, "gap")
+    metrics = train_gap(rows, held_out, section, bench)
+    return {"pairs": len(rows), **metrics, "health": _health(context, folder, policy)}
+
+
+def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
+    evaluation = context.recipe.evaluation
+    prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
+    writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
+    first, second = (
+        writer.answer(
+            prompts,
+            temperature=evaluation.policy_temperature,
+            seed=context.seed(f"fresh-{number}"),
+            batch_size=evaluation.batch_size,
+        )
+        for number in (1, 2)
+    )
+    fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
+    return gap_health(
+        GapModel.from_pretrained(folder / "model"),
+        RewardModel.from_pretrained(context.model("reward")),
+        context.folds["test"],
+        fresh,
+        context.judge().score,
+    )
+
+
+def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
+    """Ordinary RLHF of the policy on R_P, where the recipe asks for it: M_P^RL."""
+    section = context.recipe.policy_rl
+    assert section is not None
+    rng = random.Random(context.seed("policy-rl"))
+    prompts = _take(rng, unique_prompts(context.folds["rl"]), section)
+    conversations = [context.template.policy_messages(prompt) for prompt in prompts]
+    anchor = context.model("policy-sft")
+    reward = RewardModel.from_pretrained(context.model("reward"))
+    train_rl(
+        conversations,
+        reward.score_rows,
+        section,
+        context.bench(folder, anchor, "policy"),
+        title="policy RL",
+        anchor=anchor,
+        probe=_probe(context, lambda conversation: Prompt.of(conversation)),
+    )
+    return {"prompts": len(prompts)}
+
+
+def curriculum_stage(context: Context, folder: Path, number: int, previous: str | None, policy: str) -> dict[str, Any]:
+    """One stage of curriculum RL (Eq. 4 or 5): references sampled once by a frozen source, then RLOO on them."""
+    curriculum = context.recipe.curriculum
+    section = curriculum.rl
+    if curriculum.steps is not None:
+        section = section.model_copy(update={"max_steps": curriculum.steps[number]})
+    rows = _references(context, folder, number, previous, policy, section)
+    anchor = context.model("improver-sft")
+    lora = context.recipe.peft is not None
+    # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
+    start = context.model(previous) if previous and not lora else anchor
+    gap = GapModel.from_pretrained(context.model("gap"))
+    train_rl(
+        [context.template.improver_messages(prompt, reference) for prompt, reference in rows],
+        gap.score_rows,
+        section,
+        context.bench(folder, start, "improver"),
+        title=f"RL stage {number} ({curriculum.stages[number]})",
+        anchor=anchor,
+        adapter=context.root / previous / "adapter" if previous and lora else None,
+        probe=_probe(context, lambda conversation: Prompt.of(conversation[:-2])),
+    )
+    return {"references": len(rows), "source": curriculum.stages[number]}
+
+
+def _references(
+    context: Context, folder: Path, number: int, previous: str | None, policy: str, section: RLSection
+) -> list[tuple[Prompt, str]]:
+    """The stage's (x, y_ref) rows, from its file where an interrupted attempt has sampled them already."""
+    path = folder / "references.jsonl"
+    if path.is_file():
+        stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(Prompt.of(row["prompt"]), row["reference"]) for row in stored]
+    rng = random.Random(context.seed(folder.name))
+    rows = _sample_references(context, number, previous, policy, section, rng)
+    lines = (json.dumps({"prompt": x.as_messages(), "reference": y}, ensure_ascii=False) for x, y in rows)
+    write_text(path, "\n".join(lines) + "\n")
+    return rows
+
+
+def _sample_references(
+    context: Context, number: int, previous: str | None, policy: str, section: RLSection, rng: random.Random
+) -> list[tuple[Prompt, str]]:
+    source = context.recipe.curriculum.stages[number]
+    if source == "data":
+        both = [(pair.prompt, y) for pair in context.folds["rl"] for y in (pair.rejected, pair.chosen)]
+        return _take(rng, both, section)
+    prompts = _take(rng, unique_prompts(context.folds["rl"]), section)
+    temperature = context.recipe.curriculum.reference_temperature
+    batch = context.recipe.evaluation.batch_size
+    with Progress() as progress:
+        task = progress.add_task("  references", total=len(prompts) * (2 if source == "improver" else 1))
+        writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
+        seed = context.seed(f"references-{number}")
+        advance: Callable[[int], None] = lambda count: progress.advance(task, count)  # noqa: E731
+        answers = writer.answer(prompts, temperature=temperature, seed=seed, batch_size=batch, advance=advance)
+        if source == "improver":
+            assert previous is not None
+            improver = Improver.from_pretrained(context.model(previous), context.recipe.model.dtype)
+            texts = [answer.text for answer in answers]
+            answers = improver.propose(
+                prompts, texts, temperature=temperature, seed=seed, batch_size=batch, advance=advance
+            )
+    return [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _take(rng: random.Random, items: Sequence[T], section: RLSection) -> list[T]:
+    """As many as the steps can use, in random order; all where there are fewer (they then come again)."""
+    wanted = section.max_steps * section.batch_size // section.group
+    return rng.sample(list(items), k=min(wanted, len(items)))
+
+
+def unique_prompts(pairs: Sequence[Preference]) -> list[Prompt]:
+    return list(dict.fromkeys(pair.prompt for pair in pairs))
+
+
+def _probe(context: Context, prompt_of: Callable[[Conversation], Prompt]) -> tuple[str, Probe]:
+    """The judge's quality of the samples: drawn beside the reward, never trained on."""
+    judge = context.judge()
+
+    def quality(conversations: list[Conversation], responses: list[str]) -> list[float]:
+        return judge.score([prompt_of(conversation) for conversation in conversations], responses)
+
+    return judge.name, quality

@@ -1,0 +1,151 @@
+"""A report as one HTML file that needs nothing else: no network, no fonts, no other files.
+
+Everything that a model or a user wrote is data. Jinja escapes it, the table of answers reads it from
+an escaped JSON block with ``textContent``, and a content security policy allows only the report's own
+script, so that not even a mistake here lets an answer run code or call home.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pitlm.core.nouns import Verdict
+from pitlm.evaluate.statistics import Interval
+from pitlm.report import plots
+from pitlm.report.data import Example, Report, Unit
+from pitlm.runs.atomic import write_text
+
+DASH = "\N{EN DASH}"
+
+_OUTCOMES: Mapping[Verdict, str] = {
+    Verdict.WIN: "won",
+    Verdict.TIE: "tied",
+    Verdict.LOSS: "lost",
+    Verdict.INCONSISTENT: "inconsistent",
+    Verdict.UNPARSABLE: "unparsable",
+}
+
+_PARTS: Mapping[str, str] = {
+    "systems": "comparison of systems",
+    "curves": "reinforcement learning",
+    "quality": "quality by round",
+    "gaps": "distribution of gaps",
+    "health": "health of the gap model",
+    "examples": "answers before and after",
+}
+
+
+def render(report: Report) -> str:
+    """The report as HTML; equal reports give equal text."""
+    parts = {
+        "curves": [(curve.stage, panels) for curve in report.curves if (panels := plots.curve_panels(curve))],
+        "quality": plots.round_panel(report.quality_by_round) if report.quality_by_round else None,
+        "gaps": plots.gap_panel(report.gaps),
+        "examples": [_example(example) for example in report.examples],
+    }
+    there = {**parts, "systems": report.systems, "health": report.health}
+    template = _environment().get_template("template.html.j2")
+    page = template.render(
+        **parts,
+        report=report,
+        rates=plots.rate_panels(report.systems),
+        columns=_columns(report),
+        outcomes=[word for verdict, word in _OUTCOMES.items() if any(e.verdict is verdict for e in report.examples)],
+        missing=[name for part, name in _PARTS.items() if not there[part]],
+    )
+    # A model can emit half of a surrogate pair, which no file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def write(report: Report, path: Path) -> None:
+    """Render ``report`` into ``path``, which appears whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    write_text(path, render(report))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pitlm.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "share": share,
+        "bounds": bounds,
+        "csp_hash": _csp_hash,
+        "svg": lambda panel: Markup(panel.svg),
+    }
+    return environment
+
+
+def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number for reading; a dash for None, NaN and infinities."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    # "-0.00" says that something is negative which the shown digits do not support.
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: float | None, digits: int = 1, *, signed: bool = False) -> str:
+    """A fraction as a percentage; a dash for None, NaN and infinities."""
+    text = number(None if value is None else 100 * value, digits, signed=signed)
+    return text if text == DASH else f"{text}%"
+
+
+def bounds(value: Interval | None, unit: Unit = "share", *, signed: bool = False) -> str:
+    """``[low, high]`` in percent (unit "share") or as it is (unit "number"); empty for None and NaN."""
+    if value is None or not math.isfinite(value.estimate):
+        return ""
+    show = share if unit == "share" else number
+    return f"[{show(value.low, signed=signed)}, {show(value.high, signed=signed)}]"
+
+
+def _csp_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _columns(report: Report) -> dict[str, bool]:
+    """Which optional columns of the table of systems have anything to show."""
+    names = ("quality", "copy_rate", "length_change_tokens", "length_change_share", "generated_tokens")
+    shown = {name: any(getattr(line, name) is not None for line in report.systems) for name in names}
+    return shown | {
+        "judge": any(line.judge for line in report.systems),
+        "difference_judge": any(line.judge for line in report.differences),
+    }
+
+
+def _example(example: Example) -> dict[str, Any]:
+    """One row for the page's script, in JSON types; the keys are those that the script reads."""
+    trace = example.trace
+    turns = trace.prompt.as_messages()
+    return {
+        "prompt": trace.prompt.text if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns),
+        "original": trace.original,
+        "final": trace.final,
+        "unchanged": trace.final == trace.original,
+        "gap": number(example.gap, signed=True),
+        "rounds": [
+            {"proposal": r.proposal, "gap": number(r.gap, signed=True), "accepted": r.accepted} for r in trace.rounds
+        ],
+        "stop": str(trace.stop_reason),
+        "outcome": _OUTCOMES[example.verdict] if example.verdict is not None else "",
+        "scores": "" if example.scores is None else f"{number(example.scores[1])} → {number(example.scores[0])}",
+        "system": example.system,
+    }

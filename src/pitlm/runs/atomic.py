@@ -1,0 +1,44 @@
+"""Files that are either the old one or the whole new one, never half of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[TextIO]:
+    """Yield a UTF-8 text handle whose content becomes ``path`` when the block ends without an error.
+
+    Missing parent folders are created. When the block raises, ``path`` stays as it was and the temporary file is gone.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Opened by name, not with tempfile, whose 0600 mode would hide the result from others who share the folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="\n") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in one step (UTF-8, parents created).
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    with atomic_writer(path) as handle:
+        handle.write(text)

@@ -1,0 +1,196 @@
+"""A run folder: one folder a stage, each fingerprinted, skipped when done, resumed when interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.runs.atomic import write_text
+
+FORMAT = 1
+"""Part of every fingerprint; raised when a stage's files change their meaning."""
+
+
+class Status(StrEnum):
+    """What a run folder knows of a stage."""
+
+    MISSING = "missing"
+    STARTED = "started"
+    STALE = "stale"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: settings and earlier stages in, one folder out.
+
+    Attributes:
+        settings: everything that changes the outcome, as plain JSON values.
+        needs: names of the stages whose folders this one reads.
+        work: does the work inside the folder that it is given, going on from what an interrupted attempt left
+            there, and returns the result that is kept in ``stage.json``.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    needs: Sequence[str]
+    work: Callable[[Path], dict[str, Any]]
+
+
+Listener = Callable[[str, str, float], None]
+"""Told (stage, "skip" | "start" | "resume" | "done", seconds)."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Raises:
+        InputError: the folder holds something else, or another process works in it.
+    """
+
+    def __init__(self, root: Path, version: str) -> None:
+        self.root = root
+        self.version = version
+        marker = root / "run.json"
+        if root.exists() and not root.is_dir():
+            raise InputError(f"{root}: found a file, expected a folder for the run")
+        if root.is_dir() and not marker.is_file() and any(root.iterdir()):
+            raise InputError(f"{root}: found a folder that holds other files, expected an empty folder or an earlier run")
+        if not marker.is_file():
+            write_text(marker, json.dumps({"format": FORMAT, "version": version}) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; released when the process ends, however it ends."""
+        with (self.root / "run.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"{self.root}: another process is working on this run") from error
+            yield
+
+    def folder(self, name: str) -> Path:
+        return self.root / name
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """What ``stage.json`` says, or None where there is none."""
+        path = self.folder(name) / "stage.json"
+        if not path.is_file():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError.at(path, found=f"broken JSON ({error})", expected="the record of a stage") from error
+        return record
+
+    def result(self, name: str) -> dict[str, Any]:
+        """The result of a finished stage.
+
+        Raises:
+            InputError: the stage is not done.
+        """
+        record = self.record(name)
+        if record is None or record["status"] != Status.DONE:
+            raise InputError(f"{self.root}: stage '{name}' is not done; run `pit run` on it first")
+        result: dict[str, Any] = record["result"]
+        return result
+
+    def status(self, stage: Stage, fingerprint: str) -> Status:
+        record = self.record(stage.name)
+        if record is None:
+            return Status.MISSING
+        if record["fingerprint"] != fingerprint:
+            return Status.STALE
+        return Status(record["status"])
+
+    def execute(self, stages: Sequence[Stage], *, update: bool = False, listener: Listener | None = None) -> None:
+        """Bring every stage up to date, in order.
+
+        Args:
+            update: redo stages whose settings or inputs have changed (their folders are replaced).
+
+        Raises:
+            InputError: a stage is stale and ``update`` is off; the message names the settings that differ.
+        """
+        tell = listener or (lambda *_: None)
+        with self.locked():
+            prints = fingerprints(stages)
+            statuses = {stage.name: self.status(stage, prints[stage.name]) for stage in stages}
+            if not update:
+                self._refuse_stale(stages, statuses)
+            for stage in stages:
+                if statuses[stage.name] is Status.DONE:
+                    tell(stage.name, "skip", self._seconds(stage.name))
+                else:
+                    self._execute(stage, prints[stage.name], statuses[stage.name], tell)
+
+    def _execute(self, stage: Stage, fingerprint: str, status: Status, tell: Listener) -> None:
+        folder = self.folder(stage.name)
+        if status is Status.STALE:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tell(stage.name, "resume" if status is Status.STARTED else "start", 0.0)
+        self._write(stage, fingerprint, Status.STARTED, 0.0)
+        begin = time.perf_counter()
+        result = stage.work(folder)
+        seconds = time.perf_counter() - begin
+        self._write(stage, fingerprint, Status.DONE, seconds, result)
+        tell(stage.name, "done", seconds)
+
+    def _seconds(self, name: str) -> float:
+        record = self.record(name)
+        return float(record["seconds"]) if record else 0.0
+
+    def _write(
+        self, stage: Stage, fingerprint: str, status: Status, seconds: float, result: dict[str, Any] | None = None
+    ) -> None:
+        record = {
+            "name": stage.name,
+            "status": status,
+            "fingerprint": fingerprint,
+            "version": self.version,
+            "seconds": round(seconds, 2),
+            "needs": list(stage.needs),
+            "settings": dict(stage.settings),
+            "result": result,
+        }
+        write_text(self.folder(stage.name) / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def _refuse_stale(self, stages: Sequence[Stage], statuses: Mapping[str, Status]) -> None:
+        changes = []
+        for stage in stages:
+            if statuses[stage.name] is Status.STALE:
+                record = self.record(stage.name) or {}
+                changes += [f"{stage.name}: {change}" for change in _changes(record.get("settings", {}), stage.settings)]
+        if any(status is Status.STALE for status in statuses.values()):
+            listed = "".join(f"\n  {change}" for change in changes[:8]) or "\n  its inputs or the stage format"
+            raise InputError(
+                f"{self.root}: this folder holds a run with other settings:{listed}\n"
+                "Choose another folder with --out, or redo the stages that changed with --update."
+            )
+
+
+def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
+    """Each stage's fingerprint: its settings and the fingerprints of what it needs."""
+    prints: dict[str, str] = {}
+    for stage in stages:
+        basis = {"format": FORMAT, "settings": dict(stage.settings), "needs": [prints[name] for name in stage.needs]}
+        prints[stage.name] = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]
+    return prints
+
+
+def _changes(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: found {old!r}, now {new!r}"]

@@ -1,0 +1,251 @@
+"""From a file, a folder or a hub name to raw rows, each of which knows where it came from."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pitlm.core.errors import InputError
+
+_HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(:(?P<split>[\w.\-\[\]%:+]+))?")
+_FORMATS = ".jsonl, .json, .csv (each also .gz) or .parquet"
+# Files that live beside data and hold none: those of the hub's tools, and what `pit data prepare` writes.
+_NOT_DATA = {
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "summary.json", "rejects.jsonl",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it was found. ``line`` counts from 1: lines in jsonl and csv, rows elsewhere."""
+
+    file: str
+    line: int
+    data: object
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands as the data of a row that could not be decoded, so that the caller decides what it costs."""
+
+    found: str
+    expected: str
+    raw: str
+
+
+def read_rows(source: str | Path) -> Iterator[RawRow]:
+    """Yield every row of ``source``: a file, a folder of files, or a hub name ``org/name[:split]``.
+
+    A path that exists wins over a hub name. Folders are read recursively in sorted order; hidden files, other kinds of
+    file and the metadata files of data folders are ignored. Jsonl, csv and parquet are streamed. A line that cannot be
+    decoded is yielded with :class:`Unreadable` as its data; blank lines are skipped.
+
+    Raises:
+        InputError: no such source, nothing readable in it, or a file that is damaged as a whole.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = _files_below(path)
+    elif path.exists():
+        if _reader_of(path) is None:
+            raise InputError.at(path, found=f"a file of kind '{path.suffix}'", expected=_FORMATS)
+        files = [path]
+    else:
+        yield from _hub_rows(str(source))
+        return
+    for file in files:
+        reader = _reader_of(file)
+        assert reader is not None
+        yield from reader(file)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The data files under ``folder``, sorted by path."""
+
+    def visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and visible(path))
+    files = [path for path in found if path.name not in _NOT_DATA and _reader_of(path) is not None]
+    if not files:
+        raise InputError.at(folder, found=f"a folder with no data files ({len(found)} others)", expected=_FORMATS)
+    return files
+
+
+_Reader = Callable[[Path], Iterator[RawRow]]
+
+
+def _reader_of(path: Path) -> _Reader | None:
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return _parquet_rows if not path.name.lower().endswith(".gz") else None
+    readers: dict[str, _Reader] = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
+    return readers.get(Path(name).suffix)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a plain or gzipped file for bytes; damage inside a gzip becomes an InputError."""
+    if not path.name.lower().endswith(".gz"):
+        with open(path, "rb") as plain:
+            yield plain
+        return
+    try:
+        with gzip.open(path, "rb") as unzipped:
+            yield cast(BinaryIO, unzipped)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError.at(path, found=f"a damaged gzip file ({error})", expected="a complete gzip file") from error
+
+
+def _loads(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+def _jsonl_rows(path: Path) -> Iterator[RawRow]:
+    with _opened(path) as handle:
+        # Bytes, because text mode would also break lines at separators that JSON strings may hold.
+        for number, raw in enumerate(handle, start=1):
+            if raw.strip():
+                yield RawRow(str(path), number, _json_line(raw, first=number == 1))
+
+
+def _json_line(raw: bytes, *, first: bool) -> object:
+    expected = "one JSON object on the line"
+    try:
+        text = raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        shown = raw.decode("utf-8", errors="replace")
+        return Unreadable(f"a byte that is not UTF-8 (at column {error.start + 1})", "UTF-8 text", shown)
+    try:
+        return _loads(text)
+    except json.JSONDecodeError as error:
+        return Unreadable(f"broken JSON ({error.msg} at column {error.colno})", expected, text.rstrip("\n"))
+    except ValueError as error:
+        return Unreadable(f"broken JSON ({error})", expected, text.rstrip("\n"))
+
+
+def _json_rows(path: Path) -> Iterator[RawRow]:
+    with _opened(path) as handle:
+        raw = handle.read()
+    expected = "a list of objects, or an object whose 'data' is one"
+    try:
+        value = _loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError.at(path, found=f"a byte that is not UTF-8 (byte {error.start})", expected="UTF-8") from error
+    except json.JSONDecodeError as error:
+        if (
+            error.msg == "Extra data"
+        ):  # several values in a row: JSON lines under the other suffix, as hubs often name it
+            yield from _jsonl_rows(path)
+            return
+        found = f"broken JSON ({error.msg} at column {error.colno})"
+        raise InputError.at(path, line=error.lineno, found=found, expected=expected) from error
+    except ValueError as error:
+        raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        kind = "an object without a list 'data'" if isinstance(value, dict) else type(value).__name__
+        raise InputError.at(path, found=kind, expected=expected)
+    for number, row in enumerate(rows, start=1):
+        yield RawRow(str(path), number, row)
+
+
+def _csv_rows(path: Path) -> Iterator[RawRow]:
+    """The first record names the columns; ``line`` is the line on which a record starts."""
+    csv.field_size_limit(2**31 - 1)  # a conversation easily exceeds the module's 128 KiB
+    with _opened(path) as binary:
+        # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
+        records = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), strict=True)
+        header: list[str] | None = None
+        start = 1
+        try:
+            for record in records:
+                if header is None:
+                    header = [name.strip() for name in record]
+                elif record:
+                    yield RawRow(str(path), start, _csv_record(header, record))
+                start = records.line_num + 1
+        except csv.Error as error:
+            raise InputError.at(path, line=start, found=f"broken CSV ({error})", expected="a CSV record") from error
+        except UnicodeDecodeError as error:
+            raise InputError.at(path, line=start, found="a byte that is not UTF-8", expected="UTF-8 text") from error
+
+
+def _csv_record(header: list[str], record: list[str]) -> object:
+    if len(record) != len(header):
+        raw = io.StringIO()
+        csv.writer(raw).writerow(record)
+        expected = f"{len(header)}, as in the header"
+        return Unreadable(f"{len(record)} cells", expected, raw.getvalue().rstrip("\r\n"))
+    return {name: _cell(text) for name, text in zip(header, record, strict=True)}
+
+
+def _cell(text: str) -> object:
+    """A cell that holds chat messages, in JSON or as Python prints them, becomes a list; any other stays a string."""
+    if not text.lstrip().startswith("[{"):
+        return text
+    value: object
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return text
+    if isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value):
+        return value
+    return text
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        number = 0
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield RawRow(str(path), number, row)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
+            raise
+        summary = str(error).strip().split("\n")[0][:120]
+        raise InputError.at(path, found=f"a damaged parquet file ({summary})", expected="a parquet file") from error
+
+
+def _hub_rows(source: str) -> Iterator[RawRow]:
+    match = _HUB_NAME.fullmatch(source)
+    # With the first part a folder here, the name is far likelier a mistyped path than a hub's organisation.
+    if match is None or Path(source).parent.is_dir() or _reader_of(Path(source)) is not None:
+        raise InputError.at(
+            source, found="no such file or folder", expected=f"{_FORMATS}, a folder of them, or org/name"
+        )
+    name, split = match["name"], match["split"] or "train"
+    import datasets
+
+    try:
+        rows: Any = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        summary = str(error).strip().split("\n")[0][:160]
+        raise InputError(
+            f"{source}: this path does not exist here, and as a hub data set (split '{split}') it could not be loaded: "
+            f"{summary}. Give a path to {_FORMATS}, or a folder of them."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield RawRow(f"{name}:{split}", number, row)

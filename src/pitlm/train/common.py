@@ -1,0 +1,198 @@
+"""What the training stages share: arguments, callbacks, resuming, saving."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from pitlm.core.config import LoraSection, TrainSection
+from pitlm.models.loading import Card, save
+
+TokenRow = tuple[list[int], list[int]]
+"""Prompt ids and completion ids (end token included)."""
+
+SHOWN = ("loss", "eval_loss", "reward", "kl_sequence", "accuracy", "probe")
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """Where and how one stage trains; everything that is not an algorithm.
+
+    Attributes:
+        folder: the stage's own folder; checkpoints, metrics and the final model go there.
+        start: the checkpoint that training starts from.
+    """
+
+    folder: Path
+    start: Path
+    tokenizer: PreTrainedTokenizerBase
+    card: Card
+    seed: int
+    dtype: str = "float32"
+    peft: LoraSection | None = None
+    report_to: Sequence[str] = field(default_factory=list)
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    def lora(self, task: str) -> LoraConfig | None:
+        """The adapter configuration; a reward head is trained and saved in full beside it."""
+        if self.peft is None:
+            return None
+        return LoraConfig(
+            r=self.peft.r,
+            lora_alpha=self.peft.alpha,
+            lora_dropout=self.peft.dropout,
+            target_modules=self.peft.target_modules,
+            task_type=task,
+            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        )
+
+
+def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
+    """The fields that every TRL configuration here sets, explicitly: TRL's defaults move between minors."""
+    # Trackers read their folder from the environment since transformers 5.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")
+    return {
+        "output_dir": str(bench.folder / "checkpoints"),
+        "run_name": f"{bench.folder.parent.name}/{bench.folder.name}",
+        "learning_rate": section.learning_rate,
+        "num_train_epochs": section.epochs,
+        "max_steps": section.max_steps or -1,
+        "per_device_train_batch_size": section.batch_size // section.accumulation,
+        "per_device_eval_batch_size": section.batch_size,
+        "gradient_accumulation_steps": section.accumulation,
+        "warmup_steps": section.warmup,
+        "lr_scheduler_type": section.schedule,
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "gradient_checkpointing": section.gradient_checkpointing,
+        "bf16": bench.dtype == "bfloat16" and torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": section.log_every,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": section.save_every,
+        "save_total_limit": 1,
+        "save_only_model": False,
+        "seed": bench.seed,
+        "data_seed": bench.seed,
+        "report_to": list(bench.report_to) or "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "push_to_hub": False,
+    }
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends every log of the trainer to ``metrics.jsonl``, and drops what an interrupted run had beyond its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **kwargs["logs"]}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class ProgressBar(TrainerCallback):
+    """One line with the time left and the metrics that matter."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(TextColumn("  {task.description}"), *columns, TextColumn("{task.fields[metrics]}"))
+        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, metrics="")
+        self.progress.start()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.progress is not None:
+            logs = kwargs["logs"]
+            shown = [f"{name} {float(logs[name]):.3f}" for name in SHOWN if name in logs]
+            if shown:
+                self.progress.update(self.task, metrics="  ".join(shown))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
+    return [MetricsWriter(bench.folder / "metrics.jsonl"), ProgressBar(title)]
+
+
+def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
+    """Train, going on from the last checkpoint where there is one, and save the model.
+
+    With LoRA the adapter is merged into ``model`` (so that every engine can load it) and kept beside it in
+    ``adapter`` (so that a later stage can go on with it).
+
+    Returns:
+        The last evaluation's metrics, where the trainer has an evaluation set.
+    """
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = bench.folder / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.on_train_end(trainer.args, trainer.state, trainer.control)
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"])
+        model = model.merge_and_unload()
+    save(model, bench.tokenizer, bench.card, bench.model_folder)
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}

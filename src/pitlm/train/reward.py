@@ -1,0 +1,120 @@
+"""Stage 2 of the paper: the ordinary reward model R_P and the gap reward model R_PIT, through TRL's RewardTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import RewardConfig, RewardTrainer
+
+from pitlm.core.config import TrainSection
+from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
+from pitlm.models.loading import load_scorer
+from pitlm.train.common import Workbench, callbacks, fit, trainer_arguments
+
+
+class PairRow(NamedTuple):
+    """Token ids of (x, y_w) and (x, y_l), end tokens included."""
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class GapRow(NamedTuple):
+    """Token ids of the four rows of Eq. 2: ``wl`` is y_w as candidate beside y_l as reference, and so on."""
+
+    wl: list[int]
+    ww: list[int]
+    ll: list[int]
+    lw: list[int]
+
+
+def train_reward(
+    rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
+) -> dict[str, float]:
+    """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
+    trainer = RewardTrainer(
+        model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
+        args=_arguments(section, bench),
+        train_dataset=Dataset.from_list([row._asdict() for row in rows]),
+        eval_dataset=Dataset.from_list([row._asdict() for row in held_out]),
+        processing_class=bench.tokenizer,
+        peft_config=bench.lora("SEQ_CLS"),
+        callbacks=callbacks(bench, "reward model"),
+    )
+    return fit(trainer, bench)
+
+
+def train_gap(
+    rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
+) -> dict[str, float]:
+    """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
+    trainer = GapTrainer(
+        model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
+        args=_arguments(section, bench),
+        train_dataset=Dataset.from_list([row._asdict() for row in rows]),
+        eval_dataset=Dataset.from_list([row._asdict() for row in held_out]),
+        processing_class=bench.tokenizer,
+        peft_config=bench.lora("SEQ_CLS"),
+        callbacks=callbacks(bench, "gap model"),
+        data_collator=GapCollator(int(bench.tokenizer.pad_token_id)),
+    )
+    return fit(trainer, bench)
+
+
+def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:
+    return RewardConfig(
+        **trainer_arguments(section, bench),
+        max_length=None,
+        disable_dropout=True,
+        center_rewards_coefficient=None,
+        pad_to_multiple_of=None,
+        activation_offloading=False,
+        pad_token=bench.tokenizer.pad_token,
+    )
+
+
+@dataclass
+class GapCollator:
+    """B triples to 4B right-padded rows, in four blocks: all wl, all ww, all ll, all lw."""
+
+    pad: int
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        rows = [example[part] for part in GapRow._fields for example in examples]
+        width = max(map(len, rows))
+        return {
+            "input_ids": torch.tensor([row + [self.pad] * (width - len(row)) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        }
+
+
+class GapTrainer(RewardTrainer):
+    """RewardTrainer with Eq. 2 in place of the pairwise loss."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # rows come tokenized
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(GapRow._fields)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Eq. 2 in float32, and the share of triples that satisfy each relation, gathered over processes."""
+        outputs = model(**inputs, use_cache=False)
+        wl_B, ww_B, ll_B, lw_B = outputs.logits.squeeze(-1).float().chunk(4)
+        loss = gap_loss(wl_B, ww_B, ll_B, lw_B)
+        with torch.no_grad():
+            right_B5 = (gap_differences(wl_B, ww_B, ll_B, lw_B) > 0).float().T.contiguous()
+            shares = self.accelerator.gather_for_metrics(right_B5).mean(0).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, share in zip(RELATIONS, shares, strict=True):
+            metrics[f"order/{name}"].append(share)
+        metrics["accuracy"].append(shares[RELATIONS.index("wl>lw")])
+        return (loss, outputs) if return_outputs else loss

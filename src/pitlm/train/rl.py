@@ -1,0 +1,181 @@
+"""Stage 3 of the paper: curriculum RL of the improver, one round of RLOO per source of references.
+
+TRL's RLOO maximises the paper's objective literally: reward minus beta times the summed log-ratio to the
+reference model (Eq. 4, Eq. 5). Two things are added: the reference is the SFT improver in every stage, checked
+before the first step, and the reward reads exactly the tokens that were sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from trl import RLOOConfig, RLOOTrainer
+
+from pitlm.core.config import RLSection
+from pitlm.models.loading import load_causal
+from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
+from pitlm.train.common import Workbench, callbacks, fit, trainer_arguments
+
+Conversation = list[dict[str, str]]
+Reward = Callable[[list[list[int]]], Tensor]
+"""Token ids of prompt + completion -> score of each; shape (batch,)."""
+Probe = Callable[[list[Conversation], list[str]], list[float]]
+"""Conversations and completions -> an independent quality of each, for the curves only."""
+
+
+def train_rl(
+    conversations: Sequence[Conversation],
+    reward: Reward,
+    section: RLSection,
+    bench: Workbench,
+    *,
+    title: str,
+    anchor: Path,
+    adapter: Path | None = None,
+    probe: tuple[str, Probe] | None = None,
+) -> None:
+    """One round of RLOO from ``bench.start``, anchored to ``anchor``.
+
+    Args:
+        conversations: what the model is shown, one per example: x for the policy; x, y_ref and the request for
+            the improver.
+        reward: scores sampled answers, in batches.
+        anchor: the SFT checkpoint of the KL term.
+        adapter: with LoRA, the adapter that training goes on with; ``bench.start`` is then the anchor itself.
+        probe: name and function of a quality that is measured on the samples and never trained on.
+
+    Raises:
+        RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
+    """
+    model = load_causal(bench.start, bench.tokenizer, bench.dtype)
+    # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
+    model.config._name_or_path = str(anchor)
+    lora = bench.lora("CAUSAL_LM")
+    trainer = RLOOTrainer(
+        model=model,
+        reward_funcs=SampleReward(reward, bench, section.truncated_penalty, probe),
+        args=_arguments(section, bench),
+        train_dataset=Dataset.from_dict({"prompt": list(conversations)}),
+        processing_class=bench.tokenizer,
+        peft_config=lora,
+        callbacks=[AnchorCheck(anchor, bench), SequenceKL(), *callbacks(bench, title)],
+    )
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, AnchorCheck):
+            callback.trainer = trainer
+    if lora is not None and adapter is not None:
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
+    fit(trainer, bench)
+
+
+def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
+    return RLOOConfig(
+        **trainer_arguments(section, bench),
+        num_generations=section.group,
+        steps_per_generation=section.accumulation,
+        num_iterations=1,
+        max_completion_length=bench.card.max_response_tokens,
+        temperature=section.temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        beta=section.beta,
+        epsilon=section.clip,
+        epsilon_high=section.clip,
+        normalize_advantages=False,
+        reward_clip_range=None,
+        mask_truncated_completions=False,
+        sync_ref_model=False,
+        disable_dropout=True,
+        shuffle_dataset=True,
+        remove_unused_columns=False,
+        chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
+        cache_implementation=None,
+        use_vllm=False,
+        log_completions=False,
+    )
+
+
+class SampleReward:
+    """The callable that RLOOTrainer asks for rewards: scores prompt + completion token ids, as sampled."""
+
+    __name__ = "reward"
+
+    def __init__(
+        self, reward: Reward, bench: Workbench, truncated_penalty: float, probe: tuple[str, Probe] | None
+    ) -> None:
+        self.reward = reward
+        self.tokenizer = bench.tokenizer
+        self.truncated_penalty = truncated_penalty
+        self.probe = probe
+
+    def __call__(
+        self, prompts: list[Conversation], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
+    ) -> list[float]:
+        """One reward per sample. An answer cut off before its end token is scored with the end token, less a penalty."""
+        end = self.tokenizer.eos_token_id
+        prompt_ids = encode_prompts(self.tokenizer, prompts)
+        ended = [ids[-1:] == [end] for ids in completion_ids]
+        rows = [
+            prompt + (ids if done else [*ids, end])
+            for prompt, ids, done in zip(prompt_ids, completion_ids, ended, strict=True)
+        ]
+        penalty = torch.tensor([0.0 if done else self.truncated_penalty for done in ended])
+        rewards = self.reward(rows) - penalty
+        if self.probe is not None:
+            texts = [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
+            quality = self.probe[1](prompts, texts)
+            kwargs["log_metric"]("probe", sum(quality) / len(quality))
+        result: list[float] = rewards.tolist()
+        return result
+
+
+class AnchorCheck(TrainerCallback):
+    """Before the first step: the KL anchor must be the SFT checkpoint, weight for weight."""
+
+    def __init__(self, anchor: Path, bench: Workbench) -> None:
+        self.anchor = anchor
+        self.bench = bench
+        self.trainer: RLOOTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        if self.trainer.beta == 0.0:
+            return
+        wanted = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype).state_dict()
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if isinstance(policy, PeftModel):
+            if "ref" in policy.peft_config:
+                raise RuntimeError("the KL anchor is a copy of the adapter, not the SFT checkpoint")
+            found = _base_weights(policy)
+        else:
+            found = self.trainer.accelerator.unwrap_model(self.trainer.ref_model).state_dict()
+        for name, weight in wanted.items():
+            if name not in found or not torch.equal(found[name].cpu(), weight.cpu()):
+                raise RuntimeError(f"the KL anchor differs from {self.anchor} in {name}")
+
+
+def _base_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The weights under the adapters, by the names that they have without adapters."""
+    return {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in model.get_base_model().state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+class SequenceKL(TrainerCallback):
+    """Logs KL per sequence: TRL logs the mean per token, while the penalty is beta times the sum."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "kl" in logs and "completions/mean_length" in logs:
+            logs["kl_sequence"] = logs["kl"] * logs["completions/mean_length"]

@@ -1,0 +1,56 @@
+"""Stage 1 of the paper: supervised fine-tuning of policy and improver, through TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from pitlm.core.config import TrainSection
+from pitlm.models.loading import load_causal
+from pitlm.train.common import TokenRow, Workbench, callbacks, fit, trainer_arguments
+
+
+def train_sft(
+    rows: Sequence[TokenRow], held_out: Sequence[TokenRow], section: TrainSection, bench: Workbench, title: str
+) -> dict[str, float]:
+    """Minimise the negative log-likelihood of each completion given its prompt.
+
+    For the policy a row is (x, y_w); for the improver (x with y_l, y_w): L = -sum log M_PIT(y_w | x, y_l).
+    Rows come tokenized, so that SFT, reward models and RL read the same tokens.
+
+    Returns:
+        Held-out metrics.
+    """
+    arguments = SFTConfig(
+        **trainer_arguments(section, bench),
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        pad_to_multiple_of=None,
+        completion_only_loss=True,
+        assistant_only_loss=False,
+        shuffle_dataset=False,
+        loss_type="nll",
+        activation_offloading=False,
+    )
+    trainer = SFTTrainer(
+        model=load_causal(bench.start, bench.tokenizer, bench.dtype),
+        args=arguments,
+        train_dataset=_labelled(rows),
+        eval_dataset=_labelled(held_out),
+        processing_class=bench.tokenizer,
+        peft_config=bench.lora("CAUSAL_LM"),
+        callbacks=callbacks(bench, title),
+    )
+    return fit(trainer, bench)
+
+
+def _labelled(rows: Sequence[TokenRow]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [prompt + completion for prompt, completion in rows],
+            "labels": [[-100] * len(prompt) + completion for prompt, completion in rows],
+        }
+    )
