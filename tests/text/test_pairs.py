@@ -140,11 +140,11 @@ GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
         (GOOD | {"prompt": 3}, "prompt", "a number (3)", "a string or a list of messages"),
         (GOOD | {"prompt": []}, "prompt", "an empty list", "a string or a list of messages"),
         (GOOD | {"prompt": ["q"]}, "prompt", "a string ('q') as message 1", "an object with role and content"),
-        (GOOD | {"prompt": [{"from": "human", "value": "q"}]}, "prompt", "no role (the message has from, value)", "user"),
+        (GOOD | {"prompt": [{"from": "human", "value": "q"}]}, "prompt", "no role (the message has from", "user"),
         (GOOD | {"prompt": [{"role": "human", "content": "q"}]}, "prompt", "'human'", "one of system, user, assistant"),
-        (GOOD | {"prompt": [{"role": "user", "content": None}]}, "prompt", "null as the content of message 1", "a string"),
+        (GOOD | {"prompt": [{"role": "user", "content": None}]}, "prompt", "null as the content", "a string"),
         (GOOD | {"prompt": [{"role": "user"}]}, "prompt", "nothing as the content of message 1", "a string"),
-        (GOOD | {"prompt": [user("a"), user("b")]}, "prompt", "role 'user' in turn 2, which does not alternate", "'assis"),
+        (GOOD | {"prompt": [user("a"), user("b")]}, "prompt", "role 'user' in turn 2, which does not", "'assistant'"),
         (GOOD | {"prompt": [bot("a"), user("b")]}, "prompt", "role 'assistant' in turn 1", "'user'"),
         (GOOD | {"prompt": [user("a"), SYSTEM, user("b")]}, "prompt", "role 'system' in turn 2", "'assistant'"),
         (GOOD | {"prompt": [user("a"), bot("b")]}, "prompt", "'assistant' comes last", "'user' before the response"),
@@ -172,6 +172,8 @@ def test_broken_rows_say_what_is_wrong(row: object, field: str | None, found: st
     assert expected in caught.value.expected
 
 
-@pytest.mark.parametrize("value", ["x" * 10_000, 10**4000, {"k" * 5000: 1}, {str(k): k for k in range(999)}, ["x"] * 999])
+@pytest.mark.parametrize(
+    "value", ["x" * 10_000, 10**4000, {"k" * 5000: 1}, {str(k): k for k in range(999)}, ["x"] * 999]
+)
 def test_errors_never_quote_whole_texts(value: object) -> None:
     assert len(describe(value)) < 150

@@ -119,7 +119,8 @@ def test_a_broken_line_is_marked_and_the_rest_is_read(tmp_path: Path, line: byte
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     first, broken, last = read_rows(path)
     assert (first.data, last.data) == ({"a": 1}, {"a": 2})
-    assert isinstance(broken.data, Unreadable) and found in broken.data.found
+    assert isinstance(broken.data, Unreadable)
+    assert found in broken.data.found
     assert broken.line == 2
 
 
@@ -199,4 +200,5 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError) as caught:
         list(read_rows("org/name"))
     assert "org/name: this path does not exist here" in str(caught.value)
-    assert "Couldn't reach" in str(caught.value) and "long story" not in str(caught.value)
+    assert "Couldn't reach" in str(caught.value)
+    assert "long story" not in str(caught.value)

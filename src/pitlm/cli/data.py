@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pitlm.core.nouns import Preference
+    from pitlm.text.folds import Size
     from pitlm.text.inspection import Inspection, Words
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> float | int:
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> Size:
     """Read a share (with a decimal point) or a whole number of pairs."""
     for kind in (int, float):
         try:
@@ -93,9 +94,7 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
     "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
 )
 @click.option("--force", is_flag=True, help="Replace the folds in a folder that is not empty.")
-def prepare(
-    source: str, out: Path, test: float | int, validation: float | int, skip_invalid: bool, force: bool
-) -> None:
+def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: bool, force: bool) -> None:
     """Cut SOURCE into the folds sft, reward, rl, validation and test.
 
     No prompt is in two folds, and the cut does not depend on the order of the rows. Sizes are a share of the prompts

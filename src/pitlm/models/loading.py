@@ -198,7 +198,7 @@ def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
 def _words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(words)))}
+    vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(set(words))))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrap(core, mark_unknown=True)

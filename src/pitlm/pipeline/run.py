@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pitlm import __version__
-from pitlm.core.config import Recipe
+from pitlm.core.config import Recipe, load_recipe
 from pitlm.core.errors import InputError
 from pitlm.models.loading import quiet
 from pitlm.pipeline.evaluation import PIT
@@ -33,7 +33,7 @@ def run_recipe(recipe: Recipe, out: Path, *, update: bool = False, until: str | 
     Raises:
         InputError: bad data, an unknown stage, or a folder that holds another run.
     """
-    console = Console()
+    console = make_console()
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     stages = build_stages(recipe, out)
@@ -53,11 +53,29 @@ def run_recipe(recipe: Recipe, out: Path, *, update: bool = False, until: str | 
         number = f"{names.index(name) + 1}/{len(names)}"
         console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))
 
-    folder.execute(stages, update=update, listener=listen)
+    folder.execute(stages, recipe=recipe.model_dump(), update=update, listener=listen)
     if until is None:
         summary(console, out)
         took = time.perf_counter() - (begin or time.perf_counter())
         console.print(Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}"))
+
+
+def stored_recipe(root: Path) -> Recipe:
+    """The recipe of an earlier run.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    path = root / "recipe.json"
+    if not path.is_file():
+        raise InputError(f"{root}: found no recipe.json, expected the folder of a run")
+    return load_recipe(path)
+
+
+def make_console() -> Console:
+    """A console that does not fold tables to 80 columns where the output is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def summary(console: Console, root: Path) -> None:

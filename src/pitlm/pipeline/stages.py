@@ -19,7 +19,7 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
     context = Context(recipe, root)
     common = _common(recipe)
     data = {"data": recipe.data.model_dump(), "digest": source_digest(recipe.data.source)}
-    policy = "policy-rl" if recipe.policy_rl else "policy-sft"
+    policy = policy_stage(recipe)
     judges = [] if context.pocket else ["judge"]
     stages = [
         Stage("data", {**common, **data}, [], lambda folder: prepare(context, folder)),
@@ -89,6 +89,11 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
         "report", {"name": recipe.name}, [*names, "evaluation"], lambda folder: report(context, folder, names)
     )
     return [*stages, *rl, evaluation, final]
+
+
+def policy_stage(recipe: Recipe) -> str:
+    """The name of the stage that holds the policy whose answers are improved."""
+    return "policy-rl" if recipe.policy_rl else "policy-sft"
 
 
 def improver_stage(recipe: Recipe) -> str:

@@ -26,7 +26,7 @@ PADDING = ("as you can see", "well anyway")
 COURTESY = ("happy to help", "thanks for asking")
 ASK = "better"
 
-NOISE = 0.5
+NOISE = 0.4
 """Temperature of the Bradley-Terry noise: P(a preferred to b) = sigmoid((u_a - u_b) / NOISE)."""
 
 

@@ -113,10 +113,18 @@ class RunFolder:
             return Status.STALE
         return Status(record["status"])
 
-    def execute(self, stages: Sequence[Stage], *, update: bool = False, listener: Listener | None = None) -> None:
+    def execute(
+        self,
+        stages: Sequence[Stage],
+        *,
+        recipe: Mapping[str, Any],
+        update: bool = False,
+        listener: Listener | None = None,
+    ) -> None:
         """Bring every stage up to date, in order.
 
         Args:
+            recipe: the whole configuration, kept as ``recipe.json`` once it is clear that the run goes ahead.
             update: redo stages whose settings or inputs have changed (their folders are replaced).
 
         Raises:
@@ -128,6 +136,7 @@ class RunFolder:
             statuses = {stage.name: self.status(stage, prints[stage.name]) for stage in stages}
             if not update:
                 self._refuse_stale(stages, statuses)
+            write_text(self.root / "recipe.json", json.dumps(dict(recipe), indent=2, ensure_ascii=False) + "\n")
             for stage in stages:
                 if statuses[stage.name] is Status.DONE:
                     tell(stage.name, "skip", self._seconds(stage.name))

@@ -19,12 +19,15 @@ from pitlm.text.readers import read_rows
 FOLDS = ("sft", "reward", "rl", "validation", "test")
 SUMMARY = "summary.json"
 
+Size = int | float
+"""Of a fold: an int is a number of pairs, a float a share of the prompts."""
+
 
 def cut_folds(
     preferences: Iterable[Preference],
     *,
-    test: float | int,
-    validation: float | int,
+    test: Size,
+    validation: Size,
     salt: str = "",
 ) -> dict[str, list[Preference]]:
     """Cut preferences into the five folds so that no prompt (by ``Prompt.key``) is in two of them.
@@ -69,7 +72,7 @@ def cut_folds(
     return {fold: _pairs_of(groups, [key for _, key in placed[slice(*ends[fold])]]) for fold in FOLDS}
 
 
-def _check_size(name: str, size: float | int) -> None:
+def _check_size(name: str, size: Size) -> None:
     if isinstance(size, float) and not 0 < size < 1:
         raise InputError(f"{name}: found the share {size}, expected one between 0 and 1, or a whole number of pairs")
     if isinstance(size, int) and size < 1:
@@ -80,7 +83,7 @@ def _place(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
 
 
-def _end(size: float | int, base: float, places: Sequence[float], sizes: Sequence[int], start: int) -> int:
+def _end(size: Size, base: float, places: Sequence[float], sizes: Sequence[int], start: int) -> int:
     """The index behind the last prompt of a fold that starts at ``start``; behind the end where there are too few."""
     if isinstance(size, float):
         return max(start + 1, bisect_left(places, base + size))

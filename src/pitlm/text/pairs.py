@@ -145,12 +145,12 @@ def _side(data: Mapping[str, object], field: str, stated: Turns | None, kind: Ki
 
 
 def _reconciled(stated: Turns, told: Turns, kind: Kind) -> Turns:
-    """The longer of the stated prompt and the one that the conversations tell, where one ends with the other."""
-    if told[-len(stated) :] == stated:
+    """The longer of the stated prompt and the one that the conversations tell, where it has the other at an end."""
+    if stated in (told[-len(stated) :], told[: len(stated)]):
         return told
     if stated[-len(told) :] == told:
         return stated
-    if kind == "text" and any(turn.content.strip() == stated[0].content.strip() for turn in told):
+    if kind == "text" and stated[0].content.strip() in [turn.content.strip() for turn in told]:
         return told
     raise RowDropped(PROMPTS_DIFFER)
 

@@ -1,0 +1,56 @@
+# Every target sets up .venv by itself; `make` alone lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+WORKERS ?= 2
+
+# Nothing here talks to a hub: what is run is on this machine.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+# With workers side by side, or many small steps, threads inside torch only get in one another's way.
+test test-slow check bench: export OMP_NUM_THREADS := 1
+
+.PHONY: help venv quickstart test test-slow check bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+venv: $(READY) ## Set up .venv with the pinned versions (about 90 s, once)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3 found; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
+	@echo "Installing pitlm and its tools into .venv (about 90 s the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+quickstart: $(READY) ## Train and judge an improver in the pocket world, on two cores, in minutes
+	$(BIN)/pit run quickstart --out runs/quickstart
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(READY) ## Run the tests that train for minutes
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: $(READY) ## Lint, types, layers, budgets, references in the documents
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/house -q
+
+bench: $(READY) ## Run every benchmark; figures go to build/bench
+	@mkdir -p build/bench
+	@set -e; for file in benchmarks/*.py; do \
+	  echo "$$file"; $(BIN)/python "$$file" --json "build/bench/$$(basename "$$file" .py).json"; \
+	done
+
+clean: ## Remove what was built and cached; .venv and runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

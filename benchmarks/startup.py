@@ -1,0 +1,58 @@
+"""How long `pit --help` takes, as a ratio to starting Python and doing nothing.
+
+The two are run in turn, so that whatever else the machine does falls on both; a ratio of medians travels between
+machines better than milliseconds do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "python -c 'import click'": ["-c", "import click"],
+    "pit --help": ["-m", "pitlm.cli.main", "--help"],
+    "pit run --help": ["-m", "pitlm.cli.main", "run", "--help"],
+}
+
+
+def seconds(arguments: list[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Wall seconds of each command, one of each per round; the first round only warms the disk cache."""
+    taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for number in range(rounds + 1):
+        for name, arguments in COMMANDS.items():
+            wall = seconds(arguments)
+            if number:
+                taken[name].append(wall)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
+    options = parser.parse_args()
+    medians = {name: statistics.median(walls) for name, walls in measure(options.rounds).items()}
+    base = medians["python -c pass"]
+    figures = {name: {"median_seconds": wall, "ratio": wall / base} for name, wall in medians.items()}
+    for name, figure in figures.items():
+        print(f"{name:26} {figure['median_seconds'] * 1000:7.1f} ms  x{figure['ratio']:.1f}")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"rounds": options.rounds, "commands": figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

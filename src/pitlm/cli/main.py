@@ -1,0 +1,148 @@
+"""`pit`: the root command. A verb's module is imported when the verb is named, so `pit --help` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from pitlm import __version__
+from pitlm.core.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Where a verb lives (``module:attribute``), and the line that ``pit --help`` shows without importing it."""
+
+    home: str
+    help: str
+
+    def load(self) -> click.Command:
+        module, _, attribute = self.home.partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+VERBS = {
+    "run": Verb("pitlm.cli.run:run", "Train an improver from preference pairs and compare it honestly."),
+    "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
+    "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
+    "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
+}
+
+# Set before anything heavy is imported, because the libraries read these once, at import. What the user set stays.
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+# What the user can mend; any other OSError is ours, and keeps its traceback.
+USER_ERRNOS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "part of the path is a file, not a folder",
+    errno.EISDIR: "this is a folder, not a file",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+EXAMPLES = """
+\b
+Examples:
+  pit run quickstart
+  pit data inspect pairs.jsonl
+  pit run recipes/hh-small.yaml --data pairs.jsonl
+  pit recipes show quickstart
+
+`pit VERB --help` says more of each, with examples.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are stand-ins, for names and suggestions, until one of them is called."""
+
+    def __init__(self, verbs: dict[str, Verb], callback: Callable[..., object], epilog: str) -> None:
+        stand_ins = {name: click.Command(name, short_help=verb.help) for name, verb in verbs.items()}
+        super().__init__("pit", commands=stand_ins, callback=callback, help=callback.__doc__, epilog=epilog)
+        self.verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.verbs)  # in the order of use, not of the alphabet
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = self.verbs.get(cmd_name)
+        return verb.load() if verb else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in self.verbs.items()])
+
+
+def _about() -> None:
+    """Learn, from preference pairs, to make answers better (PIT, arXiv:2310.00898)."""
+
+
+pit = click.version_option(__version__, prog_name="pit")(LazyGroup(VERBS, _about, EXAMPLES))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `pit` and exit: 0 done, 1 failed, 2 for what the user can mend, 130 interrupted."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        code = pit.main(arguments, prog_name="pit", standalone_mode=False)
+        sys.stdout.flush()  # here a closed pipe can still be caught; at interpreter exit it cannot
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            _fail("no answer: the input has ended.", 1)
+        click.echo("Interrupted; run the same command again to go on.", err=True)
+        sys.exit(130)
+    except InputError as error:
+        _fail(str(error), 2)
+    except BrokenPipeError:
+        _close_quietly()
+        sys.exit(1)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        _fail(message, 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def user_message(error: Exception) -> str | None:
+    """One line for an error of the file system that the user can mend, None for any other."""
+    if isinstance(error, OSError) and error.errno in USER_ERRNOS:
+        return ": ".join([*(str(name) for name in (error.filename,) if name is not None), USER_ERRNOS[error.errno]])
+    # The checkpoint writers below torch and safetensors raise their own types, with the system's words inside.
+    if os.strerror(errno.ENOSPC) in str(error):
+        return USER_ERRNOS[errno.ENOSPC]
+    return None
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def _close_quietly() -> None:
+    """Send what is left in the buffers nowhere, so that the interpreter's own flush at exit does not complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

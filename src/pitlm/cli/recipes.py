@@ -1,0 +1,42 @@
+"""`pit recipes`: what can be run without writing a configuration."""
+
+from __future__ import annotations
+
+import click
+
+EXAMPLES = """
+\b
+Examples:
+  pit recipes
+  pit recipes show quickstart
+  pit recipes show quickstart > mine.yaml
+"""
+
+
+@click.group(invoke_without_command=True, epilog=EXAMPLES)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List the packaged recipes, or print one to start your own from."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from pitlm.recipes import find_recipe, recipe_names
+
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        click.echo(f"{name:{width}}  {_about(find_recipe(name).read_text(encoding='utf-8'))}".rstrip())
+
+
+@recipes.command(epilog="Example: pit recipes show quickstart > mine.yaml")
+@click.argument("name")
+def show(name: str) -> None:
+    """Print the recipe NAME as it is, comments and all."""
+    from pitlm.recipes import find_recipe
+
+    click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+def _about(text: str) -> str:
+    """The first comment line of a recipe."""
+    comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    return next(comments, "")

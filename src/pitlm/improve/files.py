@@ -1,0 +1,62 @@
+"""Improving a file of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt, Trace
+from pitlm.runs.atomic import atomic_writer
+from pitlm.text.readers import Unreadable, read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the input: a prompt, its response where there is one, and the user's own fields."""
+
+    prompt: Prompt
+    response: str | None
+    row: Mapping[str, Any]
+
+
+def read_items(path: Path) -> list[Item]:
+    """Read rows with ``prompt`` (string or messages) or ``messages``, and an optional ``response``.
+
+    Raises:
+        InputError: an unreadable file or row, or no rows, with file and line.
+    """
+    items = []
+    for raw in read_rows(path):
+        if isinstance(raw.data, Unreadable):
+            raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
+        items.append(_item(raw.data, raw.file, raw.line))
+    if not items:
+        raise InputError.at(path, found="no rows", expected="one JSON object a line, with 'prompt' and 'response'")
+    return items
+
+
+def _item(row: object, file: str, line: int) -> Item:
+    if not isinstance(row, Mapping):
+        raise InputError.at(file, line=line, found=type(row).__name__, expected="an object with 'prompt' and 'response'")
+    field = "messages" if "messages" in row and "prompt" not in row else "prompt"
+    if field not in row:
+        raise InputError.at(file, line=line, field=field, found="nothing", expected="a string or a list of messages")
+    try:
+        prompt = Prompt.of(row[field])
+    except InputError as error:
+        raise InputError(f"{file}:{line}: field '{field}': {error}") from error
+    response = row.get("response")
+    if response is not None and not isinstance(response, str):
+        raise InputError.at(file, line=line, field="response", found=type(response).__name__, expected="a string")
+    return Item(prompt, response, row)
+
+
+def write_traces(path: Path, items: Sequence[Item], traces: Sequence[Trace]) -> None:
+    """Write one line per item: the user's own fields, then those of the trace. Whole or not at all."""
+    with atomic_writer(path) as file:
+        for item, trace in zip(items, traces, strict=True):
+            file.write(json.dumps({**item.row, **trace.as_dict()}, ensure_ascii=False) + "\n")

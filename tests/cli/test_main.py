@@ -1,0 +1,183 @@
+"""The root command: nothing heavy before the verb is known, and errors that a user can read."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import click
+import pytest
+
+from pitlm.cli.main import ENVIRONMENT, VERBS, LazyGroup, Verb, main, pit
+from pitlm.core.errors import InputError
+
+HEAVY = {"torch", "transformers", "trl", "peft", "pydantic", "numpy", "scipy", "datasets", "matplotlib", "rich"}
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pitlm.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Adds a verb `stub` that does what it is told."""
+
+    def add(work: Callable[[], object]) -> None:
+        module = ModuleType("stub_verb")
+        module.stub = click.command()(lambda: work())  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "stub_verb", module)
+        monkeypatch.setitem(VERBS, "stub", Verb("stub_verb:stub", "A stub."))
+
+    for name in ENVIRONMENT:  # main() sets these for the process; put back what was there
+        monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))
+    return add
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"], ["recipes"], ["run", "--help"]])
+def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    script = f"""
+import atexit, json, sys
+from pitlm.cli.main import main
+atexit.register(lambda: print("\\n" + json.dumps(sorted(sys.modules))))
+main({arguments!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    modules = json.loads(done.stdout.splitlines()[-1])
+    assert "pitlm.cli.main" in modules
+    assert HEAVY.isdisjoint(modules)
+
+
+def test_help_lists_every_verb_and_imports_none() -> None:
+    done = call("--help")
+    assert done.returncode == 0
+    listed = [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
+    assert listed == list(VERBS)
+
+
+@pytest.mark.parametrize("name", list(VERBS))
+def test_verb_loads_with_help_and_examples(name: str) -> None:
+    command = VERBS[name].load()
+    assert isinstance(command, click.Command)
+    assert command.help
+    family = [command, *(command.commands.values() if isinstance(command, click.Group) else [])]
+    assert any("pit " + name in f"{member.epilog}{member.help}" for member in family)
+
+
+def test_unknown_verb_is_a_usage_error_with_a_suggestion() -> None:
+    done = call("recipse")
+    assert done.returncode == 2
+    assert "recipes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_recipe_is_one_line_on_stderr() -> None:
+    done = call("recipes", "show", "nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: nonsense: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    from pitlm.recipes import FOLDER, recipe_names
+
+    assert exit_code("recipes") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
+    assert exit_code("recipes", "show", "quickstart") == 0
+    assert capsys.readouterr().out == (FOLDER / "quickstart.yaml").read_text(encoding="utf-8")
+
+
+def test_input_error_is_shown_without_traceback(
+    stub: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(raising(InputError("pairs.jsonl:3: found nothing, expected a pair")))
+    assert exit_code("stub") == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "Error: pairs.jsonl:3: found nothing, expected a pair\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EACCES, "permission"),
+        (errno.EPERM, "permission"),
+        (errno.EROFS, "read-only"),
+        (errno.ENOTDIR, "not a folder"),
+        (errno.ENOENT, "no such file"),
+    ],
+)
+def test_file_system_errors_name_the_path(
+    number: int, words: str, stub: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(raising(OSError(number, os.strerror(number), "some/where.json")))
+    assert exit_code("stub") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: some/where.json: ")
+    assert words in lines[0]
+
+
+def test_a_full_disk_is_recognised_in_another_library_s_error(
+    stub: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(raising(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")))
+    assert exit_code("stub") == 2
+    assert capsys.readouterr().err == "Error: the disk is full\n"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug"), ValueError("no")])
+def test_other_errors_keep_their_traceback(error: Exception, stub: Callable[[Callable[[], object]], None]) -> None:
+    stub(raising(error))
+    with pytest.raises(type(error)):
+        main(["stub"])
+
+
+def test_interrupt_says_how_to_go_on(
+    stub: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(raising(KeyboardInterrupt()))
+    assert exit_code("stub") == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_closed_pipe_is_silent() -> None:
+    script = "import sys; from pitlm.cli.main import main; main(['recipes', 'show', 'quickstart'])"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_environment_of_the_user_wins(
+    stub: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    stub(lambda: seen.update(os.environ))
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")
+    assert exit_code("stub") == 0
+    assert seen["TRANSFORMERS_VERBOSITY"] == "info"
+    assert seen["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_root_is_lazy() -> None:
+    assert isinstance(pit, LazyGroup)

@@ -1,0 +1,69 @@
+"""The budgets that keep the package graspable, and what no file may contain."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "pitlm"
+MODULE_LINES, FUNCTION_LINES, PACKAGE_LINES = 300, 60, 5_000
+
+# Put together from pieces, so that this file passes its own test.
+FORBIDDEN = {
+    "a path of one machine": r"(?<![\w.])/(?:work|root)" + r"/",
+    "the host of a package registry": r"\b(?:pypi|pythonhosted|npmjs|anaconda)" + r"\.(?:org|com)\b|\bdownload\.pytorch" + r"\.org\b",
+}
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def long_functions() -> Iterator[str]:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > FUNCTION_LINES:
+                    yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines"
+
+
+def tree() -> list[Path]:
+    """Every file that is or would be committed; where there is no git, as in an unpacked archive, nothing is known."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+def test_modules_are_short() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(lines(path)) for path in PACKAGE.rglob("*.py")}
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > MODULE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    assert list(long_functions()) == []
+
+
+def test_package_is_small() -> None:
+    assert sum(len(lines(path)) for path in PACKAGE.rglob("*.py")) <= PACKAGE_LINES
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_tree_is_free_of(what: str) -> None:
+    pattern = re.compile(FORBIDDEN[what])
+    found = []
+    for path in tree():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture or an archive
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text)]
+    assert found == []

@@ -1,0 +1,159 @@
+"""What the documents refer to exists: paths, names in the code, tests, make targets, verbs."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+
+from pitlm.cli.main import VERBS
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "pitlm"
+DOCUMENTS = ["README.md", "PAPER.md", "LOG.md", "CONTRIBUTING.md"]
+HOW_TO = ["README.md", "CONTRIBUTING.md"]
+
+FOLDERS = ("src/", "tests/", "benchmarks/", "docs/", "examples/", "recipes/", ".ci/")
+SOURCES = (".py", ".md", ".yaml", ".yml", ".toml", ".j2")
+# What a command makes or a reader puts in the place of; it is not in the tree.
+PLACEHOLDERS = ("runs/", "build/", "path/", "my", "your")
+
+
+def text_of(document: str) -> str:
+    path = ROOT / document
+    assert path.is_file(), f"{document} is missing"
+    return path.read_text(encoding="utf-8")
+
+
+def code_of(text: str) -> tuple[list[str], list[str]]:
+    """The backticked spans of a document, and the lines of its fenced blocks."""
+    blocks: list[str] = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"`([^`\n]+)`", prose), [line for block in blocks for line in block.splitlines()]
+
+
+def is_path(span: str) -> bool:
+    if not re.fullmatch(r"[\w.\-/]+", span) or span.startswith(PLACEHOLDERS):
+        return False
+    return span.startswith(FOLDERS) or ("/" in span and span.endswith(SOURCES)) or span.endswith(".md")
+
+
+def exists(span: str) -> bool:
+    return (ROOT / span).exists() or (PACKAGE / span).exists()
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """Every name that a module defines, dotted below classes, by reading it: importing would load torch."""
+    found: set[str] = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    found.add(prefix + name)
+                case ast.ClassDef(name=name, body=inner):
+                    found.add(prefix + name)
+                    visit(inner, f"{prefix}{name}.")
+                case ast.Assign(targets=targets):
+                    found.update(prefix + target.id for target in targets if isinstance(target, ast.Name))
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    found.add(prefix + name)
+                case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                    found.update(prefix + (alias.asname or alias.name) for alias in aliases)
+                case ast.If(body=inner, orelse=other):
+                    visit([*inner, *other], prefix)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return frozenset(found)
+
+
+def module_file(dotted: str) -> Path | None:
+    """The file of ``pitlm.a.b``, also when written ``a.b``; None where there is none."""
+    parts = dotted.removeprefix("pitlm").strip(".").split(".")
+    base = PACKAGE.joinpath(*(part for part in parts if part))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def resolves(dotted: str) -> bool:
+    """Whether ``pitlm.module.Class.method`` names a module or something defined in one."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        path = module_file(".".join(parts[:cut]))
+        if path is not None:
+            return cut == len(parts) or ".".join(parts[cut:]) in names_in(path)
+    return False
+
+
+def broken_reference(span: str) -> bool:
+    """Whether a span names something in the code that is not there; False for any span that is no reference."""
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    if match := re.fullmatch(r"([\w./\-]+\.py)::?([\w.:]+?)(?:\[.*\])?", span):
+        path = next((base / match[1] for base in (ROOT, PACKAGE) if (base / match[1]).is_file()), None)
+        return path is None or match[2].replace("::", ".") not in names_in(path)
+    if match := re.fullmatch(r"((?:\w+\.)*\w+):([A-Za-z_][\w.]*)", span):
+        first = match[1].removeprefix("pitlm.").split(".")[0]
+        return first in packages and not ((path := module_file(match[1])) and match[2] in names_in(path))
+    if match := re.fullmatch(r"(pitlm(?:\.\w+)+)(?:\(.*\))?", span):
+        return not resolves(match[1])
+    return False
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_exist(document: str) -> None:
+    text = text_of(document)
+    spans, _ = code_of(text)
+    links = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [span for span in spans if is_path(span) and not exists(span)]
+    missing += [link for link in links if link and not (ROOT / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_names_in_the_code_exist(document: str) -> None:
+    spans, _ = code_of(text_of(document))
+    assert [span for span in spans if broken_reference(span)] == []
+
+
+@pytest.mark.parametrize("document", HOW_TO)
+def test_make_targets_exist(document: str) -> None:
+    spans, block_lines = code_of(text_of(document))
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name for line in spans + block_lines for name in re.findall(r"(?:^|[\s$;&])make ([a-z][\w-]*)", line)}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("document", HOW_TO)
+def test_verbs_exist(document: str) -> None:
+    spans, block_lines = code_of(text_of(document))
+    unknown = []
+    for line in spans + block_lines:
+        for verb, following in re.findall(r"(?:^|[\s$/;&|])pit ([a-z]\w*)(?: ([a-z]\w*))?", line.partition(" #")[0]):
+            if verb not in VERBS:
+                unknown.append(f"pit {verb}")
+            elif following and isinstance(command := VERBS[verb].load(), click.Group):
+                unknown += [f"pit {verb} {following}"] if following not in command.commands else []
+    assert unknown == []
+
+
+def test_the_checks_above_can_fail() -> None:
+    """What a reference looks like, and that a broken one is seen."""
+    assert not broken_reference("pitlm.core.equations:gap_loss")
+    assert not broken_reference("core.equations:gap_loss")
+    assert not broken_reference("pitlm.core.errors.InputError.at")
+    assert not broken_reference("pitlm.improve")
+    assert not broken_reference("tests/house/test_docs.py::test_verbs_exist")
+    assert not broken_reference("src/pitlm/core/equations.py:gap_loss")
+    assert not broken_reference("host:port")
+    assert broken_reference("pitlm.core.equations:nothing")
+    assert broken_reference("core.nothing:gap_loss")
+    assert broken_reference("pitlm.core.errors.InputError.nothing")
+    assert broken_reference("pitlm.nothing")
+    assert broken_reference("tests/house/test_docs.py::test_nothing")
+    assert is_path("src/pitlm/nothing.py")
+    assert is_path("core/equations.py")
+    assert exists("core/equations.py")
+    assert not is_path("runs/quickstart/config.yaml")
+    assert not exists("src/pitlm/nothing.py")
