@@ -13,9 +13,10 @@ PACKAGE = ROOT / "src" / "pitlm"
 MODULE_LINES, FUNCTION_LINES, PACKAGE_LINES = 300, 60, 5_000
 
 # Put together from pieces, so that this file passes its own test.
+HOSTS = "|".join(name + r"\.(?:org|com)" for name in ("pypi", "pythonhosted", "npmjs", r"download\.pytorch"))
 FORBIDDEN = {
     "a path of one machine": r"(?<![\w.])/(?:work|root)" + r"/",
-    "the host of a package registry": r"\b(?:pypi|pythonhosted|npmjs|anaconda)" + r"\.(?:org|com)\b|\bdownload\.pytorch" + r"\.org\b",
+    "the host of a package registry": rf"\b(?:{HOSTS})\b",
 }
 
 

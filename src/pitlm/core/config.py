@@ -33,6 +33,9 @@ class DataSection(Section):
     skip_invalid: bool = Field(False, description="set invalid rows aside instead of stopping")
     max_prompt_tokens: PositiveInt = Field(512, description="longest x, in tokens")
     max_response_tokens: PositiveInt = Field(256, description="longest y, in tokens, end token included")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="longest answer that is sampled, in training and after; default: max_response_tokens"
+    )
     over_long: Literal["drop", "trim"] = Field("drop", description="drop over-long pairs, or trim x from its oldest turn")
 
 
@@ -115,7 +118,9 @@ class RLSection(TrainSection):
     beta: Annotated[float, Field(ge=0)] = Field(0.05, description="KL coefficient; the anchor is the SFT improver")
     temperature: PositiveFloat = 1.0
     clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
-    truncated_penalty: Annotated[float, Field(ge=0)] = Field(1.0, description="taken from the reward of an answer without end token")
+    truncated_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        1.0, description="taken from the reward of an answer without end token; null leaves such answers out of the group"
+    )
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
 

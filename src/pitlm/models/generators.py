@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_tokenizer
 from pitlm.text.template import Template, encode_prompts
@@ -87,10 +88,14 @@ class Generator:
         tokenizer = load_tokenizer(path)
         return cls(load_causal(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
-    def fits(self, prompt_ids: list[int]) -> bool:
-        """Whether the prompt leaves room for a whole answer in the model's window."""
+    def _check_window(self, prompt_ids: Sequence[list[int]]) -> None:
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return window is None or len(prompt_ids) + self.card.max_response_tokens <= window
+        longest = max(map(len, prompt_ids), default=0)
+        if window is not None and longest + self.card.max_new_tokens > window:
+            raise InputError(
+                f"found a conversation of {longest} tokens, expected at most {window - self.card.max_new_tokens}: "
+                f"the {self.kind}'s window of {window} less {self.card.max_new_tokens} for the answer"
+            )
 
     def _answer(
         self,
@@ -101,11 +106,12 @@ class Generator:
         advance: Advance | None,
     ) -> list[Answer]:
         prompt_ids = encode_prompts(self.tokenizer, conversations)
+        self._check_window(prompt_ids)
         completions = generate(
             self.model,
             self.tokenizer,
             prompt_ids,
-            max_new_tokens=self.card.max_response_tokens,
+            max_new_tokens=self.card.max_new_tokens,
             temperature=temperature,
             seed=seed,
             batch_size=batch_size,

@@ -44,8 +44,7 @@ class Card:
 
     kind: Kind
     ask: str
-    max_response_tokens: int
-    max_prompt_tokens: int
+    max_new_tokens: int
 
     def save(self, folder: Path) -> None:
         write_text(folder / "pit.json", json.dumps(asdict(self), indent=2) + "\n")

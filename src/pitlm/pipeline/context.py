@@ -54,7 +54,7 @@ class Context:
 
     def card(self, kind: Kind) -> Card:
         data = self.recipe.data
-        return Card(kind, self.recipe.template.ask, data.max_response_tokens, data.max_prompt_tokens)
+        return Card(kind, self.recipe.template.ask, data.max_new_tokens or data.max_response_tokens)
 
     def bench(self, folder: Path, start: str | Path, kind: Kind) -> Workbench:
         """The workbench of one training stage; each stage has its own seed, made from the run's."""

@@ -14,10 +14,9 @@ from pitlm.pocket import world
 from pitlm.text.dataset import Loaded, load_preferences
 from pitlm.text.folds import cut_folds, write_folds
 from pitlm.text.limits import Limits, fit_preferences
-from pitlm.text.template import encode_completion
 
-TEMPLATE_TOKENS = 32
-"""Room for the marks of the chat template beside x, y_ref and y."""
+TEMPLATE_TOKENS = 48
+"""Room for the marks of the chat template and the request beside x, y_ref and y."""
 
 
 def prepare(context: Context, folder: Path) -> dict[str, Any]:
@@ -25,34 +24,33 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     recipe = context.recipe
     data = recipe.data
     loaded = _load(context, folder)
-    folds = cut_folds(loaded.preferences, test=data.test, validation=data.validation, salt="")
     if recipe.model.init is not None:
-        training = [pair for name in ("sft", "reward", "rl") for pair in folds[name]]
-        ask = len(recipe.template.ask.split())
-        make_from_scratch(
-            recipe.model.init,
-            _texts(training),
-            folder / "base",
-            seed=context.seed("base"),
-            max_tokens=data.max_prompt_tokens + 2 * data.max_response_tokens + ask + TEMPLATE_TOKENS,
-            words=[*world.vocabulary(), *recipe.template.ask.split()] if context.pocket else (),
-        )
-    tokenizer = load_tokenizer(context.start)
+        raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation)
+        _make_base(context, folder / "base", [pair for name in ("sft", "reward", "rl") for pair in raw[name]])
     limits = Limits(data.max_prompt_tokens, data.max_response_tokens, data.over_long)
-    dropped = trimmed = 0
-    for name, pairs in folds.items():
-        fitted = fit_preferences(pairs, tokenizer, context.template, limits)
-        dropped, trimmed = dropped + fitted.dropped, trimmed + fitted.trimmed
-        if not fitted.preferences:
-            raise InputError(
-                f"{data.source}: fold '{name}': found no pair within {data.max_prompt_tokens} prompt tokens and "
-                f"{data.max_response_tokens} response tokens, expected some; raise data.max_prompt_tokens or data.max_response_tokens"
-            )
-        folds[name] = fitted.preferences
+    fitted = fit_preferences(loaded.preferences, load_tokenizer(context.start), context.template, limits)
+    if not fitted.preferences:
+        raise InputError(
+            f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and {data.max_response_tokens} "
+            "response tokens, expected some; raise data.max_prompt_tokens or data.max_response_tokens"
+        )
+    # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
+    folds = cut_folds(fitted.preferences, test=data.test, validation=data.validation)
     summary = write_folds(folder, folds, loaded)
-    return {**summary, "over_long": {"dropped": dropped, "trimmed": trimmed}, "ask_tokens": len(
-        encode_completion(tokenizer, recipe.template.ask)
-    )}
+    return {**summary, "over_long": {"dropped": fitted.dropped, "trimmed": fitted.trimmed}}
+
+
+def _make_base(context: Context, folder: Path, training: list[Preference]) -> None:
+    recipe = context.recipe
+    assert recipe.model.init is not None
+    make_from_scratch(
+        recipe.model.init,
+        _texts(training),
+        folder,
+        seed=context.seed("base"),
+        max_tokens=recipe.data.max_prompt_tokens + 2 * recipe.data.max_response_tokens + TEMPLATE_TOKENS,
+        words=[*world.vocabulary(), *recipe.template.ask.split()] if context.pocket else (),
+    )
 
 
 def _load(context: Context, folder: Path) -> Loaded:
@@ -63,7 +61,7 @@ def _load(context: Context, folder: Path) -> Loaded:
     if data.source is None:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
     return load_preferences(
-        data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejected-rows.jsonl", limit=data.pairs, progress=True
+        data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejects.jsonl", limit=data.pairs, progress=True
     )
 
 

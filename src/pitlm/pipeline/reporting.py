@@ -53,7 +53,7 @@ def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, A
             gaps=evaluation["gaps"],
             health=health_lines(health),
             examples=_examples(context.root, evaluation["gaps"][PIT]),
-            notes=_notes(context, evaluation),
+            notes=[*trends(context.root), *_notes(context, evaluation)],
             quality_name=evaluation["judge"],
         ),
         path,
@@ -100,6 +100,23 @@ def health_lines(health: dict[str, Any]) -> list[HealthLine]:
         else:
             lines.append(health_line(key, value))
     return lines
+
+
+def trends(root: Path) -> list[str]:
+    """One sentence per RL stage: whether quality held at the end."""
+    sentences = []
+    for folder in sorted(root.glob("rl-*")):
+        trend = stage_result(root, folder.name)["trend"]
+        change = trend["change"]
+        if change is None:
+            continue
+        fell = change["high"] < 0
+        sentences.append(
+            f"{folder.name}: quality of the samples {trend['first_probe']:.2f} at first, {trend['last_probe']:.2f} at last; "
+            f"last quarter less third quarter {change['estimate']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]: "
+            + ("it fell while the reward was maximised" if fell else "no fall")
+        )
+    return sentences
 
 
 def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pitlm.core.config import Recipe, load_recipe
 from pitlm.core.errors import InputError
 from pitlm.models.loading import quiet
 from pitlm.pipeline.evaluation import PIT
-from pitlm.pipeline.reporting import headline, health_lines, stage_result
+from pitlm.pipeline.reporting import headline, health_lines, stage_result, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.stage import RunFolder
 
@@ -85,6 +85,8 @@ def summary(console: Console, root: Path) -> None:
     console.print()
     console.print(_systems(evaluation))
     console.print(_health(health))
+    for sentence in trends(root):
+        console.print(Text(sentence))
     console.print(Text("\nThree answers, before and after:"))
     for item in _three(root):
         console.print(Text(f"  asked   {item['prompt'][-1]['content']}"))

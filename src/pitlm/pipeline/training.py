@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.progress import Progress
+from scipy.stats import ttest_ind
 
 from pitlm.core.config import RLSection
 from pitlm.core.nouns import Preference, Prompt
@@ -18,6 +20,7 @@ from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
 from pitlm.runs.atomic import write_text
+from pitlm.train.common import read_metrics
 from pitlm.train.reward import train_gap, train_reward
 from pitlm.train.rl import Conversation, Probe, train_rl
 from pitlm.train.sft import train_sft
@@ -130,7 +133,30 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
         adapter=context.root / previous / "adapter" if previous and lora else None,
         probe=_probe(context, lambda conversation: Prompt.of(conversation[:-2])),
     )
-    return {"references": len(rows), "source": curriculum.stages[number]}
+    trend = quality_trend(read_metrics(folder / "metrics.jsonl"))
+    return {"references": len(rows), "source": curriculum.stages[number], "trend": trend}
+
+
+def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Did the judge's quality of the samples still hold at the end, while the reward was being maximised? Ours.
+
+    Means over the first, third and last quarter of the steps, and the last less the third with its interval: an
+    interval wholly below zero is what reward hacking looks like.
+    """
+    steps = [row for row in rows if "probe" in row and "reward" in row]
+    quarter = max(1, len(steps) // 4)
+    parts = {"first": steps[:quarter], "third": steps[-2 * quarter : -quarter], "last": steps[-quarter:]}
+    means = {
+        f"{name}_{key}": float(np.mean([row[key] for row in part])) if part else None
+        for name, part in parts.items()
+        for key in ("reward", "probe", "kl_sequence")
+    }
+    third, last = ([row["probe"] for row in parts[name]] for name in ("third", "last"))
+    if min(len(third), len(last)) < 2:
+        return {**means, "change": None}
+    interval = ttest_ind(last, third, equal_var=False).confidence_interval(0.95)
+    change = {"estimate": float(np.mean(last) - np.mean(third)), "low": float(interval.low), "high": float(interval.high)}
+    return {**means, "change": change}
 
 
 def _references(

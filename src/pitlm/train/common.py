@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import (
@@ -23,8 +24,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from pitlm.core.config import LoraSection, TrainSection
+from pitlm.core.config import LoraSection, RLSection, TrainSection
 from pitlm.models.loading import Card, save
+from pitlm.train.batches import length_grouped
 
 TokenRow = tuple[list[int], list[int]]
 """Prompt ids and completion ids (end token included)."""
@@ -76,7 +78,8 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
         "output_dir": str(bench.folder / "checkpoints"),
         "run_name": f"{bench.folder.parent.name}/{bench.folder.name}",
         "learning_rate": section.learning_rate,
-        "num_train_epochs": section.epochs,
+        "num_train_epochs": section.epochs if isinstance(section, RLSection) else 1.0,  # see arranged()
+        "train_sampling_strategy": "sequential",
         "max_steps": section.max_steps or -1,
         "per_device_train_batch_size": section.batch_size // section.accumulation,
         "per_device_eval_batch_size": section.batch_size,
@@ -106,6 +109,12 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
         "dataloader_pin_memory": torch.cuda.is_available(),
         "push_to_hub": False,
     }
+
+
+def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, bench: Workbench) -> Dataset:
+    """All epochs of a training set as one sequence, rows of like length in one batch."""
+    order = length_grouped(lengths, batch_size=section.batch_size, epochs=section.epochs, seed=bench.seed)
+    return dataset.select(order)
 
 
 class MetricsWriter(TrainerCallback):

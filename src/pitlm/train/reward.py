@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from pitlm.core.config import TrainSection
 from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
 from pitlm.models.loading import load_scorer
-from pitlm.train.common import Workbench, callbacks, fit, trainer_arguments
+from pitlm.train.common import Workbench, arranged, callbacks, fit, trainer_arguments
 
 
 class PairRow(NamedTuple):
@@ -40,8 +40,8 @@ def train_reward(
     trainer = RewardTrainer(
         model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
         args=_arguments(section, bench),
-        train_dataset=Dataset.from_list([row._asdict() for row in rows]),
-        eval_dataset=Dataset.from_list([row._asdict() for row in held_out]),
+        train_dataset=arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
+        eval_dataset=_dataset(held_out),
         processing_class=bench.tokenizer,
         peft_config=bench.lora("SEQ_CLS"),
         callbacks=callbacks(bench, "reward model"),
@@ -56,14 +56,18 @@ def train_gap(
     trainer = GapTrainer(
         model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
         args=_arguments(section, bench),
-        train_dataset=Dataset.from_list([row._asdict() for row in rows]),
-        eval_dataset=Dataset.from_list([row._asdict() for row in held_out]),
+        train_dataset=arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
+        eval_dataset=_dataset(held_out),
         processing_class=bench.tokenizer,
         peft_config=bench.lora("SEQ_CLS"),
         callbacks=callbacks(bench, "gap model"),
         data_collator=GapCollator(int(bench.tokenizer.pad_token_id)),
     )
     return fit(trainer, bench)
+
+
+def _dataset(rows: Sequence[PairRow] | Sequence[GapRow]) -> Dataset:
+    return Dataset.from_list([row._asdict() for row in rows])
 
 
 def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:

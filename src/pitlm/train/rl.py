@@ -81,7 +81,7 @@ def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
         num_generations=section.group,
         steps_per_generation=section.accumulation,
         num_iterations=1,
-        max_completion_length=bench.card.max_response_tokens,
+        max_completion_length=bench.card.max_new_tokens,
         temperature=section.temperature,
         top_p=1.0,
         top_k=0,
@@ -110,7 +110,7 @@ class SampleReward:
     __name__ = "reward"
 
     def __init__(
-        self, reward: Reward, bench: Workbench, truncated_penalty: float, probe: tuple[str, Probe] | None
+        self, reward: Reward, bench: Workbench, truncated_penalty: float | None, probe: tuple[str, Probe] | None
     ) -> None:
         self.reward = reward
         self.tokenizer = bench.tokenizer
@@ -119,8 +119,12 @@ class SampleReward:
 
     def __call__(
         self, prompts: list[Conversation], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
-    ) -> list[float]:
-        """One reward per sample. An answer cut off before its end token is scored with the end token, less a penalty."""
+    ) -> list[float | None]:
+        """One reward per sample.
+
+        An answer cut off before its end token is scored with the end token, less a penalty; without a penalty it
+        gets None, which leaves it out of its group's baseline.
+        """
         end = self.tokenizer.eos_token_id
         prompt_ids = encode_prompts(self.tokenizer, prompts)
         ended = [ids[-1:] == [end] for ids in completion_ids]
@@ -128,14 +132,16 @@ class SampleReward:
             prompt + (ids if done else [*ids, end])
             for prompt, ids, done in zip(prompt_ids, completion_ids, ended, strict=True)
         ]
-        penalty = torch.tensor([0.0 if done else self.truncated_penalty for done in ended])
-        rewards = self.reward(rows) - penalty
+        rewards: list[float] = self.reward(rows).tolist()
         if self.probe is not None:
             texts = [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
             quality = self.probe[1](prompts, texts)
             kwargs["log_metric"]("probe", sum(quality) / len(quality))
-        result: list[float] = rewards.tolist()
-        return result
+        penalty = self.truncated_penalty
+        return [
+            reward if done else None if penalty is None else reward - penalty
+            for reward, done in zip(rewards, ended, strict=True)
+        ]
 
 
 class AnchorCheck(TrainerCallback):

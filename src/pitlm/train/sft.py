@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pitlm.core.config import TrainSection
 from pitlm.models.loading import load_causal
-from pitlm.train.common import TokenRow, Workbench, callbacks, fit, trainer_arguments
+from pitlm.train.common import TokenRow, Workbench, arranged, callbacks, fit, trainer_arguments
 
 
 def train_sft(
@@ -38,7 +38,7 @@ def train_sft(
     trainer = SFTTrainer(
         model=load_causal(bench.start, bench.tokenizer, bench.dtype),
         args=arguments,
-        train_dataset=_labelled(rows),
+        train_dataset=arranged(_labelled(rows), [len(p) + len(c) for p, c in rows], section, bench),
         eval_dataset=_labelled(held_out),
         processing_class=bench.tokenizer,
         peft_config=bench.lora("CAUSAL_LM"),

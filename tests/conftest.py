@@ -1,0 +1,30 @@
+"""Shared by all tests: no network, one thread, and tiny models that are built once per worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))  # for `builders`: test files are not a package
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """One folder per family of tiny causal models: see ``builders.FAMILIES``."""
+    from builders import FAMILIES
+
+    root = tmp_path_factory.mktemp("bases")
+    made = {}
+
+    def base(family: str) -> Path:
+        if family not in made:
+            made[family] = FAMILIES[family](root / family)
+        return made[family]
+
+    return base

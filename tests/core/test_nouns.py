@@ -1,0 +1,112 @@
+"""The nouns: what they accept, what they refuse, and what must never change about them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Comparison, Message, Preference, Prompt, Round, StopReason, Trace, Verdict
+
+USER, ANSWER, SYSTEM = (
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "system", "content": "s"},
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "roles"),
+    [
+        ("q", ["user"]),
+        ([USER], ["user"]),
+        ([Message("user", "q")], ["user"]),
+        ((SYSTEM, USER), ["system", "user"]),
+        ([SYSTEM, USER, ANSWER, USER], ["system", "user", "assistant", "user"]),
+        ([USER, ANSWER, {**USER, "name": "ignored"}], ["user", "assistant", "user"]),
+    ],
+)
+def test_a_prompt_is_made_of_what_users_have(value, roles):
+    prompt = Prompt.of(value)
+    assert [message.role for message in prompt.messages] == roles
+    assert prompt.text == "q"
+    assert Prompt.of(prompt) is prompt
+    assert Prompt.of(prompt.as_messages()) == prompt
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "found no user turn"),
+        ([SYSTEM], "found no user turn"),
+        ([ANSWER], "found role 'assistant' in turn 1, expected 'user'"),
+        ([USER, USER], "found role 'user' in turn 2, expected 'assistant'"),
+        ([USER, SYSTEM], "found role 'system' in turn 2"),
+        ([SYSTEM, SYSTEM, USER], "found role 'system' in turn 1"),
+        ([USER, ANSWER], "ends on 'assistant', expected it to end on 'user'"),
+        ([{"role": "human", "content": "q"}], "message 1: found role 'human', expected one of system, user, assistant"),
+        ([USER, {"role": "assistant"}], "message 2: found content of type NoneType, expected a string"),
+        ([{"role": "user", "content": [{"type": "text", "text": "q"}]}], "message 1: found content of type list"),
+        (["q"], "message 1: found str, expected an object with role and content"),
+        (7, "found int, expected a string or a list of messages"),
+        (None, "found NoneType, expected"),
+        ({"role": "user", "content": "q"}, "found dict, expected"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_with_its_reason(value, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        Prompt.of(value)
+
+
+def test_the_key_of_a_prompt_never_changes():
+    # printf '[{"role": "user", "content": "How much is the lamp? \xc3\xa9"}]' | sha256sum: folds of old runs depend on it.
+    prompt = Prompt.of("How much is the lamp? é")
+    assert prompt.key == "4bb5c00676ae9c36"
+
+
+def test_the_key_sees_the_whole_conversation():
+    prompts = [Prompt.of("q"), Prompt.of([SYSTEM, USER]), Prompt.of([USER, ANSWER, USER]), Prompt.of("q ")]
+    assert len({prompt.key for prompt in prompts}) == 4
+    assert len(prompts[0].key) == 16
+
+
+def test_a_preference_survives_its_row():
+    pair = Preference(Prompt.of([SYSTEM, USER]), "w", "l")
+    assert Preference.from_dict(pair.as_dict()) == pair
+
+
+def test_swapping_a_verdict_twice_gives_it_back():
+    assert [verdict.swap() for verdict in Verdict] == [
+        Verdict.LOSS,
+        Verdict.TIE,
+        Verdict.WIN,
+        Verdict.INCONSISTENT,
+        Verdict.UNPARSABLE,
+    ]
+    assert all(verdict.swap().swap() is verdict for verdict in Verdict)
+
+
+def test_swapping_a_comparison_exchanges_the_responses_only():
+    comparison = Comparison(Prompt.of("q"), "a", "b")
+    assert comparison.swap() == Comparison(Prompt.of("q"), "b", "a")
+    assert comparison.swap().swap() == comparison
+
+
+def test_a_trace_tells_what_was_kept():
+    rounds = (Round("b", 0.5, True), Round("c", 0.25, True), Round("d", -1.0, False))
+    trace = Trace(Prompt.of("q"), "a", rounds, StopReason.NO_GAIN, generated_tokens=9, prompt_tokens=30)
+    assert trace.responses == ("a", "b", "c")
+    assert trace.final == "c"
+    assert trace.gaps == (0.5, 0.25, -1.0)
+    row = trace.as_dict()
+    assert (row["original"], row["final"], row["stop_reason"], row["generated_tokens"]) == ("a", "c", "no gain", 9)
+    assert [r["accepted"] for r in row["rounds"]] == [True, True, False]
+
+
+def test_a_trace_without_an_accepted_round_ends_where_it_began():
+    trace = Trace(Prompt.of("q"), "a", (Round("b", -0.5, False),), StopReason.NO_GAIN)
+    assert (trace.final, trace.responses) == ("a", ("a",))
+
+
+def test_nouns_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Prompt.of("q").messages = ()
