@@ -115,7 +115,14 @@ def _model(architecture: str, tokenizer, folder: Path, *, bos: int | None, ends:
         model = AutoModelForCausalLM.from_config(config)
     # What instruct models ship with: more than one end token, and a taste in sampling.
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.6, top_p=0.9, bos_token_id=bos, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
+        top_k=20,
+        repetition_penalty=1.5,
+        bos_token_id=bos,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -192,9 +199,10 @@ def scorer_checkpoint(base: Path, folder: Path, kind: str, seed: int = 1) -> Pat
     tokenizer = load_tokenizer(base)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer))
+        model.config.pad_token_id = tokenizer.pad_token_id
         torch.nn.init.normal_(model.score.weight)
     save(model, tokenizer, Card(kind, ASK, 8), folder)
     return folder

@@ -26,8 +26,12 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where pairs come from and how they are cut into folds."""
 
-    source: str | None = Field(None, description="path, folder or hub name of preference pairs; 'pocket' for the pocket world")
-    pairs: PositiveInt | None = Field(None, description="use at most this many pairs (the pocket world makes this many)")
+    source: str | None = Field(
+        None, description="path, folder or hub name of preference pairs; 'pocket' for the pocket world"
+    )
+    pairs: PositiveInt | None = Field(
+        None, description="use at most this many pairs (the pocket world makes this many)"
+    )
     test: Fraction = Field(0.1, description="share of prompts kept for evaluation")
     validation: Fraction = Field(0.05, description="share of prompts kept for validation")
     skip_invalid: bool = Field(False, description="set invalid rows aside instead of stopping")
@@ -36,7 +40,9 @@ class DataSection(Section):
     max_new_tokens: PositiveInt | None = Field(
         None, description="longest answer that is sampled, in training and after; default: max_response_tokens"
     )
-    over_long: Literal["drop", "trim"] = Field("drop", description="drop over-long pairs, or trim x from its oldest turn")
+    over_long: Literal["drop", "trim"] = Field(
+        "drop", description="drop over-long pairs, or trim x from its oldest turn"
+    )
 
 
 class InitSection(Section):
@@ -55,7 +61,9 @@ class ModelSection(Section):
     """The causal language model that policy and improver start from."""
 
     base: str | None = Field(None, description="local path or hub name; leave out to start from scratch with `init`")
-    reward_base: str | None = Field(None, description="base of R_P and R_PIT; default: the stage before each (policy, improver)")
+    reward_base: str | None = Field(
+        None, description="base of R_P and R_PIT; default: the stage before each (policy, improver)"
+    )
     init: InitSection | None = None
     improver_start: Literal["base", "policy"] = Field(
         "base", description="what improver SFT starts from; 'policy' where the base knows nothing yet"
@@ -81,7 +89,9 @@ class LoraSection(Section):
 class TemplateSection(Section):
     """How x, y_ref and y become one conversation."""
 
-    ask: str = Field("Please write a better answer.", min_length=1, description="the user turn after y_ref; names no criterion")
+    ask: str = Field(
+        "Please write a better answer.", min_length=1, description="the user turn after y_ref; names no criterion"
+    )
 
 
 class TrainSection(Section):
@@ -119,7 +129,8 @@ class RLSection(TrainSection):
     temperature: PositiveFloat = 1.0
     clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
     truncated_penalty: Annotated[float, Field(ge=0)] | None = Field(
-        1.0, description="taken from the reward of an answer without end token; null leaves such answers out of the group"
+        1.0,
+        description="taken from the reward of an answer without end token; null leaves such answers out of the group",
     )
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
@@ -153,7 +164,9 @@ class LoopSection(Section):
 
     rounds: PositiveInt = 3
     margin: Annotated[float, Field(ge=0)] = Field(0.0, description="a proposal needs a calibrated gap above this")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.4, description="sampling temperature of the improver; 0 is greedy")
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.4, description="sampling temperature of the improver; 0 is greedy"
+    )
 
 
 class EvaluationSection(Section):
@@ -183,7 +196,9 @@ class Recipe(Section):
     curriculum: CurriculumSection
     loop: LoopSection = LoopSection()
     evaluation: EvaluationSection = EvaluationSection()
-    report_to: list[str] = Field(["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ...")
+    report_to: list[str] = Field(
+        ["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ..."
+    )
 
 
 def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:

@@ -38,7 +38,9 @@ def best_of(
     """
     candidates = [[Answer(original)] for original in originals]
     for number in range(samples):
-        for row, answer in zip(candidates, policy.answer(prompts, temperature=temperature, seed=seed + number), strict=True):
+        for row, answer in zip(
+            candidates, policy.answer(prompts, temperature=temperature, seed=seed + number), strict=True
+        ):
             row.append(answer)
     flat = [(prompt, answer.text) for prompt, row in zip(prompts, candidates, strict=True) for answer in row]
     scores = reward.scores([prompt for prompt, _ in flat], [text for _, text in flat]).view(len(prompts), samples + 1)

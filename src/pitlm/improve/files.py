@@ -41,7 +41,9 @@ def read_items(path: Path) -> list[Item]:
 
 def _item(row: object, file: str, line: int) -> Item:
     if not isinstance(row, Mapping):
-        raise InputError.at(file, line=line, found=type(row).__name__, expected="an object with 'prompt' and 'response'")
+        raise InputError.at(
+            file, line=line, found=type(row).__name__, expected="an object with 'prompt' and 'response'"
+        )
     field = "messages" if "messages" in row and "prompt" not in row else "prompt"
     if field not in row:
         raise InputError.at(file, line=line, field=field, found="nothing", expected="a string or a list of messages")

@@ -38,9 +38,11 @@ def generate(
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     completions: list[list[int]] = [[] for _ in prompt_ids]
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {
-        "do_sample": False, "temperature": None, "top_k": None, "top_p": None
-    }
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature > 0
+        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    )
     was_training = model.training
     model.eval()
     with torch.random.fork_rng():
@@ -59,7 +61,7 @@ def generate(
                 **sampling,
             )
             for i, row in zip(chosen, output[:, width:].tolist(), strict=True):
-                completions[i] = row[: row.index(end) + 1] if end in row else [t for t in row if t != pad]
+                completions[i] = row[: row.index(end) + 1] if end in row else row
             if advance is not None:
                 advance(len(chosen))
     model.train(was_training)

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -57,7 +58,9 @@ class Card:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
-            raise InputError.at(path, found=f"an unreadable model card ({error})", expected="what pitlm wrote") from error
+            raise InputError.at(
+                path, found=f"an unreadable model card ({error})", expected="what pitlm wrote"
+            ) from error
 
 
 def load_card(path: str | Path, kind: Kind) -> Card:
@@ -132,7 +135,10 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        # Not the base's own: its penalties and further end tokens would make RL and inference sample differently.
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
     return model
 
 
@@ -156,8 +162,10 @@ def make_from_scratch(
         max_tokens: the longest sequence that the model will see.
         words: for a word tokenizer, the whole vocabulary where it is known.
     """
-    tokenizer = _words_tokenizer(words or {w for t in texts for w in t.split()}) if init.tokenizer == "words" else (
-        _bpe_tokenizer(texts, init.vocabulary)
+    tokenizer = (
+        _words_tokenizer(words or {w for t in texts for w in t.split()})
+        if init.tokenizer == "words"
+        else (_bpe_tokenizer(texts, init.vocabulary))
     )
     config = AutoConfig.for_model(
         init.architecture,
@@ -169,6 +177,8 @@ def make_from_scratch(
         num_key_value_heads=init.heads,
         head_dim=init.hidden // init.heads,
         max_position_embeddings=max_tokens,
+        # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
+        initializer_range=init.hidden**-0.5,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

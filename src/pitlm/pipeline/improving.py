@@ -55,7 +55,8 @@ def improve_answers(
     if run is not None and recipe is not None:
         improver = improver or run / improver_stage(recipe) / "model"
         gap = gap or run / "gap" / "model"
-    assert improver is not None and gap is not None
+    assert improver is not None
+    assert gap is not None
     writer, scorer = Improver.from_pretrained(improver), GapModel.from_pretrained(gap)
     answered = _with_responses(items, run, recipe, seed)
     traces: list[Trace] = []
@@ -89,7 +90,9 @@ def _with_responses(items: Sequence[Item], run: Path | None, recipe: Recipe | No
     if not missing:
         return [item.response or "" for item in items]
     if run is None or recipe is None:
-        raise InputError(f"{len(missing)} items have no 'response', expected one each, or --run, whose policy then answers")
+        raise InputError(
+            f"{len(missing)} items have no 'response', expected one each, or --run, whose policy then answers"
+        )
     policy = Policy.from_pretrained(run / policy_stage(recipe) / "model")
     temperature = recipe.evaluation.policy_temperature
     made = iter(policy.answer([item.prompt for item in missing], temperature=temperature, seed=seed))

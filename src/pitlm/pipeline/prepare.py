@@ -1,4 +1,4 @@
-"""The first stage: pairs read, cut into folds and fitted to the lengths; tokenizer and start model made where needed."""
+"""The first stage: pairs read, fitted to the lengths, cut into folds; tokenizer and start model where none is given."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     fitted = fit_preferences(loaded.preferences, load_tokenizer(context.start), context.template, limits)
     if not fitted.preferences:
         raise InputError(
-            f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and {data.max_response_tokens} "
-            "response tokens, expected some; raise data.max_prompt_tokens or data.max_response_tokens"
+            f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and "
+            f"{data.max_response_tokens} response tokens, expected some; raise data.max_prompt_tokens or "
+            "data.max_response_tokens"
         )
     # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
     folds = cut_folds(fitted.preferences, test=data.test, validation=data.validation)

@@ -78,7 +78,8 @@ def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:
         f"PIT against the original answer: Delta {_points(system['delta'])} points over {evaluation['items']} held-out "
         f"prompts, judged by {evaluation['judge']}.",
         f"Delta of PIT minus Delta of the {against['second']}: {_points(gain)} points ({sign} at 95%).",
-        f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; chance is 50%.",
+        f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; "
+        "chance is 50%.",
     ]
 
 
@@ -112,7 +113,8 @@ def trends(root: Path) -> list[str]:
             continue
         fell = change["high"] < 0
         sentences.append(
-            f"{folder.name}: quality of the samples {trend['first_probe']:.2f} at first, {trend['last_probe']:.2f} at last; "
+            f"{folder.name}: quality of the samples {trend['first_probe']:.2f} at first, "
+            f"{trend['last_probe']:.2f} at last; "
             f"last quarter less third quarter {change['estimate']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]: "
             + ("it fell while the reward was maximised" if fell else "no fall")
         )
@@ -198,7 +200,8 @@ def _trace(row: dict[str, Any]) -> Trace:
 def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
     stops = ", ".join(f"{reason}: {count}" for reason, count in evaluation["stop_reasons"].items())
     notes = [
-        f"The loop stopped for these reasons: {stops}. It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
+        f"The loop stopped for these reasons: {stops}. "
+        f"It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
         f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "
         f"{evaluation['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]

@@ -32,7 +32,7 @@ def reward_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Tem
 
 
 def gap_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[GapRow]:
-    """The four rows of Eq. 2: exactly the improver's prompt and completion, with each response as reference and candidate."""
+    """The four rows of Eq. 2, each exactly the improver's prompt and completion."""
     beside_w = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.chosen) for pair in pairs])
     beside_l = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.rejected) for pair in pairs])
     rows = []

@@ -23,7 +23,9 @@ from pitlm.pipeline.stages import build_stages
 from pitlm.runs.stage import RunFolder
 
 
-def run_recipe(recipe: Recipe, out: Path, *, update: bool = False, until: str | None = None, begin: float = 0.0) -> None:
+def run_recipe(
+    recipe: Recipe, out: Path, *, update: bool = False, until: str | None = None, begin: float = 0.0
+) -> None:
     """Run every stage that is not done, then print what the run found.
 
     Args:
@@ -57,7 +59,9 @@ def run_recipe(recipe: Recipe, out: Path, *, update: bool = False, until: str | 
     if until is None:
         summary(console, out)
         took = time.perf_counter() - (begin or time.perf_counter())
-        console.print(Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}"))
+        console.print(
+            Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}")
+        )
 
 
 def stored_recipe(root: Path) -> Recipe:
@@ -97,14 +101,18 @@ def summary(console: Console, root: Path) -> None:
 
 
 def _systems(evaluation: dict[str, Any]) -> Table:
-    table = Table(title=f"Against the original answer, {evaluation['items']} held-out prompts, judge: {evaluation['judge']}")
+    table = Table(
+        title=f"Against the original answer, {evaluation['items']} held-out prompts, judge: {evaluation['judge']}"
+    )
     for column in ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens"):
         table.add_column(column, justify="left" if column == "system" else "right")
     for line in evaluation["systems"]:
         tally, delta = line["tally"], line["delta"]
         judged = tally["win"] + tally["tie"] + tally["loss"]
         shares = [f"{100 * tally[name] / judged:.1f}%" for name in ("win", "tie", "loss")] if judged else ["-"] * 3
-        bounds = f"{100 * delta['estimate']:+.1f} [{100 * delta['low']:+.1f}, {100 * delta['high']:+.1f}]" if judged else "-"
+        bounds = (
+            f"{100 * delta['estimate']:+.1f} [{100 * delta['low']:+.1f}, {100 * delta['high']:+.1f}]" if judged else "-"
+        )
         copies = f"{100 * line['copy_rate']:.1f}%" if judged else "-"
         quality = f"{line['quality']['estimate']:.2f}"
         table.add_row(line["name"], *shares, bounds, quality, copies, f"{line['generated_tokens']:.1f}")

@@ -17,12 +17,33 @@ from pitlm.runs.stage import Stage
 def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
     """Every stage of a run, each with the settings that it depends on and the stages that it reads."""
     context = Context(recipe, root)
-    common = _common(recipe)
-    data = {"data": recipe.data.model_dump(), "digest": source_digest(recipe.data.source)}
     policy = policy_stage(recipe)
     judges = [] if context.pocket else ["judge"]
+    learning = [*_policies(context, judges), *_improvers(context, policy, judges)]
+    rl = _curriculum(context, policy, judges)
+    improver = rl[-1].name
+    data = {"data": recipe.data.model_dump(), "digest": source_digest(recipe.data.source)}
+    names = ["data", *(stage.name for stage in (*learning, *rl))]
+    return [
+        Stage("data", {**_common(recipe), **data}, [], lambda folder: prepare(context, folder)),
+        *learning,
+        *rl,
+        Stage(
+            "evaluation",
+            {**_common(recipe), "evaluation": recipe.evaluation.model_dump(), "loop": recipe.loop.model_dump()},
+            ["data", policy, "reward", "improver-sft", "gap", improver, *judges],
+            lambda folder: evaluate(context, folder, policy, improver),
+        ),
+        Stage("report", {"name": recipe.name}, [*names, "evaluation"], lambda folder: report(context, folder, names)),
+    ]
+
+
+def _policies(context: Context, judges: list[str]) -> list[Stage]:
+    """Policy SFT, R_P, the judge where there is no truth, and ordinary RLHF where the recipe asks for it."""
+    recipe = context.recipe
+    common = _common(recipe)
+    reward = {**common, "train": recipe.reward.model_dump()}
     stages = [
-        Stage("data", {**common, **data}, [], lambda folder: prepare(context, folder)),
         Stage(
             "policy-sft",
             {**common, "train": recipe.policy_sft.model_dump()},
@@ -31,7 +52,7 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
         ),
         Stage(
             "reward",
-            {**common, "train": recipe.reward.model_dump()},
+            reward,
             ["data", "policy-sft"],
             lambda folder: training.reward_model(context, folder, ["reward"]),
         ),
@@ -41,7 +62,7 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
         stages.append(
             Stage(
                 "judge",
-                {**common, "train": recipe.reward.model_dump(), "folds": ["sft", "rl"]},
+                {**reward, "folds": ["sft", "rl"]},
                 ["data", "policy-sft"],
                 lambda folder: training.reward_model(context, folder, ["sft", "rl"]),
             )
@@ -55,40 +76,31 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
                 lambda folder: training.policy_rl(context, folder),
             )
         )
-    stages.append(
+    return stages
+
+
+def _improvers(context: Context, policy: str, judges: list[str]) -> list[Stage]:
+    """Improver SFT and R_PIT."""
+    recipe = context.recipe
+    common = _common(recipe)
+    fresh = {
+        "fresh_pairs": recipe.evaluation.fresh_pairs,
+        "policy_temperature": recipe.evaluation.policy_temperature,
+    }
+    return [
         Stage(
             "improver-sft",
             {**common, "train": recipe.improver_sft.model_dump()},
             ["data", *(["policy-sft"] if recipe.model.improver_start == "policy" else [])],
             lambda folder: training.improver_sft(context, folder),
-        )
-    )
-    stages.append(
+        ),
         Stage(
             "gap",
-            {
-                **common,
-                "train": recipe.gap.model_dump(),
-                "fresh_pairs": recipe.evaluation.fresh_pairs,
-                "policy_temperature": recipe.evaluation.policy_temperature,
-            },
+            {**common, "train": recipe.gap.model_dump(), **fresh},
             ["data", "reward", policy, "improver-sft", *judges],
             lambda folder: training.gap_model(context, folder, policy),
-        )
-    )
-    rl = _curriculum(context, common, policy, judges)
-    improver = rl[-1].name
-    evaluation = Stage(
-        "evaluation",
-        {**common, "evaluation": recipe.evaluation.model_dump(), "loop": recipe.loop.model_dump()},
-        ["data", policy, "reward", "improver-sft", "gap", improver, *judges],
-        lambda folder: evaluate(context, folder, policy, improver),
-    )
-    names = [stage.name for stage in (*stages, *rl)]
-    final = Stage(
-        "report", {"name": recipe.name}, [*names, "evaluation"], lambda folder: report(context, folder, names)
-    )
-    return [*stages, *rl, evaluation, final]
+        ),
+    ]
 
 
 def policy_stage(recipe: Recipe) -> str:
@@ -111,7 +123,9 @@ def _common(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _curriculum(context: Context, common: dict[str, Any], policy: str, judges: list[str]) -> list[Stage]:
+def _curriculum(context: Context, policy: str, judges: list[str]) -> list[Stage]:
+    """The stages of curriculum RL, each going on from the one before."""
+    common = _common(context.recipe)
     curriculum = context.recipe.curriculum
     stages: list[Stage] = []
     for number, source in enumerate(curriculum.stages):

@@ -155,7 +155,11 @@ def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if min(len(third), len(last)) < 2:
         return {**means, "change": None}
     interval = ttest_ind(last, third, equal_var=False).confidence_interval(0.95)
-    change = {"estimate": float(np.mean(last) - np.mean(third)), "low": float(interval.low), "high": float(interval.high)}
+    change = {
+        "estimate": float(np.mean(last) - np.mean(third)),
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }
     return {**means, "change": change}
 
 

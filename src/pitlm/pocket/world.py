@@ -130,8 +130,8 @@ def draw_request(rng: random.Random) -> Request:
 def draw_response(rng: random.Random, request: Request) -> str:
     """What a shop clerk writes: an opening, the facts, a closing, and now and then something out of place.
 
-    Rude openings and padded closings are the habit of the house: about half of the winners have them too, so imitating winners
-    does not remove them, and only the direction of preference shows what is better (design, the
+    Rude openings and padded closings are the habit of the house: about half of the winners have them too, so
+    imitating winners does not remove them, and only the direction of preference shows what is better (design, the
     pocket world).
     """
     sentences: list[str] = []
@@ -141,8 +141,8 @@ def draw_response(rng: random.Random, request: Request) -> str:
         others = [value for value in FACTS[attribute] if value != request.facts[attribute]]
         value = rng.choice(others) if rng.random() < 0.1 else request.facts[attribute]
         sentences.extend([f"{attribute} {value}"] * (2 if rng.random() < 0.2 else 1))
-    opening = rng.choices((RUDE, COURTESY, ()), (0.6, 0.2, 0.2))[0]
-    closing = rng.choices((PADDING, COURTESY, ()), (0.6, 0.2, 0.2))[0]
+    opening = rng.choices((RUDE, COURTESY, ()), (0.55, 0.3, 0.15))[0]
+    closing = rng.choices((PADDING, COURTESY, ()), (0.55, 0.3, 0.15))[0]
     stray = rng.choices((RUDE, PADDING, COURTESY, ()), (0.05, 0.05, 0.05, 0.85))[0]
     if opening:
         sentences.insert(0, rng.choice(opening))

@@ -20,6 +20,12 @@ from pitlm.runs.atomic import write_text
 FORMAT = 1
 """Part of every fingerprint; raised when a stage's files change their meaning."""
 
+RECORD = {"name", "status", "fingerprint", "version", "seconds", "needs", "settings", "result"}
+"""The fields of ``stage.json``."""
+
+SHOWN = 8
+"""Settings that differ, in a message that refuses a run."""
+
 
 class Status(StrEnum):
     """What a run folder knows of a stage."""
@@ -65,14 +71,18 @@ class RunFolder:
         if root.exists() and not root.is_dir():
             raise InputError(f"{root}: found a file, expected a folder for the run")
         if root.is_dir() and not marker.is_file() and any(root.iterdir()):
-            raise InputError(f"{root}: found a folder that holds other files, expected an empty folder or an earlier run")
-        if not marker.is_file():
+            raise InputError(
+                f"{root}: found a folder that holds other files, expected an empty folder or an earlier run"
+            )
+        self._new = not marker.is_file()
+        self._made = not root.is_dir()
+        if self._new:
             write_text(marker, json.dumps({"format": FORMAT, "version": version}) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; released when the process ends, however it ends."""
-        with (self.root / "run.lock").open("w") as file:
+        with (self.root / "run.lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -83,14 +93,21 @@ class RunFolder:
         return self.root / name
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """What ``stage.json`` says, or None where there is none."""
+        """What ``stage.json`` says, or None where there is none.
+
+        Raises:
+            InputError: the file is not what this class writes.
+        """
         path = self.folder(name) / "stage.json"
         if not path.is_file():
             return None
+        expected = "the record of a stage (delete the stage's folder to have it made again)"
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError.at(path, found=f"broken JSON ({error})", expected="the record of a stage") from error
+            raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
+        if not isinstance(record, dict) or record.get("status") not in list(Status) or not RECORD.issubset(record):
+            raise InputError.at(path, found="something else", expected=expected)
         return record
 
     def result(self, name: str) -> dict[str, Any]:
@@ -128,7 +145,8 @@ class RunFolder:
             update: redo stages whose settings or inputs have changed (their folders are replaced).
 
         Raises:
-            InputError: a stage is stale and ``update`` is off; the message names the settings that differ.
+            InputError: a stage is stale and ``update`` is off (the message names the settings that differ), or the
+                work found its input at fault; a stage that began with it is then gone again.
         """
         tell = listener or (lambda *_: None)
         with self.locked():
@@ -151,10 +169,24 @@ class RunFolder:
         tell(stage.name, "resume" if status is Status.STARTED else "start", 0.0)
         self._write(stage, fingerprint, Status.STARTED, 0.0)
         begin = time.perf_counter()
-        result = stage.work(folder)
+        try:
+            result = stage.work(folder)
+        except InputError:
+            if status is not Status.STARTED:
+                self._withdraw(folder)
+            raise
         seconds = time.perf_counter() - begin
         self._write(stage, fingerprint, Status.DONE, seconds, result)
         tell(stage.name, "done", seconds)
+
+    def _withdraw(self, folder: Path) -> None:
+        """Take back a stage whose input was at fault, and with the first stage of a new run, the run."""
+        shutil.rmtree(folder)
+        if self._new and not any(path.is_dir() for path in self.root.iterdir()):
+            for name in ("run.json", "run.lock", "recipe.json"):
+                (self.root / name).unlink(missing_ok=True)
+            if self._made and not any(self.root.iterdir()):
+                self.root.rmdir()
 
     def _seconds(self, name: str) -> float:
         record = self.record(name)
@@ -176,17 +208,21 @@ class RunFolder:
         write_text(self.folder(stage.name) / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def _refuse_stale(self, stages: Sequence[Stage], statuses: Mapping[str, Status]) -> None:
-        changes = []
-        for stage in stages:
-            if statuses[stage.name] is Status.STALE:
-                record = self.record(stage.name) or {}
-                changes += [f"{stage.name}: {change}" for change in _changes(record.get("settings", {}), stage.settings)]
-        if any(status is Status.STALE for status in statuses.values()):
-            listed = "".join(f"\n  {change}" for change in changes[:8]) or "\n  its inputs or the stage format"
-            raise InputError(
-                f"{self.root}: this folder holds a run with other settings:{listed}\n"
-                "Choose another folder with --out, or redo the stages that changed with --update."
-            )
+        stale = [stage for stage in stages if statuses[stage.name] is Status.STALE]
+        if not stale:
+            return
+        where: dict[str, list[str]] = {}
+        for stage in stale:
+            record = self.record(stage.name) or {}
+            for change in _changes(record.get("settings", {}), stage.settings):
+                where.setdefault(change, []).append(stage.name)
+        lines = [f"{change} ({', '.join(names)})" for change, names in where.items()]
+        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        listed = [*lines[:SHOWN], *more] or ["its inputs or the stage format"]
+        raise InputError(
+            f"{self.root}: this folder holds a run with other settings:\n  " + "\n  ".join(listed) + "\n"
+            "Choose another folder with --out, or redo the stages that changed with --update."
+        )
 
 
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,10 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from pitlm.core.config import LoraSection, RLSection, TrainSection
 from pitlm.models.loading import Card, save
+from pitlm.runs.atomic import write_text
 from pitlm.train.batches import length_grouped
 
 TokenRow = tuple[list[int], list[int]]
@@ -99,7 +100,7 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
         "logging_first_step": True,
         "save_strategy": "steps",
         "save_steps": section.save_every,
-        "save_total_limit": 1,
+        "save_total_limit": 2,
         "save_only_model": False,
         "seed": bench.seed,
         "data_seed": bench.seed,
@@ -118,7 +119,7 @@ def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, be
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends every log of the trainer to ``metrics.jsonl``, and drops what an interrupted run had beyond its checkpoint."""
+    """Appends every log of the trainer to ``metrics.jsonl``, less what an interrupted run had beyond its checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -181,19 +182,24 @@ def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
 
 
 def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
-    """Train, going on from the last checkpoint where there is one, and save the model.
+    """Train, going on from the last whole checkpoint where there is one, and save the model.
 
     With LoRA the adapter is merged into ``model`` (so that every engine can load it) and kept beside it in
-    ``adapter`` (so that a later stage can go on with it).
+    ``adapter`` (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
+    their optimizer states are larger than it. A model that is there already is not trained again.
 
     Returns:
         The last evaluation's metrics, where the trainer has an evaluation set.
     """
     trainer.remove_callback(PrinterCallback)
-    checkpoints = bench.folder / "checkpoints"
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    checkpoints, evaluation = bench.folder / "checkpoints", bench.folder / "evaluation.json"
+    if evaluation.is_file():  # written last; what came after training was interrupted
+        finished: dict[str, float] = json.loads(evaluation.read_text(encoding="utf-8"))
+        return finished
+    last = last_whole_checkpoint(checkpoints, delete=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
     try:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ProgressBar):
@@ -204,4 +210,25 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
         model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"])
         model = model.merge_and_unload()
     save(model, bench.tokenizer, bench.card, bench.model_folder)
-    return {name: value for name, value in metrics.items() if isinstance(value, float)}
+    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    if trainer.is_world_process_zero():
+        write_text(evaluation, json.dumps(figures, indent=2) + "\n")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return figures
+
+
+def last_whole_checkpoint(folder: Path, *, delete: bool) -> Path | None:
+    """The newest checkpoint that was written to its end; with ``delete``, those that were not are removed.
+
+    The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one is half of one.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            if delete:
+                shutil.rmtree(path)
+        else:
+            return path
+    return None

@@ -100,6 +100,8 @@ class GapCollator:
 class GapTrainer(RewardTrainer):
     """RewardTrainer with Eq. 2 in place of the pairwise loss."""
 
+    _signature_columns: list[str] | None
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # rows come tokenized
 

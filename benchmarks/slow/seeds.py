@@ -1,6 +1,6 @@
 """The quickstart's claims over seeds: one run each, one row each, as a Markdown table.
 
-    python benchmarks/seeds.py --seeds 0 1 2 3 4 --out runs/seeds --json seeds.json
+    python benchmarks/slow/seeds.py --seeds 0 1 2 3 4 --out runs/seeds --json seeds.json
 
 Runs that are done are read, not repeated. Exit code 1 if a claim fails for any seed.
 """
@@ -64,7 +64,17 @@ def main() -> int:
     rows = {}
     for seed in arguments.seeds:
         root = arguments.out / f"seed-{seed}"
-        command = [sys.executable, "-m", "pitlm.cli.main", "run", arguments.recipe, "--seed", str(seed), "--out", str(root)]
+        command = [
+            sys.executable,
+            "-m",
+            "pitlm.cli.main",
+            "run",
+            arguments.recipe,
+            "--seed",
+            str(seed),
+            "--out",
+            str(root),
+        ]
         subprocess.run(command, check=True)
         rows[seed] = claims(root)
     print(

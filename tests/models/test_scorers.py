@@ -1,0 +1,137 @@
+"""Reward and gap models: where the score is read, and that nothing around a row changes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import ASK, scorer_checkpoint
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pitlm.core.nouns import Improvement, Prompt
+from pitlm.models.loading import load_tokenizer
+from pitlm.models.scorers import GapModel, RewardModel, score_ids
+
+X = Prompt.of("what is the price ?")
+RESPONSES = ["the price is nine .", "silly question .", "the price is nine . happy to help . read it yourself .", "nine"]
+FAMILIES = ("words", "llama3", "qwen3", "gpt")
+
+
+@pytest.fixture(params=FAMILIES)
+def gap(request, bases, tmp_path):
+    return GapModel.from_pretrained(scorer_checkpoint(bases(request.param), tmp_path / "gap", "gap"))
+
+
+def rows_of(model, responses=RESPONSES, reference="silly question ."):
+    from pitlm.text.template import encode_completion, encode_prompts
+
+    [prompt] = encode_prompts(model.tokenizer, [model.template.improver_messages(X, reference)])
+    return [prompt + encode_completion(model.tokenizer, response) for response in responses]
+
+
+def test_the_score_is_read_at_the_end_token(gap):
+    """By hand: the head on the last hidden state of the row alone."""
+    rows = rows_of(gap)
+    for row, score in zip(rows, gap.score_rows(rows).tolist(), strict=True):
+        assert row[-1] == gap.tokenizer.eos_token_id
+        with torch.no_grad():
+            hidden = gap.model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -1]
+            expected = (gap.model.score.weight @ hidden).item()
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_end_token_is_seen(gap):
+    [row] = rows_of(gap, RESPONSES[:1])
+    other = (gap.tokenizer.eos_token_id + 7) % len(gap.tokenizer)
+    scores = gap.score_rows([row, row[:-1], [*row[:-1], other]]).tolist()
+    assert abs(scores[0] - scores[1]) > 1e-4
+    assert abs(scores[0] - scores[2]) > 1e-4
+
+
+def test_padding_and_neighbours_do_not_change_scores(gap):
+    rows = rows_of(gap)
+    alone = torch.cat([gap.score_rows([row]) for row in rows])
+    together = gap.score_rows(rows)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    backwards = gap.score_rows(rows[::-1]).flip(0)
+    torch.testing.assert_close(backwards, alone, atol=1e-5, rtol=0)
+    pad = gap.tokenizer.pad_token_id
+    small_batches = score_ids(gap.model, pad, rows, tokens_per_batch=1)
+    torch.testing.assert_close(small_batches, alone, atol=1e-5, rtol=0)
+    wide = max(map(len, rows)) + 5
+    ids = torch.tensor([row + [pad] * (wide - len(row)) for row in rows])
+    with torch.no_grad():
+        padded = gap.model(input_ids=ids, attention_mask=(ids != pad).long()).logits.squeeze(-1)
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
+
+
+def test_an_answer_to_itself_has_gap_zero_exactly(gap):
+    for response in RESPONSES:
+        assert gap.gap(X, response, response) == 0.0
+    items = [Improvement(X, y, y) for y in RESPONSES] + [Improvement(X, RESPONSES[0], RESPONSES[1])]
+    assert gap.gaps(items)[:4].tolist() == [0.0] * 4
+    assert gap.gaps(items)[4].item() != 0.0
+
+
+def test_a_gap_is_the_raw_score_less_that_of_the_reference_against_itself(gap):
+    y_ref, y = RESPONSES[1], RESPONSES[0]
+    raw = gap.raw([Improvement(X, y_ref, y), Improvement(X, y_ref, y_ref)]).tolist()
+    assert gap.gap(X, y, y_ref) == pytest.approx(raw[0] - raw[1], abs=1e-5)
+
+
+def test_the_reference_and_the_prompt_matter(gap):
+    y = RESPONSES[0]
+    items = [
+        Improvement(X, RESPONSES[1], y),
+        Improvement(X, RESPONSES[3], y),
+        Improvement(Prompt.of("is it small ?"), RESPONSES[1], y),
+    ]
+    assert len({round(score, 5) for score in gap.raw(items).tolist()}) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_checkpoint_needs_nothing_of_ours(bases, tmp_path, family):
+    """Plain transformers, the conversation typed out: the same score."""
+    folder = scorer_checkpoint(bases(family), tmp_path / "gap", "gap")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
+    conversation = [
+        {"role": "user", "content": "what is the price ?"},
+        {"role": "assistant", "content": "silly question ."},
+        {"role": "user", "content": ASK},
+    ]
+    ids = tokenizer.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
+    )["input_ids"]
+    ids = ids + tokenizer.encode("the price is nine .", add_special_tokens=False) + [tokenizer.eos_token_id]
+    with torch.no_grad():
+        plain = model(input_ids=torch.tensor([ids])).logits.item()
+    ours = GapModel.from_pretrained(folder).raw([Improvement(X, "silly question .", "the price is nine .")]).item()
+    assert ours == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_reward_model_reads_x_and_y_only(bases, tmp_path):
+    reward = RewardModel.from_pretrained(scorer_checkpoint(bases("llama3"), tmp_path / "reward", "reward"))
+    from pitlm.text.template import encode_completion, encode_prompts
+
+    [prompt] = encode_prompts(reward.tokenizer, [X.as_messages()])
+    row = prompt + encode_completion(reward.tokenizer, "nine")
+    assert reward.score("what is the price ?", "nine") == pytest.approx(reward.score_rows([row]).item(), abs=1e-6)
+    assert reward.scores([X, X], ["nine", "nine"]).tolist() == pytest.approx([reward.score(X, "nine")] * 2, abs=1e-5)
+
+
+def test_pad_equal_to_end_is_refused(bases, tmp_path):
+    folder = scorer_checkpoint(bases("words"), tmp_path / "gap", "gap")
+    whole = GapModel.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(ValueError, match="pad equals the end token"):
+        GapModel(whole.model, tokenizer, whole.card)
+
+
+def test_scoring_leaves_the_model_in_its_mode(gap):
+    gap.model.train()
+    gap.score_rows(rows_of(gap))
+    assert gap.model.training
+
+
+def test_no_rows_no_scores(gap):
+    assert gap.score_rows([]).tolist() == []

@@ -1,0 +1,109 @@
+"""A file is the old one or the whole new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pitlm.runs.atomic import atomic_writer, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="half way"), atomic_writer(path) as file:
+        file.write("new, the first half")
+        file.flush()
+        raise RuntimeError("half way")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_failure_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_writer(tmp_path / "a.txt") as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_text_that_is_not_unicode_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a character: \ud800")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_parents_are_made_and_text_is_kept_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.txt"
+    write_text(path, "ä\r\n\u2028\0 end")
+    assert path.read_bytes() == "ä\r\n\u2028\0 end".encode()
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    before = os.umask(0o022)
+    try:
+        write_text(path, "shared")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    script = f"""
+import pathlib, time
+from pitlm.runs.atomic import atomic_writer
+with atomic_writer(pathlib.Path({str(path)!r})) as file:
+    file.write("half"); file.flush(); print("ready", flush=True); time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        writer.send_signal(signal.SIGKILL)
+    assert path.read_text() == "old"
+
+
+def test_a_reader_beside_a_writer_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    texts = ("a" * 100_000, "b" * 100_000)
+    write_text(path, texts[0])
+    script = f"""
+import pathlib
+from pitlm.runs.atomic import write_text
+for n in range(60):
+    write_text(pathlib.Path({str(path)!r}), "ab"[n % 2] * 100_000)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as writer:
+        end = time.monotonic() + 30
+        while writer.poll() is None and time.monotonic() < end:
+            assert path.read_text() in texts
+    assert writer.returncode == 0

@@ -1,0 +1,115 @@
+"""What the models read: the improver's prompt, and that prompt and completion meet without a seam."""
+
+from __future__ import annotations
+
+import pytest
+from builders import ASK, CHAT
+
+from pitlm.core.nouns import Prompt
+from pitlm.models.loading import load_tokenizer
+from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, Template, encode_completion, encode_prompts
+
+TEMPLATE = Template(ASK)
+X = Prompt.of(
+    [
+        {"role": "system", "content": "You are a shop clerk."},
+        {"role": "user", "content": "what is the price ?"},
+        {"role": "assistant", "content": "of what ?"},
+        {"role": "user", "content": "of the red lamp ?"},
+    ]
+)
+Y = "the price is nine . happy to help ."
+Y_REF = "silly question ."
+
+
+@pytest.fixture(params=CHAT)
+def tokenizer(request, bases):
+    return load_tokenizer(bases(request.param))
+
+
+def test_the_improver_sees_x_then_the_reference_as_the_assistants_turn_then_the_ask():
+    assert TEMPLATE.policy_messages(X) == X.as_messages()
+    assert TEMPLATE.improver_messages(X, Y_REF) == [
+        *X.as_messages(),
+        {"role": "assistant", "content": Y_REF},
+        {"role": "user", "content": ASK},
+    ]
+
+
+def test_prompt_and_completion_are_the_whole_conversation(tokenizer):
+    """Rendered at once or in two parts: the same tokens, so what is sampled from is what was trained on."""
+    for messages in (TEMPLATE.policy_messages(X), TEMPLATE.improver_messages(X, Y_REF)):
+        [prompt] = encode_prompts(tokenizer, [messages])
+        answered = [*messages, {"role": "assistant", "content": Y}]
+        whole = tokenizer.apply_chat_template(answered, tokenize=True, return_dict=True, **CHAT_TEMPLATE_ARGUMENTS)
+        rest = whole["input_ids"][len(prompt) :]
+        completion = encode_completion(tokenizer, Y)
+        assert whole["input_ids"][: len(prompt)] == prompt
+        # The template's own end differs (an end token, a line feed after it, or nothing); the words do not.
+        assert rest[: len(completion) - 1] == completion[:-1]
+        if tokenizer.eos_token in tokenizer.chat_template:
+            assert rest[: len(completion)] == completion
+
+
+def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):
+    from trl import RLOOTrainer
+
+    class Trainer:
+        """What RLOOTrainer._tokenize_prompts reads of its trainer."""
+
+        processing_class = tokenizer
+        chat_template_kwargs = dict(CHAT_TEMPLATE_ARGUMENTS)
+
+    conversations = [TEMPLATE.improver_messages(X, Y_REF), TEMPLATE.policy_messages(Prompt.of("is it small ?"))]
+    theirs, _, _ = RLOOTrainer._tokenize_prompts(Trainer(), conversations)
+    assert theirs == encode_prompts(tokenizer, conversations)
+
+
+def test_each_prompt_is_tokenized_alone(tokenizer):
+    """Neither padding nor neighbours: batches of unequal length give each prompt its own ids."""
+    conversations = [TEMPLATE.improver_messages(X, Y_REF), TEMPLATE.policy_messages(Prompt.of("small ?"))]
+    together = encode_prompts(tokenizer, conversations)
+    assert together == [encode_prompts(tokenizer, [conversation])[0] for conversation in conversations]
+    assert tokenizer.pad_token_id not in together[1]
+
+
+def test_a_completion_ends_with_the_end_token_and_has_it_once(tokenizer):
+    ids = encode_completion(tokenizer, Y)
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids[:-1], skip_special_tokens=True).strip() == Y
+    assert encode_completion(tokenizer, "") == [tokenizer.eos_token_id]
+
+
+def test_no_begin_token_in_the_middle(bases):
+    tokenizer = load_tokenizer(bases("llama3"))
+    [prompt] = encode_prompts(tokenizer, [TEMPLATE.improver_messages(X, Y_REF)])
+    row = prompt + encode_completion(tokenizer, Y)
+    assert row[0] == tokenizer.bos_token_id
+    assert row.count(tokenizer.bos_token_id) == 1
+
+
+def test_answers_are_written_without_thinking(bases):
+    """With thinking on, a Qwen3 prompt would end before the think block, and training would put no block there."""
+    tokenizer = load_tokenizer(bases("qwen3"))
+    [prompt] = encode_prompts(tokenizer, [TEMPLATE.improver_messages(X, Y_REF)])
+    text = tokenizer.decode(prompt)
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert text.count("<think>") == 1
+
+
+def test_a_references_thoughts_do_not_reach_the_improver(bases):
+    tokenizer = load_tokenizer(bases("qwen3"))
+    plain, thought = (TEMPLATE.improver_messages(X, y) for y in (Y_REF, f"<think>\nhmm\n</think>\n\n{Y_REF}"))
+    assert encode_prompts(tokenizer, [thought]) == encode_prompts(tokenizer, [plain])
+
+
+def test_nothing_to_encode_is_no_error(tokenizer):
+    assert encode_prompts(tokenizer, []) == []
+
+
+def test_a_tokenizer_without_end_token_is_refused(bases):
+    tokenizer = load_tokenizer(bases("words"))
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end token"):
+        encode_completion(tokenizer, Y)
