@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, or many small steps, threads inside torch only get in one another's way.
 test test-slow check bench: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow check bench clean
+.PHONY: help venv quickstart test test-slow check bench seeds clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ bench: $(READY) ## Run every benchmark; figures go to build/bench
 	@set -e; for file in benchmarks/*.py; do \
 	  echo "$$file"; $(BIN)/python "$$file" --json "build/bench/$$(basename "$$file" .py).json"; \
 	done
+
+seeds: $(READY) ## The quickstart's claims over five seeds (half an hour)
+	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
 
 clean: ## Remove what was built and cached; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -25,6 +25,7 @@ TEXTS = [
     "the price is nine . happy to help .",
     "silly question . read it yourself .",
     "You are a shop clerk. Please write a better answer.",
+    "is it small ? it is small .",
     "Is it small?\n\nYes, it's small; there are many of them (12).",
 ]
 

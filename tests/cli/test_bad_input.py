@@ -364,7 +364,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "group of one": (["curriculum.rl.group=1"], ["'curriculum.rl.group': found 1"]),
     "test share of one": (["data.test=1.0"], ["'data.test': found 1.0", "less than 1"]),
     "test share above one": (["data.test=3"], ["'data.test': found 3"]),
-    "shares that leave nothing": (["data.test=0.6", "data.validation=0.5"], ["data", "0.6", "0.5", "below 1"]),
+    "shares that leave nothing": (["data.test=0.6", "data.validation=0.5"], ["'data': found a section: test 0.6 + validation 0.5", "below 1"]),
     "no learning rate": (["gap.learning_rate=0"], ["'gap.learning_rate': found 0"]),
     "heads that do not divide": (["model.init.heads=3"], ["model.init", "hidden 16", "heads 3"]),
     "unknown schedule": (["gap.schedule=quadratic"], ["'gap.schedule': found 'quadratic'", "'linear', 'cosine'"]),
@@ -376,7 +376,8 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "neither base nor init": (["model.init=null"], ["either 'base'", "or 'init'"]),
     "negative seed": (["seed=-1"], ["'seed': found -1"]),
     "a list for a section": (["loop=[1]"], ["'loop': found [1]"]),
-    "a key below a value": (["seed.x=1"], ["--set seed.x: 'seed' is not a section"]),
+    "a key below a value": (["seed.x=1"], ["'seed': found a section"]),
+    "a key below a value that is set": (["name.x=1"], ["--set name.x: 'name' is not a section"]),
     "a key below nothing": (["=3"], ["--set: found '=3', expected KEY=VALUE"]),
     "no value": (["loop.rounds"], ["--set: found 'loop.rounds', expected KEY=VALUE"]),
     "an empty value": (["loop.rounds="], ["'loop.rounds': found None"]),
@@ -401,13 +402,15 @@ def test_settings_at_fault_are_named(cli: Cli, name: str) -> None:
 
 RECIPES: dict[str, tuple[bytes, list[str]]] = {
     "no YAML": (b"data: [1, 2\nmodel: }", ["found broken YAML", "expected a recipe"]),
-    "a list": (b"- data\n- model\n", ["found a list", "expected a mapping of sections"]),
+    "a list": (b"- data\n- model\n", ["found list, expected a mapping of sections"]),
     "a word": (b"hello", ["expected a mapping of sections"]),
     "nothing": (b"", ["expected a mapping of sections"]),
     "binary": (b"\x80\x81\x82", ["cannot read the recipe"]),
     "a tab": (b"data:\n\ttest: 0.1\n", ["found broken YAML"]),
     "an object of Python": (b"name: !!python/object/apply:os.system ['true']\n", ["found broken YAML"]),
-    "a key that is no text": (b"1: 2\n", ["unknown key '1'"]),
+    "endless recursion": (b"&a [*a]", ["expected a mapping of sections"]),
+    "merge": (b"a: &a {x: 1}\nb: {<<: *a, <<: *a}\n", ["twice"]),
+    "a key that is no text": (b"1: 2\n", ["key '1'"]),
     "sections missing": (b"name: x\n", ["key 'data' is missing", "key 'model' is missing"]),
     "a section twice": (
         yaml.safe_dump(RECIPE).encode() + b"loop: {rounds: 1}\nloop: {rounds: 5}\n",
@@ -518,3 +521,199 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+POCKET = {**RECIPE, "data": {**RECIPE["data"], "source": "pocket", "pairs": 60, "max_new_tokens": 8}}
+
+
+@pytest.mark.parametrize("kib", [16, 120, 260, 420])
+def test_a_disk_that_fills_up_loses_nothing(cli: Cli, small_disk: Callable[[int], Path], kib: int) -> None:
+    disk = small_disk(kib)
+    cli.recipe.write_text(yaml.safe_dump({**POCKET, "evaluation": {"items": 4, "fresh_pairs": 4, "resamples": 20}}))
+    command = [sys.executable, "-m", "pitlm.cli.main", "run", str(cli.recipe), "--out", str(disk / "run")]
+    done = subprocess.run([*command, "--until", "policy-sft"], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert_one_message(done.stderr)
+    assert "the disk is full" in done.stderr
+    records = [json.loads(path.read_text()) for path in disk.rglob("stage.json")]
+    assert all(record["status"] in ("started", "done") for record in records)
+    assert not list(disk.rglob(".*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    again = subprocess.run([*command, "--until", "policy-sft"], capture_output=True, text=True, timeout=100, check=False)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.fixture(scope="module")
+def models(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an improver and a gap model, untrained, of the pocket world's kind."""
+    from builders import generator_checkpoint, scorer_checkpoint
+
+    folder = tmp_path_factory.mktemp("models")
+    generator_checkpoint(bases("words"), folder / "improver", "improver")
+    scorer_checkpoint(bases("words"), folder / "gap", "gap")
+    return folder
+
+
+def improving(models: Path, file: Path, *options: object) -> list[object]:
+    out = file.parent / "better.jsonl"
+    return ["improve", file, "-o", out, "--improver", models / "improver", "--gap", models / "gap", *options]
+
+
+ANSWERS = [{"prompt": f"is it small {n} ?", "response": "the price is nine ."} for n in range(4)]
+
+ANSWER_ROWS: dict[str, tuple[bytes, list[str]]] = {
+    "broken third line": (lines(*ANSWERS[:2], '{"prompt": ', ANSWERS[3]), ["{at}:3:", "broken JSON"]),
+    "empty file": (b"", ["{at}: found no rows", "'prompt' and 'response'"]),
+    "a list": (lines(ANSWERS[0], [1]), ["{at}:2:", "found list"]),
+    "no prompt": (lines(ANSWERS[0], {"response": "a"}), ["{at}:2: field 'prompt': found nothing"]),
+    "prompt a number": (lines({"prompt": 3, "response": "a"}), ["{at}:1: field 'prompt':", "found int"]),
+    "prompt ends on the assistant": (
+        lines(ANSWERS[0], {"prompt": chat("user", "assistant"), "response": "a"}),
+        ["{at}:2: field 'prompt':", "ends on 'assistant'"],
+    ),
+    "an unknown role": (
+        lines({"messages": [{"role": "bot", "content": "q"}], "response": "a"}),
+        ["{at}:1: field 'messages':", "found role 'bot'"],
+    ),
+    "response a list": (lines(ANSWERS[0], {"prompt": "q", "response": ["a"]}), ["{at}:2: field 'response': found list"]),
+    "no response and no policy": (lines(ANSWERS[0], {"prompt": "q"}), ["{at}:2: found no response", "--run"]),
+    "half a character in the prompt": (lines({"prompt": "\udc00", "response": "a"}), ["{at}:1: field 'prompt':", "half"]),
+    "half a character in the response": (
+        lines(ANSWERS[0], {"prompt": "q", "response": "\ud83d"}),
+        ["{at}:2: field 'response':", "half a character"],
+    ),
+    "a prompt beyond the window": (
+        lines(ANSWERS[0], {"prompt": "price " * 500, "response": "a"}, ANSWERS[1]),
+        ["{at}:2: found a conversation of 5", "expected at most"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWER_ROWS)
+def test_answers_at_fault_stop_improving_before_it_begins(cli: Cli, models: Path, name: str) -> None:
+    content, wanted = ANSWER_ROWS[name]
+    source = cli.source("answers.jsonl", content)
+    message = cli.refused(*improving(models, source))
+    for part in wanted:
+        assert part.format(at=source) in message
+    assert not (cli.tmp_path / "better.jsonl").exists()
+
+
+def test_odd_but_sound_answers_are_improved(cli: Cli, models: Path) -> None:
+    rows = [
+        {"prompt": "a \0 b", "response": "c \0"},
+        {"prompt": "", "response": ""},
+        {"prompt": "価格は？ \u2028 🦜🏽", "response": "\u202eﷺ", "own": {"x": [None, 1e300]}},
+    ]
+    source = cli.source("answers.jsonl", b"\xef\xbb\xbf" + lines(*rows).replace(b"\n", b"\r\n"))
+    assert cli(*improving(models, source)) == (0, "")
+    made = [json.loads(line) for line in (cli.tmp_path / "better.jsonl").read_bytes().split(b"\n") if line]
+    assert [row["prompt"] for row in made] == [row["prompt"] for row in rows]
+    assert made[2]["own"] == {"x": [None, 1e300]}
+
+
+def test_answers_from_parquet_may_hold_dates(cli: Cli, models: Path) -> None:
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    source = cli.tmp_path / "answers.parquet"
+    table = {"prompt": ["q"], "response": ["a"], "when": [datetime.date(2024, 2, 29)], "raw": [b"\xff"]}
+    pyarrow.parquet.write_table(pyarrow.table(table), source)
+    assert cli(*improving(models, source)) == (0, "")
+    assert json.loads((cli.tmp_path / "better.jsonl").read_text())["when"] == "2024-02-29"
+
+
+def test_wrong_kinds_of_model_are_named(cli: Cli, models: Path) -> None:
+    source = cli.source("answers.jsonl", lines(*ANSWERS))
+    plain = cli.tmp_path / "plain"
+    plain.mkdir()
+    for improver, gap, wanted in (
+        (models / "gap", models / "gap", f"{models / 'gap'}: found a model trained as gap, expected one trained as improver"),
+        (models / "improver", models / "improver", "found a model trained as improver, expected one trained as gap"),
+        (models / "improver", plain, f"{plain}: found no pit.json"),
+        (models / "nowhere", models / "gap", f"{models / 'nowhere'}: found no such folder"),
+        (models / "improver" / "config.json", models / "gap", "config.json: found no such folder"),
+        (models, models / "gap", f"{models}: found no pit.json"),
+    ):
+        message = cli.refused("improve", source, "-o", cli.tmp_path / "b.jsonl", "--improver", improver, "--gap", gap)
+        assert wanted in message
+    assert not (cli.tmp_path / "b.jsonl").exists()
+
+
+def test_a_damaged_model_is_named(cli: Cli, models: Path) -> None:
+    import shutil
+
+    source = cli.source("answers.jsonl", lines(*ANSWERS))
+    for name, content in (
+        ("model.safetensors", b"\0\0"),
+        ("model.safetensors", None),
+        ("config.json", b"{"),
+        ("config.json", None),
+        ("tokenizer.json", b"{"),
+        ("pit.json", b"[]"),
+        ("pit.json", b'{"kind": "improver"}'),
+    ):
+        broken = cli.tmp_path / "broken"
+        shutil.copytree(models / "improver", broken)
+        (broken / name).unlink()
+        if content is not None:
+            (broken / name).write_bytes(content)
+        message = cli.refused(*improving(models, source, "--improver", broken))
+        assert str(broken) in message
+        shutil.rmtree(broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], "give either a FILE of answers or --prompt"),
+        (["FILE", "--prompt", "q"], "give either a FILE of answers or --prompt"),
+        (["FILE"], "-o: found nothing"),
+        (["FILE", "-o", "OUT", "--response", "a"], "--response: found beside FILE"),
+        (["--prompt", " ", "--response", "a"], "--prompt: found nothing"),
+        (["--prompt", "q \udcff", "--response", "a"], "--prompt: found bytes that are not UTF-8"),
+        (["FILE", "-o", "OUT"], "give --run (a finished run), or both --improver and --gap"),
+        (["FILE", "-o", "OUT", "--gap", "x"], "give --run (a finished run), or both --improver and --gap"),
+        (["FILE", "-o", "FOLDER", "--force", "--run", "x"], "found a folder, expected the file"),
+        (["FILE", "-o", "FILE", "--run", "x"], "exists already"),
+        (["FILE", "-o", "FILE/below", "--run", "x"], "is a file, not a folder"),
+        (["FILE", "-o", "OUT", "--run", "FOLDER"], "found no recipe.json, expected the folder of a run"),
+        (["NOWHERE.jsonl", "-o", "OUT", "--run", "FOLDER"], "found no such file or folder"),
+        (["--prompt", "q", "--run", "x", "--rounds", "0"], "--rounds"),
+        (["--prompt", "q", "--run", "x", "--margin", "-1"], "--margin"),
+        (["--prompt", "q", "--run", "x", "--margin", "nan"], "--margin"),
+        (["--prompt", "q", "--run", "x", "--temperature", "inf"], "--temperature"),
+        (["--prompt", "q", "--run", "x", "--seed", "99999999999999999999"], "--seed"),
+        (["--promt", "q"], "--prompt"),
+    ],
+)
+def test_options_of_improve_at_fault_are_named(cli: Cli, options: list[str], wanted: str) -> None:
+    source = cli.source("answers.jsonl", lines(*ANSWERS))
+    (cli.tmp_path / "folder").mkdir()
+    places = {"FILE": source, "OUT": cli.tmp_path / "out.jsonl", "FOLDER": cli.tmp_path / "folder"}
+    for name, path in places.items():
+        options = [option.replace(name, str(path)) for option in options]
+    message = cli.refused("improve", *options)
+    assert wanted in message
+    assert source.read_bytes() == lines(*ANSWERS)
+    assert not (cli.tmp_path / "out.jsonl").exists()
+
+
+def test_an_unfinished_run_is_explained(cli: Cli) -> None:
+    source = cli.source("pairs.jsonl", lines(*GOOD))
+    assert cli.run_data(source) == (0, "")
+    message = cli.refused("improve", "--run", cli.out, "--prompt", "q", "--response", "a")
+    assert "found no such folder, expected a model trained as improver" in message
+
+
+def test_from_a_shell_it_is_one_line_and_code_two(cli: Cli) -> None:
+    source = cli.source("pairs.jsonl", lines(*GOOD[:2], '{"prompt": "q", "chosen": 3, "rejected": "b"}'))
+    command = [sys.executable, "-m", "pitlm.cli.main", "run", cli.recipe, "--data", source, "--out", cli.out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    expected = f"Error: {source}:3: field 'chosen': found a number (3), expected a string, or a list of messages"
+    assert done.stderr.startswith(expected)
+    assert len(done.stderr.splitlines()) == 1
+    assert not cli.out.exists()

@@ -19,21 +19,25 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def write_half(path: Path, error: BaseException) -> None:
+    with atomic_writer(path) as file:
+        file.write("new, the first half")
+        file.flush()
+        raise error
+
+
 def test_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError, match="half way"), atomic_writer(path) as file:
-        file.write("new, the first half")
-        file.flush()
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half(path, RuntimeError("half way"))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
 def test_failure_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), atomic_writer(tmp_path / "a.txt") as file:
-        file.write("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "a.txt", KeyboardInterrupt())
     assert names(tmp_path) == []
 
 

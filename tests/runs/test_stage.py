@@ -50,7 +50,8 @@ class Bench:
         """Execute; return the stages that worked."""
         self.worked, self.told = [], []
         listener = lambda name, event, seconds: self.told.append((name, event))  # noqa: E731
-        RunFolder(self.root, "0").execute(self.stages(), recipe={"all": self.settings}, update=update, listener=listener)
+        folder = RunFolder(self.root, "0")
+        folder.execute(self.stages(), recipe={"all": self.settings}, update=update, listener=listener)
         return self.worked
 
 

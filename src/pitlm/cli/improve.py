@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -14,9 +15,16 @@ Examples:
   pit improve answers.jsonl -o better.jsonl --run runs/quickstart
   pit improve answers.jsonl -o better.jsonl --improver path/to/model --gap path/to/model --rounds 5
 
-A line of the file has "prompt" (a string or chat messages) and "response". Without "response", the run's policy
-answers first.
+FILE is .jsonl, .json, .csv or .parquet. A row has "prompt" (a string or chat messages) and "response"; without
+"response", the run's policy answers first. The output has the rows in their order, with their own fields and "final",
+"original", "rounds" and "stop_reason".
 """
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"found {value}, expected a finite number")
+    return value
 
 
 @click.command(epilog=EXAMPLES)
@@ -28,9 +36,25 @@ answers first.
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
 @click.option("--rounds", type=click.IntRange(min=1), help="At most this many rounds. Default: the run's, or 3.")
-@click.option("--margin", type=click.FloatRange(min=0), help="The gap that a proposal has to exceed.")
-@click.option("--temperature", type=click.FloatRange(min=0), help="Of the improver. Default: the run's, or 0.4.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    callback=_finite,
+    help="The gap that a proposal has to exceed to replace the answer. Default: the run's, or 0.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    callback=_finite,
+    help="Of the improver; 0 is greedy. Default: the run's, or 0.4.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Of the sampling; same seed, same answers.",
+)
 @click.option("--force", is_flag=True, help="Replace the output file.")
 def improve(
     file: Path | None,
@@ -51,6 +75,15 @@ def improve(
 
     if (file is None) == (prompt is None):
         raise InputError("give either a FILE of answers or --prompt (with --response)")
+    if file is not None and response is not None:
+        raise InputError("--response: found beside FILE, expected beside --prompt")
+    for name, text in (("--prompt", prompt), ("--response", response)):
+        if text is not None and text != text.encode(errors="replace").decode():
+            raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
+    if prompt is not None and not prompt.strip():
+        raise InputError("--prompt: found nothing, expected the question that was answered")
+    if output is not None and output.is_dir():
+        raise InputError.at(output, found="a folder", expected="the file that the improved answers go to")
     if file is not None and output is None:
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if output is not None and output.exists() and not force:

@@ -21,13 +21,15 @@ The same command again goes on where an interrupted run stopped, and skips what 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("recipe")
-@click.option("--data", help="Preference pairs: a file, a folder, or a hub name. Replaces data.source.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/NAME.")
+@click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/ and the recipe's name.")
 @click.option("--seed", type=click.IntRange(min=0), help="Replaces the recipe's seed.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value, e.g. loop.rounds=5.")
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
-@click.option("--skip-invalid", is_flag=True, help="Set invalid rows aside in a file instead of stopping.")
-@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option(
+    "--skip-invalid", is_flag=True, help="Set invalid rows aside in data/rejects.jsonl, instead of stopping at the first."
+)
+@click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap; an unknown name lists them.")
 def run(
     recipe: str,
     data: str | None,
@@ -40,7 +42,8 @@ def run(
 ) -> None:
     """Train an improver from preference pairs and compare it honestly.
 
-    RECIPE is a packaged name (see `pit recipes`) or a YAML file.
+    RECIPE is a packaged name (see `pit recipes`) or a YAML file. The run folder then holds report.html, a folder for
+    each stage with its model, and what `pit improve --run` needs.
     """
     from pitlm.core.config import load_recipe
     from pitlm.core.errors import InputError

@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Section(BaseModel):
     """A part of a recipe; unknown keys fail, values cannot change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -44,6 +44,12 @@ class DataSection(Section):
         "drop", description="drop over-long pairs, or trim x from its oldest turn"
     )
 
+    @model_validator(mode="after")
+    def _something_left(self) -> DataSection:
+        if self.test + self.validation >= 1:
+            raise ValueError(f"test {self.test} + validation {self.validation} leave nothing to train on; sum below 1")
+        return self
+
 
 class InitSection(Section):
     """A small model made from scratch, where there are no weights to start from."""
@@ -55,6 +61,12 @@ class InitSection(Section):
     mlp: PositiveInt = 256
     tokenizer: Literal["words", "bpe"] = "words"
     vocabulary: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> InitSection:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        return self
 
 
 class ModelSection(Section):
@@ -201,6 +213,19 @@ class Recipe(Section):
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key comes twice: of two sections of one name, the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' comes twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``section.key=value`` overrides.
 
@@ -212,7 +237,7 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read the recipe: {error}") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise InputError(f"{path}: found broken YAML, expected a recipe: {error}") from error
     if not isinstance(tree, dict):
@@ -262,8 +287,8 @@ def _explain(origin: str, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{origin}: key '{dotted}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    found = problem["input"] if not isinstance(problem["input"], dict) else "a section"
-    return f"{origin}: key '{dotted}': found {found!r}: {message}"
+    found = "a section" if isinstance(problem["input"], dict) else repr(problem["input"])
+    return f"{origin}: key '{dotted}': found {found}: {message}"
 
 
 def _known_keys(sections: list[str]) -> list[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from pitlm.core.nouns import Answer, Prompt
 
+Advance = Callable[[int], None]
+
 
 class Answerer(Protocol):
     """Answers prompts; :class:`pitlm.models.generators.Policy` is one."""
 
-    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer]: ...
+    def answer(
+        self, prompts: Sequence[Prompt], *, temperature: float, seed: int, advance: Advance | None
+    ) -> list[Answer]: ...
 
 
 class Ranker(Protocol):
@@ -31,6 +35,7 @@ def best_of(
     samples: int,
     temperature: float,
     seed: int,
+    advance: Advance | None = None,
 ) -> list[Answer]:
     """The best by R_P of the original and ``samples`` further answers of the policy.
 
@@ -39,7 +44,9 @@ def best_of(
     candidates = [[Answer(original)] for original in originals]
     for number in range(samples):
         for row, answer in zip(
-            candidates, policy.answer(prompts, temperature=temperature, seed=seed + number), strict=True
+            candidates,
+            policy.answer(prompts, temperature=temperature, seed=seed + number, advance=advance),
+            strict=True,
         ):
             row.append(answer)
     flat = [(prompt, answer.text) for prompt, row in zip(prompts, candidates, strict=True) for answer in row]

@@ -16,11 +16,12 @@ from pitlm.text.readers import Unreadable, read_rows
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of the input: a prompt, its response where there is one, and the user's own fields."""
+    """One line of the input: a prompt, its response where there is one, the row as it was, and where it stands."""
 
     prompt: Prompt
     response: str | None
     row: Mapping[str, Any]
+    where: str
 
 
 def read_items(path: Path) -> list[Item]:
@@ -54,11 +55,21 @@ def _item(row: object, file: str, line: int) -> Item:
     response = row.get("response")
     if response is not None and not isinstance(response, str):
         raise InputError.at(file, line=line, field="response", found=type(response).__name__, expected="a string")
-    return Item(prompt, response, row)
+    for name, text in ((field, "".join(message.content for message in prompt.messages)), ("response", response or "")):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            found = "half a character (a lone surrogate)"
+            raise InputError.at(file, line=line, field=name, found=found, expected="valid Unicode")
+    return Item(prompt, response, row, f"{file}:{line}")
 
 
 def write_traces(path: Path, items: Sequence[Item], traces: Sequence[Trace]) -> None:
-    """Write one line per item: the user's own fields, then those of the trace. Whole or not at all."""
+    """Write one line per item: the user's own fields, then those of the trace. Whole or not at all.
+
+    The prompt stays in the shape in which it was given. Dates and the like, which parquet has, become strings.
+    """
     with atomic_writer(path) as file:
         for item, trace in zip(items, traces, strict=True):
-            file.write(json.dumps({**item.row, **trace.as_dict()}, ensure_ascii=False) + "\n")
+            made = trace.as_dict()
+            if "prompt" in item.row or "messages" in item.row:
+                del made["prompt"]
+            file.write(json.dumps({**item.row, **made}, ensure_ascii=False, default=str) + "\n")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_tokenizer
-from pitlm.text.template import Template, encode_prompts
+from pitlm.text.template import Template, encode_completion, encode_prompts
 
 Advance = Callable[[int], None]
 """Told how many items have just been finished; drives progress bars."""
@@ -90,9 +90,8 @@ class Generator:
         tokenizer = load_tokenizer(path)
         return cls(load_causal(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
-    def _check_window(self, prompt_ids: Sequence[list[int]]) -> None:
+    def _check_length(self, longest: int) -> None:
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, prompt_ids), default=0)
         if window is not None and longest + self.card.max_new_tokens > window:
             raise InputError(
                 f"found a conversation of {longest} tokens, expected at most {window - self.card.max_new_tokens}: "
@@ -108,7 +107,7 @@ class Generator:
         advance: Advance | None,
     ) -> list[Answer]:
         prompt_ids = encode_prompts(self.tokenizer, conversations)
-        self._check_window(prompt_ids)
+        self._check_length(max(map(len, prompt_ids), default=0))
         completions = generate(
             self.model,
             self.tokenizer,
@@ -149,6 +148,16 @@ class Improver(Generator):
     """M_PIT: y ~ M_PIT(. | x, y_ref)."""
 
     kind = "improver"
+
+    def check(self, prompt: Prompt, reference: str) -> None:
+        """Make sure, before anything is spent, that the rounds of a loop fit the model's window.
+
+        Raises:
+            InputError: x with y_ref, or with a proposal in its place, leaves no room for an answer.
+        """
+        conversation = encode_prompts(self.tokenizer, [self.template.improver_messages(prompt, reference)])[0]
+        growth = max(0, self.card.max_new_tokens - len(encode_completion(self.tokenizer, reference)))
+        self._check_length(len(conversation) + growth)
 
     def propose(
         self,

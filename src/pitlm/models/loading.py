@@ -70,12 +70,12 @@ def load_card(path: str | Path, kind: Kind) -> Card:
         InputError: no such folder, no card, or a model of another kind.
     """
     if not Path(path).is_dir():
-        raise InputError(f"{path}: found no such folder, expected a trained {kind} (the 'model' folder of its stage)")
+        raise InputError(f"{path}: found no such folder, expected a model trained as {kind} ('model' in its stage)")
     card = Card.load(path)
     if card is None:
-        raise InputError(f"{path}: found no pit.json, expected a {kind} model trained by pitlm")
+        raise InputError(f"{path}: found no pit.json, expected a model trained as {kind} ('model' in its stage)")
     if card.kind != kind:
-        raise InputError(f"{path}: found a {card.kind} model, expected a {kind} model")
+        raise InputError(f"{path}: found a model trained as {card.kind}, expected one trained as {kind}")
     return card
 
 
@@ -137,7 +137,9 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     if getattr(model, "generation_config", None) is not None:
         # Not the base's own: its penalties and further end tokens would make RL and inference sample differently.
         model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     return model
 

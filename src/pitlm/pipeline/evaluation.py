@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from pitlm.core.nouns import Answer, Improvement, Prompt, Trace
 from pitlm.evaluate.compare import ORIGINAL, difference, judge_systems, summarise
 from pitlm.evaluate.statistics import mean_interval
@@ -19,6 +17,7 @@ from pitlm.improve.loop import improve_many
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
+from pitlm.pipeline.progress import progress_bar
 from pitlm.pipeline.training import unique_prompts
 from pitlm.runs.atomic import write_text
 
@@ -49,52 +48,60 @@ class Answers:
         self.prompts = unique_prompts(context.folds["test"])[: context.recipe.evaluation.items]
 
     def originals(self) -> list[Answer]:
-        return self.policy.answer(
-            self.prompts,
-            temperature=self.context.recipe.evaluation.policy_temperature,
-            seed=self.context.seed("original"),
-            batch_size=self.batch,
-        )
+        with progress_bar("original answers", len(self.prompts)) as advance:
+            return self.policy.answer(
+                self.prompts,
+                temperature=self.context.recipe.evaluation.policy_temperature,
+                seed=self.context.seed("original"),
+                batch_size=self.batch,
+                advance=advance,
+            )
 
     def rounds(self, name: str, originals: Sequence[str]) -> list[list[Answer]]:
         """The improver applied again and again, whatever R_PIT says; one list of answers a round."""
         chain: list[list[Answer]] = []
         references = list(originals)
-        for number in range(ROUNDS):
-            chain.append(
-                self.improvers[name].propose(
-                    self.prompts,
-                    references,
-                    temperature=self.loop.temperature,
-                    seed=self.context.seed(f"rounds-{number}"),
-                    batch_size=self.batch,
+        with progress_bar(f"{name}, {ROUNDS} rounds", ROUNDS * len(references)) as advance:
+            for number in range(ROUNDS):
+                chain.append(
+                    self.improvers[name].propose(
+                        self.prompts,
+                        references,
+                        temperature=self.loop.temperature,
+                        seed=self.context.seed(f"rounds-{number}"),
+                        batch_size=self.batch,
+                        advance=advance,
+                    )
                 )
-            )
-            references = [answer.text for answer in chain[-1]]
+                references = [answer.text for answer in chain[-1]]
         return chain
 
     def traces(self, name: str, originals: Sequence[str]) -> list[Trace]:
-        return improve_many(
-            self.prompts,
-            originals,
-            improver=self.improvers[name],
-            gap=self.gap,
-            rounds=self.loop.rounds,
-            margin=self.loop.margin,
-            temperature=self.loop.temperature,
-            seed=self.context.seed("loop"),
-        )
+        with progress_bar(f"{name}, loop", len(self.prompts)) as advance:
+            return improve_many(
+                self.prompts,
+                originals,
+                improver=self.improvers[name],
+                gap=self.gap,
+                rounds=self.loop.rounds,
+                margin=self.loop.margin,
+                temperature=self.loop.temperature,
+                seed=self.context.seed("loop"),
+                advance=advance,
+            )
 
     def best_of(self, originals: Sequence[str], samples: int) -> list[Answer]:
-        return best_of(
-            self.prompts,
-            originals,
-            policy=self.policy,
-            reward=self.reward,
-            samples=samples,
-            temperature=self.context.recipe.evaluation.policy_temperature,
-            seed=self.context.seed("best-of"),
-        )
+        with progress_bar(f"{BEST_OF}, N = {samples} + 1", samples * len(originals)) as advance:
+            return best_of(
+                self.prompts,
+                originals,
+                policy=self.policy,
+                reward=self.reward,
+                samples=samples,
+                temperature=self.context.recipe.evaluation.policy_temperature,
+                seed=self.context.seed("best-of"),
+                advance=advance,
+            )
 
     def gaps(self, originals: Sequence[str], texts: Sequence[str]) -> list[float]:
         items = [Improvement(x, y0, y) for x, y0, y in zip(self.prompts, originals, texts, strict=True)]
@@ -104,20 +111,14 @@ class Answers:
 
 def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:
     """Answer, judge and summarise; the answers, rows and traces are kept beside the result."""
-    with Progress(TextColumn("  {task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
-        task = bar.add_task("systems", total=6)
-        makers = Answers(context, policy, improver)
-        start = makers.originals()
-        y0 = [answer.text for answer in start]
-        bar.advance(task)
-        chains = {name: makers.rounds(name, y0) for name in (SFT, PIT)}
-        bar.advance(task, 2)
-        traces = {name: makers.traces(name, y0) for name in (SFT, PIT)}
-        bar.advance(task, 2)
-        spent = sum(trace.generated_tokens for trace in traces[PIT]) / max(1, sum(a.generated_tokens for a in start))
-        samples = max(1, round(spent))
-        best = makers.best_of(y0, samples)
-        bar.advance(task)
+    makers = Answers(context, policy, improver)
+    start = makers.originals()
+    y0 = [answer.text for answer in start]
+    chains = {name: makers.rounds(name, y0) for name in (SFT, PIT)}
+    traces = {name: makers.traces(name, y0) for name in (SFT, PIT)}
+    spent = sum(trace.generated_tokens for trace in traces[PIT]) / max(1, sum(a.generated_tokens for a in start))
+    samples = max(1, round(spent))
+    best = makers.best_of(y0, samples)
     answers: dict[str, list[Answer]] = {
         ORIGINAL: [Answer(text) for text in y0],
         BEST_OF: best,

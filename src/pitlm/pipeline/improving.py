@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
 from pitlm.core.config import LoopSection, Recipe
@@ -18,6 +18,7 @@ from pitlm.improve.loop import improve_many
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel
+from pitlm.pipeline.progress import progress_bar
 from pitlm.pipeline.run import make_console, stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
 
@@ -46,7 +47,7 @@ def improve_answers(
         InputError: bad rows, missing models, or a missing response with no policy to answer.
     """
     quiet()
-    items = read_items(file) if file is not None else [Item(Prompt.of(prompt or ""), response, {})]
+    items = read_items(file) if file is not None else [Item(Prompt.of(prompt or ""), response, {}, "--prompt")]
     recipe = stored_recipe(run) if run is not None else None
     given = {"rounds": rounds, "margin": margin, "temperature": temperature}
     settings = (recipe.loop if recipe else LoopSection()).model_copy(
@@ -58,10 +59,10 @@ def improve_answers(
     assert improver is not None
     assert gap is not None
     writer, scorer = Improver.from_pretrained(improver), GapModel.from_pretrained(gap)
+    _check_lengths(writer, items)
     answered = _with_responses(items, run, recipe, seed)
     traces: list[Trace] = []
-    with Progress(disable=len(items) == 1, transient=True) as progress:
-        task = progress.add_task("improving", total=len(items))
+    with progress_bar("improving", len(items)) if len(items) > 1 else nullcontext() as advance:
         for start in range(0, len(items), CHUNK):
             chunk = slice(start, start + CHUNK)
             traces += improve_many(
@@ -73,7 +74,7 @@ def improve_answers(
                 margin=settings.margin,
                 temperature=settings.temperature,
                 seed=seed,
-                advance=lambda count: progress.advance(task, count),
+                advance=advance,
             )
     console = make_console()
     if output is not None:
@@ -84,15 +85,21 @@ def improve_answers(
     return traces
 
 
+def _check_lengths(writer: Improver, items: Sequence[Item]) -> None:
+    for item in items:
+        try:
+            writer.check(item.prompt, item.response or "")
+        except InputError as error:
+            raise InputError(f"{item.where}: {error}") from error
+
+
 def _with_responses(items: Sequence[Item], run: Path | None, recipe: Recipe | None, seed: int) -> list[str]:
     """Each item's response; the run's policy answers where there is none."""
     missing = [item for item in items if item.response is None]
     if not missing:
         return [item.response or "" for item in items]
     if run is None or recipe is None:
-        raise InputError(
-            f"{len(missing)} items have no 'response', expected one each, or --run, whose policy then answers"
-        )
+        raise InputError(f"{missing[0].where}: found no response, expected one, or --run, whose policy then answers")
     policy = Policy.from_pretrained(run / policy_stage(recipe) / "model")
     temperature = recipe.evaluation.policy_temperature
     made = iter(policy.answer([item.prompt for item in missing], temperature=temperature, seed=seed))

@@ -21,6 +21,7 @@ from pitlm.pipeline.evaluation import PIT
 from pitlm.pipeline.reporting import headline, health_lines, stage_result, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.stage import RunFolder
+from pitlm.train.common import check_trackers
 
 
 def run_recipe(
@@ -33,11 +34,12 @@ def run_recipe(
         begin: when the command started, on the ``time.perf_counter`` clock.
 
     Raises:
-        InputError: bad data, an unknown stage, or a folder that holds another run.
+        InputError: bad data, an unknown stage or tracker, or a folder that holds another run.
     """
     console = make_console()
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
+    check_trackers(recipe.report_to)
     stages = build_stages(recipe, out)
     names = [stage.name for stage in stages]
     if until is not None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.progress import Progress
 from scipy.stats import ttest_ind
 
 from pitlm.core.config import RLSection
@@ -18,6 +17,7 @@ from pitlm.evaluate.health import FreshPair, gap_health
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
+from pitlm.pipeline.progress import progress_bar
 from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
 from pitlm.runs.atomic import write_text
 from pitlm.train.common import read_metrics
@@ -71,15 +71,17 @@ def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
     evaluation = context.recipe.evaluation
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
     writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
-    first, second = (
-        writer.answer(
-            prompts,
-            temperature=evaluation.policy_temperature,
-            seed=context.seed(f"fresh-{number}"),
-            batch_size=evaluation.batch_size,
+    with progress_bar("fresh answers", 2 * len(prompts)) as advance:
+        first, second = (
+            writer.answer(
+                prompts,
+                temperature=evaluation.policy_temperature,
+                seed=context.seed(f"fresh-{number}"),
+                batch_size=evaluation.batch_size,
+                advance=advance,
+            )
+            for number in (1, 2)
         )
-        for number in (1, 2)
-    )
     fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
     return gap_health(
         GapModel.from_pretrained(folder / "model"),
@@ -188,13 +190,12 @@ def _sample_references(
     prompts = _take(rng, unique_prompts(context.folds["rl"]), section)
     temperature = context.recipe.curriculum.reference_temperature
     batch = context.recipe.evaluation.batch_size
-    with Progress() as progress:
-        task = progress.add_task("  references", total=len(prompts) * (2 if source == "improver" else 1))
+    improving = source == "improver"
+    with progress_bar("references", len(prompts) * (2 if improving else 1)) as advance:
         writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
         seed = context.seed(f"references-{number}")
-        advance: Callable[[int], None] = lambda count: progress.advance(task, count)  # noqa: E731
         answers = writer.answer(prompts, temperature=temperature, seed=seed, batch_size=batch, advance=advance)
-        if source == "improver":
+        if improving:
             assert previous is not None
             improver = Improver.from_pretrained(context.model(previous), context.recipe.model.dtype)
             texts = [answer.text for answer in answers]

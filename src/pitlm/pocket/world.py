@@ -34,7 +34,7 @@ NOISE = 0.4
 class Weights:
     """The hidden utility: what each criterion adds (points)."""
 
-    right: float = 0.5
+    right: float = 1.0
     wrong: float = -1.0
     rude: float = -1.0
     padding: float = -0.5
@@ -136,7 +136,7 @@ def draw_response(rng: random.Random, request: Request) -> str:
     """
     sentences: list[str] = []
     for attribute in request.asked:
-        if rng.random() < 0.1:
+        if rng.random() < 0.2:
             continue
         others = [value for value in FACTS[attribute] if value != request.facts[attribute]]
         value = rng.choice(others) if rng.random() < 0.1 else request.facts[attribute]

@@ -23,8 +23,10 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from pitlm.core.config import LoraSection, RLSection, TrainSection
+from pitlm.core.errors import InputError
 from pitlm.models.loading import Card, save
 from pitlm.runs.atomic import write_text
 from pitlm.train.batches import length_grouped
@@ -32,7 +34,7 @@ from pitlm.train.batches import length_grouped
 TokenRow = tuple[list[int], list[int]]
 """Prompt ids and completion ids (end token included)."""
 
-SHOWN = ("loss", "eval_loss", "reward", "kl_sequence", "accuracy", "probe")
+SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl_sequence": "KL", "probe": "judge"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,18 @@ class Workbench:
             task_type=task,
             modules_to_save=["score"] if task == "SEQ_CLS" else None,
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Before anything is spent: are these trackers known and installed?
+
+    Raises:
+        InputError: one is not.
+    """
+    usable = get_available_reporting_integrations()
+    for name in names:
+        if name not in usable:
+            raise InputError(f"report_to: found '{name}', expected trackers that are installed: {', '.join(usable)}")
 
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
@@ -167,7 +181,12 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.progress is not None:
             logs = kwargs["logs"]
-            shown = [f"{name} {float(logs[name]):.3f}" for name in SHOWN if name in logs]
+            shown = [
+                f"{word} {float(logs[name]):.2f}"
+                for name, word in SHOWN.items()
+                # The policy-gradient loss says nothing: its mean is zero by construction.
+                if logs.get(name) is not None and not (name == "loss" and "reward" in logs)
+            ]
             if shown:
                 self.progress.update(self.task, metrics="  ".join(shown))
 

@@ -78,7 +78,6 @@ def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:
         center_rewards_coefficient=None,
         pad_to_multiple_of=None,
         activation_offloading=False,
-        pad_token=bench.tokenizer.pad_token,
     )
 
 

@@ -7,6 +7,7 @@ before the first step, and the reward reads exactly the tokens that were sampled
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def train_rl(
         model=model,
         reward_funcs=SampleReward(reward, bench, section.truncated_penalty, probe),
         args=_arguments(section, bench),
-        train_dataset=Dataset.from_dict({"prompt": list(conversations)}),
+        train_dataset=_in_order(conversations, section, bench),
         processing_class=bench.tokenizer,
         peft_config=lora,
         callbacks=[AnchorCheck(anchor, bench), SequenceKL(), *callbacks(bench, title)],
@@ -73,6 +74,18 @@ def train_rl(
     if lora is not None and adapter is not None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
     fit(trainer, bench)
+
+
+def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: Workbench) -> Dataset:
+    """As many conversations as the steps take, shuffled anew each time they come again.
+
+    Fixed beforehand: TRL's sampler draws each epoch's order as it goes, and an interrupted run would meet others.
+    """
+    rng = random.Random(bench.seed)
+    order: list[Conversation] = []
+    while len(order) < section.max_steps * section.batch_size // section.group:
+        order += rng.sample(list(conversations), k=len(conversations))
+    return Dataset.from_dict({"prompt": order})
 
 
 def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
@@ -95,7 +108,7 @@ def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
         mask_truncated_completions=False,
         sync_ref_model=False,
         disable_dropout=True,
-        shuffle_dataset=True,
+        shuffle_dataset=False,  # see _in_order
         remove_unused_columns=False,
         chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
         cache_implementation=None,

@@ -1,0 +1,148 @@
+"""Killed without warning, a run goes on from where it was and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KILL = signal.SIGKILL
+
+
+def status(root: Path, stage: str) -> str:
+    path = root / stage / "stage.json"
+    return str(json.loads(path.read_text())["status"]) if path.is_file() else "missing"
+
+
+def checkpoints(root: Path, stage: str) -> list[Path]:
+    """Those that are whole: the trainer writes its state last."""
+    return sorted((root / stage).glob("checkpoints/checkpoint-*/trainer_state.json"))
+
+
+def kill_in(shell: Any, arguments: list[object], root: Path, stage: str, *, trains: bool) -> str:
+    """Start the command, kill it in the middle of ``stage``; return what it had printed."""
+    path = root.parent / f"output-{stage}.txt"
+    with path.open("w") as output:
+        process = subprocess.Popen(
+            shell.command(*arguments), cwd=shell.folder, env=shell.environment, stdout=output, stderr=output
+        )
+        try:
+            end = time.monotonic() + 120
+            while not (status(root, stage) == "started" and (not trains or checkpoints(root, stage))):
+                assert process.poll() is None, f"the command ended before it could be killed: {path.read_text()}"
+                assert time.monotonic() < end, f"{stage} never came"
+                time.sleep(0.002)
+        finally:
+            process.send_signal(KILL)
+            process.wait()
+    assert status(root, stage) == "started", "killed too late"
+    return path.read_text()
+
+
+def metrics(root: Path, stage: str) -> list[dict[str, Any]]:
+    """The rows of the steps, without the trainer's last row and the time that steps took."""
+    rows = [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
+    timed = ("step_time", "runtime", "per_second", "flos")
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in timed)}
+        for row in rows
+        if "loss" in row
+    ]
+
+
+def results(root: Path, stage: str) -> Any:
+    """What a stage found, without timings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            kept = {key: plain(item) for key, item in value.items()}
+            return {key: item for key, item in kept.items() if "runtime" not in key and "per_second" not in key}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        # NaN is unequal to itself
+        return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+    return plain(json.loads((root / stage / "stage.json").read_text())["result"])
+
+
+def stages_of(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob("*/stage.json"))
+
+
+def assert_like_uninterrupted(root: Path, whole: Path) -> None:
+    assert stages_of(root) == stages_of(whole)
+    for stage in stages_of(whole):
+        if (whole / stage / "metrics.jsonl").exists():
+            steps = [row["step"] for row in metrics(root, stage)]
+            assert steps == list(range(1, len(steps) + 1)), f"{stage}: steps missing or twice"
+            assert metrics(root, stage) == metrics(whole, stage), stage
+        assert results(root, stage) == results(whole, stage), stage
+    for name in ("items.jsonl", "traces.jsonl"):
+        assert (root / "evaluation" / name).read_bytes() == (whole / "evaluation" / name).read_bytes()
+
+
+def killed_run(shell: Any, whole: Any, points: list[tuple[str, bool]]) -> None:
+    """Kill at each point in turn, always starting the same command again; then let it finish."""
+    root = shell.folder / "run"
+    arguments = ["run", whole.recipe, "--out", root]
+    reached: dict[str, int] = {}
+    for number, (stage, trains) in enumerate(points):
+        before = {name for name in stages_of(root) if status(root, name) == "done"} if root.exists() else set()
+        printed = kill_in(shell, arguments, root, stage, trains=trains)
+        for name in before:
+            assert f"{name} (done before)" in printed
+        if number:
+            assert f"{points[number - 1][0]} (goes on)" in printed
+        if trains:
+            states = [json.loads(path.read_text()) for path in checkpoints(root, stage)]
+            reached[stage] = max(state["global_step"] for state in states)
+        if number and points[number - 1][1]:
+            assert_went_on(root, *points[number - 1][:1], reached[points[number - 1][0]])
+    done = shell(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"{points[-1][0]} (goes on)" in done.stdout
+    if points[-1][1]:
+        assert_went_on(root, points[-1][0], reached[points[-1][0]])
+    assert_like_uninterrupted(root, whole.root)
+
+
+def assert_went_on(root: Path, stage: str, reached: int) -> None:
+    """The trainer's own last row counts only the time since it was started; its log folder says how often it was."""
+    assert reached > 0
+    logs = list((root / stage / "logs").rglob("events.out.tfevents.*"))
+    firsts = sorted(first_step(path) for path in logs)
+    assert firsts[0] == 1
+    assert firsts[-1] == reached + 1, f"{stage} did not go on from step {reached}"
+
+
+def first_step(path: Path) -> int:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path))
+    events.Reload()
+    losses = [event.step for tag in events.Tags()["scalars"] if tag == "train/loss" for event in events.Scalars(tag)]
+    return min(losses)
+
+
+def test_killed_thrice_it_ends_as_if_uninterrupted(shell: Any, tiny_run: Any) -> None:
+    killed_run(shell, tiny_run, [("policy-sft", True), ("gap", True), ("rl-1-policy", True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "points",
+    [
+        [("data", False), ("reward", True), ("evaluation", False)],
+        [("improver-sft", True), ("rl-0-data", True), ("report", False)],
+        [("policy-sft", False), ("gap", False), ("rl-1-policy", False)],
+    ],
+    ids=["data, reward, evaluation", "improver, first RL, report", "before the first checkpoint"],
+)
+def test_killed_anywhere_it_ends_as_if_uninterrupted(shell: Any, tiny_run: Any, points: list[tuple[str, bool]]) -> None:
+    killed_run(shell, tiny_run, points)
