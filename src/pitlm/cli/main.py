@@ -56,6 +56,9 @@ USER_ERRNOS = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
+SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter failed")
+"""What torch says when fewer bytes reached the disk than it wrote."""
+
 EXAMPLES = """
 \b
 Examples:
@@ -127,9 +130,11 @@ def user_message(error: Exception) -> str | None:
     """One line for an error of the file system that the user can mend, None for any other."""
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         return ": ".join([*(str(name) for name in (error.filename,) if name is not None), USER_ERRNOS[error.errno]])
-    # The checkpoint writers below torch and safetensors raise their own types, with the system's words inside.
+    # The checkpoint writers below torch and safetensors raise their own types, with the system's words inside, or not.
     if os.strerror(errno.ENOSPC) in str(error):
         return USER_ERRNOS[errno.ENOSPC]
+    if any(words in str(error) for words in SHORT_WRITES):
+        return "a checkpoint could not be written to its end, as when the disk is full"
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -95,7 +96,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged tokenizer.json raises no narrower type
         raise InputError(f"{path}: cannot load a tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
@@ -124,7 +125,7 @@ def _load(auto: Any, path: str | Path, dtype: str, **kwargs: Any) -> PreTrainedM
         model: PreTrainedModel = auto.from_pretrained(
             str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: cannot load a model: {_first_line(error)}") from error
     return model
 

@@ -142,7 +142,7 @@ def draw_response(rng: random.Random, request: Request) -> str:
         value = rng.choice(others) if rng.random() < 0.1 else request.facts[attribute]
         sentences.extend([f"{attribute} {value}"] * (2 if rng.random() < 0.2 else 1))
     opening = rng.choices((RUDE, COURTESY, ()), (0.55, 0.3, 0.15))[0]
-    closing = rng.choices((PADDING, COURTESY, ()), (0.55, 0.3, 0.15))[0]
+    closing = rng.choices((PADDING, ()), (0.55, 0.45))[0]
     stray = rng.choices((RUDE, PADDING, COURTESY, ()), (0.05, 0.05, 0.05, 0.85))[0]
     if opening:
         sentences.insert(0, rng.choice(opening))
