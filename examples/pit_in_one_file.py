@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class Settings:
     layers: int = 2
     heads: int = 4
     mlp: int = 256
-    batch: int = 64
-    policy_lr: float = 4e-3
+    batch: int = 32
+    policy_lr: float = 3e-3
     policy_epochs: int = 2
     improver_lr: float = 2e-3
     improver_epochs: int = 2
@@ -364,7 +365,8 @@ def main(s: Settings) -> dict[str, dict[str, tuple[float, float, float]]]:
     gap_model = GapModel(sft_improver)
     train("gap model", gap_model, list(map(gap_rows, gap_pairs)), gap_batch_loss, s.gap_epochs, s.gap_lr, s)
 
-    # 3. Curriculum RL. The anchor of the KL term is the SFT improver in both stages.
+    # 3. Curriculum RL. The anchor of the KL term is the SFT improver in both stages. The paper's M_P has been through
+    # RLHF by now; that is no part of PIT, and ours stays as SFT left it.
     from_data = [(p.prompt, y) for p in rl_pairs for y in (p.rejected, p.chosen)]  # Eq. 4: y_ref in {y_l, y_w}
     stage_0 = rl_stage("RL stage 0", sft_improver, sft_improver, gap_model, from_data, s)
     rl_xs = random.Random(0).sample([p.prompt for p in rl_pairs], k=min(len(rl_pairs), s.rl_steps * s.references))
@@ -374,18 +376,20 @@ def main(s: Settings) -> dict[str, dict[str, tuple[float, float, float]]]:
 
     # Judged by the truth, on prompts that nothing was trained on.
     originals = write(policy, list(map(policy_prompt, xs)), temperature=1.0)
-    gap: Gap = lambda xs, y_refs, ys: calibrated_gaps(gap_model, xs, y_refs, ys)  # noqa: E731
     writers = {"SFT improver": sft_improver, "PIT, stage 0 only": stage_0, "PIT": pit}
     systems = {name: proposer(model, s.temperature)(xs, originals) for name, model in writers.items()}
     for name in ("SFT improver", "PIT"):
         propose = proposer(writers[name], s.temperature)
-        systems[f"{name}, loop"], reasons, traces = improve(xs, originals, propose, gap, s.rounds)
+        found = improve(xs, originals, propose, partial(calibrated_gaps, gap_model), s.rounds)
+        systems[f"{name}, loop"], reasons, traces = found
     print(f"\n{len(xs)} new prompts; a perfect answer is worth {sum(map(best_utility, xs)) / len(xs):.2f} on average")
     print(f"{'':<19}{'utility':>8}   {'Delta vs original':<24}Delta vs SFT improver")
     results = {}
     for name, ys in {"original": originals, **systems}.items():
-        results[name] = {other: delta(xs, ys, base) for other, base in
-                         (("original", originals), ("SFT improver", systems["SFT improver"]))}
+        results[name] = {
+            "original": delta(xs, ys, originals),
+            "SFT improver": delta(xs, ys, systems["SFT improver"]),
+        }
         shown = "   ".join("{:+.2f} [{:+.2f}, {:+.2f}]".format(*value) for value in results[name].values())
         print(f"{name:<19}{sum(map(utility, xs, ys)) / len(xs):>8.2f}   {shown}")
     print("\nWhy PIT's loops stopped:", {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)})

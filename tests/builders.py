@@ -32,7 +32,8 @@ TEXTS = [
 LLAMA3_TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{- message['content'] | trim + '<|eot_id|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
 )
@@ -232,5 +233,7 @@ def rl_section(**kwargs) -> RLSection:
     )
 
 
-def preference(text: str = "is it small ?", chosen: str = "the price is nine .", rejected: str = "silly question .") -> Preference:
+def preference(
+    text: str = "is it small ?", chosen: str = "the price is nine .", rejected: str = "silly question ."
+) -> Preference:
     return Preference(Prompt.of(text), chosen, rejected)

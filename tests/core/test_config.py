@@ -66,7 +66,9 @@ def test_an_unknown_key_names_the_nearest_right_one(values, key, nearest):
 
 
 def test_an_unknown_key_far_from_all_lists_what_there_is():
-    assert "mine.yaml: unknown key 'loop.xyz'; expected one of rounds, margin, temperature" in refusal(changed(loop__xyz=1))
+    assert "mine.yaml: unknown key 'loop.xyz'; expected one of rounds, margin, temperature" in refusal(
+        changed(loop__xyz=1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,14 @@ def test_overrides_reach_any_depth_and_are_read_as_yaml(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(TREE))
     recipe = load_recipe(
-        path, {"curriculum.rl.beta": "0.2", "curriculum.stages": "[data]", "peft.r": "4", "seed": "7", "data.source": "x.jsonl"}
+        path,
+        {
+            "curriculum.rl.beta": "0.2",
+            "curriculum.stages": "[data]",
+            "peft.r": "4",
+            "seed": "7",
+            "data.source": "x.jsonl",
+        },
     )
     assert (recipe.curriculum.rl.beta, recipe.curriculum.stages, recipe.seed) == (0.2, ["data"], 7)
     assert (recipe.peft.r, recipe.data.source) == (4, "x.jsonl")

@@ -60,12 +60,14 @@ def test_descending_raises_the_better_order_and_lowers_the_worse():
     scores = columns((0.0, 0.0, 0.0, 0.0))
     gap_loss(*scores).backward()
     wl, ww, ll, lw = (float(score.grad) for score in scores)
-    # Each difference at 0 has slope -1/2: wl is in three on the left, lw in three on the right, ww and ll in one each way.
+    # Each difference at 0 has slope -1/2: wl leads three, lw ends three, ww and ll are once on each side.
     assert (wl, ww, ll, lw) == pytest.approx((-1.5, 0.0, 0.0, 1.5))
 
 
 def test_gradient_matches_finite_differences():
-    scores = [score.double().detach().requires_grad_() for score in columns((0.4, -0.3, 0.2, 0.9), (1.0, 0.0, 0.5, -2.0))]
+    scores = [
+        score.double().detach().requires_grad_() for score in columns((0.4, -0.3, 0.2, 0.9), (1.0, 0.0, 0.5, -2.0))
+    ]
     gap_loss(*scores).backward()
     for position, score in enumerate(scores):
         for row in range(2):
@@ -101,9 +103,7 @@ def test_penalised_reward_by_hand():
 
 def test_leave_one_out_by_brute_force():
     rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    expected = [
-        [row[i] - sum(row[:i] + row[i + 1 :]) / 3 for i in range(4)] for row in rewards.tolist()
-    ]
+    expected = [[row[i] - sum(row[:i] + row[i + 1 :]) / 3 for i in range(4)] for row in rewards.tolist()]
     torch.testing.assert_close(leave_one_out_advantage(rewards), torch.tensor(expected))
 
 

@@ -58,7 +58,7 @@ def test_what_is_no_prompt_is_refused_with_its_reason(value, message):
 
 
 def test_the_key_of_a_prompt_never_changes():
-    # printf '[{"role": "user", "content": "How much is the lamp? \xc3\xa9"}]' | sha256sum: folds of old runs depend on it.
+    # By hand, for folds of old runs depend on it: the messages as one line of JSON, UTF-8, through sha256sum.
     prompt = Prompt.of("How much is the lamp? é")
     assert prompt.key == "4bb5c00676ae9c36"
 

@@ -37,7 +37,12 @@ def truth(prompts, responses):
     return [QUALITY[y] for y in responses]
 
 
-FRESH = [FreshPair(X, "good", "bad"), FreshPair(X, "bad", "good"), FreshPair(X, "good", "good"), FreshPair(X, "worst", "bad")]
+FRESH = [
+    FreshPair(X, "good", "bad"),
+    FreshPair(X, "bad", "good"),
+    FreshPair(X, "good", "good"),
+    FreshPair(X, "worst", "bad"),
+]
 
 
 def test_shares_by_hand():

@@ -14,7 +14,7 @@ class Policy:
     def __init__(self) -> None:
         self.calls = []
 
-    def answer(self, prompts, *, temperature, seed):
+    def answer(self, prompts, *, temperature, seed, advance=None):
         self.calls.append((temperature, seed))
         number = len(self.calls)
         return [Answer(f"{prompt.text}-{number}", generated_tokens=number, prompt_tokens=100) for prompt in prompts]
@@ -23,7 +23,17 @@ class Policy:
 class Reward:
     """A table of scores; it checks that each response comes beside its own prompt."""
 
-    SCORES = {"one-0": 5.0, "one-1": 1.0, "one-2": 2.0, "two-0": 0.0, "two-1": 3.0, "two-2": 2.0, "three-0": 0.0, "three-1": 1.0, "three-2": 4.0}
+    SCORES = {
+        "one-0": 5.0,
+        "one-1": 1.0,
+        "one-2": 2.0,
+        "two-0": 0.0,
+        "two-1": 3.0,
+        "two-2": 2.0,
+        "three-0": 0.0,
+        "three-1": 1.0,
+        "three-2": 4.0,
+    }
 
     def scores(self, prompts, responses):
         assert all(response.startswith(prompt.text + "-") for prompt, response in zip(prompts, responses, strict=True))

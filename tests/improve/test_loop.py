@@ -125,7 +125,9 @@ def test_nothing_to_improve_is_no_error():
     assert improve_many([], [], improver=Script({}), gap=Values()) == []
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [({"rounds": 0}, "rounds: found 0"), ({"margin": -0.1}, "margin: found -0.1")])
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"rounds": 0}, "rounds: found 0"), ({"margin": -0.1}, "margin: found -0.1")]
+)
 def test_impossible_settings_are_refused(kwargs, message):
     with pytest.raises(InputError, match=message):
         run({"a": "b"}, {"a": 0, "b": 1}, **kwargs)

@@ -22,13 +22,17 @@ def test_swapping_a_comparison_swaps_its_verdict():
     assert [verdict.swap() for verdict in straight] == swapped
 
 
-@pytest.mark.parametrize(("difference", "expected"), [(0.5, Verdict.TIE), (-0.5, Verdict.TIE), (0.51, Verdict.WIN), (-0.51, Verdict.LOSS)])
+@pytest.mark.parametrize(
+    ("difference", "expected"), [(0.5, Verdict.TIE), (-0.5, Verdict.TIE), (0.51, Verdict.WIN), (-0.51, Verdict.LOSS)]
+)
 def test_scores_within_the_tie_width_are_a_tie(difference, expected):
     assert JUDGE.verdict(1.0 + difference, 1.0) is expected
 
 
 def test_each_response_is_scored_beside_its_own_prompt():
-    judge = ScoreJudge("match", lambda prompts, responses: [float(x.text == y) for x, y in zip(prompts, responses, strict=True)])
+    judge = ScoreJudge(
+        "match", lambda prompts, responses: [float(x.text == y) for x, y in zip(prompts, responses, strict=True)]
+    )
     comparisons = [Comparison(Prompt.of("a"), "a", "b"), Comparison(Prompt.of("b"), "a", "b")]
     assert judge.judge(comparisons) == [Verdict.WIN, Verdict.LOSS]
 

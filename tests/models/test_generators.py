@@ -12,7 +12,10 @@ from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import load_causal, load_tokenizer
 from pitlm.text.template import encode_prompts
 
-PROMPTS = [Prompt.of(text) for text in ("what is the price of the red lamp ?", "is it small ?", "price ?", "what is it ? is it small ?")]
+PROMPTS = [
+    Prompt.of(text)
+    for text in ("what is the price of the red lamp ?", "is it small ?", "price ?", "what is it ? is it small ?")
+]
 FAMILIES = ("words", "llama3", "qwen3", "gpt")
 
 
@@ -27,7 +30,10 @@ def loaded(request, bases):
 def run(loaded, prompts=None, **kwargs):
     model, tokenizer, own = loaded
     return generate(
-        model, tokenizer, own if prompts is None else prompts, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, **kwargs}
+        model,
+        tokenizer,
+        own if prompts is None else prompts,
+        **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, **kwargs},
     )
 
 
@@ -79,7 +85,7 @@ def test_temperature_zero_ignores_the_seed(loaded):
 
 
 def test_an_answer_stops_at_its_end_token_and_keeps_it(loaded):
-    model, tokenizer, _ = loaded
+    _, tokenizer, _ = loaded
     long = run(loaded, max_new_tokens=40, temperature=3.0, prompts=loaded[2] * 32)
     end = tokenizer.eos_token_id
     ended = [ids for ids in long if end in ids]

@@ -98,11 +98,13 @@ def test_a_score_head_that_is_there_is_loaded(bases, tmp_path):
 LOADERS = {"policy": Policy, "improver": Improver, "reward": RewardModel, "gap": GapModel}
 
 
-@pytest.mark.parametrize(("wanted", "given"), [("policy", "improver"), ("improver", "policy"), ("reward", "gap"), ("gap", "improver")])
+@pytest.mark.parametrize(
+    ("wanted", "given"), [("policy", "improver"), ("improver", "policy"), ("reward", "gap"), ("gap", "improver")]
+)
 def test_a_model_of_another_kind_is_refused(bases, tmp_path, wanted, given):
     make = generator_checkpoint if given in ("policy", "improver") else scorer_checkpoint
     folder = make(bases("words"), tmp_path / "model", given)
-    with pytest.raises(InputError, match=f"found a {given} model, expected a {wanted} model"):
+    with pytest.raises(InputError, match=rf"found .*\b{given}\b.*, expected .*\b{wanted}\b"):
         LOADERS[wanted].from_pretrained(folder)
     LOADERS[given].from_pretrained(folder)
 
@@ -126,7 +128,9 @@ def test_a_folder_without_weights_is_refused(bases, tmp_path):
         load_causal(tmp_path, load_tokenizer(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["{", '{"kind": "gap"}', '{"kind": "gap", "ask": "a", "max_new_tokens": 8, "more": 1}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"kind": "gap"}', '{"kind": "gap", "ask": "a", "max_new_tokens": 8, "more": 1}']
+)
 def test_an_unreadable_card_is_refused_by_name(tmp_path, text):
     (tmp_path / "pit.json").write_text(text)
     with pytest.raises(InputError, match=r"pit\.json: found an unreadable model card"):
@@ -136,7 +140,9 @@ def test_an_unreadable_card_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize("tokenizer", ["words", "bpe"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_a_model_from_scratch_is_reproducible_and_reads_its_texts(tmp_path, architecture, tokenizer):
-    init = InitSection(architecture=architecture, layers=1, hidden=16, heads=2, mlp=32, tokenizer=tokenizer, vocabulary=300)
+    init = InitSection(
+        architecture=architecture, layers=1, hidden=16, heads=2, mlp=32, tokenizer=tokenizer, vocabulary=300
+    )
     texts = ["the price is nine .", "is it small ?"]
     for name in ("a", "b"):
         make_from_scratch(init, texts, tmp_path / name, seed=3, max_tokens=64)

@@ -12,7 +12,12 @@ from pitlm.models.loading import load_tokenizer
 from pitlm.models.scorers import GapModel, RewardModel, score_ids
 
 X = Prompt.of("what is the price ?")
-RESPONSES = ["the price is nine .", "silly question .", "the price is nine . happy to help . read it yourself .", "nine"]
+RESPONSES = [
+    "the price is nine .",
+    "silly question .",
+    "the price is nine . happy to help . read it yourself .",
+    "nine",
+]
 FAMILIES = ("words", "llama3", "qwen3", "gpt")
 
 

@@ -76,7 +76,18 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def check_stages(out: Path) -> None:
-    names = ["data", "policy-sft", "reward", "judge", "policy-rl", "improver-sft", "gap", *CAUSAL[3:], "evaluation", "report"]
+    names = [
+        "data",
+        "policy-sft",
+        "reward",
+        "judge",
+        "policy-rl",
+        "improver-sft",
+        "gap",
+        *CAUSAL[3:],
+        "evaluation",
+        "report",
+    ]
     for name in names:
         assert json.loads((out / name / "stage.json").read_text())["status"] == "done", name
     assert (out / "report.html").stat().st_size > 10_000
@@ -87,7 +98,9 @@ def check_checkpoints(out: Path) -> None:
     for name in CAUSAL:
         assert AutoModelForCausalLM.from_pretrained(out / name / "model").config.eos_token_id is not None
     for name in ("reward", "judge", "gap"):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(out / name / "model", output_loading_info=True)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            out / name / "model", output_loading_info=True
+        )
         assert not loading["missing_keys"]
         assert model.config.num_labels == 1
         tokenizer = AutoTokenizer.from_pretrained(out / name / "model")

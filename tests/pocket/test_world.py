@@ -10,11 +10,13 @@ import pytest
 from scipy.stats import binom
 
 from pitlm.core.nouns import Prompt
+from pitlm.pocket import world
 from pitlm.pocket.world import (
-    NOISE,
     RUDE,
+    WEIGHTS,
     Marks,
     Request,
+    Weights,
     best_utility,
     draw_request,
     draw_response,
@@ -29,6 +31,16 @@ X = Prompt.of("lamp : color red price nine size small . price color ?")
 PERFECT = "price nine . color red . happy to help ."
 
 
+@pytest.fixture
+def known_weights(monkeypatch):
+    """Weights for hand arithmetic, so that tuning the world does not change what these tests say."""
+    monkeypatch.setattr(
+        world, "WEIGHTS", Weights(right=0.5, wrong=-1, rude=-1, padding=-0.5, repeated=-0.5, courtesy=0.5)
+    )
+    monkeypatch.setattr(world, "NOISE", 0.4)
+
+
+@pytest.mark.usefixtures("known_weights")
 @pytest.mark.parametrize(
     ("response", "marks", "points"),
     [
@@ -52,7 +64,7 @@ def test_marks_and_utility_by_hand(response, marks, points):
 
 
 def test_nothing_beats_the_perfect_response():
-    assert best_utility(X) == utility(X, PERFECT) == 1.5
+    assert best_utility(X) == utility(X, PERFECT)
     rng = random.Random(0)
     for _ in range(500):
         request = draw_request(rng)
@@ -75,16 +87,18 @@ def test_one_rude_sentence_more_is_always_worse():
         sentences = response.split(" . ")
         at = rng.randrange(len(sentences) + 1)
         worse = " . ".join([*sentences[:at], rng.choice(RUDE), *sentences[at:]])
-        assert utility(prompt, worse) == pytest.approx(utility(prompt, response) - 1.0)
+        assert utility(prompt, worse) == pytest.approx(utility(prompt, response) + WEIGHTS.rude)
+        assert utility(prompt, worse) < utility(prompt, response)
 
 
+@pytest.mark.usefixtures("known_weights")
 @pytest.mark.parametrize(("first", "second"), [("price nine .", "size small ."), ("price nine .", ""), (PERFECT, "")])
 def test_noise_follows_bradley_terry(first, second):
     rng, count = random.Random(3), 4000
     wins = sum(prefer(rng, X, first, second).chosen == first for _ in range(count))
     # Points by hand: 0.5 and -0.5; 0.5 and 0; 1.5 and 0.
     points = {"size small .": -0.5, "": 0.0, "price nine .": 0.5, PERFECT: 1.5}
-    chance = 1 / (1 + math.exp(-(points[first] - points[second]) / NOISE))
+    chance = 1 / (1 + math.exp(-(points[first] - points[second]) / 0.4))
     low, high = binom.interval(0.9999, count, chance)
     assert low <= wins <= high
 
@@ -108,7 +122,9 @@ def test_responses_of_a_pair_differ_and_use_known_words():
     known = set(vocabulary())
     assert len(known) < 80
     assert all(pair.chosen != pair.rejected for pair in pairs)
-    assert {word for pair in pairs for text in (pair.prompt.text, pair.chosen, pair.rejected) for word in text.split()} <= known
+    assert {
+        word for pair in pairs for text in (pair.prompt.text, pair.chosen, pair.rejected) for word in text.split()
+    } <= known
 
 
 def test_flaws_are_common_in_winners_and_more_common_in_losers():

@@ -71,7 +71,9 @@ def test_what_is_dropped_and_trimmed_is_counted(tokenizer):
     assert (trimmed.dropped, trimmed.trimmed) == (0, 1)
     assert trimmed.preferences[1].prompt.messages == (talk(3).messages[0], *talk(3).messages[-3:])
     assert [p.chosen for p in trimmed.preferences] == [p.chosen for p in pairs]
-    assert [p for p in trimmed.preferences if p is not trimmed.preferences[1]] == [p for p in pairs if p is not pairs[1]]
+    assert [p for p in trimmed.preferences if p is not trimmed.preferences[1]] == [
+        p for p in pairs if p is not pairs[1]
+    ]
 
 
 def test_the_end_token_counts(tokenizer):

@@ -19,7 +19,16 @@ from pitlm.pipeline.rows import improver_rows
 from pitlm.text.template import Template
 from pitlm.train.common import last_whole_checkpoint
 
-WORDS = ("the price is nine", "happy to help", "it is small", "silly question", "read it yourself", "nine", "red", "lamp")
+WORDS = (
+    "the price is nine",
+    "happy to help",
+    "it is small",
+    "silly question",
+    "read it yourself",
+    "nine",
+    "red",
+    "lamp",
+)
 STEPS, CUT = 6, 5
 
 
@@ -28,7 +37,7 @@ class Interrupted(Exception):
 
 
 class Watch(TrainerCallback):
-    """Counts the steps of this attempt, and interrupts it at one of them."""
+    """Counts the steps of this attempt, and interrupts it at one of them, or once the last checkpoint is written."""
 
     def __init__(self, stop: int | None) -> None:
         self.stop = stop
@@ -36,14 +45,25 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps.append(state.global_step)
-        if state.global_step == self.stop:
+        if state.global_step == self.stop != STEPS:
+            raise Interrupted
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.stop == STEPS:
             raise Interrupted
 
 
-def run_sft(bench):
+def run_sft(bench, **kwargs):
     pairs = [preference(f"is it {word} ?", word, other) for word, other in zip(WORDS, WORDS[::-1], strict=True)]
     rows = improver_rows(pairs, bench.tokenizer, Template(ASK))
-    sft.train_sft(rows, rows[:2], train_section(batch_size=4, epochs=STEPS / 2, save_every=2), bench, "SFT")
+    sft.train_sft(
+        rows, rows[:2], train_section(**{"batch_size": 4, "epochs": STEPS / 2, "save_every": 2, **kwargs}), bench, "SFT"
+    )
+
+
+def run_capped(bench):
+    """Twice as many rows as the steps take."""
+    run_sft(bench, epochs=STEPS, max_steps=STEPS)
 
 
 def run_rl(bench):
@@ -56,7 +76,7 @@ def run_rl(bench):
     rl.train_rl(conversations, reward, section, bench, title="RL", anchor=bench.start)
 
 
-STAGES = {"sft": (sft, run_sft), "rl": (rl, run_rl)}
+STAGES = {"sft": (sft, run_sft), "capped": (sft, run_capped), "rl": (rl, run_rl)}
 
 
 @pytest.fixture(params=["sft", "rl", "sft-lora", "rl-lora"])
@@ -70,7 +90,7 @@ def stage(request, bases, monkeypatch):
         watch = Watch(stop)
         monkeypatch.setattr(module, "callbacks", lambda bench, title: [*genuine(bench, title), watch])
         bench = workbench(folder, bases("words"), peft=LoraSection(r=4, alpha=8) if lora else None, seed=3)
-        torch.manual_seed(len(watch.steps) + (0 if stop else 99))  # what happened before must not matter
+        torch.manual_seed(stop or 99)  # what happened before must not matter
         if stop is None:
             work(bench)
         else:
@@ -84,7 +104,9 @@ def stage(request, bases, monkeypatch):
 def same_weights(one: Path, other: Path) -> None:
     first, second = (AutoModelForCausalLM.from_pretrained(folder / "model").state_dict() for folder in (one, other))
     for name, weight in first.items():
-        torch.testing.assert_close(second[name], weight, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            second[name], weight, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -97,7 +119,10 @@ def losses(folder: Path) -> dict[int, float]:
 def test_going_on_gives_the_weights_of_an_uninterrupted_run(stage, bases, tmp_path):
     assert stage(tmp_path / "straight") == list(range(1, STEPS + 1))
     stage(tmp_path / "cut", CUT)
-    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.is_dir()} == {"checkpoint-2", "checkpoint-4"}
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.is_dir()} == {
+        "checkpoint-2",
+        "checkpoint-4",
+    }
     # The newest is cut short, as by a full disk: what was written last is missing.
     copied = shutil.copytree(tmp_path / "cut", tmp_path / "half")
     (copied / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
@@ -110,6 +135,15 @@ def test_going_on_gives_the_weights_of_an_uninterrupted_run(stage, bases, tmp_pa
         same_weights(tmp_path / "straight", folder)
         assert losses(folder) == pytest.approx(losses(tmp_path / "straight"), abs=1e-5)
         assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "capped", "rl"], indirect=True)
+def test_a_run_cut_after_its_last_step_makes_no_further_one(stage, tmp_path):
+    stage(tmp_path / "straight")
+    stage(tmp_path / "cut", STEPS)
+    assert (tmp_path / "cut" / "checkpoints" / f"checkpoint-{STEPS}").is_dir()
+    assert stage(tmp_path / "cut") == []
+    same_weights(tmp_path / "straight", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("stage", ["sft"], indirect=True)

@@ -15,12 +15,18 @@ from pitlm.core.config import LoraSection
 from pitlm.core.nouns import Prompt
 from pitlm.models.loading import Card, load_tokenizer, save
 from pitlm.text.template import Template, encode_prompts
+from pitlm.train.probe import Probe
 from pitlm.train.rl import SampleReward, train_rl
 
 TEMPLATE = Template(ASK)
 CONVERSATIONS = [
     TEMPLATE.improver_messages(Prompt.of(x), y)
-    for x, y in (("is it small ?", "silly question ."), ("price ?", "it is nine ."), ("what is it ?", "red"), ("it ?", "it"))
+    for x, y in (
+        ("is it small ?", "silly question ."),
+        ("price ?", "it is nine ."),
+        ("what is it ?", "red"),
+        ("it ?", "it"),
+    )
 ]
 LORA = LoraSection(r=4, alpha=8)
 
@@ -87,7 +93,9 @@ def unit(bases, tmp_path):
 
 
 def ask(sample_reward, completions, **kwargs):
-    return sample_reward(prompts=CONVERSATIONS[: len(completions)], completions=None, completion_ids=completions, **kwargs)
+    return sample_reward(
+        prompts=CONVERSATIONS[: len(completions)], completions=None, completion_ids=completions, **kwargs
+    )
 
 
 def test_the_reward_reads_exactly_the_sampled_tokens(unit):
@@ -122,7 +130,7 @@ def test_the_probe_sees_conversations_and_texts_and_is_logged(unit):
         seen.append((conversations, texts))
         return [1.0, 2.0]
 
-    sample_reward = SampleReward(Recorder(), bench, 1.0, ("judge", probe))
+    sample_reward = SampleReward(Recorder(), bench, 1.0, Probe(probe, []))
     got = ask(sample_reward, [[*words, end], words], log_metric=metrics.__setitem__)
     assert seen == [(CONVERSATIONS[:2], ["the price", "the price"])]
     assert metrics == {"probe": 1.5}
@@ -134,7 +142,7 @@ def test_a_first_stage_starts_at_its_anchor_and_reads_what_it_sampled(bases, tmp
     bench = workbench(tmp_path / "rl", bases(family))
     anchor = varied(bases(family), tmp_path / "sft", seed=1)
     bench = workbench(tmp_path / "rl", anchor)
-    reward = train(bench, anchor, probe=("judge", lambda conversations, texts: [0.5] * len(texts)))
+    reward = train(bench, anchor, probe=Probe(lambda conversations, texts: [0.5] * len(texts), CONVERSATIONS[:2]))
     prompts = encode_prompts(bench.tokenizer, CONVERSATIONS)
     end = bench.tokenizer.eos_token_id
     assert len(reward.rows) == 2 * 8
@@ -148,6 +156,8 @@ def test_a_first_stage_starts_at_its_anchor_and_reads_what_it_sampled(bases, tmp
     assert steps[0]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert steps[1]["kl"] != steps[0]["kl"]
     assert steps[0]["probe"] == 0.5
+    measured = [json.loads(line) for line in (bench.folder / "probe.jsonl").read_text().splitlines()]
+    assert measured == [{"step": step, "quality": [0.5, 0.5]} for step in (0, 2)]
     assert [row["step"] for row in steps[:2]] == [1, 2]
 
 
@@ -259,7 +269,7 @@ def test_kl_is_told_per_sequence():
 
 
 def test_when_every_answer_is_cut_and_left_out_nothing_moves_and_nothing_breaks(bases, tmp_path):
-    """An end token is never sampled here: no reward at all, so nothing to learn from, and a reward that is not a number."""
+    """An end token is never sampled here, so there is nothing to learn from, and no reward to log."""
     tokenizer = load_tokenizer(bases("words"))
     model = AutoModelForCausalLM.from_pretrained(bases("words"))
     with torch.no_grad():  # tied: an end token at the far side of every hidden state is never drawn

@@ -57,13 +57,18 @@ def test_a_row_is_what_the_improver_will_be_shown_and_the_better_response(bases,
         assert text.index(pair.prompt.text) < text.index(f"<|assistant|> {pair.rejected}") < text.index(bench.card.ask)
         assert bench.tokenizer.decode(completion) == f"{pair.chosen} <|end|>"
     for (prompt, completion), pair in zip(policy_rows(PAIRS, bench.tokenizer, template), PAIRS, strict=True):
-        assert bench.tokenizer.decode(prompt + completion) == f"<|user|> {pair.prompt.text} <|assistant|> {pair.chosen} <|end|>"
+        assert (
+            bench.tokenizer.decode(prompt + completion)
+            == f"<|user|> {pair.prompt.text} <|assistant|> {pair.chosen} <|end|>"
+        )
 
 
 def test_training_teaches_the_better_response(bases, tmp_path):
     bench = workbench(tmp_path / "sft", bases("words"), max_new_tokens=12)
     rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
-    metrics = train_sft(rows, rows, train_section(batch_size=4, epochs=80.0, learning_rate=2e-2, log_every=50), bench, "SFT")
+    metrics = train_sft(
+        rows, rows, train_section(batch_size=4, epochs=80.0, learning_rate=2e-2, log_every=50), bench, "SFT"
+    )
     assert metrics["eval_loss"] < 0.05
     improver = Improver.from_pretrained(bench.model_folder)
     answers = improver.propose([p.prompt for p in PAIRS], [p.rejected for p in PAIRS], temperature=0.0)

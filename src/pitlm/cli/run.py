@@ -27,7 +27,9 @@ The same command again goes on where an interrupted run stopped, and skips what 
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value, e.g. loop.rounds=5.")
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
 @click.option(
-    "--skip-invalid", is_flag=True, help="Set invalid rows aside in data/rejects.jsonl, instead of stopping at the first."
+    "--skip-invalid",
+    is_flag=True,
+    help="Set invalid rows aside in data/rejects.jsonl, instead of stopping at the first.",
 )
 @click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap; an unknown name lists them.")
 def run(

@@ -146,6 +146,8 @@ class RLSection(TrainSection):
     )
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
+    probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")
+    probe_items: PositiveInt = Field(64, description="held-out items of each measurement")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> RLSection:
@@ -237,7 +239,7 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read the recipe: {error}") from error
     try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: found broken YAML, expected a recipe: {error}") from error
     if not isinstance(tree, dict):

@@ -53,7 +53,7 @@ def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, A
             gaps=evaluation["gaps"],
             health=health_lines(health),
             examples=_examples(context.root, evaluation["gaps"][PIT]),
-            notes=[*trends(context.root), *_notes(context, evaluation)],
+            notes=[*trends(context.root, stages), *_notes(context, evaluation)],
             quality_name=evaluation["judge"],
         ),
         path,
@@ -103,20 +103,17 @@ def health_lines(health: dict[str, Any]) -> list[HealthLine]:
     return lines
 
 
-def trends(root: Path) -> list[str]:
-    """One sentence per RL stage: whether quality held at the end."""
+def trends(root: Path, stages: Sequence[str]) -> list[str]:
+    """One sentence per RL stage: whether quality held to the end. Folders of stages that are no more are left alone."""
     sentences = []
-    for folder in sorted(root.glob("rl-*")):
-        trend = stage_result(root, folder.name)["trend"]
+    for name in (name for name in stages if name.startswith("rl-")):
+        trend = stage_result(root, name)["trend"]
         change = trend["change"]
-        if change is None:
-            continue
-        fell = change["high"] < 0
+        verdict = "it fell while the reward was maximised" if change["high"] < 0 else "no fall"
         sentences.append(
-            f"{folder.name}: quality of the samples {trend['first_probe']:.2f} at first, "
-            f"{trend['last_probe']:.2f} at last; "
-            f"last quarter less third quarter {change['estimate']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]: "
-            + ("it fell while the reward was maximised" if fell else "no fall")
+            f"{name}: quality on held-out prompts {trend['first']:.2f} before, {trend['last']:.2f} after; "
+            f"step {trend['last_step']} less step {trend['late_step']}: {change['estimate']:+.3f} "
+            f"[{change['low']:+.3f}, {change['high']:+.3f}], {verdict}."
         )
     return sentences
 

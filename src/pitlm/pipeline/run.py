@@ -59,7 +59,7 @@ def run_recipe(
 
     folder.execute(stages, recipe=recipe.model_dump(), update=update, listener=listen)
     if until is None:
-        summary(console, out)
+        summary(console, out, names)
         took = time.perf_counter() - (begin or time.perf_counter())
         console.print(
             Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}")
@@ -84,14 +84,14 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def summary(console: Console, root: Path) -> None:
+def summary(console: Console, root: Path, stages: Sequence[str]) -> None:
     """The table of systems, three answers before and after, and the health of R_PIT."""
     evaluation = stage_result(root, "evaluation")
     health = stage_result(root, "gap")["health"]
     console.print()
     console.print(_systems(evaluation))
     console.print(_health(health))
-    for sentence in trends(root):
+    for sentence in trends(root, stages):
         console.print(Text(sentence))
     console.print(Text("\nThree answers, before and after:"))
     for item in _three(root):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.stats import ttest_ind
 
 from pitlm.core.config import RLSection
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.evaluate.health import FreshPair, gap_health
+from pitlm.evaluate.statistics import mean_interval
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
@@ -21,8 +22,9 @@ from pitlm.pipeline.progress import progress_bar
 from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
 from pitlm.runs.atomic import write_text
 from pitlm.train.common import read_metrics
+from pitlm.train.probe import Conversation, Probe, probe_file
 from pitlm.train.reward import train_gap, train_reward
-from pitlm.train.rl import Conversation, Probe, train_rl
+from pitlm.train.rl import train_rl
 from pitlm.train.sft import train_sft
 
 T = TypeVar("T")
@@ -101,6 +103,7 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
     conversations = [context.template.policy_messages(prompt) for prompt in prompts]
     anchor = context.model("policy-sft")
     reward = RewardModel.from_pretrained(context.model("reward"))
+    held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
     train_rl(
         conversations,
         reward.score_rows,
@@ -108,9 +111,9 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
         context.bench(folder, anchor, "policy"),
         title="policy RL",
         anchor=anchor,
-        probe=_probe(context, lambda conversation: Prompt.of(conversation)),
+        probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation)),
     )
-    return {"prompts": len(prompts)}
+    return {"prompts": len(prompts), "trend": quality_trend(read_metrics(probe_file(folder)))}
 
 
 def curriculum_stage(context: Context, folder: Path, number: int, previous: str | None, policy: str) -> dict[str, Any]:
@@ -125,6 +128,11 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
     start = context.model(previous) if previous and not lora else anchor
     gap = GapModel.from_pretrained(context.model("gap"))
+    writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
+    prompts = _held_out(context, section)
+    temperature = context.recipe.evaluation.policy_temperature
+    answers = writer.answer(prompts, temperature=temperature, seed=context.seed("probe"))
+    held_out = [context.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
     train_rl(
         [context.template.improver_messages(prompt, reference) for prompt, reference in rows],
         gap.score_rows,
@@ -133,36 +141,31 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
         title=f"RL stage {number} ({curriculum.stages[number]})",
         anchor=anchor,
         adapter=context.root / previous / "adapter" if previous and lora else None,
-        probe=_probe(context, lambda conversation: Prompt.of(conversation[:-2])),
+        probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation[:-2])),
     )
-    trend = quality_trend(read_metrics(folder / "metrics.jsonl"))
+    trend = quality_trend(read_metrics(probe_file(folder)))
     return {"references": len(rows), "source": curriculum.stages[number], "trend": trend}
 
 
 def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Did the judge's quality of the samples still hold at the end, while the reward was being maximised? Ours.
+    """Did the judge's quality still hold at the end, while the reward was being maximised? Ours.
 
-    Means over the first, third and last quarter of the steps, and the last less the third with its interval: an
-    interval wholly below zero is what reward hacking looks like.
+    Args:
+        rows: the measurements of ``probe.jsonl``, each with one quality per held-out item, in the same order.
+
+    Returns:
+        Means at the first, the late (three quarters of the way) and the last measurement, and the last less the late
+        one, paired by item: an interval wholly below zero is what reward hacking looks like.
     """
-    steps = [row for row in rows if "probe" in row and "reward" in row]
-    quarter = max(1, len(steps) // 4)
-    parts = {"first": steps[:quarter], "third": steps[-2 * quarter : -quarter], "last": steps[-quarter:]}
-    means = {
-        f"{name}_{key}": float(np.mean([row[key] for row in part])) if part else None
-        for name, part in parts.items()
-        for key in ("reward", "probe", "kl_sequence")
+    first, last = rows[0], rows[-1]
+    late = next(row for row in rows if row["step"] >= 0.75 * last["step"])
+    change = np.array(last["quality"]) - np.array(late["quality"])
+    return {
+        **{name: float(np.mean(row["quality"])) for name, row in (("first", first), ("late", late), ("last", last))},
+        "late_step": late["step"],
+        "last_step": last["step"],
+        "change": asdict(mean_interval(change.tolist())),
     }
-    third, last = ([row["probe"] for row in parts[name]] for name in ("third", "last"))
-    if min(len(third), len(last)) < 2:
-        return {**means, "change": None}
-    interval = ttest_ind(last, third, equal_var=False).confidence_interval(0.95)
-    change = {
-        "estimate": float(np.mean(last) - np.mean(third)),
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
-    return {**means, "change": change}
 
 
 def _references(
@@ -215,11 +218,15 @@ def unique_prompts(pairs: Sequence[Preference]) -> list[Prompt]:
     return list(dict.fromkeys(pair.prompt for pair in pairs))
 
 
-def _probe(context: Context, prompt_of: Callable[[Conversation], Prompt]) -> tuple[str, Probe]:
-    """The judge's quality of the samples: drawn beside the reward, never trained on."""
+def _held_out(context: Context, section: RLSection) -> list[Prompt]:
+    return unique_prompts(context.folds["validation"])[: section.probe_items]
+
+
+def _probe(context: Context, held_out: Sequence[Conversation], prompt_of: Callable[[Conversation], Prompt]) -> Probe:
+    """The judge's quality: drawn beside the reward, never trained on."""
     judge = context.judge()
 
     def quality(conversations: list[Conversation], responses: list[str]) -> list[float]:
         return judge.score([prompt_of(conversation) for conversation in conversations], responses)
 
-    return judge.name, quality
+    return Probe(quality, held_out)

@@ -140,12 +140,17 @@ class MetricsWriter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        replace_rows(self.path, kept)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **kwargs["logs"]}) + "\n")
+
+
+def replace_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a file of JSON lines anew."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

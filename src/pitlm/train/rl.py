@@ -23,12 +23,10 @@ from pitlm.core.config import RLSection
 from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
 from pitlm.train.common import Workbench, callbacks, fit, trainer_arguments
+from pitlm.train.probe import Conversation, HeldOutProbe, Probe
 
-Conversation = list[dict[str, str]]
 Reward = Callable[[list[list[int]]], Tensor]
 """Token ids of prompt + completion -> score of each; shape (batch,)."""
-Probe = Callable[[list[Conversation], list[str]], list[float]]
-"""Conversations and completions -> an independent quality of each, for the curves only."""
 
 
 def train_rl(
@@ -40,7 +38,7 @@ def train_rl(
     title: str,
     anchor: Path,
     adapter: Path | None = None,
-    probe: tuple[str, Probe] | None = None,
+    probe: Probe | None = None,
 ) -> None:
     """One round of RLOO from ``bench.start``, anchored to ``anchor``.
 
@@ -50,7 +48,7 @@ def train_rl(
         reward: scores sampled answers, in batches.
         anchor: the SFT checkpoint of the KL term.
         adapter: with LoRA, the adapter that training goes on with; ``bench.start`` is then the anchor itself.
-        probe: name and function of a quality that is measured on the samples and never trained on.
+        probe: a quality that is measured on the samples and on held-out items, and never trained on.
 
     Raises:
         RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
@@ -68,8 +66,10 @@ def train_rl(
         peft_config=lora,
         callbacks=[AnchorCheck(anchor, bench), SequenceKL(), *callbacks(bench, title)],
     )
+    if probe is not None:
+        trainer.add_callback(HeldOutProbe(probe, bench, every=section.probe_every, temperature=section.temperature))
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, AnchorCheck):
+        if isinstance(callback, AnchorCheck | HeldOutProbe):
             callback.trainer = trainer
     if lora is not None and adapter is not None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
@@ -122,9 +122,7 @@ class SampleReward:
 
     __name__ = "reward"
 
-    def __init__(
-        self, reward: Reward, bench: Workbench, truncated_penalty: float | None, probe: tuple[str, Probe] | None
-    ) -> None:
+    def __init__(self, reward: Reward, bench: Workbench, truncated_penalty: float | None, probe: Probe | None) -> None:
         self.reward = reward
         self.tokenizer = bench.tokenizer
         self.truncated_penalty = truncated_penalty
@@ -148,7 +146,7 @@ class SampleReward:
         rewards: list[float] = self.reward(rows).tolist()
         if self.probe is not None:
             texts = [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
-            quality = self.probe[1](prompts, texts)
+            quality = self.probe.quality(prompts, texts)
             kwargs["log_metric"]("probe", sum(quality) / len(quality))
         penalty = self.truncated_penalty
         return [
