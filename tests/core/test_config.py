@@ -7,8 +7,8 @@ import copy
 import pytest
 import yaml
 
-from pitlm.core.config import load_recipe, parse_recipe
 from pitlm.core.errors import InputError
+from pitlm.core.recipe_file import load_recipe, parse_recipe
 from pitlm.recipes import find_recipe, recipe_names
 
 TREE = {

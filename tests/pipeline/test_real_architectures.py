@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from pitlm.core.config import parse_recipe
 from pitlm.core.nouns import Prompt
+from pitlm.core.recipe_file import parse_recipe
 from pitlm.models.generators import Improver
 from pitlm.models.scorers import GapModel
 from pitlm.pipeline.run import run_recipe

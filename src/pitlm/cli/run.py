@@ -29,7 +29,7 @@ The same command again goes on where an interrupted run stopped, and skips what 
 @click.option(
     "--skip-invalid",
     is_flag=True,
-    help="Set invalid rows aside in data/rejects.jsonl, instead of stopping at the first.",
+    help="Set invalid rows aside in data/rejects.jsonl, instead of stopping.",
 )
 @click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap; an unknown name lists them.")
 def run(
@@ -47,8 +47,8 @@ def run(
     RECIPE is a packaged name (see `pit recipes`) or a YAML file. The run folder then holds report.html, a folder for
     each stage with its model, and what `pit improve --run` needs.
     """
-    from pitlm.core.config import load_recipe
     from pitlm.core.errors import InputError
+    from pitlm.core.recipe_file import load_recipe
     from pitlm.recipes import find_recipe
 
     changes = {}

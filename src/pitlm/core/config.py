@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from pitlm.core.errors import InputError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ReferenceSource = Literal["data", "policy", "improver"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -213,90 +208,3 @@ class Recipe(Section):
     report_to: list[str] = Field(
         ["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ..."
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key comes twice: of two sections of one name, the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' comes twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
-    """Read a YAML recipe and apply ``section.key=value`` overrides.
-
-    Raises:
-        InputError: unreadable file, broken YAML, unknown key (the nearest right name is given) or impossible value.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the recipe: {error}") from error
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: found broken YAML, expected a recipe: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError.at(path, found=type(tree).__name__, expected="a mapping of sections")
-    for key, value in (overrides or {}).items():
-        _assign(tree, key, value)
-    return parse_recipe(tree, str(path))
-
-
-def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
-    """Validate a recipe tree; ``origin`` names it in messages.
-
-    Raises:
-        InputError: unknown key or impossible value, each with its dotted name.
-    """
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        problems = [_explain(origin, problem) for problem in error.errors()]
-        raise InputError("\n".join(problems)) from error
-
-
-def _assign(tree: dict[str, Any], dotted: str, text: str) -> None:
-    *sections, leaf = dotted.split(".")
-    node: Any = tree
-    for section in sections:
-        child = node.get(section)
-        if child is None:
-            child = node[section] = {}
-        if not isinstance(child, dict):
-            raise InputError(f"--set {dotted}: '{section}' is not a section")
-        node = child
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
-
-
-def _explain(origin: str, problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    dotted = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        names = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
-        return f"{origin}: unknown key '{dotted}'; {hint}"
-    if problem["type"] == "missing":
-        return f"{origin}: key '{dotted}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "a section" if isinstance(problem["input"], dict) else repr(problem["input"])
-    return f"{origin}: key '{dotted}': found {found}: {message}"
-
-
-def _known_keys(sections: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for section in sections:
-        annotation = model.model_fields[section].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(model.model_fields)

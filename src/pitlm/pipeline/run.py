@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pitlm import __version__
-from pitlm.core.config import Recipe, load_recipe
+from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
+from pitlm.core.recipe_file import load_recipe
 from pitlm.models.loading import quiet
 from pitlm.pipeline.evaluation import PIT
 from pitlm.pipeline.reporting import headline, health_lines, stage_result, trends

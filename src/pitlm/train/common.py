@@ -129,7 +129,18 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
 def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, bench: Workbench) -> Dataset:
     """All epochs of a training set as one sequence, rows of like length in one batch."""
     order = length_grouped(lengths, batch_size=section.batch_size, epochs=section.epochs, seed=bench.seed)
+    if section.max_steps is not None:
+        order = order[: section.max_steps * section.batch_size * processes()]
     return dataset.select(order)
+
+
+def processes() -> int:
+    """How many processes train together.
+
+    A training set holds exactly the rows that its steps take: with more of them, the trainer makes a further step
+    when it goes on from its last checkpoint.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class MetricsWriter(TrainerCallback):

@@ -22,7 +22,7 @@ from trl import RLOOConfig, RLOOTrainer
 from pitlm.core.config import RLSection
 from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
-from pitlm.train.common import Workbench, callbacks, fit, trainer_arguments
+from pitlm.train.common import Workbench, callbacks, fit, processes, trainer_arguments
 from pitlm.train.probe import Conversation, HeldOutProbe, Probe
 
 Reward = Callable[[list[list[int]]], Tensor]
@@ -82,10 +82,11 @@ def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: 
     Fixed beforehand: TRL's sampler draws each epoch's order as it goes, and an interrupted run would meet others.
     """
     rng = random.Random(bench.seed)
+    wanted = section.max_steps * processes() * section.batch_size // section.group
     order: list[Conversation] = []
-    while len(order) < section.max_steps * section.batch_size // section.group:
+    while len(order) < wanted:
         order += rng.sample(list(conversations), k=len(conversations))
-    return Dataset.from_dict({"prompt": order})
+    return Dataset.from_dict({"prompt": order[:wanted]})
 
 
 def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
