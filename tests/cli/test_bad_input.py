@@ -37,7 +37,10 @@ def pair(number: int, **fields: Any) -> dict[str, Any]:
 
 def lines(*rows: Any) -> bytes:
     """JSON lines; bytes and strings stand for themselves."""
-    made = [row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else json.dumps(row).encode() for row in rows]
+    made = [
+        row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else json.dumps(row).encode()
+        for row in rows
+    ]
     return b"".join(row + b"\n" for row in made)
 
 
@@ -111,9 +114,15 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
         lines(*GOOD[:2], {"prompt": "q", "good": "a", "rejected": "b"}),
         ["{at}:3: field 'chosen': found no such field", "prompt, good, rejected"],
     ),
-    "missing field": (lines(GOOD[0], {"prompt": "q", "chosen": "a"}), ["{at}:2: field 'rejected': found no such field"]),
+    "missing field": (
+        lines(GOOD[0], {"prompt": "q", "chosen": "a"}),
+        ["{at}:2: field 'rejected': found no such field"],
+    ),
     "an empty object": (lines(GOOD[0], "{}"), ["{at}:2: field 'chosen': found no such field"]),
-    "a number for text": (lines(GOOD[0], pair(1, chosen=7)), ["{at}:2: field 'chosen': found a number (7)", "expected"]),
+    "a number for text": (
+        lines(GOOD[0], pair(1, chosen=7)),
+        ["{at}:2: field 'chosen': found a number (7)", "expected"],
+    ),
     "null for text": (lines(GOOD[0], pair(1, rejected=None)), ["{at}:2: field 'rejected': found null"]),
     "a number for the prompt": (lines(pair(1, prompt=1.5)), ["{at}:1: field 'prompt': found a number (1.5)"]),
     "an object for text": (lines(pair(1, chosen={"text": "a"})), ["{at}:1: field 'chosen': found an object", "text"]),
@@ -209,7 +218,9 @@ HARMLESS: dict[str, bytes] = {
     "no newline at the end": lines(*GOOD).rstrip(b"\n"),
     "NUL inside text": lines(*GOOD, pair(99, chosen="a \0 b")),
     "every script": lines(*GOOD, pair(99, prompt="価格は？ \u2028 ¿Qué? 🦜🏽 \u202eطلب", chosen="ﷺ é̸")),
-    "separators of lines inside JSON": "\n".join(json.dumps(pair(n, chosen="a\u2028\x85b"), ensure_ascii=False) for n in range(40)).encode(),
+    "separators of lines inside JSON": "\n".join(
+        json.dumps(pair(n, chosen="a\u2028\x85b"), ensure_ascii=False) for n in range(40)
+    ).encode(),
     "further fields": lines(*(pair(n, score=[1, {"a": None}]) for n in range(40))),
 }
 
@@ -364,7 +375,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "group of one": (["curriculum.rl.group=1"], ["'curriculum.rl.group': found 1"]),
     "test share of one": (["data.test=1.0"], ["'data.test': found 1.0", "less than 1"]),
     "test share above one": (["data.test=3"], ["'data.test': found 3"]),
-    "shares that leave nothing": (["data.test=0.6", "data.validation=0.5"], ["'data': found a section: test 0.6 + validation 0.5", "below 1"]),
+    "shares that leave nothing": (
+        ["data.test=0.6", "data.validation=0.5"],
+        ["'data': found a section: test 0.6 + validation 0.5", "below 1"],
+    ),
     "no learning rate": (["gap.learning_rate=0"], ["'gap.learning_rate': found 0"]),
     "heads that do not divide": (["model.init.heads=3"], ["model.init", "hidden 16", "heads 3"]),
     "unknown schedule": (["gap.schedule=quadratic"], ["'gap.schedule': found 'quadratic'", "'linear', 'cosine'"]),
@@ -528,9 +542,7 @@ POCKET = {**RECIPE, "data": {**RECIPE["data"], "source": "pocket", "pairs": 60, 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kib", "stage"), [(16, "data"), (120, "policy-sft")])
-def test_a_disk_that_fills_up_loses_nothing(
-    cli: Cli, small_disk: Callable[[int], Path], kib: int, stage: str
-) -> None:
+def test_a_disk_that_fills_up_loses_nothing(cli: Cli, small_disk: Callable[[int], Path], kib: int, stage: str) -> None:
     disk = small_disk(kib)
     cli.recipe.write_text(yaml.safe_dump({**POCKET, "evaluation": {"items": 4, "fresh_pairs": 4, "resamples": 20}}))
     command = [sys.executable, "-m", "pitlm.cli.main", "run", cli.recipe, "--out", disk / "run", "--until", stage]
@@ -578,9 +590,15 @@ ANSWER_ROWS: dict[str, tuple[bytes, list[str]]] = {
         lines({"messages": [{"role": "bot", "content": "q"}], "response": "a"}),
         ["{at}:1: field 'messages':", "found role 'bot'"],
     ),
-    "response a list": (lines(ANSWERS[0], {"prompt": "q", "response": ["a"]}), ["{at}:2: field 'response': found list"]),
+    "response a list": (
+        lines(ANSWERS[0], {"prompt": "q", "response": ["a"]}),
+        ["{at}:2: field 'response': found list"],
+    ),
     "no response and no policy": (lines(ANSWERS[0], {"prompt": "q"}), ["{at}:2: found no response", "--run"]),
-    "half a character in the prompt": (lines({"prompt": "\udc00", "response": "a"}), ["{at}:1: field 'prompt':", "half"]),
+    "half a character in the prompt": (
+        lines({"prompt": "\udc00", "response": "a"}),
+        ["{at}:1: field 'prompt':", "half"],
+    ),
     "half a character in the response": (
         lines(ANSWERS[0], {"prompt": "q", "response": "\ud83d"}),
         ["{at}:2: field 'response':", "half a character"],
@@ -633,7 +651,11 @@ def test_wrong_kinds_of_model_are_named(cli: Cli, models: Path) -> None:
     plain = cli.tmp_path / "plain"
     plain.mkdir()
     for improver, gap, wanted in (
-        (models / "gap", models / "gap", f"{models / 'gap'}: found a model trained as gap, expected one trained as improver"),
+        (
+            models / "gap",
+            models / "gap",
+            f"{models / 'gap'}: found a model trained as gap, expected one trained as improver",
+        ),
         (models / "improver", models / "improver", "found a model trained as improver, expected one trained as gap"),
         (models / "improver", plain, f"{plain}: found no pit.json"),
         (models / "nowhere", models / "gap", f"{models / 'nowhere'}: found no such folder"),

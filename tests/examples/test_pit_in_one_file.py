@@ -300,9 +300,26 @@ def test_delta_is_the_librarys(pit):
 # All of it.
 
 
-def test_the_tiny_version_runs_to_its_end(pit, capsys):
+def test_the_tiny_version_runs_to_its_end(pit, capsys, monkeypatch):
+    stages = []
+
+    def rl_stage(name, improver, anchor, gap_model, references, settings):
+        before = {key: weight.clone() for key, weight in anchor.state_dict().items()}
+        trained = original(name, improver, anchor, gap_model, references, settings)
+        assert all(torch.equal(weight, before[key]) for key, weight in anchor.state_dict().items())
+        stages.append((improver, anchor, trained, {y_ref for _, y_ref in references}))
+        return trained
+
+    original = pit.rl_stage
+    monkeypatch.setattr(pit, "rl_stage", rl_stage)
     with torch.random.fork_rng():
         results = pit.main(pit.TINY)
+    (start_0, anchor_0, end_0, references_0), (start_1, anchor_1, _, references_1) = stages
+    assert start_0 is anchor_0 is anchor_1  # the SFT improver anchors both stages
+    assert start_1 is end_0
+    pairs = make_preferences(pit.TINY.pairs, seed=0)
+    assert references_0 <= {y for pair in pairs for y in (pair.chosen, pair.rejected)}
+    assert not references_1 <= references_0  # they are the policy's own
     assert results["original"]["original"] == (0.0, 0.0, 0.0)
     assert results["SFT improver"]["SFT improver"] == (0.0, 0.0, 0.0)
     assert all(-1 <= low <= high <= 1 for row in results.values() for _, low, high in row.values())

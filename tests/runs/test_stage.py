@@ -13,7 +13,7 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.runs import stage as runs
-from pitlm.runs.stage import RunFolder, Stage, Status, fingerprints
+from pitlm.runs.stage import RunFolder, Stage, Status, fingerprints, stage_record, stage_result
 
 #      a
 #     / \
@@ -104,7 +104,7 @@ def test_format_of_the_files_is_part_of_the_fingerprint(bench: Bench, monkeypatc
 def test_stages_run_in_order_and_are_skipped_the_second_time(bench: Bench) -> None:
     assert bench.run() == ["a", "b", "c", "d"]
     assert bench.told == [(name, event) for name in NEEDS for event in ("start", "done")]
-    assert RunFolder(bench.root, "0").result("b") == {"made": "b"}
+    assert stage_result(bench.root, "b") == {"made": "b"}
     before = contents(bench.root / "b")
     assert bench.run() == []
     assert bench.told == [(name, "skip") for name in NEEDS]
@@ -115,12 +115,12 @@ def test_an_exception_leaves_the_stage_started_and_the_next_time_it_goes_on(benc
     bench.fail_in = "b"
     with pytest.raises(RuntimeError, match="out of luck"):
         bench.run()
-    record = RunFolder(bench.root, "0").record("b")
+    record = stage_record(bench.root, "b")
     assert record is not None
     assert record["status"] == "started"
     assert (bench.root / "b" / "half.txt").exists()
     with pytest.raises(InputError, match="stage 'b' is not done"):
-        RunFolder(bench.root, "0").result("b")
+        stage_result(bench.root, "b")
     bench.fail_in = None
     assert bench.run() == ["b", "c", "d"]
     assert bench.told[:2] == [("a", "skip"), ("b", "resume")]
@@ -240,7 +240,7 @@ def test_a_second_process_on_one_run_is_refused_until_the_first_ends(bench: Benc
     bench.run()
     script = f"""
 import pathlib, sys
-from pitlm.runs.stage import RunFolder
+from pitlm.runs.stage import RunFolder, stage_record, stage_result
 with RunFolder(pathlib.Path({str(bench.root)!r}), "0").locked():
     print("locked", flush=True); sys.stdin.read()
 """

@@ -24,6 +24,7 @@ from pitlm.report.data import (
     health_line,
 )
 from pitlm.report.html import write
+from pitlm.runs.stage import stage_result
 from pitlm.train.common import read_metrics
 
 EXAMPLES = 400
@@ -59,12 +60,6 @@ def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, A
         path,
     )
     return {"path": path.name}
-
-
-def stage_result(root: Path, name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / name / "stage.json").read_text(encoding="utf-8"))
-    result: dict[str, Any] = record["result"]
-    return result
 
 
 def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:

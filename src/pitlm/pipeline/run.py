@@ -19,9 +19,9 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
 from pitlm.models.loading import quiet
 from pitlm.pipeline.evaluation import PIT
-from pitlm.pipeline.reporting import headline, health_lines, stage_result, trends
+from pitlm.pipeline.reporting import headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
-from pitlm.runs.stage import RunFolder
+from pitlm.runs.stage import RunFolder, stage_result
 from pitlm.train.common import check_trackers
 
 

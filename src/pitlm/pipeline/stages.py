@@ -22,7 +22,9 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
     learning = [*_policies(context, judges), *_improvers(context, policy, judges)]
     rl = _curriculum(context, policy, judges)
     improver = rl[-1].name
-    data = {"data": recipe.data.model_dump(), "digest": source_digest(recipe.data.source)}
+    # Where the pairs lie does not matter, only what they are: another spelling of the path makes nothing stale.
+    digest = source_digest(recipe.data.source)
+    data = {"data": {**recipe.data.model_dump(), "source": digest or recipe.data.source}}
     names = ["data", *(stage.name for stage in (*learning, *rl))]
     return [
         Stage("data", {**_common(recipe), **data}, [], lambda folder: prepare(context, folder)),

@@ -92,38 +92,8 @@ class RunFolder:
     def folder(self, name: str) -> Path:
         return self.root / name
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        """What ``stage.json`` says, or None where there is none.
-
-        Raises:
-            InputError: the file is not what this class writes.
-        """
-        path = self.folder(name) / "stage.json"
-        if not path.is_file():
-            return None
-        expected = "the record of a stage (delete the stage's folder to have it made again)"
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
-        if not isinstance(record, dict) or record.get("status") not in list(Status) or not RECORD.issubset(record):
-            raise InputError.at(path, found="something else", expected=expected)
-        return record
-
-    def result(self, name: str) -> dict[str, Any]:
-        """The result of a finished stage.
-
-        Raises:
-            InputError: the stage is not done.
-        """
-        record = self.record(name)
-        if record is None or record["status"] != Status.DONE:
-            raise InputError(f"{self.root}: stage '{name}' is not done; run `pit run` on it first")
-        result: dict[str, Any] = record["result"]
-        return result
-
     def status(self, stage: Stage, fingerprint: str) -> Status:
-        record = self.record(stage.name)
+        record = stage_record(self.root, stage.name)
         if record is None:
             return Status.MISSING
         if record["fingerprint"] != fingerprint:
@@ -189,7 +159,7 @@ class RunFolder:
                 self.root.rmdir()
 
     def _seconds(self, name: str) -> float:
-        record = self.record(name)
+        record = stage_record(self.root, name)
         return float(record["seconds"]) if record else 0.0
 
     def _write(
@@ -213,7 +183,7 @@ class RunFolder:
             return
         where: dict[str, list[str]] = {}
         for stage in stale:
-            record = self.record(stage.name) or {}
+            record = stage_record(self.root, stage.name) or {}
             for change in _changes(record.get("settings", {}), stage.settings):
                 where.setdefault(change, []).append(stage.name)
         lines = [f"{change} ({', '.join(names)})" for change, names in where.items()]
@@ -223,6 +193,38 @@ class RunFolder:
             f"{self.root}: this folder holds a run with other settings:\n  " + "\n  ".join(listed) + "\n"
             "Choose another folder with --out, or redo the stages that changed with --update."
         )
+
+
+def stage_record(root: Path, name: str) -> dict[str, Any] | None:
+    """What a stage's ``stage.json`` says, or None where there is none.
+
+    Raises:
+        InputError: the file is not what :class:`RunFolder` writes.
+    """
+    path = root / name / "stage.json"
+    if not path.is_file():
+        return None
+    expected = "the record of a stage (delete the stage's folder to have it made again)"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
+    if not isinstance(record, dict) or record.get("status") not in list(Status) or not RECORD.issubset(record):
+        raise InputError.at(path, found="something else", expected=expected)
+    return record
+
+
+def stage_result(root: Path, name: str) -> dict[str, Any]:
+    """The result of a finished stage.
+
+    Raises:
+        InputError: the stage is not done.
+    """
+    record = stage_record(root, name)
+    if record is None or record["status"] != Status.DONE:
+        raise InputError(f"{root}: stage '{name}' is not done; run `pit run` on it first")
+    result: dict[str, Any] = record["result"]
+    return result
 
 
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
