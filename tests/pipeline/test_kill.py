@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ def status(root: Path, stage: str) -> str:
     return str(json.loads(path.read_text())["status"]) if path.is_file() else "missing"
 
 
-def checkpoints(root: Path, stage: str) -> list[Path]:
-    """Those that are whole: the trainer writes its state last."""
-    return sorted((root / stage).glob("checkpoints/checkpoint-*/trainer_state.json"))
+def checkpoints(root: Path, stage: str) -> list[int]:
+    """The steps of those that are whole: the trainer writes its state last, and the kill may come in the middle."""
+    steps = []
+    for path in (root / stage).glob("checkpoints/checkpoint-*/trainer_state.json"):
+        with suppress(ValueError, FileNotFoundError):
+            steps.append(int(json.loads(path.read_text())["global_step"]))
+    return steps
 
 
 def kill_in(shell: Any, arguments: list[object], root: Path, stage: str, *, trains: bool) -> str:
@@ -101,8 +106,7 @@ def killed_run(shell: Any, whole: Any, points: list[tuple[str, bool]]) -> None:
         if number:
             assert f"{points[number - 1][0]} (goes on)" in printed
         if trains:
-            states = [json.loads(path.read_text()) for path in checkpoints(root, stage)]
-            reached[stage] = max(state["global_step"] for state in states)
+            reached[stage] = max(checkpoints(root, stage))
         if number and points[number - 1][1]:
             assert_went_on(root, *points[number - 1][:1], reached[points[number - 1][0]])
     done = shell(*arguments)

@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.nouns import Answer, Improvement, Prompt, Trace
+from pitlm.core.nouns import Answer, Improvement, Preference, Prompt, Trace
 from pitlm.evaluate.compare import ORIGINAL, difference, judge_systems, summarise
+from pitlm.evaluate.health import share
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.improve.baselines import best_of
 from pitlm.improve.loop import improve_many
+from pitlm.judge.scores import ScoreJudge
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
@@ -154,6 +156,7 @@ def _judge(
     _write_rows(folder, prompts, answers, scores, traces)
     return {
         "judge": judge.name,
+        "judge_accuracy": judge_accuracy(judge, context.folds["test"]),
         "items": len(prompts),
         "systems": [asdict(system) for system in systems],
         "differences": [
@@ -178,6 +181,14 @@ def _judge(
         },
         "made_worse": sum(b < a for a, b in zip(scores[ORIGINAL], scores[PIT], strict=True)) / max(1, len(prompts)),
     }
+
+
+def judge_accuracy(judge: ScoreJudge, pairs: Sequence[Preference]) -> dict[str, float]:
+    """How often the judge agrees with held-out labels: what its verdicts are worth. Equal scores are left out."""
+    prompts = [pair.prompt for pair in pairs]
+    chosen = judge.score(prompts, [pair.chosen for pair in pairs])
+    rejected = judge.score(prompts, [pair.rejected for pair in pairs])
+    return share([w > l for w, l in zip(chosen, rejected, strict=True) if w != l])
 
 
 def _write_rows(

@@ -66,13 +66,15 @@ def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:
     """What a run found, in sentences that a newcomer can read."""
     system = next(line for line in evaluation["systems"] if line["name"] == PIT)
     against = evaluation["differences"][0]
-    fresh = health["fresh_pairs"]
+    fresh, judge = health["fresh_pairs"], evaluation["judge_accuracy"]
     gain = against["interval"]
     sign = "a difference" if Interval(**gain).excludes_zero else "no clear difference"
     return [
         f"PIT against the original answer: Delta {_points(system['delta'])} points over {evaluation['items']} held-out "
         f"prompts, judged by {evaluation['judge']}.",
         f"Delta of PIT minus Delta of the {against['second']}: {_points(gain)} points ({sign} at 95%).",
+        f"The judge ({evaluation['judge']}) agrees with {_percent(judge)} of {judge['n']} held-out labels; "
+        "chance is 50%.",
         f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; "
         "chance is 50%.",
     ]
