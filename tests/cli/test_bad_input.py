@@ -495,7 +495,7 @@ def test_another_run_in_the_folder_is_kept(cli: Cli) -> None:
     source.write_bytes(lines(*GOOD[:30]))
     code, message = cli.run_data(source)
     assert code == 2
-    assert "digest" in message
+    assert "data.source: found" in message
     assert {path: path.read_bytes() for path in cli.out.rglob("*") if path.is_file()} == before
 
 

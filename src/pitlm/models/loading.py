@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from pitlm.core.config import InitSection
 from pitlm.core.errors import InputError
@@ -233,8 +235,10 @@ def _bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizer
 
 
 def quiet() -> None:
-    """Keep transformers' own progress bars and notices out of the way of ours."""
-    from transformers.utils import logging
+    """Keep the libraries' own progress bars and notices out of the way of ours.
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    TRL's warning about answers without a reward prints whole conversations, which nobody wants in a log.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("trl").setLevel(logging.ERROR)
