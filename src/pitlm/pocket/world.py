@@ -1,4 +1,4 @@
-"""A shop-desk world of about seventy words, with a known truth.
+"""A shop-desk world of about fifty words, with a known truth.
 
 A prompt holds the facts of one item and what the customer asks for. A response is a few short
 sentences. A hidden utility makes the preferences, with Bradley-Terry noise. Nothing that is trained
