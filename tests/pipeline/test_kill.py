@@ -54,7 +54,8 @@ def kill_in(shell: Any, arguments: list[object], root: Path, stage: str, *, trai
 def metrics(root: Path, stage: str) -> list[dict[str, Any]]:
     """The rows of the steps, without the trainer's last row and the time that steps took."""
     rows = [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
-    timed = ("step_time", "runtime", "per_second", "flos")
+    # num_tokens: TRL counts anew from where it goes on; nothing here reads it
+    timed = ("step_time", "runtime", "per_second", "flos", "num_tokens")
     return [
         {key: value for key, value in row.items() if not any(word in key for word in timed)}
         for row in rows
