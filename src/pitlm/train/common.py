@@ -245,7 +245,8 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
         model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"])
         model = model.merge_and_unload()
     save(model, bench.tokenizer, bench.card, bench.model_folder)
-    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    # TRL's count of tokens starts anew where an interrupted run goes on: a figure that would depend on that.
+    figures = {name: v for name, v in metrics.items() if isinstance(v, float) and not name.endswith("num_tokens")}
     if trainer.is_world_process_zero():
         write_text(evaluation, json.dumps(figures, indent=2) + "\n")
         shutil.rmtree(checkpoints, ignore_errors=True)
