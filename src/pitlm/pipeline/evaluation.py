@@ -19,9 +19,9 @@ from pitlm.judge.scores import ScoreJudge
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
-from pitlm.pipeline.progress import progress_bar
 from pitlm.pipeline.training import unique_prompts
 from pitlm.runs.atomic import write_text
+from pitlm.runs.console import progress_bar
 
 PIT = "PIT"
 PIT_ONE = "PIT, 1 round, no stop rule"

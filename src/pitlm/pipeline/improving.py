@@ -18,9 +18,9 @@ from pitlm.improve.loop import improve_many
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel
-from pitlm.pipeline.progress import progress_bar
-from pitlm.pipeline.run import make_console, stored_recipe
+from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.runs.console import make_console, progress_bar
 
 CHUNK = 256
 

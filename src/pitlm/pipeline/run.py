@@ -21,6 +21,7 @@ from pitlm.models.loading import quiet
 from pitlm.pipeline.evaluation import PIT
 from pitlm.pipeline.reporting import headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
+from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_result
 from pitlm.train.common import check_trackers
 
@@ -77,12 +78,6 @@ def stored_recipe(root: Path) -> Recipe:
     if not path.is_file():
         raise InputError(f"{root}: found no recipe.json, expected the folder of a run")
     return load_recipe(path)
-
-
-def make_console() -> Console:
-    """A console that does not fold tables to 80 columns where the output is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
 
 
 def summary(console: Console, root: Path, stages: Sequence[str]) -> None:

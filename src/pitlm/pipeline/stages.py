@@ -24,7 +24,8 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
     improver = rl[-1].name
     # Where the pairs lie does not matter, only what they are: another spelling of the path makes nothing stale.
     digest = source_digest(recipe.data.source)
-    data = {"data": {**recipe.data.model_dump(), "source": digest or recipe.data.source}}
+    source = {"contents of data.source": digest} if digest else {"data.source": recipe.data.source}
+    data = {"data": recipe.data.model_dump(exclude={"source"}), **source}
     names = ["data", *(stage.name for stage in (*learning, *rl))]
     return [
         Stage("data", {**_common(recipe), **data}, [], lambda folder: prepare(context, folder)),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,6 +29,7 @@ from pitlm.core.config import LoraSection, RLSection, TrainSection
 from pitlm.core.errors import InputError
 from pitlm.models.loading import Card, save
 from pitlm.runs.atomic import write_text
+from pitlm.runs.console import make_progress
 from pitlm.train.batches import length_grouped
 
 TokenRow = tuple[list[int], list[int]]
@@ -185,8 +186,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(TextColumn("  {task.description}"), *columns, TextColumn("{task.fields[metrics]}"))
+        self.progress = make_progress(TextColumn("{task.fields[metrics]}"))
         self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, metrics="")
         self.progress.start()
 

@@ -1,0 +1,39 @@
+"""How a run speaks to the person in front of it: one console, one kind of progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+WIDTH = 120
+
+
+def make_console() -> Console:
+    """A console that does not fold to 80 columns where the output is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def make_progress(*more: ProgressColumn) -> Progress:
+    """A bar with what is done, the time that it took and the time left, and whatever columns come after."""
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("  {task.description}"), *columns, *more, console=make_console())
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs; yields the function that moves it on."""
+    with make_progress() as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
