@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
+    set_seed,
 )
 from transformers.integrations import get_available_reporting_integrations
 
@@ -84,6 +85,14 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in usable:
             raise InputError(f"report_to: found '{name}', expected trackers that are installed: {', '.join(usable)}")
+
+
+def seed_stage(bench: Workbench) -> None:
+    """Call before a model is loaded: a new score head or adapter is then drawn from the stage's own seed.
+
+    Otherwise it depends on what the process did before, and a run that was interrupted here would end elsewhere.
+    """
+    set_seed(bench.seed)
 
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from pitlm.core.config import TrainSection
 from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
 from pitlm.models.loading import load_scorer
-from pitlm.train.common import Workbench, arranged, callbacks, fit, trainer_arguments
+from pitlm.train.common import Workbench, arranged, callbacks, fit, seed_stage, trainer_arguments
 
 
 class PairRow(NamedTuple):
@@ -37,6 +37,7 @@ def train_reward(
     rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
+    seed_stage(bench)
     trainer = RewardTrainer(
         model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
         args=_arguments(section, bench),
@@ -53,6 +54,7 @@ def train_gap(
     rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
+    seed_stage(bench)
     trainer = GapTrainer(
         model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
         args=_arguments(section, bench),

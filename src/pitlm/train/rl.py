@@ -22,7 +22,7 @@ from trl import RLOOConfig, RLOOTrainer
 from pitlm.core.config import RLSection
 from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
-from pitlm.train.common import Workbench, callbacks, fit, processes, trainer_arguments
+from pitlm.train.common import Workbench, callbacks, fit, processes, seed_stage, trainer_arguments
 from pitlm.train.probe import Conversation, HeldOutProbe, Probe
 
 Reward = Callable[[list[list[int]]], Tensor]
@@ -53,6 +53,7 @@ def train_rl(
     Raises:
         RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
     """
+    seed_stage(bench)
     model = load_causal(bench.start, bench.tokenizer, bench.dtype)
     # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
     model.config._name_or_path = str(anchor)

@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pitlm.core.config import TrainSection
 from pitlm.models.loading import load_causal
-from pitlm.train.common import TokenRow, Workbench, arranged, callbacks, fit, trainer_arguments
+from pitlm.train.common import TokenRow, Workbench, arranged, callbacks, fit, seed_stage, trainer_arguments
 
 
 def train_sft(
@@ -23,6 +23,7 @@ def train_sft(
     Returns:
         Held-out metrics.
     """
+    seed_stage(bench)
     arguments = SFTConfig(
         **trainer_arguments(section, bench),
         max_length=None,
