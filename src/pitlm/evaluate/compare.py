@@ -14,6 +14,7 @@ from pitlm.evaluate.statistics import (
     delta_interval,
     mean_interval,
     paired_difference,
+    rows_for,
     tally,
     win_rate_interval,
 )
@@ -75,7 +76,7 @@ def summarise(
     originals = [answer.text for answer in answers[ORIGINAL]]
     results = []
     for name, given in answers.items():
-        own = [row for row in rows if row.first == name]
+        own = rows_for(rows, name, ORIGINAL)
         results.append(
             SystemResult(
                 name=name,
@@ -94,6 +95,4 @@ def summarise(
 
 def difference(rows: Sequence[Row], first: str, second: str, *, resamples: int) -> Interval:
     """Delta of ``first`` minus Delta of ``second``, both against the original, paired by item."""
-    return paired_difference(
-        [row for row in rows if row.first == first], [row for row in rows if row.first == second], resamples=resamples
-    )
+    return paired_difference(rows_for(rows, first, ORIGINAL), rows_for(rows, second, ORIGINAL), resamples=resamples)
