@@ -129,10 +129,13 @@ def check_anchor(out: Path) -> None:
     """At the start of stage 0 KL is nothing; later stages begin away from the anchor, and say so."""
     kl = {name: [row["kl"] for row in metrics(out / name) if "kl" in row] for name in (*CAUSAL[3:], "policy-rl")}
     assert all(len(steps) == 2 and all(math.isfinite(value) for value in steps) for steps in kl.values())
-    assert kl["rl-0-data"][0] == pytest.approx(0.0, abs=1e-5)
-    assert kl["policy-rl"][0] == pytest.approx(0.0, abs=1e-5)
-    assert abs(kl["rl-1-policy"][0]) > 1e-4
-    assert abs(kl["rl-2-improver"][0]) > 1e-4
+    # The first step's KL is one small batch's signed estimate: away from the anchor it may fall anywhere but on
+    # nothing, so the one tolerance separates the two.
+    nothing = pytest.approx(0.0, abs=1e-5)
+    assert kl["rl-0-data"][0] == nothing
+    assert kl["policy-rl"][0] == nothing
+    assert kl["rl-1-policy"][0] != nothing
+    assert kl["rl-2-improver"][0] != nothing
 
 
 def check_adapters(out: Path, base: Path) -> None:
