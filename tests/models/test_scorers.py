@@ -60,7 +60,7 @@ def test_padding_and_neighbours_do_not_change_scores(gap):
     backwards = gap.score_rows(rows[::-1]).flip(0)
     torch.testing.assert_close(backwards, alone, atol=1e-5, rtol=0)
     pad = gap.tokenizer.pad_token_id
-    small_batches = score_ids(gap.model, pad, rows, tokens_per_batch=1)
+    small_batches = score_ids(gap.model, rows, tokens_per_batch=1)
     torch.testing.assert_close(small_batches, alone, atol=1e-5, rtol=0)
     wide = max(map(len, rows)) + 5
     ids = torch.tensor([row + [pad] * (wide - len(row)) for row in rows])

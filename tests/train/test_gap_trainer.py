@@ -14,7 +14,7 @@ from pitlm.models.loading import load_scorer
 from pitlm.models.scorers import GapModel, score_ids
 from pitlm.pipeline.rows import gap_rows
 from pitlm.text.template import Template, encode_completion, encode_prompts
-from pitlm.train.reward import GapCollator, GapRow, GapTrainer, _arguments, _dataset, train_gap, train_reward
+from pitlm.train.reward import GapRow, GapTrainer, _arguments, _dataset, gap_batch, train_gap, train_reward
 
 PAIRS = [
     preference("is it small ?", "the price is nine .", "silly question ."),
@@ -42,20 +42,15 @@ def trainer(bench, rows):
         train_dataset=_dataset(rows),
         eval_dataset=_dataset(rows),
         processing_class=bench.tokenizer,
-        data_collator=GapCollator(bench.tokenizer.pad_token_id),
+        data_collator=gap_batch,
     )
 
 
-def test_the_collator_lays_out_four_blocks_padded_on_the_right():
+def test_a_batch_is_four_blocks_of_rows_and_says_how_many_triples_it_holds():
     rows = [{"wl": [1], "ww": [2, 2], "ll": [3, 3, 3], "lw": [4]}, {"wl": [5, 5], "ww": [6], "ll": [7], "lw": [8, 8]}]
-    batch = GapCollator(pad=0)(rows)
-    assert batch["input_ids"].tolist() == [
-        [1, 0, 0], [5, 5, 0],
-        [2, 2, 0], [6, 0, 0],
-        [3, 3, 3], [7, 0, 0],
-        [4, 0, 0], [8, 8, 0],
-    ]  # fmt: skip
-    assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())
+    batch = gap_batch(rows)
+    assert batch["forest"].rows == [[1], [5, 5], [2, 2], [6], [3, 3, 3], [7], [4], [8, 8]]
+    assert next(iter(batch.values())).shape == (2,)
 
 
 def test_rows_are_the_improvers_prompt_and_completion(bench, rows):
@@ -82,7 +77,7 @@ def test_the_loss_is_eq_2_of_four_separate_forward_passes(bench, rows, trainer):
     loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
     assert loss.requires_grad
-    assert outputs.logits.shape == (12, 1)
+    assert outputs["scores"].shape == (3, 4)
     counted = trainer._metrics["train"]
     names = ["order/wl>ww", "order/wl>ll", "order/wl>lw", "order/ww>lw", "order/ll>lw"]
     assert [counted[name][0] for name in names] == pytest.approx([count / 3 for count in right])
@@ -91,11 +86,11 @@ def test_the_loss_is_eq_2_of_four_separate_forward_passes(bench, rows, trainer):
 
 def test_scores_in_training_are_those_that_rl_and_the_loop_will_see(bench, rows, trainer):
     batch = trainer.data_collator([row._asdict() for row in rows])
+    trainer.model.eval()
     with torch.no_grad():
-        trained_on = trainer.model.eval()(**batch).logits.squeeze(-1)
-    flat = [getattr(row, name) for name in GapRow._fields for row in rows]
-    pad = bench.tokenizer.pad_token_id
-    torch.testing.assert_close(score_ids(trainer.model, pad, flat), trained_on, atol=1e-5, rtol=0)
+        trained_on = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["scores"]
+    flat = [ids for row in rows for ids in row]
+    torch.testing.assert_close(score_ids(trainer.model, flat), trained_on.flatten(), atol=1e-5, rtol=0)
 
 
 def test_training_orders_the_pairs_and_the_checkpoint_keeps_it(bases, tmp_path):

@@ -49,16 +49,8 @@ def gap_health(
         truth: the quality that fresh pairs are checked against; pairs of equal quality are left out.
     """
     pairs = [(p.prompt, p.chosen, p.rejected) for p in held_out]
-    four = [
-        gap.raw([Improvement(x, reference, y) for x, y, reference in rows])
-        for rows in (
-            [(x, w, l) for x, w, l in pairs],
-            [(x, w, w) for x, w, l in pairs],
-            [(x, l, l) for x, w, l in pairs],
-            [(x, l, w) for x, w, l in pairs],
-        )
-    ]
-    wl, ww, ll, lw = four
+    four = [(x, reference, y) for x, w, l in pairs for y, reference in ((w, l), (w, w), (l, l), (l, w))]
+    wl, ww, ll, lw = gap.raw([Improvement(*row) for row in four]).view(-1, 4).T
     right = (gap_differences(wl, ww, ll, lw) > 0).numpy()
     prompts = [x for x, _, _ in pairs]
     rewards = reward.scores(prompts, [w for _, w, _ in pairs]) - reward.scores(prompts, [l for _, _, l in pairs])

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from pitlm.core.config import InitSection
 from pitlm.core.errors import InputError
+from pitlm.models.trees import enable_trees
 from pitlm.runs.atomic import write_text
 from pitlm.text.template import PLAIN_CHAT_TEMPLATE
 
@@ -119,7 +120,9 @@ def load_causal(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str
 
 def load_scorer(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
     """A sequence-classification model with one logit; its head is new where the checkpoint has none."""
-    return _fit(_load(AutoModelForSequenceClassification, path, dtype, num_labels=1), tokenizer)
+    model = _fit(_load(AutoModelForSequenceClassification, path, dtype, num_labels=1), tokenizer)
+    enable_trees(model)
+    return model
 
 
 def _load(auto: Any, path: str | Path, dtype: str, **kwargs: Any) -> PreTrainedModel:

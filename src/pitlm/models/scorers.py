@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
 from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.models.forest import Forest, shared_prefix
 from pitlm.models.loading import Card, Kind, device, load_card, load_scorer, load_tokenizer
+from pitlm.models.trees import reads_trees, score_tree
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
@@ -20,27 +23,34 @@ TOKENS_PER_BATCH = 16_384
 
 
 @torch.inference_mode()
-def score_ids(
-    model: PreTrainedModel, pad: int, rows: Sequence[list[int]], tokens_per_batch: int = TOKENS_PER_BATCH
-) -> Tensor:
+def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batch: int = TOKENS_PER_BATCH) -> Tensor:
     """Scores of whole token sequences, float32 on the CPU; shape (len(rows),).
 
-    The score is read at the end token. Rows are batched by length under a token budget.
+    Each is read at its last token. Rows that begin alike are read as one tree, whoever asks for them.
     """
     scores = torch.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
     was_training = model.training
     model.eval()
-    start = 0
-    while start < len(order):
-        width = len(rows[order[start]])
-        chosen = order[start : start + max(1, tokens_per_batch // max(1, width))]
-        start += len(chosen)
-        input_ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in chosen], device=model.device)
-        logits = model(input_ids=input_ids, attention_mask=(input_ids != pad).long(), use_cache=False).logits
-        scores[chosen] = logits.squeeze(-1).float().cpu()
+    for chosen in _batches(rows, tokens_per_batch, trees=reads_trees(model)):
+        scores[chosen] = score_tree(model, Forest.of([rows[i] for i in chosen])).float().cpu()
     model.train(was_training)
     return scores
+
+
+def _batches(rows: Sequence[list[int]], tokens: int, *, trees: bool) -> Iterator[list[int]]:
+    """Rows whose tokens fit into a budget: as trees, neighbours by what they begin with; else rows of like length."""
+    batch: list[int] = []
+    used, before = 0, np.zeros(0, np.int64)
+    for index in sorted(range(len(rows)), key=rows.__getitem__ if trees else lambda i: len(rows[i])):
+        row = np.asarray(rows[index])
+        used = used + len(row) - shared_prefix(before, row) if trees else (len(batch) + 1) * len(row)
+        if batch and used > tokens:
+            yield batch
+            batch, used = [], len(row)
+        batch.append(index)
+        before = row
+    if batch:
+        yield batch
 
 
 class Scorer:
@@ -69,7 +79,7 @@ class Scorer:
 
     def score_rows(self, rows: Sequence[list[int]]) -> Tensor:
         """Scores of prompt + completion token ids; shape (len(rows),)."""
-        return score_ids(self.model, int(self.tokenizer.pad_token_id), rows)
+        return score_ids(self.model, rows)
 
     def _score(self, conversations: Sequence[list[dict[str, str]]], responses: Sequence[str]) -> Tensor:
         prompts = encode_prompts(self.tokenizer, conversations)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
 from pitlm.core.config import TrainSection
 from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
+from pitlm.models.forest import Forest
 from pitlm.models.loading import load_scorer
+from pitlm.models.trees import score_tree
 from pitlm.train.common import Workbench, arranged, callbacks, fit, seed_stage, trainer_arguments
 
 
@@ -37,35 +37,34 @@ def train_reward(
     rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
-    seed_stage(bench)
-    trainer = RewardTrainer(
-        model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
-        args=_arguments(section, bench),
-        train_dataset=arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
-        eval_dataset=_dataset(held_out),
-        processing_class=bench.tokenizer,
-        peft_config=bench.lora("SEQ_CLS"),
-        callbacks=callbacks(bench, "reward model"),
-    )
-    return fit(trainer, bench)
+    return fit(RewardTrainer(**_trainer(rows, held_out, section, bench, "reward model")), bench)
 
 
 def train_gap(
     rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
+    return fit(GapTrainer(**_trainer(rows, held_out, section, bench, "gap model"), data_collator=gap_batch), bench)
+
+
+def _trainer(
+    rows: Sequence[PairRow] | Sequence[GapRow],
+    held_out: Sequence[PairRow] | Sequence[GapRow],
+    section: TrainSection,
+    bench: Workbench,
+    title: str,
+) -> dict[str, Any]:
+    """What both trainers are made with."""
     seed_stage(bench)
-    trainer = GapTrainer(
-        model=load_scorer(bench.start, bench.tokenizer, bench.dtype),
-        args=_arguments(section, bench),
-        train_dataset=arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
-        eval_dataset=_dataset(held_out),
-        processing_class=bench.tokenizer,
-        peft_config=bench.lora("SEQ_CLS"),
-        callbacks=callbacks(bench, "gap model"),
-        data_collator=GapCollator(int(bench.tokenizer.pad_token_id)),
-    )
-    return fit(trainer, bench)
+    return {
+        "model": load_scorer(bench.start, bench.tokenizer, bench.dtype),
+        "args": _arguments(section, bench),
+        "train_dataset": arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
+        "eval_dataset": _dataset(held_out),
+        "processing_class": bench.tokenizer,
+        "peft_config": bench.lora("SEQ_CLS"),
+        "callbacks": callbacks(bench, title),
+    }
 
 
 def _dataset(rows: Sequence[PairRow] | Sequence[GapRow]) -> Dataset:
@@ -83,19 +82,11 @@ def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:
     )
 
 
-@dataclass
-class GapCollator:
-    """B triples to 4B right-padded rows, in four blocks: all wl, all ww, all ll, all lw."""
-
-    pad: int
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        rows = [example[part] for part in GapRow._fields for example in examples]
-        width = max(map(len, rows))
-        return {
-            "input_ids": torch.tensor([row + [self.pad] * (width - len(row)) for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        }
+def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """B triples as a forest of their 4B rows: all wl, all ww, all ll, all lw."""
+    forest = Forest.of([example[part] for part in GapRow._fields for example in examples])
+    # The trainer takes the size of a batch from the first tensor that it finds.
+    return {"triples": torch.arange(len(examples)), "forest": forest}
 
 
 class GapTrainer(RewardTrainer):
@@ -114,8 +105,8 @@ class GapTrainer(RewardTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Eq. 2 in float32, and the share of triples that satisfy each relation, gathered over processes."""
-        outputs = model(**inputs, use_cache=False)
-        wl_B, ww_B, ll_B, lw_B = outputs.logits.squeeze(-1).float().chunk(4)
+        scores = score_tree(model, inputs["forest"]).float()
+        wl_B, ww_B, ll_B, lw_B = scores.chunk(4)
         loss = gap_loss(wl_B, ww_B, ll_B, lw_B)
         with torch.no_grad():
             right_B5 = (gap_differences(wl_B, ww_B, ll_B, lw_B) > 0).float().T.contiguous()
@@ -124,4 +115,4 @@ class GapTrainer(RewardTrainer):
         for name, share in zip(RELATIONS, shares, strict=True):
             metrics[f"order/{name}"].append(share)
         metrics["accuracy"].append(shares[RELATIONS.index("wl>lw")])
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"loss": loss, "scores": scores.view(4, -1).T}) if return_outputs else loss

@@ -1,0 +1,136 @@
+"""Scores of a forest in one forward pass: the same numbers as separate rows give, up to rounding. Ours.
+
+A token attends to its ancestors and itself, its position is its depth in its tree, and the score of a row is read
+at the row's last token. Linear layers see each token of the forest once; attention goes block by block.
+
+Shapes: R rows, T tokens of a forest; H heads, E = H times their width; blocks as in :mod:`pitlm.models.forest`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from pitlm.models.forest import Forest
+
+TREE_ATTENTION = "pitlm_tree"
+ARCHITECTURES = frozenset(
+    {
+        "gemma",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mistral",
+        "olmo2",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+        "starcoder2",
+    }
+)
+"""Model types whose trees equal their rows; a test holds each to it. Others are scored as rows: Gemma 2 soft-caps its
+attention and Bloom and Falcon write theirs out, so that no other can be put in."""
+
+
+def _tree_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    forest: Forest | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of (1, H, T, D) along the forest's paths; without a forest transformers' own SDPA."""
+    if forest is None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output
+
+    def at(flat_TE: Tensor, index: Tensor, heads: int) -> Tensor:
+        # index_select, because the gradient of flat[index] is ten times slower on a CPU.
+        return flat_TE.index_select(0, index.flatten()).view(*index.shape, heads, -1).transpose(1, 2)
+
+    q_TE, k_TE, v_TE = (states[0].transpose(0, 1).flatten(1) for states in (query, key, value))
+    outputs = []
+    for number, block in enumerate(forest.blocks):
+        attended, _ = sdpa_attention_forward(
+            module,
+            at(q_TE, block.queries_nQ, query.shape[1]),
+            at(k_TE, block.keys_nK, key.shape[1]),
+            at(v_TE, block.keys_nK, value.shape[1]),
+            forest.mask(number, query.dtype, kwargs.get("sliding_window")),
+            **kwargs,
+        )
+        outputs.append(attended.flatten(0, 1).flatten(1))
+    return torch.cat(outputs).index_select(0, forest.order_T).view(1, -1, query.shape[1], value.shape[-1]), None
+
+
+AttentionInterface.register(TREE_ATTENTION, _tree_attention)
+AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+
+
+def enable_trees(model: PreTrainedModel) -> None:
+    """Let :func:`score_tree` read trees where the architecture allows it; one log line where it does not."""
+    if model.config.model_type in ARCHITECTURES:
+        model.set_attn_implementation(TREE_ATTENTION)
+    else:
+        _log_fallback(model.config.model_type)
+
+
+@cache
+def _log_fallback(model_type: str) -> None:
+    logging.getLogger(__name__).warning("%s: its rows cannot be scored as trees; scoring separate rows", model_type)
+
+
+def reads_trees(model: torch.nn.Module) -> bool:
+    """Whether :func:`enable_trees` took effect; the model may be wrapped (PEFT, data-parallel)."""
+    config: Any = getattr(getattr(model, "module", model), "config", None)
+    return getattr(config, "_attn_implementation", None) == TREE_ATTENTION
+
+
+def score_tree(model: torch.nn.Module, forest: Forest) -> Tensor:
+    """Scores of the forest's rows, each read at its last token; differentiable. Shape (R,).
+
+    Goes through the model's own ``forward``, so that whatever wraps it (data-parallel, autocast) sees the pass.
+    """
+    if not reads_trees(model):
+        return _score_rows(model, forest.rows)
+    here = forest.to(next(model.parameters()).device)
+    scores: list[Tensor] = []
+    head = next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "score")
+    # The pooling of transformers keeps one score a sequence.
+    hook = head.register_forward_hook(lambda module, inputs, output: scores.append(output[0, :, 0]))
+    try:
+        model(
+            input_ids=here.input_ids_1T,
+            position_ids=here.position_ids_1T,
+            attention_mask=here.input_ids_1T.new_ones(1, 1, 1, 1),  # four dimensions: taken as given, and ignored
+            use_cache=False,
+            forest=here,
+        )
+    finally:
+        hook.remove()
+    return scores[0][here.last_R]
+
+
+def _score_rows(model: torch.nn.Module, rows: Sequence[list[int]]) -> Tensor:
+    """The same as separate rows, padded on the right. Shape (R,)."""
+    config: Any = getattr(model, "module", model).config
+    width, pad = max(map(len, rows)), config.get_text_config().pad_token_id
+    input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=next(model.parameters()).device)
+    lengths = torch.tensor([len(row) for row in rows], device=input_ids.device)
+    mask = (torch.arange(width, device=input_ids.device) < lengths[:, None]).long()
+    logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    return logits.squeeze(-1)
