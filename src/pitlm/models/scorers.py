@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +39,9 @@ def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batc
 def _batches(rows: Sequence[list[int]], tokens: int, *, trees: bool) -> Iterator[list[int]]:
     """Rows whose tokens fit into a budget: as trees, neighbours by what they begin with; else rows of like length."""
     batch: list[int] = []
-    used, before = 0, np.zeros(0, np.int64)
+    used, before = 0, list[int]()
     for index in sorted(range(len(rows)), key=rows.__getitem__ if trees else lambda i: len(rows[i])):
-        row = np.asarray(rows[index])
+        row = rows[index]
         used = used + len(row) - shared_prefix(before, row) if trees else (len(batch) + 1) * len(row)
         if batch and used > tokens:
             yield batch
