@@ -210,6 +210,13 @@ def test_each_token_is_put_out_once_and_attention_stays_near_what_is_needed():
     assert len(forest.blocks) < 20
 
 
+def test_no_attention_call_copies_many_long_contexts_at_once():
+    rng = random.Random(0)
+    x = tokens(rng, 3_000)
+    forest = Forest.of([[*x, first, *tokens(rng, 199)] for first in range(5, 37)])
+    assert max(block.keys_nK.numel() for block in forest.blocks) <= 16_384
+
+
 def test_unrelated_rows_do_not_share_a_common_header():
     """Three equal tokens in four hundred are not worth a masked branch."""
     rng = random.Random(0)

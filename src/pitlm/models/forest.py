@@ -23,6 +23,9 @@ PAIRS_PER_KEY, PAIRS_PER_CALL, PAIRS_PER_TOKEN = 50, 20_000, 1_000
 SLACK = 1.25
 """Pieces of one attention call may be padded to this multiple of the pairs that they need."""
 
+KEYS_PER_CALL = 16_384
+"""Keys are copied for each piece; more calls rather than more copies at once than this."""
+
 Ints = NDArray[np.int64]
 
 
@@ -183,7 +186,9 @@ def _batched(pieces: list[Piece]) -> Iterator[list[Piece]]:
     for piece in sorted(pieces, key=lambda piece: (piece.queries, len(piece.path))):
         pairs = piece.queries * len(piece.path)
         queries, keys = max(queries, piece.queries), max(keys, len(piece.path))
-        if batch and (len(batch) + 1) * queries * keys > SLACK * (needed + pairs) + PAIRS_PER_CALL:
+        count = len(batch) + 1
+        padded_too_much = count * queries * keys > SLACK * (needed + pairs) + PAIRS_PER_CALL
+        if batch and (padded_too_much or count * keys > KEYS_PER_CALL):
             yield batch
             batch, needed, queries, keys = [], 0, piece.queries, len(piece.path)
         batch.append(piece)
