@@ -36,6 +36,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
+from pitlm.core.config import InitSection
 from pitlm.core.equations import gap_loss
 from pitlm.core.recipe_file import load_recipe
 from pitlm.models.forest import shared_prefix
@@ -45,6 +46,7 @@ from pitlm.models.trees import enable_trees, score_tree
 from pitlm.pipeline.rows import gap_rows
 from pitlm.pocket import world
 from pitlm.recipes import find_recipe
+from pitlm.text.dataset import load_preferences
 from pitlm.text.template import Template
 from pitlm.train.reward import GapRow, gap_batch
 
@@ -65,6 +67,7 @@ QWEN_2_5_0_5B = {
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Rows = list[list[int]]
+Sizes = list[tuple[int, int, int]]
 
 
 class Round(NamedTuple):
@@ -78,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
+    parser.add_argument("--pairs", type=Path, metavar="PATH", help="Give `hh` the lengths of these pairs instead.")
     parser.add_argument("--rounds", type=int, default=9, help="Rounds that count; one more warms up. Default: 9.")
     parser.add_argument("--layers", type=int, default=1, help="Layers of Qwen2.5-0.5B, which has 24. Default: 1.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -287,12 +291,12 @@ def qwen_model(options: argparse.Namespace, folder: Path) -> PreTrainedModel:
     return model
 
 
-def lengths_rounds(tokens: int, groups: int, sizes: Callable[[], list[tuple[int, int, int]]]) -> Callable[..., Any]:
+def lengths_rounds(tokens: int, groups: int, sizes: Callable[[argparse.Namespace], Sizes]) -> Callable[..., Any]:
     """Random tokens of given lengths; a batch is triples of like length up to so many tokens."""
 
     def rounds(options: argparse.Namespace, folder: Path) -> list[Round]:
         rng = random.Random(0)
-        known = sorted(sizes(), key=sum)
+        known = sorted(sizes(options), key=sum)
         made = []
         for _ in range(options.rounds + 1):
             at = rng.randrange(len(known))
@@ -321,16 +325,34 @@ def triple(rng: random.Random, x: int, w: int, l: int) -> GapRow:
     return GapRow(wl=of_x + of_l + of_w, ww=of_x + of_w + of_w, ll=of_x + of_l + of_l, lw=of_x + of_w + of_l)
 
 
-def hh_lengths() -> list[tuple[int, int, int]]:
+def hh_lengths(options: argparse.Namespace) -> Sizes:
+    if options.pairs is not None:
+        return measured(options.pairs)
     with Path(__file__).with_name("hh_lengths.csv").open(encoding="utf-8") as file:
         return [(int(row["x"]), int(row["w"]), int(row["l"])) for row in csv.DictReader(file)]
+
+
+def measured(source: Path) -> Sizes:
+    """Tokens of x, y_w and y_l in 1,000 pairs drawn from a source, by a BPE of 4,096 learnt on all of it."""
+    pairs = load_preferences(str(source), skip_invalid=True).preferences
+    with tempfile.TemporaryDirectory() as folder:
+        init = InitSection(layers=1, hidden=16, heads=2, mlp=16, tokenizer="bpe", vocabulary=VOCABULARY)
+        texts = (text for p in pairs for text in (*(m.content for m in p.prompt.messages), p.chosen, p.rejected))
+        make_from_scratch(init, texts, Path(folder), seed=0, max_tokens=16)
+        tokenizer = load_tokenizer(folder)
+
+    def count(text: str) -> int:  # with one mark a turn, or the end token
+        return len(tokenizer.encode(text)) + 1
+
+    drawn = random.Random(0).sample(pairs, min(1_000, len(pairs)))
+    return [(sum(count(m.content) for m in p.prompt.messages), count(p.chosen), count(p.rejected)) for p in drawn]
 
 
 SHAPES: dict[str, tuple[Callable[..., PreTrainedModel], Callable[..., list[Round]]]] = {
     "pocket": (pocket_model, pocket_rounds),
     "hh": (qwen_model, lengths_rounds(5_000, 2, hh_lengths)),
-    "tldr": (qwen_model, lengths_rounds(6_000, 2, lambda: [(350, 35, 35)])),
-    "long": (qwen_model, lengths_rounds(7_000, 1, lambda: [(1500, 200, 200)])),
+    "tldr": (qwen_model, lengths_rounds(6_000, 2, lambda _: [(350, 35, 35)])),
+    "long": (qwen_model, lengths_rounds(7_000, 1, lambda _: [(1500, 200, 200)])),
 }
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks run, and write what is promised of them."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -23,3 +24,13 @@ def test_the_gap_benchmark_writes_a_figure_for_each_promise(tmp_path):
     assert 1.5 < figures["token_ratio"] < 2.5  # tokens are counted, not timed
     assert figures["padding_tree"] == 0.0 < figures["padding_rows"]
     assert figures["bound_share"] == min(figures["train_bound_share"], figures["score_bound_share"])
+
+
+def test_the_lengths_of_hh_rlhf_are_those_of_the_pairs():
+    data = ROOT.parent / "shared" / "data" / "hh-rlhf"
+    if not data.is_dir():
+        pytest.skip("HH-RLHF is not here")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import gap
+
+    assert gap.measured(data) == gap.hh_lengths(argparse.Namespace(pairs=None))
