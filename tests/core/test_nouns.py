@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Comparison, Message, Preference, Prompt, Round, StopReason, Trace, Verdict
+from pitlm.core.nouns import Message, Preference, Prompt, Round, StopReason, Trace
+from pitlm.core.verdicts import Comparison, Verdict
 
 USER, ANSWER, SYSTEM = (
     {"role": "user", "content": "q"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pitlm.core.nouns import Answer, Prompt, Verdict
+from pitlm.core.nouns import Answer, Prompt
+from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.compare import ORIGINAL, difference, judge_systems, summarise
 from pitlm.judge.scores import ScoreJudge
 

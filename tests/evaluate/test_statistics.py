@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pitlm.core.nouns import Row, Verdict
+from pitlm.core.verdicts import Row, Verdict
 from pitlm.evaluate.statistics import (
     Interval,
     Tally,
@@ -17,7 +17,6 @@ from pitlm.evaluate.statistics import (
     mean_interval,
     paired_difference,
     rows_for,
-    swap_rows,
     tally,
     win_rate_interval,
 )
@@ -109,11 +108,11 @@ def test_rows_of_one_item_are_resampled_together() -> None:
 @given(ITEMS)
 def test_swapping_every_row_negates_and_mirrors(items: list[str]) -> None:
     rows = rows_of(*items)
-    assert swap_rows(swap_rows(rows)) == rows
-    seen, swapped = delta_interval(rows, resamples=200), delta_interval(swap_rows(rows), resamples=200)
+    assert [row.swap().swap() for row in rows] == rows
+    seen, swapped = delta_interval(rows, resamples=200), delta_interval([row.swap() for row in rows], resamples=200)
     expected = (-seen.estimate, -seen.high, -seen.low)
     assert (swapped.estimate, swapped.low, swapped.high) == pytest.approx(expected, nan_ok=True)
-    assert tally(rows).win_rate == pytest.approx(tally(swap_rows(rows)).lose_rate, nan_ok=True)
+    assert tally(rows).win_rate == pytest.approx(tally([row.swap() for row in rows]).lose_rate, nan_ok=True)
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,7 +15,8 @@ from transformers import LlamaForSequenceClassification
 
 from pitlm.core import equations
 from pitlm.core.config import InitSection
-from pitlm.core.nouns import Answer, Preference, Prompt, Row, StopReason, Verdict
+from pitlm.core.nouns import Answer, Preference, Prompt, StopReason
+from pitlm.core.verdicts import Row, Verdict
 from pitlm.evaluate.statistics import delta_interval
 from pitlm.improve.loop import improve_many
 from pitlm.models.loading import load_tokenizer, make_from_scratch

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pitlm.core.equations import RELATIONS
-from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace, Verdict
+from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
+from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
 from pitlm.report.data import (
     HEALTH_KEYS,

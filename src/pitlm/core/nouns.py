@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -172,32 +172,6 @@ class Trace:
         }
 
 
-class Verdict(StrEnum):
-    """The outcome of one comparison, seen from its first response. Five different things."""
-
-    WIN = "win"
-    TIE = "tie"
-    LOSS = "loss"
-    INCONSISTENT = "inconsistent"
-    UNPARSABLE = "unparsable"
-
-    def swap(self) -> Verdict:
-        """The same outcome seen from the other response."""
-        return {Verdict.WIN: Verdict.LOSS, Verdict.LOSS: Verdict.WIN}.get(self, self)
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two responses to one prompt, of which a judge says whether the first is better."""
-
-    prompt: Prompt
-    first: str
-    second: str
-
-    def swap(self) -> Comparison:
-        return Comparison(self.prompt, self.second, self.first)
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one system answered to one item, and what that cost."""
@@ -205,14 +179,3 @@ class Answer:
     text: str
     generated_tokens: int = 0
     prompt_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One judged comparison: system ``first`` against system ``second`` on item ``item``."""
-
-    item: str
-    first: str
-    second: str
-    verdict: Verdict
-    scores: tuple[float, float] | None = field(default=None)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pitlm.core.nouns import Answer, Prompt, Row
+from pitlm.core.nouns import Answer, Prompt
+from pitlm.core.verdicts import Row
 from pitlm.evaluate.statistics import (
     Interval,
     Tally,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pitlm.core.nouns import Row, Verdict
+from pitlm.core.verdicts import Row, Verdict
 
 Floats = NDArray[np.float64]
 
@@ -83,20 +83,6 @@ def tally(rows: Iterable[Row]) -> Tally:
     return Tally(**{verdict.value: counts[verdict] for verdict in Verdict})
 
 
-def swap_rows(rows: Iterable[Row]) -> list[Row]:
-    """The same rows seen from the other system: names, verdict and scores change sides."""
-    return [
-        Row(
-            item=row.item,
-            first=row.second,
-            second=row.first,
-            verdict=row.verdict.swap(),
-            scores=None if row.scores is None else (row.scores[1], row.scores[0]),
-        )
-        for row in rows
-    ]
-
-
 def rows_for(rows: Iterable[Row], first: str, second: str) -> list[Row]:
     """The rows that compare ``first`` with ``second``, seen from ``first``, in their given order.
 
@@ -107,7 +93,7 @@ def rows_for(rows: Iterable[Row], first: str, second: str) -> list[Row]:
         if (row.first, row.second) == (first, second):
             found.append(row)
         elif (row.first, row.second) == (second, first):
-            found.extend(swap_rows([row]))
+            found.append(row.swap())
     return found
 
 

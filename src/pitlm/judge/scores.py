@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pitlm.core.nouns import Comparison, Prompt, Verdict
+from pitlm.core.nouns import Prompt
+from pitlm.core.verdicts import Comparison, Row, Verdict
+from pitlm.judge.protocol import Advance
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 
@@ -31,9 +33,14 @@ class ScoreJudge:
             return Verdict.TIE
         return Verdict.WIN if first > second else Verdict.LOSS
 
-    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """One verdict per comparison, seen from its first response."""
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+        """One row per comparison, seen from its first response."""
         prompts = [comparison.prompt for comparison in comparisons]
         firsts = self.score(prompts, [comparison.first for comparison in comparisons])
         seconds = self.score(prompts, [comparison.second for comparison in comparisons])
-        return [self.verdict(first, second) for first, second in zip(firsts, seconds, strict=True)]
+        if advance is not None:
+            advance(len(comparisons))
+        return [
+            Row.of(comparison, self.verdict(*scores), judge=self.name, scores=scores)
+            for comparison, scores in zip(comparisons, zip(firsts, seconds, strict=True), strict=True)
+        ]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.nouns import Prompt, Round, StopReason, Trace, Verdict
+from pitlm.core.nouns import Prompt, Round, StopReason, Trace
+from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.evaluation import PIT

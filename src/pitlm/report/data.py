@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from pitlm.core.nouns import Trace, Verdict
+from pitlm.core.nouns import Trace
+from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
 
 Unit = Literal["share", "number"]

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pitlm.core.nouns import Verdict
+from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
 from pitlm.report import plots
 from pitlm.report.data import Example, Report, Unit

@@ -1,0 +1,139 @@
+"""The nouns of judging: what is compared, what a judge said in each order, and the row that is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from pitlm.core.nouns import Prompt
+
+
+class Verdict(StrEnum):
+    """The outcome of one comparison, seen from its first response. Five different things."""
+
+    WIN = "win"
+    TIE = "tie"
+    LOSS = "loss"
+    INCONSISTENT = "inconsistent"
+    UNPARSABLE = "unparsable"
+
+    def swap(self) -> Verdict:
+        """The same outcome seen from the other response."""
+        return {Verdict.WIN: Verdict.LOSS, Verdict.LOSS: Verdict.WIN}.get(self, self)
+
+    @classmethod
+    def of_orders(cls, straight: Verdict, swapped: Verdict) -> Verdict:
+        """The outcome of one pair that was asked about in both orders, both seen from its first response. Ours.
+
+        An unparsable half makes the whole unparsable; two halves that differ are inconsistent, a tie in one order and
+        a win in the other included.
+        """
+        if cls.UNPARSABLE in (straight, swapped):
+            return cls.UNPARSABLE
+        return straight if straight is swapped else cls.INCONSISTENT
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two systems' responses to one prompt, of which a judge says whether the first is better."""
+
+    prompt: Prompt
+    first: str
+    second: str
+    item: str = ""
+    systems: tuple[str, str] = ("first", "second")
+
+    def swap(self) -> Comparison:
+        return replace(self, first=self.second, second=self.first, systems=self.systems[::-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a judge said when it was asked once, and what that cost.
+
+    Attributes:
+        swapped: the second response was shown first.
+        verdict: seen from the comparison's first response, whatever the order that was shown.
+        text: the raw reply.
+        prompt: what the judge was shown, where it was asked in words.
+        cost: in the currency of the price table; 0 where there is none.
+    """
+
+    swapped: bool
+    verdict: Verdict
+    text: str = ""
+    prompt: str = ""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+
+    def swap(self) -> Reply:
+        return replace(self, swapped=not self.swapped, verdict=self.verdict.swap())
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One judged comparison: system ``first`` against system ``second`` on item ``item``.
+
+    Attributes:
+        scores: of the first and the second response, where the judge gives scores.
+        strength: how sure the judge is that the first is better, in [0, 1], where it says so in numbers.
+        replies: one for each time that the judge was asked.
+        judge: who judged: a judge's name, or a rater's.
+        lengths: of the first and the second response, in characters; for length-controlled rates.
+    """
+
+    item: str
+    first: str
+    second: str
+    verdict: Verdict
+    scores: tuple[float, float] | None = None
+    strength: float | None = None
+    replies: tuple[Reply, ...] = ()
+    judge: str = ""
+    lengths: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, comparison: Comparison, verdict: Verdict, *, judge: str, **more: Any) -> Row:
+        """The row of a comparison; ``more`` are further fields."""
+        lengths = (len(comparison.first), len(comparison.second))
+        return cls(comparison.item, *comparison.systems, verdict, judge=judge, lengths=lengths, **more)
+
+    def swap(self) -> Row:
+        """The same row seen from the other system."""
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            verdict=self.verdict.swap(),
+            scores=None if self.scores is None else self.scores[::-1],
+            strength=None if self.strength is None else 1.0 - self.strength,
+            replies=tuple(reply.swap() for reply in self.replies),
+            lengths=None if self.lengths is None else self.lengths[::-1],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; fields that hold nothing are left out."""
+        kept = {name: value for name, value in asdict(self).items() if value not in (None, (), "")}
+        return {**kept, "verdict": str(self.verdict), **_replies(self.replies)}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Row:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: not such a row.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := set(row) - known:
+            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+        pairs = {name: tuple(row[name]) for name in ("scores", "lengths") if row.get(name) is not None}
+        replies = tuple(Reply(**{**r, "verdict": Verdict(r["verdict"])}) for r in row.get("replies", ()))
+        return cls(**{**row, **pairs, "replies": replies, "verdict": Verdict(row["verdict"])})
+
+
+def _replies(replies: Sequence[Reply]) -> dict[str, Any]:
+    return {"replies": [{**asdict(r), "verdict": str(r.verdict)} for r in replies]} if replies else {}

@@ -1,0 +1,22 @@
+"""What every judge is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pitlm.core.verdicts import Comparison, Row
+
+Advance = Callable[[int], None]
+"""Told how many comparisons have just been judged; drives progress bars."""
+
+
+class Judge(Protocol):
+    """Says which of two responses is better. Swap the comparisons, and the verdicts swap."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+        """One row per comparison, in their order, seen from each one's first response."""
+        ...
