@@ -86,9 +86,9 @@ def test_swapping_a_verdict_twice_gives_it_back():
     assert all(verdict.swap().swap() is verdict for verdict in Verdict)
 
 
-def test_swapping_a_comparison_exchanges_the_responses_only():
-    comparison = Comparison(Prompt.of("q"), "a", "b")
-    assert comparison.swap() == Comparison(Prompt.of("q"), "b", "a")
+def test_swapping_a_comparison_exchanges_the_responses_and_their_systems_only():
+    comparison = Comparison(Prompt.of("q"), "a", "b", "1", ("pit", "original"))
+    assert comparison.swap() == Comparison(Prompt.of("q"), "b", "a", "1", ("original", "pit"))
     assert comparison.swap().swap() == comparison
 
 
