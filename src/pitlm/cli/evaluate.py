@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rich.console import Console
     from rich.table import Table
 
     from pitlm.evaluate.agreement import Agreement
@@ -123,7 +124,7 @@ def print_summary(summary: Summary) -> None:
         f"{settings['resamples']:,} resamples of items, seed {settings['seed']}."
     )
     for table in (*_systems(summary), *_differences(summary), *_rankings(summary)):
-        console.print(table)
+        _print(console, table)
     for judge, ranking in summary.rankings.items():
         if not ranking.exists:
             click.echo(
@@ -131,18 +132,32 @@ def print_summary(summary: Summary) -> None:
                 "no finite estimate. The strengths are held by a prior: read their order, not their distances."
             )
     for table in (*_position(summary.position), *_agreement(summary.agreement)):
-        console.print(table)
+        _print(console, table)
+
+
+def _print(console: Console, table: Table) -> None:
+    click.echo(f"\n{table.title}")
+    table.title = None
+    console.print(table)
 
 
 def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    # The title is printed apart, because a table folds it to its own width.
+    table = Table(title=title)
     for heading in left:
         table.add_column(heading)
     for heading in right:
         table.add_column(heading, justify="right")
     return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row of plain text: what stands in square brackets is a name's own, not markup."""
+    from rich.text import Text
+
+    table.add_row(*map(Text, cells))
 
 
 def _systems(summary: Summary) -> Iterable[Table]:
@@ -159,12 +174,14 @@ def _systems(summary: Summary) -> Iterable[Table]:
     for s in summary.systems:
         t = s.tally
         shares = [_rate(count / t.judged if t.judged else math.nan) for count in (t.win, t.tie, t.loss, t.inconsistent)]
-        counts.add_row(
+        _add(
+            counts,
             *(s.judge, s.system, f"{s.test.items:,}", *shares, f"{t.unparsable:,}"),
             *(_points(s.delta), _number(100 * s.standard_error), _p(s.test.p), _p(s.p_holm)),
         )
         a, lc = s.alpaca, s.length_controlled
-        rates.add_row(
+        _add(
+            rates,
             *(s.judge, s.system, _number(a.win_rate), _number(a.standard_error), _number(a.discrete_win_rate)),
             "-" if lc is None else lc.reason or _range(lc.win_rate, 100),
             *(_number(100 * s.detectable), "-" if s.items_needed is None else f"{s.items_needed:,}"),
@@ -180,7 +197,7 @@ def _differences(summary: Summary) -> Iterable[Table]:
     )
     for d in summary.differences:
         counts = (f"{d.test.items:,}", _points(d.delta), f"{d.test.better:,}", f"{d.test.worse:,}")
-        table.add_row(d.judge, d.first, d.second, *counts, _p(d.test.p), _p(d.test.sign_p), _p(d.p_holm))
+        _add(table, d.judge, d.first, d.second, *counts, _p(d.test.p), _p(d.test.sign_p), _p(d.p_holm))
     return (table,) if summary.differences else ()
 
 
@@ -190,20 +207,20 @@ def _rankings(summary: Summary) -> Iterable[Table]:
         title = f"Ranking{f' by {judge}' if judge else ''} (log-odds; ties nu {ranking.tie:.2f}{shown})"
         table = _table(title, ("system",), ("Bradley-Terry", "Elo"))
         for name, strength in ranking.strengths.items():
-            table.add_row(name, _range(strength, 1, 2), _range(summary.elo[judge][name], 1, 0))
+            _add(table, name, _range(strength, 1, 2), _range(summary.elo[judge][name], 1, 0))
         if ranking.strengths:
             yield table
 
 
 def _position(biases: Iterable[PositionBias]) -> Iterable[Table]:
     table = _table(
-        "Position: asked in both orders; bias = share that chose the first shown less share that chose the second",
+        "Position (both orders): bias is the share that chose the first shown less the share that chose the second",
         ("judge",),
         ("rows", "consistent", "bias", "first both times", "second both times"),
     )
     for b in biases:
         flips = (f"{b.first_both:,}", f"{b.second_both:,}")
-        table.add_row(b.judge, f"{b.rows:,}", _range(b.consistent, 100), _points(b.bias), *flips)
+        _add(table, b.judge, f"{b.rows:,}", _range(b.consistent, 100), _points(b.bias), *flips)
     return (table,) if table.row_count else ()
 
 
@@ -212,10 +229,10 @@ def _agreement(found: Agreement | None) -> Iterable[Table]:
         return ()
     table = _table(f"Agreement of {len(found.judges)} judges on {found.units:,} comparisons", ("",), ("coefficient",))
     for (a, b), kappa in found.cohen.items():
-        table.add_row(f"Cohen's kappa: {a}, {b}", _range(kappa, 1, 3))
-    table.add_row(f"Fleiss' kappa, {found.complete:,} judged by all", _range(found.fleiss, 1, 3))
-    table.add_row("Krippendorff's alpha, nominal", _range(found.nominal, 1, 3))
-    table.add_row("Krippendorff's alpha, loss < tie < win", _range(found.ordinal, 1, 3))
+        _add(table, f"Cohen's kappa: {a}, {b}", _range(kappa, 1, 3))
+    _add(table, f"Fleiss' kappa, {found.complete:,} judged by all", _range(found.fleiss, 1, 3))
+    _add(table, "Krippendorff's alpha, nominal", _range(found.nominal, 1, 3))
+    _add(table, "Krippendorff's alpha, loss < tie < win", _range(found.ordinal, 1, 3))
     return (table,)
 
 

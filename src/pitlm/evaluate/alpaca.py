@@ -68,7 +68,8 @@ def annotation_from_dict(fields: Mapping[str, Any], file: object, line: int) -> 
     """Read one object of an ``annotations.json``; output_2 of generator_2 is the row's first system.
 
     preference 2 is a win of generator_2, 1 a loss, 1.5 (or 0, as older files have it) a draw, anything between is the
-    side of 1.5 that it is on with that strength, and null is unparsable. The item is the instruction.
+    side of 1.5 that it is on with that strength, and null is unparsable. The item is the field ``item``, which we
+    write, otherwise the instruction, otherwise the line.
 
     Raises:
         InputError: a field of another type, or a preference outside [1, 2].
@@ -79,13 +80,13 @@ def annotation_from_dict(fields: Mapping[str, Any], file: object, line: int) -> 
     strength = None if given is None or math.isnan(given) else (1.5 if given == 0 else given) - 1.0
     if strength is not None and not 0 <= strength <= 1:
         raise _bad(file, line, "preference", given, "a number in [1, 2] or null")
-    for name in ("instruction", "input", "output_1", "output_2", "generator_1", "generator_2", "annotator"):
+    for name in ("item", "instruction", "input", "output_1", "output_2", "generator_1", "generator_2", "annotator"):
         if not isinstance(fields.get(name), str | None):
             raise _bad(file, line, name, fields[name], "text")
     asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
     outputs = (fields.get("output_2"), fields.get("output_1"))
     row = Row(
-        item=Prompt.of(asked).key if asked else f"{line:05d}",
+        item=fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}"),
         first=fields.get("generator_2") or MODEL,
         second=fields.get("generator_1") or BASELINE,
         verdict=Verdict.UNPARSABLE if strength is None else _verdict(strength),

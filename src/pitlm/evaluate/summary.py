@@ -121,7 +121,7 @@ def summarise(
     for judge, own in by_judge.items():
         against = {name: found for name in names if name != baseline and (found := rows_for(own, name, baseline))}
         systems += [_figures(judge, name, baseline, against, wanted, options) for name in against]
-        differences += [_difference(judge, a, b, against, options) for a, b in combinations(against, 2)]
+        differences += [d for a, b in combinations(against, 2) if (d := _difference(judge, a, b, against, options))]
     adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
     ranked = {judge: own for judge, own in by_judge.items() if rank or _systems(own) >= RANKED}
     return Summary(
@@ -163,7 +163,7 @@ def _figures(
     ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
     others = [row for other, own in against.items() if other != name for row in own]
     difficulty = item_difficulty(others, {row.item for row in rows}) if others else None
-    test = delta_test(rows, seed=options["seed"])
+    test = delta_test(rows)
     return SystemFigures(
         judge=judge,
         system=name,
@@ -182,10 +182,12 @@ def _figures(
 
 def _difference(
     judge: str, first: str, second: str, against: Mapping[str, Sequence[Row]], options: Mapping[str, Any]
-) -> Difference:
+) -> Difference | None:
     shared = {row.item for row in against[first]} & {row.item for row in against[second]}
+    if not shared:
+        return None
     a, b = ([row for row in against[name] if row.item in shared] for name in (first, second))
-    test = difference_test(a, b, seed=options["seed"])
+    test = difference_test(a, b)
     return Difference(judge, first, second, paired_difference(a, b, **options), test, test.p)
 
 
