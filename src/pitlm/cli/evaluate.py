@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
     from pitlm.evaluate.agreement import Agreement
+    from pitlm.evaluate.alpaca import Annotation
     from pitlm.evaluate.position import PositionBias
     from pitlm.evaluate.statistics import Interval
     from pitlm.evaluate.summary import Summary
@@ -88,18 +89,38 @@ def evaluate(
             raise click.UsageError("found no FILE, expected at least one, or --plan POINTS")
         _print_plan(wanted)
         return
-    from pitlm.core.errors import InputError
-    from pitlm.evaluate.summary import summarise
-    from pitlm.evaluate.verdict_files import read_verdicts, write_annotations
+    from pitlm.evaluate.verdict_files import read_verdicts
 
     annotations = read_verdicts(files)
+    options = {"rank": rank, "wanted": wanted, "resamples": resamples, "confidence": confidence, "seed": seed}
+    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **options)
+
+
+def show(
+    annotations: Sequence[Annotation],
+    *,
+    baseline: str | None,
+    json_file: Path | None,
+    alpaca: Path | None,
+    **options: Any,
+) -> None:
+    """Summarise verdicts, wherever they come from; print, and write what was asked for.
+
+    Args:
+        options: of :func:`pitlm.evaluate.summary.summarise`.
+
+    Raises:
+        InputError: there is no such baseline.
+    """
+    from pitlm.core.errors import InputError
+    from pitlm.evaluate.summary import summarise
+    from pitlm.evaluate.verdict_files import write_annotations
+
     rows = [annotation.row for annotation in annotations]
     names = sorted({name for row in rows for name in (row.first, row.second)})
     if baseline is not None and baseline not in names:
         raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
-    summary = summarise(
-        rows, baseline=baseline, rank=rank, wanted=wanted, resamples=resamples, confidence=confidence, seed=seed
-    )
+    summary = summarise(rows, baseline=baseline, **options)
     print_summary(summary)
     if json_file is not None:
         import json
@@ -120,7 +141,7 @@ def print_summary(summary: Summary) -> None:
     console = make_console()
     settings = summary.settings
     click.echo(
-        f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {settings['confidence']:.0%}, "
+        f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {100 * settings['confidence']:g}%, "
         f"{settings['resamples']:,} resamples of items, seed {settings['seed']}."
     )
     for table in (*_systems(summary), *_differences(summary), *_rankings(summary)):
@@ -147,9 +168,9 @@ def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
     # The title is printed apart, because a table folds it to its own width.
     table = Table(title=title)
     for heading in left:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in right:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)  # where it is tight, names fold and figures do not
     return table
 
 
@@ -161,6 +182,7 @@ def _add(table: Table, *cells: str) -> None:
 
 
 def _systems(summary: Summary) -> Iterable[Table]:
+    wanted = summary.settings["wanted_delta"]
     counts = _table(
         f"Against {summary.baseline}",
         ("judge", "system"),
@@ -169,7 +191,7 @@ def _systems(summary: Summary) -> Iterable[Table]:
     rates = _table(
         "Win rate, a tie as half a win (AlpacaEval's), and how small a Delta so many items show",
         ("judge", "system"),
-        ("win rate", "SE", "discrete", "at equal lengths", "shows from", "items needed"),
+        ("win rate", "SE", "discrete", "at equal lengths", "shows from", *(("items needed",) if wanted else ())),
     )
     for s in summary.systems:
         t = s.tally
@@ -184,7 +206,8 @@ def _systems(summary: Summary) -> Iterable[Table]:
             rates,
             *(s.judge, s.system, _number(a.win_rate), _number(a.standard_error), _number(a.discrete_win_rate)),
             "-" if lc is None else lc.reason or _range(lc.win_rate, 100),
-            *(_number(100 * s.detectable), "-" if s.items_needed is None else f"{s.items_needed:,}"),
+            _number(100 * s.detectable),
+            *(("-" if s.items_needed is None else f"{s.items_needed:,}",) if wanted else ()),
         )
     return (counts, rates) if summary.systems else ()
 

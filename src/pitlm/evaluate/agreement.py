@@ -137,12 +137,12 @@ def _distances(totals: Floats, level: Level) -> Floats:
 
 def _cohen(pair: Floats) -> Callable[[Any], float]:
     both = ~np.isnan(pair).any(axis=1)
-    codes = pair[both].astype(int)
+    codes, size = pair[both].astype(int), len(CATEGORIES)
+    cells = codes[:, 0] * size + codes[:, 1]
 
     def statistic(weights: Any) -> float:
-        table = np.zeros((len(CATEGORIES), len(CATEGORIES)))
-        np.add.at(table, (codes[:, 0], codes[:, 1]), weights[both])
-        if max(table.sum(axis=0).max() * table.sum(axis=1).max(), 1) == max(table.sum(), 1) ** 2:
+        table = np.bincount(cells, weights[both], minlength=size * size).reshape(size, size)
+        if table.sum(axis=0) @ table.sum(axis=1) == table.sum() ** 2:
             return math.nan  # nothing in common, or both gave one and the same answer throughout: 0 / 0
         return float(cohens_kappa(table, return_results=False))
 

@@ -84,7 +84,7 @@ def length_controlled(
         columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
     design = np.stack(columns, axis=1)
     groups = np.unique([row.item for row, _, _ in kept], return_inverse=True)[1]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", PerfectSeparationWarning)
         fit = GLM(y, design, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
     if not np.isfinite(fit.params).all() or np.abs(fit.params).max() > _SEPARATED:

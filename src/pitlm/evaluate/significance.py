@@ -66,7 +66,7 @@ def items_needed(delta: float, *, tie_rate: float, alpha: float = ALPHA, power: 
     """Items for which a two-sided test at ``alpha`` finds a true Delta with probability ``power``.
 
     Connor (1987), the sample size of McNemar's test: (z_a sqrt(q) + z_b sqrt(q - Delta^2))^2 / Delta^2, where q is the
-    share of items that are won or lost.
+    share of items that are won or lost. One verdict an item is assumed.
 
     Args:
         delta: a fraction, of either sign.
@@ -92,7 +92,7 @@ def detectable_delta(items: int, *, tie_rate: float, alpha: float = ALPHA, power
     def surplus(delta: float) -> float:
         return math.sqrt(items) * delta - _noise(delta, decisive, alpha, power)
 
-    if items < 1 or decisive <= 0 or surplus(decisive) < 0:
+    if items < 1 or not decisive > 0 or surplus(decisive) < 0:
         return math.nan
     return float(optimize.brentq(surplus, 0.0, decisive))
 
@@ -131,9 +131,7 @@ def _sign_flip_p(values: Sequence[Fraction]) -> float:
     sizes = Counter(abs(value) for value in whole)
     points = 2 * sum(size * count for size, count in sizes.items()) + 1
     t = 2 * np.pi * np.arange(points) / points
-    characteristic = np.prod([np.cos(size * t) ** count for size, count in sizes.items()], axis=0)
+    characteristic = np.prod([np.cos(size * t) ** count for size, count in sorted(sizes.items())], axis=0)
     probability = np.fft.fft(characteristic).real / points  # at index s or, for s < 0, points + s
     found = abs(sum(whole))
-    return (
-        float(np.clip(1 - probability[:found].sum() - probability[points - found + 1 :].sum(), 0, 1)) if found else 1.0
-    )
+    return float(np.clip(probability[found : points - found + 1].sum(), 0.0, 1.0))

@@ -82,7 +82,7 @@ class Summary:
     elo: dict[str, dict[str, Interval]]
     position: list[PositionBias]
     agreement: Agreement | None
-    settings: dict[str, float | int | None]
+    settings: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is not a number (NaN) is null, and pairs of judges are joined by " / "."""
