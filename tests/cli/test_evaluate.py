@@ -44,7 +44,7 @@ def test_tables_figures_and_annotations(verdicts: Path, tmp_path: Path):
     figures, alpaca = tmp_path / "out" / "figures.json", tmp_path / "out" / "annotations.json"
     output = done(verdicts, "--json", figures, "--alpaca", alpaca, "--resamples", 50, "--plan", 20)
     for words in (
-        "120 verdicts on 20 items", "Against original", "one [/x]", "blue [b]", "Between systems", "Ranking by red",
+        "120 verdicts on 20 items", "Against original, judged by blue [b]", "one [/x]", "blue [b]", "Between systems", "Ranking, judged by red",
         "Bradley-Terry", "Elo", "Position (both orders)", "Cohen's kappa: blue [b], red", "1.000 [1.000, 1.000]",
         "120 annotations written",
     ):  # fmt: skip

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pitlm.evaluate.alpaca import Annotation
     from pitlm.evaluate.position import PositionBias
     from pitlm.evaluate.statistics import Interval
-    from pitlm.evaluate.summary import Summary
+    from pitlm.evaluate.summary import Summary, SystemFigures
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
@@ -181,53 +181,59 @@ def _add(table: Table, *cells: str) -> None:
     table.add_row(*map(Text, cells))
 
 
+def _by(judge: str) -> str:
+    return f", judged by {judge}" if judge else ""
+
+
 def _systems(summary: Summary) -> Iterable[Table]:
-    wanted = summary.settings["wanted_delta"]
-    counts = _table(
-        f"Against {summary.baseline}",
-        ("judge", "system"),
-        ("items", "win", "tie", "loss", "incons.", "unpars.", "Delta", "SE", "p", "p Holm"),
-    )
-    rates = _table(
-        "Win rate, a tie as half a win (AlpacaEval's), and how small a Delta so many items show",
-        ("judge", "system"),
-        ("win rate", "SE", "discrete", "at equal lengths", "shows from", *(("items needed",) if wanted else ())),
-    )
-    for s in summary.systems:
+    for judge in dict.fromkeys(s.judge for s in summary.systems):
+        own = [s for s in summary.systems if s.judge == judge]
+        yield _counts(own, f"Against {summary.baseline}{_by(judge)}")
+        title = "Win rate, a tie as half a win (AlpacaEval's), and the smallest Delta that so many items show"
+        yield _rates(own, title + _by(judge), planned=summary.settings["wanted_delta"] is not None)
+
+
+def _counts(systems: Iterable[SystemFigures], title: str) -> Table:
+    headings = ("items", "win", "tie", "loss", "incons.", "unpars.", "Delta", "SE", "p", "p Holm")
+    table = _table(title, ("system",), headings)
+    for s in systems:
         t = s.tally
         shares = [_rate(count / t.judged if t.judged else math.nan) for count in (t.win, t.tie, t.loss, t.inconsistent)]
-        _add(
-            counts,
-            *(s.judge, s.system, f"{s.test.items:,}", *shares, f"{t.unparsable:,}"),
-            *(_points(s.delta), _number(100 * s.standard_error), _p(s.test.p), _p(s.p_holm)),
-        )
-        a, lc = s.alpaca, s.length_controlled
-        _add(
-            rates,
-            *(s.judge, s.system, _number(a.win_rate), _number(a.standard_error), _number(a.discrete_win_rate)),
-            "-" if lc is None else lc.reason or _range(lc.win_rate, 100),
-            _number(100 * s.detectable),
-            *(("-" if s.items_needed is None else f"{s.items_needed:,}",) if wanted else ()),
-        )
-    return (counts, rates) if summary.systems else ()
+        figures = (_points(s.delta), _number(100 * s.standard_error), _p(s.test.p), _p(s.p_holm))
+        _add(table, s.system, f"{s.test.items:,}", *shares, f"{t.unparsable:,}", *figures)
+    return table
+
+
+def _rates(systems: Iterable[SystemFigures], title: str, *, planned: bool) -> Table:
+    headings = ("win rate", "SE", "discrete", "at equal lengths", "shows from", *(("items needed",) if planned else ()))
+    table = _table(title, ("system",), headings)
+    for s in systems:
+        rates = (_number(rate) for rate in (s.alpaca.win_rate, s.alpaca.standard_error, s.alpaca.discrete_win_rate))
+        lc = s.length_controlled
+        equal = "-" if lc is None else lc.reason or _range(lc.win_rate, 100)
+        needed = "-" if s.items_needed is None else f"{s.items_needed:,}"
+        _add(table, s.system, *rates, equal, _number(100 * s.detectable), *((needed,) if planned else ()))
+    return table
 
 
 def _differences(summary: Summary) -> Iterable[Table]:
-    table = _table(
-        f"Between systems: Delta against {summary.baseline} of one less that of the other, same items",
-        ("judge", "one", "other"),
-        ("items", "difference", "better", "worse", "p", "sign p", "p Holm"),
-    )
-    for d in summary.differences:
-        counts = (f"{d.test.items:,}", _points(d.delta), f"{d.test.better:,}", f"{d.test.worse:,}")
-        _add(table, d.judge, d.first, d.second, *counts, _p(d.test.p), _p(d.test.sign_p), _p(d.p_holm))
-    return (table,) if summary.differences else ()
+    for judge in dict.fromkeys(d.judge for d in summary.differences):
+        table = _table(
+            f"Between systems: Delta against {summary.baseline} of one less that of the other, same items{_by(judge)}",
+            ("one", "other"),
+            ("items", "difference", "better", "worse", "p", "sign p", "p Holm"),
+        )
+        for d in summary.differences:
+            if d.judge == judge:
+                counts = (f"{d.test.items:,}", _points(d.delta), f"{d.test.better:,}", f"{d.test.worse:,}")
+                _add(table, d.first, d.second, *counts, _p(d.test.p), _p(d.test.sign_p), _p(d.p_holm))
+        yield table
 
 
 def _rankings(summary: Summary) -> Iterable[Table]:
     for judge, ranking in summary.rankings.items():
         shown = f", shown first {_range(ranking.position, 1, 2)}" if ranking.position else ""
-        title = f"Ranking{f' by {judge}' if judge else ''} (log-odds; ties nu {ranking.tie:.2f}{shown})"
+        title = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{shown})"
         table = _table(title, ("system",), ("Bradley-Terry", "Elo"))
         for name, strength in ranking.strengths.items():
             _add(table, name, _range(strength, 1, 2), _range(summary.elo[judge][name], 1, 0))
