@@ -33,6 +33,7 @@ VERBS = {
     "run": Verb("pitlm.cli.run:run", "Train an improver from preference pairs and compare it honestly."),
     "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
     "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
+    "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }
 
