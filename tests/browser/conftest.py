@@ -46,18 +46,19 @@ class Watched:
             self.seen.append(f"a dialog: {opened.message}")
             opened.dismiss()
 
+        def asked(request):
+            ours = request.url.startswith((base_url, "data:"))
+            if not ours and request.failure != "csp":  # what the policy stops has not left the browser
+                self.seen.append(f"a request: {request.url}")
+
         page.on("dialog", dialog)
         page.on("pageerror", lambda error: self.seen.append(f"an error: {error}"))
         page.on(
             "console",
             lambda said: self.seen.append(f"console: {said.text}") if said.type in ("error", "warning") else None,
         )
-        page.on(
-            "request",
-            lambda asked: (
-                None if asked.url.startswith((base_url, "data:")) else self.seen.append(f"a request: {asked.url}")
-            ),
-        )
+        page.on("requestfinished", asked)
+        page.on("requestfailed", asked)
         page.on("popup", lambda opened: self.seen.append(f"a window: {opened.url}"))
 
 
