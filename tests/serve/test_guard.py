@@ -110,7 +110,7 @@ def test_the_address_is_one_that_can_be_opened():
         port = listener.getsockname()[1]
         assert address(listener, None) == f"http://127.0.0.1:{port}/"
         assert address(listener, "t") == f"http://127.0.0.1:{port}/?token=t"
-        with pytest.raises(InputError, match=f"port {port}: .*in use"):
+        with pytest.raises(InputError, match=rf"--port {port}: .*\(Address already in use\)$"):
             bind("127.0.0.1", port)
     with bind("0.0.0.0", 0) as listener:
         assert address(listener, "t") == f"http://{socket.gethostname()}:{listener.getsockname()[1]}/?token=t"

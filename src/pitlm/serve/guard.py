@@ -45,7 +45,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise InputError(f"{host}, port {port}: {error.strerror or error}; give another --host or --port") from error
+        why = str(error.strerror).partition(" (")[0]  # the library repeats the address in brackets
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({why})") from error
 
 
 def address(listener: socket.socket, token: str | None) -> str:
