@@ -101,4 +101,4 @@ main(["rate", {str(tmp_path / "a")!r}, {str(tmp_path / "b")!r}, "--votes", {str(
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: pit rate: fastapi is not installed; try pip install 'pitlm[serve]'\n"
+    assert done.stderr == "Error: fastapi is not installed; this verb needs: pip install 'pitlm[serve]'\n"

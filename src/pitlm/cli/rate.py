@@ -85,16 +85,8 @@ def _export(votes: Votes, path: Path) -> None:
 
 
 def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) -> None:
-    from pitlm.core.errors import InputError
     from pitlm.judge.votes import Votes
-
-    try:
-        from pitlm.serve.rate import serve_rating
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "starlette", "uvicorn"):
-            raise
-        raise InputError(f"pit rate: {error.name} is not installed; try pip install 'pitlm[serve]'") from error
-
+    from pitlm.serve.rate import serve_rating
     from pitlm.text.answers import read_comparisons
 
     comparisons = read_comparisons(first, second)
