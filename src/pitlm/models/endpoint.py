@@ -132,6 +132,7 @@ class ChatEndpoint:
     hits: int = field(default=0, init=False)
     stopped: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _dead: InputError | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_cost is not None and self.price is None:
@@ -209,6 +210,8 @@ class ChatEndpoint:
                 self.hits += 1
             return replace(read_completion(raw, self.price), from_cache=True)
         with self._lock:
+            if self._dead is not None:
+                raise self._dead
             if self.max_cost is not None and self.spent >= self.max_cost:
                 self.stopped = True
                 return Completion(failure=NOT_ASKED)
@@ -222,7 +225,7 @@ class ChatEndpoint:
             self.calls += 1
             self.spent += completion.cost
         if self.max_cost is not None and completion.input_tokens == 0:
-            raise InputError(f"{self.client.base_url}: the server does not count tokens, so no cost limit can be kept")
+            raise self._give_up("the server does not count tokens, so no cost limit can be kept")
         return completion
 
     def _call(self, body: Mapping[str, Any]) -> tuple[str, str]:
@@ -238,14 +241,19 @@ class ChatEndpoint:
             response = create(model=body["model"], messages=body["messages"], extra_body=dict(body))
             return response.text, ""
         except (openai.AuthenticationError, openai.NotFoundError) as error:
-            raise InputError(f"{self.client.base_url}: model '{self.model}': {_words(error)}") from error
+            raise self._give_up(f"model '{self.model}': {_words(error)}") from error
         except openai.APIConnectionError as error:
             # By name: the client's own HTTP library changed between its major versions.
             if type(error.__cause__).__name__ == "ConnectError" and self.calls + self.hits == 0:
-                raise InputError(f"{self.client.base_url}: found no server there ({error.__cause__})") from error
+                raise self._give_up(f"found no server there ({error.__cause__})") from error
             return "", _words(error)
         except openai.OpenAIError as error:
             return "", _words(error)
+
+    def _give_up(self, reason: str) -> InputError:
+        """The error that no further call is to run into: those that wait in the queue would, before it is seen."""
+        self._dead = InputError(f"{self.client.base_url}: {reason}")
+        return self._dead
 
 
 def _words(error: Exception) -> str:
