@@ -12,7 +12,8 @@ from scripted_endpoint import CutOff, Fail, Nonsense, Say, ScriptedEndpoint, Sta
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
-from pitlm.models.endpoint import ChatEndpoint, Completion, Price, read_completion
+from pitlm.models.endpoint import ChatEndpoint, Completion, read_completion
+from pitlm.models.prices import Price
 from pitlm.runs.replies import ReplyCache
 
 PRICE = Price(2.0, 1.0, 10.0)
@@ -60,9 +61,11 @@ def test_the_request_is_what_was_set_and_nothing_else(server, endpoint):
         (Message("system", "s"), Message("user", "u"), Message("assistant", "a"), Message("user", "v"))
     )
     endpoint(temperature=0.0, max_tokens=5, seed=3, body={"top_p": 0.5, "seed": None}).complete([conversation])
-    endpoint().complete([conversation])
-    full, bare = (call.request for call in server.calls)
     messages = conversation.as_messages()
+    endpoint(temperature=1.0).complete([messages], temperature=0.0, seed=7)
+    endpoint().complete([conversation])
+    full, own, bare = (call.request for call in server.calls)
+    assert own == {"model": "m", "messages": messages, "temperature": 0.0, "seed": 7}
     assert full == {"model": "m", "messages": messages, "temperature": 0.0, "max_tokens": 5, "top_p": 0.5}
     assert bare == {"model": "m", "messages": messages}
 

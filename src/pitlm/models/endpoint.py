@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt
+from pitlm.core.nouns import Message, Prompt
+from pitlm.models.prices import Price
 from pitlm.runs.replies import ReplyCache, request_key
 
 if TYPE_CHECKING:
@@ -21,52 +21,9 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 NOT_ASKED = "not asked: the cost limit was reached"
-MILLION = 1_000_000
 
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a million tokens cost, in any one currency: fresh input, input that the server had cached, output."""
-
-    input: float
-    cached: float
-    output: float
-
-    @classmethod
-    def of(cls, text: str, model: str = "") -> Price:
-        """Read ``in,cached,out``, or a JSON file that gives such a list, or an object of the three, for each model.
-
-        Raises:
-            InputError: neither, or a file that does not have the model.
-        """
-        if not Path(text).is_file():
-            return cls._of_values(text.split(","), f"price '{text}'")
-        try:
-            table = json.loads(Path(text).read_text(encoding="utf-8"))
-            given = table[model]
-        except ValueError as error:
-            raise InputError.at(text, found=f"broken JSON ({error})", expected="prices by model") from error
-        except (KeyError, TypeError) as error:
-            raise InputError.at(text, field=model, found="nothing", expected="[in, cached, out]") from error
-        if isinstance(given, Mapping):
-            given = [given.get(name) for name in cls.__slots__]
-        return cls._of_values(given, f"{text}: field '{model}'")
-
-    @classmethod
-    def _of_values(cls, values: Sequence[Any], where: str) -> Price:
-        try:
-            price = cls(*(float(value) for value in values))
-        except (TypeError, ValueError) as error:
-            found, expected = ",".join(map(str, values)), "three numbers, for a million tokens: input, cached, output"
-            raise InputError(f"{where}: found {found}, expected {expected}") from error
-        if not all(0 <= value < float("inf") for value in (price.input, price.cached, price.output)):
-            raise InputError(f"{where}: found {price}, expected numbers from 0")
-        return price
-
-    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
-        """Of one call; ``cached_tokens`` are among ``input_tokens``."""
-        fresh = input_tokens - cached_tokens
-        return (fresh * self.input + cached_tokens * self.cached + output_tokens * self.output) / MILLION
+Conversation = str | Prompt | Sequence[Mapping[str, Any] | Message]
+"""Ends with the user's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +61,7 @@ class ChatEndpoint:
     (up to two minutes), on 408, 409, 429, 5xx, time-outs and broken connections.
 
     Attributes:
-        base_url: as the openai client takes it, ``http://host:port/v1``; None for its default.
+        base_url: ``http://host:port/v1``; None for ``OPENAI_BASE_URL``, and without it for OpenAI itself.
         body: further fields of the request; None removes one (``{"temperature": None}``).
         timeout: seconds that the server may be silent.
         concurrency: calls at the same time.
@@ -137,6 +94,7 @@ class ChatEndpoint:
     def __post_init__(self) -> None:
         if self.max_cost is not None and self.price is None:
             raise InputError("a cost limit needs a price: give what a million tokens cost")
+        self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise InputError(f"base URL: found {self.base_url!r}, expected http://... or https://...")
         if self.base_url is None and not os.environ.get(KEY_VARIABLE):
@@ -153,14 +111,17 @@ class ChatEndpoint:
 
     def complete(
         self,
-        conversations: Sequence[Prompt],
+        conversations: Sequence[Conversation],
         *,
+        temperature: float | None = None,
+        seed: int | None = None,
         attempt: int = 0,
         advance: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """One completion per conversation, in their order. A failure is its own item's; equal requests are made once.
 
         Args:
+            temperature, seed: in place of the endpoint's own, where they are not None.
             attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
             advance: told how many completions have just arrived.
 
@@ -168,7 +129,11 @@ class ChatEndpoint:
             InputError: nothing can be had of this endpoint: no server, a wrong key, no such model; or a cost limit and
                 a server that does not count tokens. What arrived before is in the cache.
         """
-        requests = [self._request(conversation, attempt) for conversation in conversations]
+        sampling = {
+            "temperature": self.temperature if temperature is None else temperature,
+            "seed": self.seed if seed is None else seed,
+        }
+        requests = [self._request(Prompt.of(x), sampling, attempt) for x in conversations]
         places: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             places.setdefault(request_key(request), []).append(index)
@@ -189,9 +154,9 @@ class ChatEndpoint:
             pool.shutdown(cancel_futures=True)  # those under way end, and are kept
         return done
 
-    def _request(self, conversation: Prompt, attempt: int) -> dict[str, Any]:
+    def _request(self, conversation: Prompt, sampling: Mapping[str, Any], attempt: int) -> dict[str, Any]:
         """Everything that changes the reply."""
-        fields = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed, **self.body}
+        fields = {"max_tokens": self.max_tokens, **sampling, **self.body}
         return {
             "base_url": str(self.client.base_url),
             "attempt": attempt,
