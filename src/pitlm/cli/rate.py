@@ -41,11 +41,12 @@ goes on where they stopped. With a --host other than this machine's own, the add
     "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="The port; 0 takes a free one."
 )
 @click.option(
+    "-o",
     "--export",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Instead of serving: write the votes that count here, as verdicts (JSON lines).",
 )
-@click.option("--force", is_flag=True, help="Replace the file of --export.")
+@click.option("--force", is_flag=True, help="Replace the file of verdicts.")
 def rate(
     first: Path | None,
     second: Path | None,
@@ -56,6 +57,7 @@ def rate(
     force: bool,
 ) -> None:
     """Let people say which of two systems' answers is better, side by side and blinded, in a browser."""
+    from pitlm.cli.outputs import check_output
     from pitlm.core.errors import InputError
     from pitlm.judge.votes import Votes
 
@@ -64,8 +66,7 @@ def rate(
             raise InputError("--export: found beside FIRST, expected --votes alone")
         if not votes_file.exists():
             raise InputError.at(votes_file, found="no such file", expected="the votes of an earlier `pit rate`")
-        if export.exists() and not force:
-            raise InputError(f"{export}: exists already; give another --export, or --force to replace it")
+        check_output(export, force, "the verdicts")
         _export(Votes(votes_file), export)
         return
     if first is None or second is None:
