@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import click
+
+from pitlm.cli.outputs import check_output
 
 EXAMPLES = """
 \b
@@ -26,21 +27,6 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"found {value}, expected a finite number")
     return value
-
-
-def _check_output(output: Path, force: bool) -> None:
-    """Refuse, before any model is loaded, what could not be written at the end."""
-    from pitlm.core.errors import InputError
-
-    if output.is_dir():
-        raise InputError.at(output, found="a folder", expected="the file that the improved answers go to")
-    if output.exists() and not force:
-        raise InputError(f"{output}: exists already; give another -o, or --force to replace it")
-    above = next(folder for folder in output.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise InputError(f"{output}: {above} is a file, not a folder")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"{output}: {above} may not be written to")
 
 
 @click.command(epilog=EXAMPLES)
@@ -101,7 +87,7 @@ def improve(
     if file is not None and output is None:
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if output is not None:
-        _check_output(output, force)
+        check_output(output, force, "the improved answers")
     if run_folder is None and (improver is None or gap is None):
         raise InputError("give --run (a finished run), or both --improver and --gap")
 

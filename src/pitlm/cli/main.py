@@ -33,6 +33,8 @@ VERBS = {
     "run": Verb("pitlm.cli.run:run", "Train an improver from preference pairs and compare it honestly."),
     "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
     "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
+    "judge": Verb("pitlm.cli.judge:judge", "Let a judge compare two systems' answers, in both orders."),
+    "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a local page."),
     "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }
@@ -117,7 +119,7 @@ pit = click.version_option(__version__, prog_name="pit")(LazyGroup(VERBS, _about
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `pit` and exit: 0 done, 1 failed, 2 for what the user can mend, 130 interrupted."""
+    """Run `pit` and exit: 0 done, 1 failed, 2 for what the user can mend, 3 at a cost limit, 130 interrupted."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo("Interrupted; run the same command again to go on.", err=True)
         sys.exit(130)
     except InputError as error:
-        _fail(str(error), 2)
+        _fail(str(error), error.exit_code)
     except BrokenPipeError:
         _close_quietly()
         sys.exit(1)

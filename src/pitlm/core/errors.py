@@ -10,6 +10,8 @@ class InputError(ValueError):
     the place, what was found and what was expected.
     """
 
+    exit_code = 2
+
     @classmethod
     def at(
         cls,
@@ -25,3 +27,9 @@ class InputError(ValueError):
         if field is not None:
             where += f": field '{field}'"
         return cls(f"{where}: found {found}, expected {expected}")
+
+
+class BudgetSpent(InputError):
+    """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""
+
+    exit_code = 3

@@ -59,6 +59,7 @@ class Reply:
         text: the raw reply.
         prompt: what the judge was shown, where it was asked in words.
         cost: in the currency of the price table; 0 where there is none.
+        failure: why there is no reply; empty where there is one.
     """
 
     swapped: bool
@@ -69,6 +70,7 @@ class Reply:
     cached_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
+    failure: str = ""
 
     def swap(self) -> Reply:
         return replace(self, swapped=not self.swapped, verdict=self.verdict.swap())

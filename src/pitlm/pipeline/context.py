@@ -13,7 +13,7 @@ from pitlm.core.nouns import Preference, Prompt
 from pitlm.judge.scores import Score, ScoreJudge
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
 from pitlm.models.scorers import RewardModel
-from pitlm.pocket import world
+from pitlm.pipeline.judging import true_utility
 from pitlm.text.folds import read_folds
 from pitlm.text.template import Template
 from pitlm.train.common import Workbench
@@ -78,11 +78,6 @@ class Context:
         if self.pocket:
             return ScoreJudge("true utility", true_utility)
         return ScoreJudge("held-out R_P", reward_score(self.model("judge")))
-
-
-def true_utility(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-    """The pocket world's hidden utility (points)."""
-    return [world.utility(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def reward_score(path: Path) -> Score:

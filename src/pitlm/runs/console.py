@@ -32,8 +32,13 @@ def make_progress(*more: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the block runs; yields the function that moves it on."""
-    with make_progress() as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
+def progress_bar(title: str, total: int, note: Callable[[], str] | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs, with a note that changes; yields the function that moves it on."""
+    columns = () if note is None else (TextColumn("{task.fields[note]}"),)
+    with make_progress(*columns) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def advance(count: int) -> None:
+            progress.update(task, advance=count, note=note() if note is not None else "")
+
+        yield advance

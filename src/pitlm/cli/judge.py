@@ -1,0 +1,80 @@
+"""`pit judge`: a judge compares two systems' answers, pair by pair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pitlm.cli.judge_options import judge_options
+from pitlm.cli.outputs import check_output
+
+if TYPE_CHECKING:
+    from pitlm.core.verdicts import Row
+    from pitlm.judge.choice import JudgeOptions
+
+EXAMPLES = """
+\b
+Examples:
+  pit judge ours.json theirs.json -o verdicts.jsonl --judge llm --model gpt-4o-mini \\
+      --price 0.15,0.075,0.60 --max-cost 5
+  pit judge ours.jsonl theirs.jsonl -o verdicts.jsonl --judge llm --model qwen3 \\
+      --base-url http://localhost:8000/v1 --template my-judge.txt
+  pit judge ours.jsonl theirs.jsonl -o verdicts.jsonl --judge reward \\
+      --model path/to/reward-model-deberta-v3-large-v2
+  pit judge better.jsonl answers.jsonl -o verdicts.jsonl --judge reward --model runs/mine/gap/model
+  pit evaluate verdicts.jsonl
+
+FIRST and SECOND hold one system's answers each: AlpacaEval's model_outputs.json, or .jsonl, .json, .csv or .parquet
+rows with "prompt" (or "messages", "instruction") and "response" (or "final", "output"); the output of `pit improve`
+is such a file. They are paired by "id" where every row has one, else by prompt.
+
+An LLM is asked about each pair in both orders; orders that disagree are "inconsistent". It must end on a line
+"Verdict: A", "Verdict: B" or "Verdict: tie", and a template of your own has to ask for that. In the template, Jinja
+puts {{ first }}, {{ second }}, {{ prompt }} or {{ conversation }}, and {{ mark }}, which occurs in none of them.
+
+Replies are kept as they arrive, beside the output (or in --cache): after a kill, an error or the cost limit, the same
+command goes on and pays for nothing twice. Exit codes: 0 done, 2 for what you can mend, 3 at the cost limit.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the verdicts go (JSON lines)."
+)
+@judge_options
+@click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
+def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force: bool) -> None:
+    """Compare the answers in FIRST with those in SECOND, and say how often the first system wins."""
+    from dataclasses import replace
+
+    from pitlm.judge.choice import rows_as_lines
+    from pitlm.pipeline.judging import judge_answer_files
+    from pitlm.runs.atomic import write_text
+
+    check_output(output, force, "the verdicts")
+    if options.kind == "llm" and options.cache is None:
+        options = replace(options, cache=output.with_name(f"{output.name}.replies.sqlite"))
+    rows = judge_answer_files(first, second, options)
+    write_text(output, rows_as_lines(rows))
+    _print_tally(rows)
+    click.echo(f"Written to {output}")
+
+
+def _print_tally(rows: Sequence[Row]) -> None:
+    from pitlm.core.verdicts import Verdict
+
+    counts = Counter(row.verdict for row in rows)
+    listed = ", ".join(f"{verdict} {counts[verdict]} ({counts[verdict] / len(rows):.1%})" for verdict in Verdict)
+    click.echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
+    failures = [reply.failure for row in rows for reply in row.replies if reply.failure]
+    if failures:
+        click.echo(
+            f"{len(failures)} calls failed and count as unparsable; the same command with --force asks for them again. "
+            f"The first: {failures[0]}"
+        )
