@@ -106,6 +106,7 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
     "empty file": (b"", ["{at}: found no preference", "0 rows"]),
     "blank lines only": (b"\n \n\n", ["{at}: found no preference"]),
     "broken JSON": (lines(*GOOD[:2], '{"prompt": "q", "chosen": ', GOOD[3]), ["{at}:3:", "broken JSON", "expected"]),
+    "a line that breaks inside a string": (b'{"a": "b\n', ["{at}:1:", "broken JSON (Invalid control character at column 9)"]),
     "two objects on a line": (lines(GOOD[0], '{"a": 1} {"b": 2}'), ["{at}:2:", "broken JSON (Extra data"]),
     "JSON of another kind": (lines(*GOOD[:2], [1, 2]), ["{at}:3:", "found a list of 2", "expected an object"]),
     "a number": (lines("3"), ["{at}:1:", "found a number (3)"]),
@@ -351,6 +352,33 @@ def test_a_hub_name_for_the_model_without_a_hub_is_explained(cli: Cli) -> None:
     assert_one_message(message)
     assert "nobody/no-such-model: cannot load a tokenizer" in message
     assert not cli.out.exists()
+
+
+@pytest.mark.parametrize("name", ["2024-11-25", "12", "yes", "a: b.jsonl", "#x.jsonl", "'x'.jsonl"])
+def test_a_name_of_data_is_taken_as_it_is(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Not as YAML, in which the first is a date."""
+    monkeypatch.chdir(cli.tmp_path)
+    path = Path(name) if name.endswith(".jsonl") else Path(name) / "pairs.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(lines(*GOOD))
+    assert cli.run_data(name) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["data", "inspect", ""], ["run", "recipe.yaml", "--data", ""]])
+def test_an_empty_name_of_data_is_not_the_folder_where_one_stands(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(cli.tmp_path)
+    cli.source("pairs.jsonl", lines(*GOOD))
+    assert "found an empty name" in cli.refused(*arguments)
+
+
+def test_a_run_inside_its_own_data_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read what it wrote; runs/ is where a run goes by default."""
+    monkeypatch.chdir(cli.tmp_path)
+    cli.source("pairs.jsonl", lines(*GOOD))
+    assert "found a folder inside the source ., expected one outside it" in cli.refused("run", cli.recipe, "--data", ".")
+    assert not Path("runs").exists()
 
 
 def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:

@@ -136,6 +136,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
 def _check_out(source: str, out: Path, force: bool) -> None:
     """Refuse a folder with something in it, and one from which the next run would read its own output."""
     from pitlm.core.errors import InputError
+    from pitlm.text.readers import check_outside
 
     if out.exists() and not out.is_dir():
         raise InputError.at(out, found="a file", expected="a folder to write the folds to")
@@ -143,9 +144,7 @@ def _check_out(source: str, out: Path, force: bool) -> None:
         raise InputError.at(
             out, found="a folder that is not empty", expected="a new one, or --force to replace its folds"
         )
-    folder = Path(source)
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise InputError.at(out, found=f"a folder inside the source {source}", expected="one outside it")
+    check_outside(source, out)
 
 
 def _read_line(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:

@@ -23,6 +23,7 @@ from pitlm.pipeline.reporting import headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_result
+from pitlm.text.readers import check_outside
 from pitlm.train.common import check_trackers
 
 
@@ -42,6 +43,8 @@ def run_recipe(
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     check_trackers(recipe.report_to)
+    if recipe.data.source:
+        check_outside(recipe.data.source, out)
     stages = build_stages(recipe, out)
     names = [stage.name for stage in stages]
     if until is not None:
