@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pitlm.core.nouns import Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
@@ -27,6 +29,7 @@ from pitlm.report.data import (
 from pitlm.report.html import write
 from pitlm.runs.stage import stage_result
 from pitlm.train.common import read_metrics
+from pitlm.train.probe import probe_file
 
 EXAMPLES = 400
 
@@ -153,14 +156,17 @@ def _system(line: dict[str, Any], evaluation: dict[str, Any]) -> SystemLine:
 
 
 def _curve(root: Path, stage: str, judge: str) -> Curve:
-    rows = [row for row in read_metrics(root / stage / "metrics.jsonl") if "reward" in row]
+    rows = {row["step"]: row for row in read_metrics(root / stage / "metrics.jsonl") if "reward" in row}
+    # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
+    held_out = {row["step"]: float(np.mean(row["quality"])) for row in read_metrics(probe_file(root / stage))}
+    steps = sorted({*rows, *held_out})
     return Curve(
         stage,
-        [row["step"] for row in rows],
-        [row.get("reward") for row in rows],
-        [row.get("kl_sequence") for row in rows],
-        [row.get("probe") for row in rows],
-        judge,
+        steps,
+        [rows.get(step, {}).get("reward") for step in steps],
+        [rows.get(step, {}).get("kl_sequence") for step in steps],
+        [held_out.get(step) for step in steps],
+        f"{judge} on held-out prompts",
     )
 
 
