@@ -106,7 +106,10 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
     "empty file": (b"", ["{at}: found no preference", "0 rows"]),
     "blank lines only": (b"\n \n\n", ["{at}: found no preference"]),
     "broken JSON": (lines(*GOOD[:2], '{"prompt": "q", "chosen": ', GOOD[3]), ["{at}:3:", "broken JSON", "expected"]),
-    "a line that breaks inside a string": (b'{"a": "b\n', ["{at}:1:", "broken JSON (Invalid control character at column 9)"]),
+    "a line that breaks inside a string": (
+        b'{"a": "b\n',
+        ["{at}:1:", "broken JSON (Invalid control character at column 9)"],
+    ),
     "two objects on a line": (lines(GOOD[0], '{"a": 1} {"b": 2}'), ["{at}:2:", "broken JSON (Extra data"]),
     "JSON of another kind": (lines(*GOOD[:2], [1, 2]), ["{at}:3:", "found a list of 2", "expected an object"]),
     "a number": (lines("3"), ["{at}:1:", "found a number (3)"]),
@@ -252,6 +255,19 @@ def test_skip_invalid_sets_rows_aside_with_the_reason_of_each(cli: Cli) -> None:
     assert (summary["read"], summary["kept"], summary["invalid"]) == (47, 40, 7)
 
 
+def test_a_run_says_what_became_of_the_rows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pitlm.runs import console
+
+    monkeypatch.setattr(console, "WIDTH", 1_000)
+    over_long, equal = pair(1, chosen="word " * 100), pair(2, rejected="a good answer 2")
+    source = cli.source("pairs.jsonl", lines(*GOOD, "{", over_long, equal))
+    arguments = ["run", cli.recipe, "--data", source, "--out", cli.out, "--until", "data", "--skip-invalid"]
+    with pytest.raises(SystemExit):
+        main([str(argument) for argument in arguments])
+    wanted = "Read 43 rows: 41 kept, 1 dropped (equal responses), 1 invalid (set aside in data/rejects.jsonl)"
+    assert f"{wanted}; 1 over-long pairs dropped\n" in cli.capsys.readouterr().out
+
+
 def test_nothing_but_invalid_rows_is_refused_and_says_why(cli: Cli) -> None:
     source = cli.source("pairs.jsonl", lines("{", "[]"))
     code, message = cli.run_data(source, "--skip-invalid")
@@ -377,7 +393,9 @@ def test_a_run_inside_its_own_data_is_refused(cli: Cli, monkeypatch: pytest.Monk
     """It would read what it wrote; runs/ is where a run goes by default."""
     monkeypatch.chdir(cli.tmp_path)
     cli.source("pairs.jsonl", lines(*GOOD))
-    assert "found a folder inside the source ., expected one outside it" in cli.refused("run", cli.recipe, "--data", ".")
+    assert "found a folder inside the source ., expected one outside it" in cli.refused(
+        "run", cli.recipe, "--data", "."
+    )
     assert not Path("runs").exists()
 
 

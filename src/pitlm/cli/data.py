@@ -109,7 +109,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     from rich.console import Console
     from rich.table import Table
 
-    from pitlm.text.dataset import load_preferences
+    from pitlm.text.dataset import load_preferences, reading
     from pitlm.text.folds import cut_folds, write_folds
 
     _check_out(source, out, force)
@@ -127,7 +127,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     for fold, counts in summary["folds"].items():
         table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
     console.print(table)
-    click.echo(_read_line(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
+    click.echo(reading(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
     if loaded.invalid:
         click.echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
     click.echo(f"Written to {out}")
@@ -147,18 +147,13 @@ def _check_out(source: str, out: Path, force: bool) -> None:
     check_outside(source, out)
 
 
-def _read_line(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
-    parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
-    parts += [f"{invalid:,} invalid"] if invalid else []
-    return f"Read {read:,} rows: {', '.join(parts)}"
-
-
 def _print_figures(console: Console, found: Inspection) -> None:
     from rich.table import Table
 
+    from pitlm.text.dataset import reading
     from pitlm.text.inspection import QUANTILES
 
-    click.echo(_read_line(found.read, found.kept, found.dropped, found.invalid))
+    click.echo(reading(found.read, found.kept, found.dropped, found.invalid))
     console.print()
     lengths = Table(title="Length in words", title_justify="left")
     lengths.add_column("")

@@ -28,6 +28,7 @@ from pitlm.report.data import (
 )
 from pitlm.report.html import write
 from pitlm.runs.stage import stage_result
+from pitlm.text.dataset import reading
 from pitlm.train.common import read_metrics
 from pitlm.train.probe import probe_file
 
@@ -119,6 +120,16 @@ def trends(root: Path, stages: Sequence[str]) -> list[str]:
     return sentences
 
 
+def data_line(result: dict[str, Any]) -> str:
+    """What became of the rows of the data, down to the pairs that are used."""
+    line = reading(result["read"], result["kept"], result["dropped"], result["invalid"])
+    line += " (set aside in data/rejects.jsonl)" if result["invalid"] else ""
+    over_long = result["over_long"]
+    parts = [f"{over_long['dropped']:,} over-long pairs dropped"] if over_long["dropped"] else []
+    parts += [f"{over_long['trimmed']:,} prompts trimmed"] if over_long["trimmed"] else []
+    return "; ".join([line, *parts])
+
+
 def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:
     recipe = context.recipe
     data = stage_result(context.root, "data")
@@ -126,7 +137,7 @@ def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "seed": str(recipe.seed),
-        "data": f"{recipe.data.source}: {data['kept']} pairs",
+        "data": f"{recipe.data.source}: {sum(fold['pairs'] for fold in data['folds'].values())} pairs",
         "start model": base,
         "training": "LoRA" if recipe.peft else "full",
         "curriculum": ", ".join(recipe.curriculum.stages),
@@ -201,6 +212,7 @@ def _trace(row: dict[str, Any]) -> Trace:
 def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
     stops = ", ".join(f"{reason}: {count}" for reason, count in evaluation["stop_reasons"].items())
     notes = [
+        f"{data_line(stage_result(context.root, 'data'))}.",
         f"The loop stopped for these reasons: {stops}. "
         f"It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
         f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "

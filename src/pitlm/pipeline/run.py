@@ -18,8 +18,9 @@ from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
 from pitlm.models.loading import quiet
+from pitlm.pipeline.context import POCKET
 from pitlm.pipeline.evaluation import PIT
-from pitlm.pipeline.reporting import headline, health_lines, trends
+from pitlm.pipeline.reporting import data_line, headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_result
@@ -58,6 +59,8 @@ def run_recipe(
         words = {"skip": "done before", "start": "", "resume": "goes on", "done": f"{seconds:.0f} s"}
         if event == "done":
             done.add(name)
+            if name == "data" and recipe.data.source != POCKET:
+                console.print(Text(f"  {data_line(stage_result(out, name))}"))
             return
         number = f"{names.index(name) + 1}/{len(names)}"
         console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))
