@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.pipeline.reporting import _curve
+from pitlm.pipeline.training import quality_trend
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -24,3 +25,21 @@ def test_the_quality_that_is_drawn_is_that_of_the_held_out_items(tmp_path: Path)
     assert list(curve.reward) == [None, 0.5, 1.0, 1.5]
     assert list(curve.probe) == [1.5, None, 3.0, None]
     assert curve.probe_name == "true utility on held-out prompts"
+
+
+def measured(**quality: list[float]) -> list[dict[str, Any]]:
+    return [{"step": int(step.removeprefix("at_")), "quality": values} for step, values in quality.items()]
+
+
+def test_the_end_of_a_stage_is_compared_with_three_quarters_of_the_way() -> None:
+    trend = quality_trend(measured(at_0=[0.0, 0.0], at_50=[9.0, 9.0], at_80=[1.0, 2.0], at_100=[2.0, 3.0]))
+    assert (trend["late_step"], trend["last_step"]) == (80, 100)
+    assert (trend["first"], trend["late"], trend["last"]) == (0.0, 1.5, 2.5)
+    assert trend["change"]["estimate"] == 1.0
+
+
+def test_the_end_of_a_stage_is_never_compared_with_itself() -> None:
+    """Measured rarely: a stage that fell must not be called level because its last measurement equals itself."""
+    trend = quality_trend(measured(at_0=[2.0, 2.0], at_20=[2.0, 2.0], at_40=[1.0, 1.0]))
+    assert (trend["late_step"], trend["change"]["high"]) == (20, -1.0)
+    assert quality_trend(measured(at_0=[1.0], at_1=[2.0]))["late_step"] == 0
