@@ -106,6 +106,10 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
     "empty file": (b"", ["{at}: found no preference", "0 rows"]),
     "blank lines only": (b"\n \n\n", ["{at}: found no preference"]),
     "broken JSON": (lines(*GOOD[:2], '{"prompt": "q", "chosen": ', GOOD[3]), ["{at}:3:", "broken JSON", "expected"]),
+    "a line that breaks inside a string": (
+        b'{"a": "b\n',
+        ["{at}:1:", "broken JSON (Invalid control character at column 9)"],
+    ),
     "two objects on a line": (lines(GOOD[0], '{"a": 1} {"b": 2}'), ["{at}:2:", "broken JSON (Extra data"]),
     "JSON of another kind": (lines(*GOOD[:2], [1, 2]), ["{at}:3:", "found a list of 2", "expected an object"]),
     "a number": (lines("3"), ["{at}:1:", "found a number (3)"]),
@@ -251,6 +255,19 @@ def test_skip_invalid_sets_rows_aside_with_the_reason_of_each(cli: Cli) -> None:
     assert (summary["read"], summary["kept"], summary["invalid"]) == (47, 40, 7)
 
 
+def test_a_run_says_what_became_of_the_rows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pitlm.runs import console
+
+    monkeypatch.setattr(console, "WIDTH", 1_000)
+    over_long, equal = pair(1, chosen="word " * 100), pair(2, rejected="a good answer 2")
+    source = cli.source("pairs.jsonl", lines(*GOOD, "{", over_long, equal))
+    arguments = ["run", cli.recipe, "--data", source, "--out", cli.out, "--until", "data", "--skip-invalid"]
+    with pytest.raises(SystemExit):
+        main([str(argument) for argument in arguments])
+    wanted = "Read 43 rows: 41 kept, 1 dropped (equal responses), 1 invalid (set aside in data/rejects.jsonl)"
+    assert f"{wanted}; 1 over-long pairs dropped\n" in cli.capsys.readouterr().out
+
+
 def test_nothing_but_invalid_rows_is_refused_and_says_why(cli: Cli) -> None:
     source = cli.source("pairs.jsonl", lines("{", "[]"))
     code, message = cli.run_data(source, "--skip-invalid")
@@ -351,6 +368,35 @@ def test_a_hub_name_for_the_model_without_a_hub_is_explained(cli: Cli) -> None:
     assert_one_message(message)
     assert "nobody/no-such-model: cannot load a tokenizer" in message
     assert not cli.out.exists()
+
+
+@pytest.mark.parametrize("name", ["2024-11-25", "12", "yes", "a: b.jsonl", "#x.jsonl", "'x'.jsonl"])
+def test_a_name_of_data_is_taken_as_it_is(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Not as YAML, in which the first is a date."""
+    monkeypatch.chdir(cli.tmp_path)
+    path = Path(name) if name.endswith(".jsonl") else Path(name) / "pairs.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(lines(*GOOD))
+    assert cli.run_data(name) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["data", "inspect", ""], ["run", "recipe.yaml", "--data", ""]])
+def test_an_empty_name_of_data_is_not_the_folder_where_one_stands(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(cli.tmp_path)
+    cli.source("pairs.jsonl", lines(*GOOD))
+    assert "found an empty name" in cli.refused(*arguments)
+
+
+def test_a_run_inside_its_own_data_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read what it wrote; runs/ is where a run goes by default."""
+    monkeypatch.chdir(cli.tmp_path)
+    cli.source("pairs.jsonl", lines(*GOOD))
+    assert "found a folder inside the source ., expected one outside it" in cli.refused(
+        "run", cli.recipe, "--data", "."
+    )
+    assert not Path("runs").exists()
 
 
 def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:

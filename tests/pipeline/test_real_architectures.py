@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.models.generators import Improver
@@ -194,6 +195,14 @@ def test_every_stage_runs(bases, tmp_path, family, lora):
     if lora:
         check_adapters(out, base)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == original
+
+
+def test_a_base_whose_window_is_too_short_is_refused_before_anything_is_spent(bases, tmp_path):
+    tree = recipe(bases("llama3"), write_pairs(tmp_path / "pairs.jsonl"), lora=False).model_dump()
+    tree["data"] |= {"max_prompt_tokens": 385, "max_response_tokens": 40}  # 385 + 2 * 40 + 48 = 513
+    with pytest.raises(InputError, match="found a window of 512 tokens, expected at least 513"):
+        run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_base_without_pad_and_chat_template_runs_and_a_second_run_skips(bases, tmp_path, capsys):

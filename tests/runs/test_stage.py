@@ -127,15 +127,27 @@ def test_an_exception_leaves_the_stage_started_and_the_next_time_it_goes_on(benc
 
 
 def test_input_at_fault_leaves_no_stage_behind(bench: Bench) -> None:
-    bench.run()
-    bench.fail_in, bench.error = "c", InputError("pairs.jsonl:3: found nothing")
     changed = Bench(bench.root, c={"n": 2})
-    changed.fail_in, changed.error = bench.fail_in, bench.error
+    changed.fail_in, changed.error = "c", InputError("pairs.jsonl:3: found nothing")
     with pytest.raises(InputError, match=r"pairs\.jsonl:3"):
-        changed.run(update=True)
+        changed.run()
     assert not (bench.root / "c").exists()
     # The mended input has another fingerprint; nothing stands in its way.
-    assert Bench(bench.root, c={"n": 3}).run(update=True) == ["c", "d"]
+    assert Bench(bench.root, c={"n": 3}).run() == ["c", "d"]
+
+
+def test_input_at_fault_does_not_cost_the_stage_that_it_was_to_replace(bench: Bench) -> None:
+    bench.run()
+    before = contents(bench.root)
+    changed = Bench(bench.root, c={"n": 2})
+    changed.fail_in, changed.error = "c", InputError("pairs.jsonl:3: found nothing")
+    with pytest.raises(InputError, match=r"pairs\.jsonl:3"):
+        changed.run(update=True)
+    assert {**contents(bench.root), "recipe.json": None} == {**before, "recipe.json": None}
+    assert bench.run() == []
+    changed.fail_in = None
+    assert changed.run(update=True) == ["c", "d"]
+    assert sorted(path.name for path in bench.root.iterdir() if path.is_dir()) == ["a", "b", "c", "d"]
 
 
 def test_input_at_fault_in_a_new_run_leaves_no_folder_behind(bench: Bench) -> None:

@@ -109,7 +109,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     from rich.console import Console
     from rich.table import Table
 
-    from pitlm.text.dataset import load_preferences
+    from pitlm.text.dataset import load_preferences, reading
     from pitlm.text.folds import cut_folds, write_folds
 
     _check_out(source, out, force)
@@ -127,7 +127,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     for fold, counts in summary["folds"].items():
         table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
     console.print(table)
-    click.echo(_read_line(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
+    click.echo(reading(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
     if loaded.invalid:
         click.echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
     click.echo(f"Written to {out}")
@@ -136,6 +136,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
 def _check_out(source: str, out: Path, force: bool) -> None:
     """Refuse a folder with something in it, and one from which the next run would read its own output."""
     from pitlm.core.errors import InputError
+    from pitlm.text.readers import check_outside
 
     if out.exists() and not out.is_dir():
         raise InputError.at(out, found="a file", expected="a folder to write the folds to")
@@ -143,23 +144,16 @@ def _check_out(source: str, out: Path, force: bool) -> None:
         raise InputError.at(
             out, found="a folder that is not empty", expected="a new one, or --force to replace its folds"
         )
-    folder = Path(source)
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise InputError.at(out, found=f"a folder inside the source {source}", expected="one outside it")
-
-
-def _read_line(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
-    parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
-    parts += [f"{invalid:,} invalid"] if invalid else []
-    return f"Read {read:,} rows: {', '.join(parts)}"
+    check_outside(source, out)
 
 
 def _print_figures(console: Console, found: Inspection) -> None:
     from rich.table import Table
 
+    from pitlm.text.dataset import reading
     from pitlm.text.inspection import QUANTILES
 
-    click.echo(_read_line(found.read, found.kept, found.dropped, found.invalid))
+    click.echo(reading(found.read, found.kept, found.dropped, found.invalid))
     console.print()
     lengths = Table(title="Length in words", title_justify="left")
     lengths.add_column("")

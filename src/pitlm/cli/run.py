@@ -47,6 +47,8 @@ def run(
     RECIPE is a packaged name (see `pit recipes`) or a YAML file. The run folder then holds report.html, a folder for
     each stage with its model, and what `pit improve --run` needs.
     """
+    import json
+
     from pitlm.core.errors import InputError
     from pitlm.core.recipe_file import load_recipe
     from pitlm.recipes import find_recipe
@@ -58,7 +60,7 @@ def run(
             raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
         changes[key] = value
     if data is not None:
-        changes["data.source"] = data
+        changes["data.source"] = json.dumps(data)  # overrides are YAML, where 2024-11-25 would be a date
     if seed is not None:
         changes["seed"] = str(seed)
     if skip_invalid:

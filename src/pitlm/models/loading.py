@@ -113,6 +113,19 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_window(path: str | Path) -> int | None:
+    """How many tokens the model at ``path`` can see at once; None where its configuration does not say.
+
+    Raises:
+        InputError: no configuration there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot load a model: {_first_line(error)}") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_causal(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
     """A causal language model fitted to the tokenizer (pad id, size of the embedding)."""
     return _fit(_load(AutoModelForCausalLM, path, dtype), tokenizer)

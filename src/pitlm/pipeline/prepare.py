@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference
-from pitlm.models.loading import load_tokenizer, make_from_scratch
+from pitlm.models.loading import load_tokenizer, load_window, make_from_scratch
 from pitlm.pipeline.context import Context
 from pitlm.pocket import world
 from pitlm.text.dataset import Loaded, load_preferences
@@ -27,8 +28,10 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     if recipe.model.init is not None:
         raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation)
         _make_base(context, folder / "base", [pair for name in ("sft", "reward", "rl") for pair in raw[name]])
+    tokenizer = load_tokenizer(context.start)
+    _check_window(context)
     limits = Limits(data.max_prompt_tokens, data.max_response_tokens, data.over_long)
-    fitted = fit_preferences(loaded.preferences, load_tokenizer(context.start), context.template, limits)
+    fitted = fit_preferences(loaded.preferences, tokenizer, context.template, limits)
     if not fitted.preferences:
         raise InputError(
             f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and "
@@ -41,6 +44,23 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     return {**summary, "over_long": {"dropped": fitted.dropped, "trimmed": fitted.trimmed}}
 
 
+def _longest(recipe: Recipe) -> int:
+    """Tokens of the longest sequence that a model of the run may see: x, y_ref, y and what the template puts around."""
+    data = recipe.data
+    response = max(data.max_response_tokens, data.max_new_tokens or 0)
+    return data.max_prompt_tokens + 2 * response + TEMPLATE_TOKENS
+
+
+def _check_window(context: Context) -> None:
+    """Before anything is spent: does all that the limits let through fit the start model?"""
+    longest, window = _longest(context.recipe), load_window(context.start)
+    if window is not None and longest > window:
+        raise InputError(
+            f"{context.start}: found a window of {window} tokens, expected at least {longest}: data.max_prompt_tokens, "
+            f"twice data.max_response_tokens (or max_new_tokens) and {TEMPLATE_TOKENS} for the template; lower them"
+        )
+
+
 def _make_base(context: Context, folder: Path, training: list[Preference]) -> None:
     recipe = context.recipe
     assert recipe.model.init is not None
@@ -49,7 +69,7 @@ def _make_base(context: Context, folder: Path, training: list[Preference]) -> No
         _texts(training),
         folder,
         seed=context.seed("base"),
-        max_tokens=recipe.data.max_prompt_tokens + 2 * recipe.data.max_response_tokens + TEMPLATE_TOKENS,
+        max_tokens=_longest(recipe),
         words=[*world.vocabulary(), *recipe.template.ask.split()] if context.pocket else (),
     )
 

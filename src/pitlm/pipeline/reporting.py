@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pitlm.core.nouns import Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
@@ -26,7 +28,9 @@ from pitlm.report.data import (
 )
 from pitlm.report.html import write
 from pitlm.runs.stage import stage_result
+from pitlm.text.dataset import reading
 from pitlm.train.common import read_metrics
+from pitlm.train.probe import probe_file
 
 EXAMPLES = 400
 
@@ -116,6 +120,16 @@ def trends(root: Path, stages: Sequence[str]) -> list[str]:
     return sentences
 
 
+def data_line(result: dict[str, Any]) -> str:
+    """What became of the rows of the data, down to the pairs that are used."""
+    line = reading(result["read"], result["kept"], result["dropped"], result["invalid"])
+    line += " (set aside in data/rejects.jsonl)" if result["invalid"] else ""
+    over_long = result["over_long"]
+    parts = [f"{over_long['dropped']:,} over-long pairs dropped"] if over_long["dropped"] else []
+    parts += [f"{over_long['trimmed']:,} prompts trimmed"] if over_long["trimmed"] else []
+    return "; ".join([line, *parts])
+
+
 def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:
     recipe = context.recipe
     data = stage_result(context.root, "data")
@@ -123,7 +137,7 @@ def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "seed": str(recipe.seed),
-        "data": f"{recipe.data.source}: {data['kept']} pairs",
+        "data": f"{recipe.data.source}: {sum(fold['pairs'] for fold in data['folds'].values())} pairs",
         "start model": base,
         "training": "LoRA" if recipe.peft else "full",
         "curriculum": ", ".join(recipe.curriculum.stages),
@@ -153,14 +167,17 @@ def _system(line: dict[str, Any], evaluation: dict[str, Any]) -> SystemLine:
 
 
 def _curve(root: Path, stage: str, judge: str) -> Curve:
-    rows = [row for row in read_metrics(root / stage / "metrics.jsonl") if "reward" in row]
+    rows = {row["step"]: row for row in read_metrics(root / stage / "metrics.jsonl") if "reward" in row}
+    # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
+    held_out = {row["step"]: float(np.mean(row["quality"])) for row in read_metrics(probe_file(root / stage))}
+    steps = sorted({*rows, *held_out})
     return Curve(
         stage,
-        [row["step"] for row in rows],
-        [row.get("reward") for row in rows],
-        [row.get("kl_sequence") for row in rows],
-        [row.get("probe") for row in rows],
-        judge,
+        steps,
+        [rows.get(step, {}).get("reward") for step in steps],
+        [rows.get(step, {}).get("kl_sequence") for step in steps],
+        [held_out.get(step) for step in steps],
+        f"{judge} on held-out prompts",
     )
 
 
@@ -195,6 +212,7 @@ def _trace(row: dict[str, Any]) -> Trace:
 def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
     stops = ", ".join(f"{reason}: {count}" for reason, count in evaluation["stop_reasons"].items())
     notes = [
+        f"{data_line(stage_result(context.root, 'data'))}.",
         f"The loop stopped for these reasons: {stops}. "
         f"It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
         f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "

@@ -18,11 +18,13 @@ from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
 from pitlm.models.loading import quiet
+from pitlm.pipeline.context import POCKET
 from pitlm.pipeline.evaluation import PIT
-from pitlm.pipeline.reporting import headline, health_lines, trends
+from pitlm.pipeline.reporting import data_line, headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_result
+from pitlm.text.readers import check_outside
 from pitlm.train.common import check_trackers
 
 
@@ -42,6 +44,8 @@ def run_recipe(
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     check_trackers(recipe.report_to)
+    if recipe.data.source:
+        check_outside(recipe.data.source, out)
     stages = build_stages(recipe, out)
     names = [stage.name for stage in stages]
     if until is not None:
@@ -55,6 +59,8 @@ def run_recipe(
         words = {"skip": "done before", "start": "", "resume": "goes on", "done": f"{seconds:.0f} s"}
         if event == "done":
             done.add(name)
+            if name == "data" and recipe.data.source != POCKET:
+                console.print(Text(f"  {data_line(stage_result(out, name))}"))
             return
         number = f"{names.index(name) + 1}/{len(names)}"
         console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))

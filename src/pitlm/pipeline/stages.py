@@ -89,6 +89,7 @@ def _improvers(context: Context, policy: str, judges: list[str]) -> list[Stage]:
     fresh = {
         "fresh_pairs": recipe.evaluation.fresh_pairs,
         "policy_temperature": recipe.evaluation.policy_temperature,
+        "batch_size": recipe.evaluation.batch_size,  # which samples share a stream of random numbers
     }
     return [
         Stage(

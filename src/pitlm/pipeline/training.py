@@ -151,14 +151,14 @@ def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Did the judge's quality still hold at the end, while the reward was being maximised? Ours.
 
     Args:
-        rows: the measurements of ``probe.jsonl``, each with one quality per held-out item, in the same order.
+        rows: two or more measurements of ``probe.jsonl``, each with one quality per held-out item, in the same order.
 
     Returns:
-        Means at the first, the late (three quarters of the way) and the last measurement, and the last less the late
-        one, paired by item: an interval wholly below zero is what reward hacking looks like.
+        Means at the first, the late (three quarters of the way, or the last but one) and the last measurement, and the
+        last less the late one, paired by item: an interval wholly below zero is what reward hacking looks like.
     """
-    first, last = rows[0], rows[-1]
-    late = next(row for row in rows if row["step"] >= 0.75 * last["step"])
+    first, *middle, last = rows
+    late = next((row for row in middle if row["step"] >= 0.75 * last["step"]), rows[-2])
     change = np.array(last["quality"]) - np.array(late["quality"])
     return {
         **{name: float(np.mean(row["quality"])) for name, row in (("first", first), ("late", late), ("last", last))},

@@ -116,7 +116,8 @@ class RunFolder:
 
         Raises:
             InputError: a stage is stale and ``update`` is off (the message names the settings that differ), or the
-                work found its input at fault; a stage that began with it is then gone again.
+                work found its input at fault; a stage that began with it is then gone again, and the one that it was
+                to replace is back.
         """
         tell = listener or (lambda *_: None)
         with self.locked():
@@ -132,9 +133,10 @@ class RunFolder:
                     self._execute(stage, prints[stage.name], statuses[stage.name], tell)
 
     def _execute(self, stage: Stage, fingerprint: str, status: Status, tell: Listener) -> None:
-        folder = self.folder(stage.name)
+        folder, earlier = self.folder(stage.name), self.folder(f".{stage.name}.earlier")
         if status is Status.STALE:
-            shutil.rmtree(folder)
+            shutil.rmtree(earlier, ignore_errors=True)
+            folder.rename(earlier)
         folder.mkdir(parents=True, exist_ok=True)
         tell(stage.name, "resume" if status is Status.STARTED else "start", 0.0)
         self._write(stage, fingerprint, Status.STARTED, 0.0)
@@ -142,11 +144,15 @@ class RunFolder:
         try:
             result = stage.work(folder)
         except InputError:
-            if status is not Status.STARTED:
+            if status is Status.STALE:
+                shutil.rmtree(folder)
+                earlier.rename(folder)
+            elif status is Status.MISSING:
                 self._withdraw(folder)
             raise
         seconds = time.perf_counter() - begin
         self._write(stage, fingerprint, Status.DONE, seconds, result)
+        shutil.rmtree(earlier, ignore_errors=True)
         tell(stage.name, "done", seconds)
 
     def _withdraw(self, folder: Path) -> None:

@@ -31,6 +31,13 @@ class Loaded:
     invalid: int = 0
 
 
+def reading(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
+    """What became of the rows that were read, in one line."""
+    parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
+    parts += [f"{invalid:,} invalid"] if invalid else []
+    return f"Read {read:,} rows: {', '.join(parts)}"
+
+
 def load_preferences(
     source: str | Path,
     *,

@@ -53,6 +53,8 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
     Raises:
         InputError: no such source, nothing readable in it, or a file that is damaged as a whole.
     """
+    if source == "":  # as a path it is the folder where one stands
+        raise InputError(f"data: found an empty name, expected {_FORMATS}, a folder of them, or org/name")
     path = Path(source)
     if path.is_dir():
         files = _files_below(path)
@@ -67,6 +69,17 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
         reader = _reader_of(file)
         assert reader is not None
         yield from reader(file)
+
+
+def check_outside(source: str | Path, out: Path) -> None:
+    """Refuse an output folder from which the next reading of ``source`` would take what this one wrote.
+
+    Raises:
+        InputError: ``source`` is a folder, and ``out`` is in it.
+    """
+    folder = Path(source)
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError.at(out, found=f"a folder inside the source {source}", expected="one outside it; give --out")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -115,6 +128,10 @@ def _loads(text: str) -> object:
     return value
 
 
+def _where(error: json.JSONDecodeError) -> str:
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+
+
 def _jsonl_rows(path: Path) -> Iterator[RawRow]:
     with _opened(path) as handle:
         # Bytes, because text mode would also break lines at separators that JSON strings may hold.
@@ -133,7 +150,7 @@ def _json_line(raw: bytes, *, first: bool) -> object:
     try:
         return _loads(text)
     except json.JSONDecodeError as error:
-        return Unreadable(f"broken JSON ({error.msg} at column {error.colno})", expected, text.rstrip("\n"))
+        return Unreadable(f"broken JSON ({_where(error)})", expected, text.rstrip("\n"))
     except ValueError as error:
         return Unreadable(f"broken JSON ({error})", expected, text.rstrip("\n"))
 
@@ -152,7 +169,7 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
         ):  # several values in a row: JSON lines under the other suffix, as hubs often name it
             yield from _jsonl_rows(path)
             return
-        found = f"broken JSON ({error.msg} at column {error.colno})"
+        found = f"broken JSON ({_where(error)})"
         raise InputError.at(path, line=error.lineno, found=found, expected=expected) from error
     except ValueError as error:
         raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error

@@ -17,9 +17,9 @@ def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, se
     sampler that draws as it goes does not).
 
     Returns:
-        ``round(epochs * len(lengths))`` indices; every row once in each whole epoch.
+        ``round(epochs * len(lengths))`` indices, at least one; every row once in each whole epoch.
     """
-    total = round(epochs * len(lengths))
+    total = max(1, round(epochs * len(lengths)))
     rng = random.Random(seed)
     order: list[int] = []
     while len(order) < total:
