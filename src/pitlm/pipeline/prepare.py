@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +87,3 @@ def _load(context: Context, folder: Path) -> Loaded:
 
 def _texts(pairs: list[Preference]) -> list[str]:
     return [text for pair in pairs for text in (*(m.content for m in pair.prompt.messages), pair.chosen, pair.rejected)]
-
-
-def source_digest(source: str | None) -> str | None:
-    """A hash of the data's files, so that changed data makes a run stale; None for what is not a local path."""
-    path = Path(source) if source else None
-    if path is None or not path.exists():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        digest.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]

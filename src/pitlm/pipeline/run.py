@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def run_recipe(
             raise InputError(f"--until: found '{until}', expected one of {', '.join(names)}")
         stages = stages[: names.index(until) + 1]
     folder = RunFolder(out, __version__)
+    if not (out / "report.html").exists():  # it lies outside its stage's folder
+        shutil.rmtree(out / "report", ignore_errors=True)
     done: set[str] = set()
 
     def listen(name: str, event: str, seconds: float) -> None:

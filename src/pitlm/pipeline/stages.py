@@ -9,8 +9,9 @@ from pitlm.core.config import Recipe
 from pitlm.pipeline import training
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.evaluation import evaluate
-from pitlm.pipeline.prepare import prepare, source_digest
+from pitlm.pipeline.prepare import prepare
 from pitlm.pipeline.reporting import report
+from pitlm.runs.digest import digest
 from pitlm.runs.stage import Stage
 
 
@@ -22,10 +23,10 @@ def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
     learning = [*_policies(context, judges), *_improvers(context, policy, judges)]
     rl = _curriculum(context, policy, judges)
     improver = rl[-1].name
-    # Where the pairs lie does not matter, only what they are: another spelling of the path makes nothing stale.
-    digest = source_digest(recipe.data.source)
-    source = {"contents of data.source": digest} if digest else {"data.source": recipe.data.source}
-    data = {"data": recipe.data.model_dump(exclude={"source"}), **source}
+    data = {
+        "data": recipe.data.model_dump(exclude={"source"}),
+        **_contents("data.source", recipe.data.source, digest(recipe.data.source)),
+    }
     names = ["data", *(stage.name for stage in (*learning, *rl))]
     return [
         Stage("data", {**_common(recipe), **data}, [], lambda folder: prepare(context, folder)),
@@ -118,10 +119,18 @@ def improver_stage(recipe: Recipe) -> str:
     return f"rl-{last}-{recipe.curriculum.stages[last]}"
 
 
+def _contents(key: str, source: str | None, found: str | None) -> dict[str, str | None]:
+    """Where an input lies does not matter, only what it is: another spelling of the path makes nothing stale."""
+    return {f"contents of {key}": found} if found else {key: source}
+
+
 def _common(recipe: Recipe) -> dict[str, Any]:
+    model = recipe.model
     return {
         "seed": recipe.seed,
-        "model": recipe.model.model_dump(),
+        "model": model.model_dump(exclude={"base", "reward_base"}),
+        **_contents("model.base", model.base, digest(model.base, sample=True)),
+        **_contents("model.reward_base", model.reward_base, digest(model.reward_base, sample=True)),
         "template": recipe.template.model_dump(),
         "peft": recipe.peft.model_dump() if recipe.peft else None,
     }

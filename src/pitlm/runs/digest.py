@@ -1,0 +1,34 @@
+"""What a run's inputs are, in a few digits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+WHOLE = 64 << 20
+"""Files up to this size (bytes) are read whole."""
+PART = 1 << 20
+
+
+def digest(source: str | Path | None, *, sample: bool = False) -> str | None:
+    """A hash of a file, or of the files of a folder; None for what is not a local path.
+
+    Args:
+        sample: of a file over 64 MiB read the size, the beginning and the end only. For weights, which training changes
+            all over; data may be changed in the middle.
+    """
+    path = Path(source) if source else None
+    if path is None or not path.exists():
+        return None
+    found = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        found.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            if sample and size > WHOLE:
+                found.update(str(size).encode() + content.read(PART))
+                content.seek(-PART, os.SEEK_END)
+            while block := content.read(PART):
+                found.update(block)
+    return found.hexdigest()[:16]
