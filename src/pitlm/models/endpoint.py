@@ -123,7 +123,7 @@ class ChatEndpoint:
         Args:
             temperature, seed: in place of the endpoint's own, where they are not None.
             attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
-            advance: told how many completions have just arrived.
+            advance: told how many replies or failures have just arrived.
 
         Raises:
             InputError: nothing can be had of this endpoint: no server, a wrong key, no such model; or a cost limit and
@@ -148,7 +148,7 @@ class ChatEndpoint:
                 done[first] = future.result()
                 for other in others:
                     done[other] = replace(done[first], cost=0.0, from_cache=True)
-                if advance is not None:
+                if advance is not None and done[first].asked:
                     advance(1 + len(others))
         finally:
             pool.shutdown(cancel_futures=True)  # those under way end, and are kept
