@@ -137,7 +137,7 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Row]:
     endpoint = judge.endpoint if isinstance(judge, LLMJudge) else None
     size = len(comparisons) if endpoint is not None else CHUNK
     rows: list[Row] = []
-    with progress_bar(f"judge {judge.name}", len(comparisons), _cost_of(endpoint)) as advance:
+    with progress_bar("judging", len(comparisons), _cost_of(endpoint)) as advance:
         for start in range(0, len(comparisons), size):
             rows += judge.judge(comparisons[start : start + size], advance=advance)
     if endpoint is not None and endpoint.stopped:

@@ -223,7 +223,8 @@ class ChatEndpoint:
 
 def _words(error: Exception) -> str:
     cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) else ""
-    return f"{type(error).__name__}: {error}{cause}"[:500]
+    text = f"{type(error).__name__}: {error}{cause}"[:500]
+    return "".join(character if character.isprintable() else " " for character in text)  # a server wrote it
 
 
 def read_completion(raw: str, price: Price | None) -> Completion:

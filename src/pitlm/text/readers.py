@@ -69,6 +69,18 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
         yield from reader(file)
 
 
+def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
+    """Every row of ``source``, as :func:`read_rows`, where a line that cannot be decoded ends it.
+
+    Raises:
+        InputError: as there, and for such a line.
+    """
+    for raw in read_rows(source):
+        if isinstance(raw.data, Unreadable):
+            raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
+        yield raw
+
+
 def _files_below(folder: Path) -> list[Path]:
     """The data files under ``folder``, sorted by path."""
 
