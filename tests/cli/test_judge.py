@@ -11,12 +11,17 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from scripted_endpoint import Fail, Say, ScriptedEndpoint, Stall
 
+from pitlm.cli.judge_options import judge_options
 from pitlm.cli.main import ENVIRONMENT, main
 from pitlm.core.verdicts import Row
+from pitlm.judge.choice import JudgeOptions
 
 PROMPTS = [f"question {index}" for index in range(12)]
 
@@ -210,6 +215,39 @@ def test_files_that_do_not_match_are_told_before_anything_is_asked(server, files
     assert code == 2
     assert "found 12 of 12 answers with no counterpart" in err
     assert server.calls == []
+
+
+def test_other_verbs_can_have_the_same_options():
+    @click.command()
+    @click.option("--seed", default=0)
+    @judge_options(required=False)
+    def verb(seed, options):
+        click.echo(repr((seed, options)))
+
+    def said(*arguments):
+        return CliRunner().invoke(verb, arguments).output.strip()
+
+    assert said("--seed", "5") == "(5, None)"
+    expected = JudgeOptions(
+        "llm", "m", temperature=0.5, judge_seed=3, body={"top_p": 0.5}, cache=Path("c"), retry_unparsable=2
+    )
+    given = [
+        "--judge",
+        "llm",
+        "--model",
+        "m",
+        "--temperature",
+        "0.5",
+        "--judge-seed",
+        "3",
+        "--cache",
+        "c",
+        "--retry-unparsable",
+        "2",
+        "--body",
+    ]
+    assert said(*given, '{"top_p": 0.5}') == repr((0, expected))
+    assert said("--judge", "oracle") == repr((0, JudgeOptions("oracle")))  # the defaults are the same in both places
 
 
 def test_asking_an_endpoint_needs_no_torch():

@@ -216,6 +216,21 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_what_cannot_be_kept_is_not_paid_for(server, endpoint, tmp_path):
+    """A full disk, as SQLite sees it: the file may not grow by another page."""
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    cache._run("PRAGMA max_page_count = 4")
+    server.reply = lambda request: "word " * 1000
+    with pytest.raises(InputError, match=r"replies\.sqlite: found database or disk is full"):
+        endpoint(cache=cache, concurrency=2).complete(prompts(50))
+    assert len(server.calls) <= 4
+
+
+def test_half_a_character_in_a_reply_can_be_written():
+    raw = '{"choices": [{"message": {"content": "a \\ud800 b"}, "finish_reason": "stop"}]}'
+    assert read_completion(raw, None).text == "a ? b"
+
+
 def test_a_reply_without_content_or_usage_is_an_empty_text():
     raw = json.dumps({"choices": [{"message": {"content": None}, "finish_reason": "length"}]})
     assert read_completion(raw, PRICE) == Completion(finish="length")

@@ -120,6 +120,7 @@ def test_a_mismatch_says_how_many_and_shows_one(tmp_path):
         ('{"prompt": "q", "response": 3}', "field 'response': found a number (3), expected a string"),
         ('{"prompt": [], "response": "a"}', "field 'prompt': prompt: found no user turn"),
         ('{"prompt": "q", "response": "\\ud800"}', "field 'response': found half a character"),
+        ('{"prompt": "q", "response": "a", "generator": "\\ud800"}', "field 'generator': found half a character"),
         ('["q"]', "found a list of 1, expected an object"),
         ("{", "broken JSON"),
         ("", "found no rows"),

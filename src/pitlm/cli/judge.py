@@ -48,7 +48,7 @@ codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the verdicts go (JSON lines)."
 )
-@judge_options
+@judge_options(required=True)
 @click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
 def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force: bool) -> None:
     """Compare the answers in FIRST with those in SECOND, and say how often the first system wins."""

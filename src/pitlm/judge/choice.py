@@ -44,7 +44,7 @@ class JudgeOptions:
     template: Path | None = None
     temperature: float = 0.0
     max_tokens: int = 1024
-    seed: int | None = None
+    judge_seed: int | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     price: str | None = None
     max_cost: float | None = None
@@ -88,7 +88,7 @@ def make_judge(options: JudgeOptions, pairs: int) -> Judge:
         options.base_url,
         temperature=options.temperature,
         max_tokens=options.max_tokens,
-        seed=options.seed,
+        seed=options.judge_seed,
         body=options.body,
         timeout=options.timeout,
         concurrency=options.concurrency,

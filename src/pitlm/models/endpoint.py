@@ -185,7 +185,11 @@ class ChatEndpoint:
         if completion.failure:
             return completion
         if self.cache is not None:
-            self.cache.put(request, raw)
+            try:
+                self.cache.put(request, raw)
+            except InputError as error:
+                self._dead = error  # what cannot be kept is not to be paid for
+                raise
         with self._lock:
             self.calls += 1
             self.spent += completion.cost
@@ -240,5 +244,6 @@ def read_completion(raw: str, price: Price | None) -> Completion:
         return Completion(failure=f"no chat completion in the response: {raw[:80]!r}")
     if not isinstance(text, str):
         return Completion(failure=f"no text in the response: {raw[:80]!r}")
+    text = text.encode(errors="replace").decode()  # half a character cannot be written to any file
     cost = price.cost(given, cached, made) if price is not None else 0.0
     return Completion(text, str(choice.get("finish_reason") or ""), "", given, cached, made, cost)

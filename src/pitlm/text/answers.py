@@ -77,7 +77,8 @@ def _answer(row: object, file: str, line: int) -> GivenAnswer:
     text = row[answer_field]
     if not isinstance(text, str):
         raise InputError.at(file, line=line, field=answer_field, found=describe(text), expected="a string")
-    for name, value in ((prompt_field, "".join(m.content for m in prompt.messages)), (answer_field, text)):
+    written = {prompt_field: "".join(m.content for m in prompt.messages), answer_field: text}
+    for name, value in {**written, "id": str(row.get("id")), "generator": str(row.get("generator"))}.items():
         try:
             value.encode()
         except UnicodeEncodeError as error:
