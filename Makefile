@@ -14,9 +14,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 # With workers side by side, threads inside torch only get in one another's way.
-test test-slow check: export OMP_NUM_THREADS := 1
+test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow check bench bench-gap seeds clean
+.PHONY: help venv quickstart test test-slow chromium browser-test screenshots check bench bench-gap seeds clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,17 @@ test: $(READY) ## Run the tests
 
 test-slow: $(READY) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+chromium:
+	@test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
+	  { echo "No browser found: install chromium (Debian: apt-get install chromium), or name one: make CHROMIUM=/path/to/it" >&2; exit 1; }
+
+browser-test: $(READY) chromium ## Run the tests of the pages in a headless Chromium
+	$(BIN)/python -m pytest tests/browser -m browser
+
+screenshots: $(READY) chromium ## Take the pictures in docs again
+	SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser -m browser -k picture
 
 check: $(READY) ## Lint, types, layers, budgets, references in the documents
 	$(BIN)/ruff check .

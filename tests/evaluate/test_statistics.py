@@ -17,6 +17,7 @@ from pitlm.evaluate.statistics import (
     mean_interval,
     paired_difference,
     rows_for,
+    standard_error,
     tally,
     win_rate_interval,
 )
@@ -216,3 +217,21 @@ def test_rows_for_sees_every_comparison_from_the_first_system() -> None:
         Row("d", "pit", "original", Verdict.INCONSISTENT),
     ]
     assert rows_for(stored, "refine", "original") == []
+
+
+def test_standard_error_of_one_row_an_item_is_the_textbooks() -> None:
+    rows = rows_of("w", "w", "l", "t", "i", "w", "u")
+    values = np.array([1, 1, -1, 0, 0, 1])
+    assert standard_error(rows) == pytest.approx(values.std(ddof=1) / math.sqrt(6))
+    assert standard_error([row.swap() for row in rows]) == pytest.approx(standard_error(rows))
+
+
+def test_standard_error_of_copies_is_that_of_the_items() -> None:
+    items = ["w", "w", "l", "t", "w", "l", "w"]
+    assert standard_error(rows_of(*[letter * 3 for letter in items])) == pytest.approx(standard_error(rows_of(*items)))
+    assert math.isnan(standard_error(rows_of("wwww", "u")))
+    # With unequal numbers of rows an item, against the bootstrap's own spread.
+    generator = np.random.default_rng(3)
+    rows = rows_of(*["".join(generator.choice(list("wtl"), size=size)) for size in generator.integers(1, 5, 300)])
+    interval = delta_interval(rows, resamples=4000)
+    assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * standard_error(rows), rel=0.06)

@@ -12,8 +12,8 @@ from pitlm.cli.main import VERBS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
-DOCUMENTS = ["README.md", "PAPER.md", "LOG.md", "CONTRIBUTING.md"]
-HOW_TO = ["README.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "PAPER.md", "LOG.md", "CONTRIBUTING.md", "docs/rate.md"]
+HOW_TO = ["README.md", "CONTRIBUTING.md", "docs/rate.md"]
 
 FOLDERS = ("src/", "tests/", "benchmarks/", "docs/", "examples/", "recipes/", ".ci/")
 SOURCES = (".py", ".md", ".yaml", ".yml", ".toml", ".j2")
@@ -107,7 +107,7 @@ def test_paths_exist(document: str) -> None:
     spans, _ = code_of(text)
     links = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     missing = [span for span in spans if is_path(span) and not exists(span)]
-    missing += [link for link in links if link and not (ROOT / link).exists()]
+    missing += [link for link in links if link and not (ROOT / document).parent.joinpath(link).exists()]
     assert missing == []
 
 

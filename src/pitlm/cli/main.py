@@ -34,6 +34,8 @@ VERBS = {
     "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
     "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
     "judge": Verb("pitlm.cli.judge:judge", "Let a judge compare two systems' answers, in both orders."),
+    "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a local page."),
+    "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }
 

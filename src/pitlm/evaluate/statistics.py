@@ -121,6 +121,19 @@ def delta_interval(
     return _bootstrap((sums, counts), _ratio, resamples=resamples, confidence=confidence, seed=seed)
 
 
+def standard_error(rows: Iterable[Row]) -> float:
+    """The standard error of Delta over items (ours): of a ratio of sums, by linearisation.
+
+    With one row an item it is the textbook's sample standard deviation over the root of n. NaN below two items.
+    """
+    sums, counts = _by_item(rows, {Verdict.WIN: 1.0, Verdict.LOSS: -1.0})
+    items = len(sums)
+    if items < 2:
+        return math.nan
+    residuals = sums - counts * (sums.sum() / counts.sum())
+    return float(np.sqrt(items / (items - 1) * (residuals**2).sum()) / counts.sum())
+
+
 def win_rate_interval(
     rows: Iterable[Row],
     *,

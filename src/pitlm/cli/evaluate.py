@@ -1,0 +1,136 @@
+"""`pit evaluate`: what verdicts say about systems and judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pitlm.evaluate.alpaca import Annotation
+
+PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
+"""Tie rates that `--plan` shows without files."""
+
+EXAMPLES = """
+\b
+Examples:
+  pit evaluate verdicts.jsonl
+  pit evaluate ours.jsonl theirs.jsonl --baseline original --json figures.json
+  pit evaluate results/*/annotations.json --rank
+  pit evaluate verdicts.jsonl --alpaca annotations.json
+  pit evaluate --plan 5
+"""
+
+
+def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Points to a fraction."""
+    return None if value is None else value / 100
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[FILE]...")
+@click.option("--baseline", metavar="NAME", help="The system to hold the others against.  [default: the most usual]")
+@click.option("--rank", is_flag=True, help="Also rank fewer than three systems.")
+@click.option(
+    "--plan",
+    "wanted",
+    type=click.FloatRange(0, 100, min_open=True),
+    callback=_share,
+    metavar="POINTS",
+    help="Say how many items would show this Delta; works without files.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write all figures here."
+)
+@click.option(
+    "--alpaca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the verdicts as AlpacaEval annotations.",
+)
+@click.option("--resamples", default=2000, show_default=True, type=click.IntRange(min=1), help="Of each bootstrap.")
+@click.option(
+    "--confidence",
+    default=0.95,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of each interval.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all resampling.")
+def evaluate(
+    files: tuple[Path, ...],
+    baseline: str | None,
+    rank: bool,
+    wanted: float | None,
+    json_file: Path | None,
+    alpaca: Path | None,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> None:
+    """Win rates, Deltas, tests, rankings and agreement from FILEs of verdicts. Nothing is asked again.
+
+    A FILE holds verdict rows, as `pit judge` writes them (.jsonl), or AlpacaEval's annotations (.json). Several are
+    read as one. Intervals resample items, so several verdicts on one item are one piece of evidence.
+    """
+    if not files:
+        if wanted is None:
+            raise click.UsageError("found no FILE, expected at least one, or --plan POINTS")
+        _print_plan(wanted)
+        return
+    from pitlm.evaluate.verdict_files import read_verdicts
+
+    annotations = read_verdicts(files)
+    options = {"rank": rank, "wanted": wanted, "resamples": resamples, "confidence": confidence, "seed": seed}
+    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **options)
+
+
+def show(
+    annotations: Sequence[Annotation],
+    *,
+    baseline: str | None,
+    json_file: Path | None,
+    alpaca: Path | None,
+    **options: Any,
+) -> None:
+    """Summarise verdicts, wherever they come from; print, and write what was asked for.
+
+    Args:
+        options: of :func:`pitlm.evaluate.summary.summarise`.
+
+    Raises:
+        InputError: there is no such baseline.
+    """
+    from pitlm.cli.verdict_tables import print_summary
+    from pitlm.core.errors import InputError
+    from pitlm.evaluate.summary import summarise
+    from pitlm.evaluate.verdict_files import write_annotations
+
+    rows = [annotation.row for annotation in annotations]
+    names = sorted({name for row in rows for name in (row.first, row.second)})
+    if baseline is not None and baseline not in names:
+        raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
+    summary = summarise(rows, baseline=baseline, **options)
+    print_summary(summary)
+    if json_file is not None:
+        import json
+
+        from pitlm.runs.atomic import write_text
+
+        write_text(json_file, json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        click.echo(f"Figures written to {json_file}")
+    if alpaca is not None:
+        write_annotations(alpaca, annotations)
+        click.echo(f"{len(annotations):,} annotations written to {alpaca}")
+
+
+def _print_plan(wanted: float) -> None:
+    from pitlm.evaluate.significance import items_needed
+
+    click.echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power; Connor, 1987):")
+    for ties in PLANNED_TIES:
+        needed = f"{items_needed(wanted, tie_rate=ties):,}" if wanted <= 1 - ties else "not possible"
+        click.echo(f"  {ties:4.0%} ties or inconsistent  {needed}")

@@ -1,0 +1,107 @@
+"""`pit rate`: people as the judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pitlm.core.verdicts import Row
+    from pitlm.judge.votes import Votes
+
+EXAMPLES = """
+\b
+Examples:
+  pit rate before.jsonl after.jsonl --votes votes.sqlite
+  pit rate before.jsonl after.jsonl --votes votes.sqlite --host 0.0.0.0
+  pit rate --export verdicts.jsonl --votes votes.sqlite
+
+FIRST and SECOND hold two systems' answers to the same prompts. Open the address that is printed; Ctrl-C ends. Which
+system wrote which answer is shown to nobody. Several people may rate at once, each under a name; the same command later
+goes on where they stopped. With a --host other than this machine's own, the address holds a secret: pass it on whole.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("first", type=click.Path(path_type=Path), required=False)
+@click.argument("second", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--votes",
+    "votes_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The file that the votes are kept in (SQLite); made where it is missing.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="The port; 0 takes a free one."
+)
+@click.option(
+    "-o",
+    "--export",
+    type=click.Path(path_type=Path),
+    help="Instead of serving: write the votes that count here, as verdicts (JSON lines).",
+)
+@click.option("--force", is_flag=True, help="Replace the file of verdicts.")
+def rate(
+    first: Path | None,
+    second: Path | None,
+    votes_file: Path,
+    host: str,
+    port: int,
+    export: Path | None,
+    force: bool,
+) -> None:
+    """Let people say which of two systems' answers is better, side by side and blinded, in a browser."""
+    from pitlm.cli.outputs import check_output
+    from pitlm.core.errors import InputError
+    from pitlm.judge.votes import Votes
+
+    if export is not None:
+        if first is not None:
+            raise InputError("--export: found beside FIRST, expected --votes alone")
+        if not votes_file.exists():
+            raise InputError.at(votes_file, found="no such file", expected="the votes of an earlier `pit rate`")
+        check_output(export, force, "the verdicts")
+        _export(Votes(votes_file), export)
+        return
+    if first is None or second is None:
+        raise InputError("give two files of answers, FIRST and SECOND, or --export")
+    _serve(first, second, votes_file, host, port)
+
+
+def _export(votes: Votes, path: Path) -> None:
+    import json
+
+    from pitlm.runs.atomic import atomic_writer
+
+    rows = votes.rows()
+    with atomic_writer(path) as file:
+        file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
+    click.echo(f"Verdicts written to {path}: {_by_rater(rows)}")
+
+
+def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) -> None:
+    from pitlm.judge.votes import Votes
+    from pitlm.serve.rate import serve_rating
+    from pitlm.text.answers import read_comparisons
+
+    comparisons = read_comparisons(first, second)
+    votes = Votes(votes_file)
+
+    def ready(url: str) -> None:
+        click.echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {votes_file}. Ctrl-C ends.")
+
+    try:
+        serve_rating(comparisons, votes, host=host, port=port, ready=ready)
+    except KeyboardInterrupt:  # how a person ends this, and no mishap
+        click.echo(f"\nStopped. Votes in {votes_file}: {_by_rater(votes.rows())}")
+
+
+def _by_rater(rows: Sequence[Row]) -> str:
+    counts = Counter(row.judge for row in rows)
+    return ", ".join(f"{rater} {count}" for rater, count in counts.items()) or "none"

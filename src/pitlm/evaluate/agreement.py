@@ -1,0 +1,155 @@
+"""How far judges, or human raters, agree on the same comparisons: pure functions over verdict rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
+
+from pitlm.core.verdicts import Row, Verdict
+from pitlm.evaluate.resampling import item_weights, percentile_interval
+from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+
+Level = Literal["nominal", "ordinal"]
+
+CATEGORIES = (Verdict.LOSS, Verdict.TIE, Verdict.WIN, Verdict.INCONSISTENT)
+_CODES = {verdict: float(code) for code, verdict in enumerate(CATEGORIES)}
+_ORDERED = 3
+"""The first three are in order; an inconsistent verdict has no place among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Agreement of at least two judges; every kappa and alpha is 1 for perfect agreement and 0 for chance.
+
+    Attributes:
+        units: comparisons (an item and a pair of systems) with a usable verdict of at least two judges.
+        cohen: for each two judges, over the comparisons that both judged.
+        fleiss: over the ``complete`` comparisons, which all judges judged; NaN where there is none.
+        nominal: Krippendorff's alpha over all units, for which verdicts are equal or not.
+        ordinal: the same with loss < tie < win; inconsistent verdicts are left out as missing.
+    """
+
+    judges: tuple[str, ...]
+    units: int
+    complete: int
+    cohen: dict[tuple[str, str], Interval]
+    fleiss: Interval
+    nominal: Interval
+    ordinal: Interval
+
+
+def agreement(
+    rows: Iterable[Row], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> Agreement | None:
+    """How far the judges of ``rows`` agree; None where no comparison has two judges.
+
+    A pair of systems is always seen from the same one, whichever way round its rows were stored; of several rows of one
+    judge on one comparison the first counts; unparsable rows are missing values. Cohen's and Fleiss' kappa are
+    statsmodels'; the bootstraps draw items with all their comparisons (ours).
+    """
+    labels: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        seen = row if row.first <= row.second else row.swap()
+        if seen.verdict in _CODES:
+            labels.setdefault((seen.item, seen.first, seen.second), {}).setdefault(seen.judge, _CODES[seen.verdict])
+    units = sorted(unit for unit, given in labels.items() if len(given) > 1)
+    judges = tuple(sorted({judge for unit in units for judge in labels[unit]}))
+    if not units:
+        return None
+    ratings = np.array([[labels[unit].get(judge, np.nan) for judge in judges] for unit in units])
+    items, owner = np.unique([unit[0] for unit in units], return_inverse=True)
+    weights = item_weights(len(items), resamples=resamples, seed=seed)[:, owner]
+
+    def interval(statistic: Callable[[Any], float]) -> Interval:
+        """Of a statistic of integer weights of the units."""
+        draws = [statistic(drawn) for drawn in weights.astype(int)]
+        return percentile_interval(statistic(np.ones(len(units), dtype=int)), draws, confidence)
+
+    ordered = np.where(ratings < _ORDERED, ratings, np.nan)
+    pairs = list(combinations(range(len(judges)), 2))
+    complete = ~np.isnan(ratings).any(axis=1)
+    counts = _counts(ratings[complete])
+    return Agreement(
+        judges=judges,
+        units=len(units),
+        complete=int(complete.sum()),
+        cohen={(judges[a], judges[b]): interval(_cohen(ratings[:, [a, b]])) for a, b in pairs},
+        fleiss=interval(lambda drawn: _fleiss(np.repeat(counts, drawn[complete], axis=0))),
+        nominal=interval(_alpha(ratings, "nominal")),
+        ordinal=interval(_alpha(ordered, "ordinal")),
+    )
+
+
+def krippendorff_alpha(ratings: Floats, level: Level) -> float:
+    """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability"), with missing values.
+
+    By hand, because the statsmodels of today has none: it comes with 0.15.1.
+
+    Args:
+        ratings: shape (units, raters), whole numbers from 0 in the order of the categories, NaN where missing.
+
+    Returns:
+        NaN where no two ratings can be compared, or all are equal.
+    """
+    return _alpha(ratings, level)(np.ones(len(ratings), dtype=int))
+
+
+def _counts(ratings: Floats) -> NDArray[np.int64]:
+    """How often each unit was given each category, shape (units, categories)."""
+    top = int(np.nanmax(ratings, initial=0.0))
+    return np.stack([(ratings == code).sum(axis=1) for code in range(top + 1)], axis=1)
+
+
+def _alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
+    """Alpha as a function of the units' weights."""
+    counts = _counts(ratings)
+    raters = counts.sum(axis=1)
+    counts, pairable = counts[raters > 1].astype(np.float64), raters > 1
+    # Coincidences of one unit: its ordered pairs of ratings, over its ratings less one.
+    ordered_pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(counts.shape[1])
+    coincidences = ordered_pairs / (counts.sum(axis=1) - 1)[:, None, None]
+
+    def statistic(weights: Any) -> float:
+        observed = np.tensordot(weights[pairable], coincidences, axes=1)
+        totals = observed.sum(axis=1)
+        distance = _distances(totals, level)
+        expected = float((np.outer(totals, totals) * distance).sum())
+        return 1 - (totals.sum() - 1) * float((observed * distance).sum()) / expected if expected else math.nan
+
+    return statistic
+
+
+def _distances(totals: Floats, level: Level) -> Floats:
+    """The squared distance of each two categories."""
+    if level == "nominal":
+        return 1 - np.eye(len(totals))
+    # Ordinal: the ratings from one category to the other, half of both ends left out.
+    middles = np.cumsum(totals) - totals / 2
+    return np.asarray(np.subtract.outer(middles, middles) ** 2)
+
+
+def _cohen(pair: Floats) -> Callable[[Any], float]:
+    both = ~np.isnan(pair).any(axis=1)
+    codes, size = pair[both].astype(int), len(CATEGORIES)
+    cells = codes[:, 0] * size + codes[:, 1]
+
+    def statistic(weights: Any) -> float:
+        table = np.bincount(cells, weights[both], minlength=size * size).reshape(size, size)
+        if table.sum(axis=0) @ table.sum(axis=1) == table.sum() ** 2:
+            return math.nan  # nothing in common, or both gave one and the same answer throughout: 0 / 0
+        return float(cohens_kappa(table, return_results=False))
+
+    return statistic
+
+
+def _fleiss(counts: NDArray[np.int64]) -> float:
+    if not len(counts) or (counts.sum(axis=0) > 0).sum() < 2:
+        return math.nan
+    return float(fleiss_kappa(counts))

@@ -1,0 +1,61 @@
+"""Whether a judge prefers the answer that it is shown first, or second. Pure functions over verdict rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pitlm.core.verdicts import Reply, Row, Verdict
+from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Interval, delta_interval, win_rate_interval
+
+
+@dataclass(frozen=True, slots=True)
+class PositionBias:
+    """What one judge made of the rows that it was asked about in both orders.
+
+    Attributes:
+        rows: with a parsable reply in both orders; only these count.
+        first_both: rows on which it chose what was shown first, both times; ``second_both`` likewise.
+        consistent: share of rows with the same verdict in both orders.
+        bias: share of replies that chose the first shown less share that chose the second, in [-1, 1]; 0 without bias.
+    """
+
+    judge: str
+    rows: int
+    first_both: int
+    second_both: int
+    consistent: Interval
+    bias: Interval
+
+
+def position_bias(
+    rows: Iterable[Row], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> list[PositionBias]:
+    """One line for each judge that was asked in both orders, by name; intervals are bootstraps over items (ours)."""
+    asked: dict[str, list[tuple[str, Reply, Reply]]] = {}
+    for row in rows:
+        # The last parsable reply in each order: an earlier one was asked again.
+        last = {reply.swapped: reply for reply in row.replies if reply.verdict is not Verdict.UNPARSABLE}
+        if len(last) == 2:
+            asked.setdefault(row.judge, []).append((row.item, last[False], last[True]))
+    table = []
+    for judge, pairs in sorted(asked.items()):
+        options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+        shown = [(item, straight.verdict, swapped.verdict.swap()) for item, straight, swapped in pairs]
+        same = [Verdict.WIN if a is b.swap() else Verdict.LOSS for _, a, b in shown]
+        table.append(
+            PositionBias(
+                judge=judge,
+                rows=len(pairs),
+                first_both=sum(a is b is Verdict.WIN for _, a, b in shown),
+                second_both=sum(a is b is Verdict.LOSS for _, a, b in shown),
+                consistent=win_rate_interval(
+                    [Row(item, "same", "other", v) for (item, _, _), v in zip(shown, same, strict=True)], **options
+                ),
+                bias=delta_interval(
+                    [Row(item, "shown first", "shown second", v) for item, *both in shown for v in both], **options
+                ),
+            )
+        )
+    return table

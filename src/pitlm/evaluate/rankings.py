@@ -1,0 +1,224 @@
+"""Systems on one scale from comparisons of any pairs of them: Bradley-Terry and Elo, with intervals. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+
+from pitlm.core.verdicts import Row, Verdict
+from pitlm.evaluate.resampling import item_weights, percentile_interval
+from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+
+FREE, HELD = 100.0, 2.0
+"""Standard deviation of the prior on each strength, in log-odds: no more than numerical help, or a real restraint."""
+
+ELO_START, ELO_SCALE, ELO_STEP = 1000.0, 400.0, 4.0
+SHUFFLES = 500
+
+_CELLS_PER_BATCH = 4_000_000
+_OUTCOMES = {
+    Verdict.WIN: (1.0, 0.0, 0.0),
+    Verdict.TIE: (0.0, 1.0, 0.0),
+    Verdict.LOSS: (0.0, 0.0, 1.0),
+    Verdict.INCONSISTENT: (0.5, 0.0, 0.5),
+}
+
+# (first system, second system, +1 where the first was shown first, -1 where it was shown second, 0 where unknown)
+Cell = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A fitted Bradley-Terry model.
+
+    Attributes:
+        strengths: log-odds, their sum is zero; the difference of two is the log-odds of a win against a loss.
+            Strongest first.
+        position: log-odds that being shown first adds; None where the rows cannot tell it from the strengths.
+        tie: Davidson's nu: between equals, a tie is nu times as likely as a win; 0 where there was no tie.
+        exists: whether the maximum-likelihood estimate exists. Where it does not, because some system or group of
+            systems never lost (or never won) against the rest, a normal prior with standard deviation ``HELD`` keeps
+            the strengths finite: read their order, not their distances.
+    """
+
+    strengths: Mapping[str, Interval]
+    position: Interval | None
+    tie: float
+    exists: bool
+
+
+def bradley_terry(
+    rows: Iterable[Row], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> Ranking:
+    """Bradley-Terry with ties (Davidson, 1970) and a position term (Davidson and Beaver, 1977).
+
+    "i wins", "tie" and "j wins" are as likely as exp(d / 2) to nu to exp(-d / 2), where d = s_i - s_j + position * z
+    and z is 1 where i was shown first, -1 where j was, 0 where that is unknown. Every row counts once: a row with
+    several parsable replies is split evenly among them, each with the position that it was asked in; an inconsistent
+    row without replies is half a win and half a loss; an unparsable row is left out.
+
+    Intervals are percentile bootstraps over items (ours). A prior of standard deviation ``FREE`` lets every resample be
+    fitted; it moves an estimate that exists by less than any digit shown.
+
+    Returns:
+        A ranking without systems when no row was judged.
+    """
+    items, cells, counts_ICO = _table(rows)
+    names = sorted({name for first, second, _ in cells for name in (first, second)})
+    if not names:
+        return Ranking({}, None, 0.0, True)
+    total_CO = counts_ICO.sum(axis=0)
+    ties, position = bool(total_CO[:, 1].any()), _position_shows(cells, names)
+    design_COP = _design(cells, names, position=position, ties=ties)
+    exists = _strongly_connected(cells, total_CO, names)
+    precision = (FREE if exists else HELD) ** -2
+    estimate = _fit(total_CO[None], design_COP, ties, precision)[0]
+    weights_BI = item_weights(len(items), resamples=resamples, seed=seed)
+    size = max(1, _CELLS_PER_BATCH // design_COP.size)
+    draws = np.concatenate(
+        [
+            _fit(np.tensordot(batch, counts_ICO, axes=1), design_COP, ties, precision)
+            for batch in np.split(weights_BI, range(size, resamples, size))
+        ]
+    )
+    intervals = [percentile_interval(float(estimate[p]), draws[:, p], confidence) for p in range(len(estimate))]
+    strengths = dict(sorted(zip(names, intervals, strict=False), key=lambda pair: -pair[1].estimate))
+    tie = float(np.exp(estimate[-1])) if ties else 0.0
+    return Ranking(strengths, intervals[len(names)] if position else None, tie, exists)
+
+
+def elo(
+    rows: Iterable[Row],
+    *,
+    shuffles: int = SHUFFLES,
+    step: float = ELO_STEP,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Elo ratings after one pass over the rows in random order, strongest first; a tie or inconsistent row is a draw.
+
+    Elo depends on the order and on ``step`` (K), and has not settled after few rows: the estimate is the mean over
+    ``shuffles`` orders, and each bound is a percentile over as many resamples of items, each in its own order. Prefer
+    :func:`bradley_terry`, which depends on neither; Elo is here because people ask for it.
+    """
+    items, cells, counts_ICO = _table(rows)
+    names = sorted({name for first, second, _ in cells for name in (first, second)})
+    if not names:
+        return {}
+    which = {name: index for index, name in enumerate(names)}
+    games, owner = [], []
+    for item, cell in zip(*np.nonzero(counts_ICO.sum(axis=2)), strict=True):
+        win, tie, loss = counts_ICO[item, cell]
+        first, second, _ = cells[cell]
+        games.append((which[first], which[second], (win + tie / 2) / (win + tie + loss), win + tie + loss))
+        owner.append(item)
+    players, scores = np.array([game[:2] for game in games]), np.array([game[2:] for game in games])
+    generator = np.random.default_rng(seed)
+    once = np.tile(np.arange(len(games)), (shuffles, 1))
+    drawn_BI = item_weights(len(items), resamples=shuffles, seed=seed).astype(int)
+    resampled = [np.repeat(np.arange(len(games)), weights[owner]) for weights in drawn_BI]
+    straight = _play(players, scores, [generator.permutation(order) for order in once], len(names), step)
+    draws = _play(players, scores, [generator.permutation(order) for order in resampled], len(names), step)
+    ratings = {
+        name: percentile_interval(float(straight[:, index].mean()), draws[:, index], confidence)
+        for name, index in which.items()
+    }
+    return dict(sorted(ratings.items(), key=lambda pair: -pair[1].estimate))
+
+
+def _play(players: Floats, scores: Floats, orders: Sequence[Floats], systems: int, step: float) -> Floats:
+    """Ratings after each order of games, shape (orders, systems); all orders advance by one game at a time."""
+    longest = max(len(order) for order in orders)
+    padded = np.array([np.pad(order, (0, longest - len(order)), constant_values=-1) for order in orders])
+    ratings = np.full((len(orders), systems), ELO_START)
+    lanes = np.arange(len(orders))
+    for game in padded.T:
+        first, second = players[game].T
+        expected = 1 / (1 + 10 ** ((ratings[lanes, second] - ratings[lanes, first]) / ELO_SCALE))
+        move = step * scores[game, 1] * (scores[game, 0] - expected) * (game >= 0)
+        ratings[lanes, first] += move
+        ratings[lanes, second] -= move
+    return ratings
+
+
+def _table(rows: Iterable[Row]) -> tuple[list[str], list[Cell], Floats]:
+    """Items and cells in sorted order, and how often each (win, tie, loss) came up, shape (items, cells, 3)."""
+    found: list[tuple[str, Cell, tuple[float, ...]]] = []
+    for row in rows:
+        if row.verdict is Verdict.UNPARSABLE:
+            continue
+        # One orientation for each pair, so that a row and its swap are the same observation.
+        seen = row if row.first <= row.second else row.swap()
+        replies = [(r.verdict, -1 if r.swapped else 1) for r in seen.replies if r.verdict in _OUTCOMES]
+        asked = replies or [(seen.verdict, 0)]
+        for verdict, place in asked:
+            shares = tuple(share / len(asked) for share in _OUTCOMES[verdict])
+            found.append((seen.item, (seen.first, seen.second, place), shares))
+    items, cells = sorted({item for item, _, _ in found}), sorted({cell for _, cell, _ in found})
+    at_item, at_cell = {i: n for n, i in enumerate(items)}, {c: n for n, c in enumerate(cells)}
+    counts = np.zeros((len(items), len(cells), 3))
+    for item, cell, shares in found:
+        counts[at_item[item], at_cell[cell]] += shares
+    return items, cells, counts
+
+
+def _contrasts(cells: Sequence[Cell], names: Sequence[str]) -> Floats:
+    """+1 for the first system of each cell and -1 for the second, shape (cells, systems)."""
+    return np.array([[float(name == c[0]) - float(name == c[1]) for name in names] for c in cells])
+
+
+def _position_shows(cells: Sequence[Cell], names: Sequence[str]) -> bool:
+    """Whether the cells tell the position from the strengths; not so where each pair was asked in one order only."""
+    contrasts, places = _contrasts(cells, names), np.array([[cell[2]] for cell in cells], dtype=np.float64)
+    return bool(np.linalg.matrix_rank(np.hstack([contrasts, places])) > np.linalg.matrix_rank(contrasts))
+
+
+def _design(cells: Sequence[Cell], names: Sequence[str], *, position: bool, ties: bool) -> Floats:
+    """What each parameter adds to the score of (win, tie, loss) in each cell, shape (cells, 3, parameters)."""
+    half = _contrasts(cells, names) / 2
+    columns = [np.stack([half, np.zeros_like(half), -half], axis=1)]
+    if position:
+        place = np.array([cell[2] for cell in cells]) / 2
+        columns.append(np.stack([place, np.zeros_like(place), -place], axis=1)[:, :, None])
+    if ties:
+        columns.append(np.broadcast_to(np.array([0.0, 1.0, 0.0])[None, :, None], (len(cells), 3, 1)))
+    return np.concatenate(columns, axis=2)
+
+
+def _strongly_connected(cells: Sequence[Cell], total_CO: Floats, names: Sequence[str]) -> bool:
+    """Ford's (1957) condition: each system has beaten each other one, if through others; a tie counts both ways."""
+    beats = np.zeros((len(names), len(names)))
+    for (first, second, _), (win, tie, loss) in zip(cells, total_CO, strict=True):
+        i, j = names.index(first), names.index(second)
+        beats[i, j] += win + tie
+        beats[j, i] += loss + tie
+    return int(connected_components(beats, directed=True, connection="strong")[0]) == 1
+
+
+def _fit(counts_BCO: Floats, design_COP: Floats, ties: bool, precision: float) -> Floats:
+    """Newton's method for B multinomial logits at once, with a normal prior; shape (B, parameters)."""
+    parameters = design_COP.shape[2]
+    flat = design_COP.reshape(-1, parameters)
+    squares = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
+    offset = np.array([0.0, 0.0 if ties else -np.inf, 0.0])
+    games_BC1 = counts_BCO.sum(axis=2, keepdims=True)
+    beta = np.zeros((len(counts_BCO), parameters))
+    for _ in range(200):
+        scores = np.tensordot(beta, design_COP, axes=(1, 2)) + offset
+        p_BCO = np.exp(scores - scores.max(axis=2, keepdims=True))
+        p_BCO /= p_BCO.sum(axis=2, keepdims=True)
+        expected = (games_BC1 * p_BCO).reshape(len(beta), -1)
+        gradient = (counts_BCO.reshape(len(beta), -1) - expected) @ flat - precision * beta
+        means_BCP = np.einsum("bco,cop->bcp", p_BCO, design_COP)
+        hessian = (expected @ squares).reshape(-1, parameters, parameters) + precision * np.eye(parameters)
+        hessian -= np.einsum("bcp,bcq->bpq", games_BC1 * means_BCP, means_BCP)
+        move = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        # A step of at most 2 log-odds: from afar, Newton's own may overshoot.
+        move *= np.minimum(1.0, 2.0 / np.maximum(np.abs(move).max(axis=1, keepdims=True), 1e-12))
+        beta += move
+        if np.abs(move).max() < 1e-9:
+            break
+    return beta

@@ -1,0 +1,199 @@
+"""Everything that verdict rows say about their systems and judges, as one value: pure, no files, no printing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from pitlm.core.verdicts import Row, Verdict
+from pitlm.evaluate.agreement import Agreement, agreement
+from pitlm.evaluate.alpaca import Leaderboard, leaderboard
+from pitlm.evaluate.length import LengthControlled, item_difficulty, length_controlled
+from pitlm.evaluate.position import PositionBias, position_bias
+from pitlm.evaluate.rankings import Ranking, bradley_terry, elo
+from pitlm.evaluate.significance import PairedTest, delta_test, detectable_delta, difference_test, holm, items_needed
+from pitlm.evaluate.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    Interval,
+    Tally,
+    delta_interval,
+    paired_difference,
+    rows_for,
+    standard_error,
+    tally,
+)
+
+RANKED = 3
+"""Systems from which on a ranking says more than the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemFigures:
+    """One system against the baseline, by one judge.
+
+    Attributes:
+        p_holm: of ``test``, adjusted for all systems and judges of the table.
+        detectable: the smallest Delta that so many items, at this rate of ties, show with 80% power at the 5% level.
+        items_needed: items that would show the Delta that was asked for, by the same rule; None where none was asked
+            for or ties are too many for it.
+    """
+
+    judge: str
+    system: str
+    baseline: str
+    tally: Tally
+    delta: Interval
+    standard_error: float
+    alpaca: Leaderboard
+    length_controlled: LengthControlled | None
+    test: PairedTest
+    p_holm: float
+    detectable: float
+    items_needed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Delta of ``first`` less Delta of ``second``, both against the baseline, over the items that both have."""
+
+    judge: str
+    first: str
+    second: str
+    delta: Interval
+    test: PairedTest
+    p_holm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What :func:`summarise` returns; judges are keys of ``rankings`` and ``elo``."""
+
+    baseline: str
+    items: int
+    rows: int
+    systems: list[SystemFigures]
+    differences: list[Difference]
+    rankings: dict[str, Ranking]
+    elo: dict[str, dict[str, Interval]]
+    position: list[PositionBias]
+    agreement: Agreement | None
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is not a number (NaN) is null, and pairs of judges are joined by " / "."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+def summarise(
+    rows: Sequence[Row],
+    *,
+    baseline: str | None = None,
+    rank: bool = False,
+    wanted: float | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Summary:
+    """All figures of ``rows``, each judge by itself. No order of the rows changes a figure.
+
+    Args:
+        baseline: the system that the others are held against; by default the most usual second system.
+        rank: fit rankings also where there are fewer than ``RANKED`` systems.
+        wanted: a Delta in (0, 1], for ``items_needed``.
+
+    Raises:
+        ValueError: no rows, or no row with the baseline in it.
+    """
+    names = sorted({name for row in rows for name in (row.first, row.second)})
+    baseline = baseline or _usual_baseline(rows)
+    if baseline not in names:
+        raise ValueError(f"found no row with the baseline '{baseline}', expected one of {', '.join(names)}")
+    options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    by_judge = {judge: [row for row in rows if row.judge == judge] for judge in sorted({row.judge for row in rows})}
+    systems: list[SystemFigures] = []
+    differences: list[Difference] = []
+    for judge, own in by_judge.items():
+        against = {name: found for name in names if name != baseline and (found := rows_for(own, name, baseline))}
+        systems += [_figures(judge, name, baseline, against, wanted, options) for name in against]
+        differences += [d for a, b in combinations(against, 2) if (d := _difference(judge, a, b, against, options))]
+    adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
+    ranked = {judge: own for judge, own in by_judge.items() if rank or _systems(own) >= RANKED}
+    return Summary(
+        baseline=baseline,
+        items=len({row.item for row in rows}),
+        rows=len(rows),
+        systems=[replace(s, p_holm=p) for s, p in zip(systems, adjusted, strict=True)],
+        differences=[replace(d, p_holm=p) for d, p in zip(differences, between, strict=True)],
+        rankings={judge: bradley_terry(own, **options) for judge, own in ranked.items()},
+        elo={judge: elo(own, confidence=confidence, seed=seed) for judge, own in ranked.items()},
+        position=position_bias(rows, **options),
+        agreement=agreement(rows, **options),
+        settings={"resamples": resamples, "confidence": confidence, "seed": seed, "wanted_delta": wanted},
+    )
+
+
+def _usual_baseline(rows: Sequence[Row]) -> str:
+    if not rows:
+        raise ValueError("found no rows, expected at least one")
+    seconds = Counter(row.second for row in rows)
+    return min(seconds, key=lambda name: (-seconds[name], name))
+
+
+def _systems(rows: Sequence[Row]) -> int:
+    judged = [row for row in rows if row.verdict is not Verdict.UNPARSABLE]
+    return len({name for row in judged for name in (row.first, row.second)})
+
+
+def _figures(
+    judge: str,
+    name: str,
+    baseline: str,
+    against: Mapping[str, Sequence[Row]],
+    wanted: float | None,
+    options: Mapping[str, Any],
+) -> SystemFigures:
+    rows = against[name]
+    counted = tally(rows)
+    ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
+    others = [row for other, own in against.items() if other != name for row in own]
+    difficulty = item_difficulty(others, {row.item for row in rows}) if others else None
+    test = delta_test(rows)
+    return SystemFigures(
+        judge=judge,
+        system=name,
+        baseline=baseline,
+        tally=counted,
+        delta=delta_interval(rows, **options),
+        standard_error=standard_error(rows),
+        alpaca=leaderboard(rows),
+        length_controlled=length_controlled(rows, difficulty=difficulty, confidence=options["confidence"]),
+        test=test,
+        p_holm=test.p,
+        detectable=detectable_delta(test.items, tie_rate=ties),
+        items_needed=items_needed(wanted, tie_rate=ties) if wanted and wanted <= 1 - ties else None,
+    )
+
+
+def _difference(
+    judge: str, first: str, second: str, against: Mapping[str, Sequence[Row]], options: Mapping[str, Any]
+) -> Difference | None:
+    shared = {row.item for row in against[first]} & {row.item for row in against[second]}
+    if not shared:
+        return None
+    a, b = ([row for row in against[name] if row.item in shared] for name in (first, second))
+    test = difference_test(a, b)
+    return Difference(judge, first, second, paired_difference(a, b, **options), test, test.p)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {" / ".join(k) if isinstance(k, tuple) else k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

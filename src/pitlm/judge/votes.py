@@ -1,0 +1,182 @@
+"""The human judge: who is shown what in which order, and the votes, kept in one SQLite file.
+
+A vote is never changed: a revised one is a further row, and the last row of a rater on a comparison counts. That a vote
+was taken back is a row too, without a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pitlm.core.errors import InputError
+from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+
+APPLICATION_ID = 0x50_49_54_56  # "PITV" in the header of the file, so that no other program's file is written to
+SCHEMA = f"""
+PRAGMA journal_mode = WAL;
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS secret (seed TEXT NOT NULL);
+INSERT INTO secret SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT 1 FROM secret);
+CREATE TABLE IF NOT EXISTS votes (
+    vote INTEGER PRIMARY KEY AUTOINCREMENT,
+    comparison TEXT NOT NULL, -- what was compared: item, prompt, both systems and both texts, as a hash
+    item TEXT NOT NULL,
+    first TEXT NOT NULL, -- the two systems
+    second TEXT NOT NULL,
+    first_length INTEGER NOT NULL, -- of their answers, in characters
+    second_length INTEGER NOT NULL,
+    shown_left TEXT NOT NULL CHECK (shown_left IN ('first', 'second')),
+    verdict TEXT CHECK (verdict IN ('win', 'tie', 'loss')), -- seen from the first; NULL: the vote was taken back
+    rater TEXT NOT NULL,
+    seconds REAL, -- from showing to voting
+    time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))
+);
+CREATE INDEX IF NOT EXISTS votes_of_a_rater ON votes (rater, comparison);
+PRAGMA application_id = {APPLICATION_ID};
+COMMIT;
+"""
+COUNTING = "vote IN (SELECT MAX(vote) FROM votes GROUP BY comparison, rater) AND verdict IS NOT NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """One comparison as one rater sees it.
+
+    Attributes:
+        key: stands for it in front of the rater; tells nothing about systems or order.
+        swapped: the comparison's second response is shown first, that is on the left.
+    """
+
+    key: str
+    comparison: Comparison
+    swapped: bool
+
+    @property
+    def shown(self) -> Comparison:
+        """The comparison with what is on the left as its first response."""
+        return self.comparison.swap() if self.swapped else self.comparison
+
+
+def ballots(comparisons: Sequence[Comparison], rater: str, seed: str) -> list[Ballot]:
+    """The comparisons in the rater's own order, each with the rater's own sides; the same for the same seed. Ours.
+
+    Neither depends on which of the two systems is called the first, nor on what else is compared.
+    """
+    made = []
+    for comparison in comparisons:
+        digest = hashlib.sha256(f"{seed}\n{rater}\n{_identity(comparison)}".encode()).digest()
+        left = _sides(comparison)[digest[0] & 1]
+        swapped = left != (comparison.systems[0], comparison.first)
+        made.append(Ballot(digest[1:17].hex(), comparison, swapped))
+    return sorted(made, key=lambda ballot: ballot.key)
+
+
+def _identity(comparison: Comparison) -> str:
+    """A hash of all that is compared, the same for the swapped comparison: other texts need other votes."""
+    text = json.dumps([comparison.item, comparison.prompt.as_messages(), _sides(comparison)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _sides(comparison: Comparison) -> list[tuple[str, str]]:
+    """Both systems with their texts, in an order that swapping does not change."""
+    return sorted(zip(comparison.systems, (comparison.first, comparison.second), strict=True))
+
+
+class Votes:
+    """The votes in ``path``. Several programs may have the file open at once.
+
+    Raises:
+        InputError: the file is there and no file of votes, or it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open() as database:
+            (mark,) = database.execute("PRAGMA application_id").fetchone()
+            (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+            if tables and mark != APPLICATION_ID:
+                raise InputError.at(path, found="another program's database", expected="a file of votes")
+            if not tables:
+                database.executescript(SCHEMA)
+            self.seed: str = database.execute("SELECT seed FROM secret").fetchone()[0]
+            """Of all orders. A secret of the file: who knew it could work out which system is on the left."""
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one transaction: cheap beside a human, and no thread ever meets another's."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
+                yield database
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise InputError.at(
+                self.path, found=str(error), expected="a file of votes that can be written to"
+            ) from error
+
+    def add(self, ballot: Ballot, rater: str, choice: Verdict, seconds: float | None = None) -> None:
+        """Keep a vote; ``choice`` is seen from what was shown on the left. It replaces the rater's earlier one.
+
+        Raises:
+            sqlite3.IntegrityError: ``choice`` is neither win, tie nor loss.
+        """
+        self._insert(ballot, rater, choice.swap() if ballot.swapped else choice, seconds)
+
+    def undo(self, sheet: Sequence[Ballot], rater: str) -> Ballot | None:
+        """Take back the rater's last vote that counts, of those on the sheet; None where there is none."""
+        by_identity = {_identity(ballot.comparison): ballot for ballot in sheet}
+        with self._open() as database:
+            found = database.execute(
+                f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC", (rater,)
+            )
+            last = next((by_identity[identity] for (identity,) in found if identity in by_identity), None)
+        if last is not None:
+            self._insert(last, rater, None, None)
+        return last
+
+    def _insert(self, ballot: Ballot, rater: str, verdict: Verdict | None, seconds: float | None) -> None:
+        comparison = ballot.comparison
+        values = (
+            _identity(comparison),
+            comparison.item,
+            *comparison.systems,
+            len(comparison.first),
+            len(comparison.second),
+            "second" if ballot.swapped else "first",
+            None if verdict is None else str(verdict),
+            rater,
+            seconds,
+        )
+        with self._open() as database:
+            database.execute(
+                "INSERT INTO votes (comparison, item, first, second, first_length, second_length, shown_left, verdict,"
+                f" rater, seconds) VALUES ({', '.join('?' * len(values))})",
+                values,
+            )
+
+    def rated(self, sheet: Sequence[Ballot], rater: str) -> frozenset[str]:
+        """The keys of the ballots on the sheet that the rater has voted on."""
+        with self._open() as database:
+            found = database.execute(f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ?", (rater,))
+            identities = {identity for (identity,) in found}
+        return frozenset(ballot.key for ballot in sheet if _identity(ballot.comparison) in identities)
+
+    def rows(self) -> list[Row]:
+        """One row for each rater and comparison, in the order of the votes; the judge is the rater."""
+        with self._open() as database:
+            found = database.execute(
+                "SELECT item, first, second, first_length, second_length, shown_left, verdict, rater FROM votes"
+                f" WHERE {COUNTING} ORDER BY vote"
+            ).fetchall()
+        rows = []
+        for item, first, second, first_length, second_length, shown_left, verdict, rater in found:
+            reply = Reply(swapped=shown_left == "second", verdict=Verdict(verdict))
+            lengths = (first_length, second_length)
+            rows.append(Row(item, first, second, reply.verdict, replies=(reply,), judge=rater, lengths=lengths))
+        return rows

@@ -1,0 +1,129 @@
+"""The page on which people compare answers, and its small JSON interface. Neither knows the names of the systems."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, PackageLoader
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pitlm.core.errors import InputError
+from pitlm.core.verdicts import Comparison, Verdict
+from pitlm.judge.votes import Ballot, Votes, ballots
+from pitlm.serve.guard import address, bind, content_security_policy, guard, make_token
+
+CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}
+
+
+def _tidy(name: str) -> str:
+    """One way to write a name, so that a rater who types it again is the same rater."""
+    tidied = " ".join(unicodedata.normalize("NFC", name).split())
+    if not tidied or not tidied.isprintable():
+        raise ValueError("a name has at least one character, and only characters that can be seen")
+    return tidied
+
+
+Rater = Annotated[str, Field(max_length=60), AfterValidator(_tidy)]
+
+
+class Undo(BaseModel):
+    """What the page sends to take back a rater's last vote."""
+
+    model_config = ConfigDict(extra="forbid")
+    rater: Rater
+
+
+class Vote(Undo):
+    """What the page sends for a vote."""
+
+    ballot: str
+    choice: Literal["left", "tie", "right"]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | None = None) -> FastAPI:
+    """The page at ``/`` and its interface below ``/api``, for any number of raters at once.
+
+    Without a ``token`` it answers only to requests that name a loopback address.
+    """
+    app = FastAPI(openapi_url=None)  # and so no page of documentation, which would load scripts from elsewhere
+    guard(app, token)
+    page = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True).get_template("rate.html")
+
+    @lru_cache(maxsize=64)
+    def sheet(rater: str) -> dict[str, Ballot]:
+        return {ballot.key: ballot for ballot in ballots(comparisons, rater, votes.seed)}
+
+    def ballot_of(rater: str, key: str) -> Ballot:
+        if key not in sheet(rater):
+            raise HTTPException(404, "There is no such comparison; load the page again.")
+        return sheet(rater)[key]
+
+    @app.exception_handler(InputError)
+    def unwritable(request: Request, error: InputError) -> JSONResponse:
+        logging.getLogger("uvicorn.error").error(
+            "%s", error
+        )  # the details are for those who started it, not for raters
+        return JSONResponse({"detail": "The vote cannot be saved now. Tell the person who started this page."}, 503)
+
+    @app.get("/")
+    def index() -> HTMLResponse:
+        nonce = secrets.token_urlsafe(16)
+        return HTMLResponse(
+            page.render(nonce=nonce), headers={"Content-Security-Policy": content_security_policy(nonce)}
+        )
+
+    @app.get("/api/ballots")
+    def list_ballots(rater: Annotated[Rater, Query()]) -> list[dict[str, Any]]:
+        rated = votes.rated(list(sheet(rater).values()), rater)
+        return [{"ballot": key, "rated": key in rated} for key in sheet(rater)]
+
+    @app.get("/api/ballots/{key}")
+    def show_ballot(key: str, rater: Annotated[Rater, Query()]) -> dict[str, Any]:
+        shown = ballot_of(rater, key).shown
+        return {"conversation": shown.prompt.as_messages(), "left": shown.first, "right": shown.second}
+
+    @app.post("/api/votes")
+    def vote(sent: Vote) -> dict[str, str]:
+        votes.add(ballot_of(sent.rater, sent.ballot), sent.rater, CHOICES[sent.choice], sent.seconds)
+        return {"ballot": sent.ballot}
+
+    @app.post("/api/undo")
+    def undo(sent: Undo) -> dict[str, str | None]:
+        last = votes.undo(list(sheet(sent.rater).values()), sent.rater)
+        return {"ballot": last.key if last else None}
+
+    return app
+
+
+def serve_rating(
+    comparisons: Sequence[Comparison], votes: Votes, *, host: str, port: int, ready: Callable[[str], None]
+) -> None:
+    """Serve the page until SIGINT or SIGTERM; ``ready`` is told its address.
+
+    Raises:
+        InputError: the address cannot be bound.
+        KeyboardInterrupt: after an orderly end by SIGINT.
+    """
+    token = make_token(host)
+    with bind(host, port) as listener:
+        app = rating_app(comparisons, votes, token)
+        # No access log: it would hold the token.
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        ready(address(listener, token))
+        uvicorn.Server(settings).run(sockets=[listener])

@@ -1,0 +1,163 @@
+"""Agreement against published examples, the published kappas of PandaLM's annotators, and scikit-learn on LLMBar."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
+
+from pitlm.core.verdicts import Row, Verdict
+from pitlm.evaluate.agreement import agreement, krippendorff_alpha
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+# Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units.
+_ = math.nan
+KRIPPENDORFF = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, _, 3],
+        [_, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, _],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, _],
+    ]
+).T
+
+# Fleiss' kappa: ten subjects, 14 raters, five categories, as on Wikipedia; kappa 0.210.
+FLEISS = [
+    [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+    [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
+]  # fmt: skip
+
+
+def judged(judge: str, verdicts: str, *, first: str = "a", second: str = "b") -> list[Row]:
+    names = {"w": Verdict.WIN, "t": Verdict.TIE, "l": Verdict.LOSS, "i": Verdict.INCONSISTENT, "u": Verdict.UNPARSABLE}
+    return [Row(f"{n:03d}", first, second, names[v], judge=judge) for n, v in enumerate(verdicts)]
+
+
+def load(name: str) -> list[dict]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip("the shared data are not here")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815)])
+def test_krippendorffs_own_example(level, published):
+    assert krippendorff_alpha(KRIPPENDORFF, level) == pytest.approx(published, abs=5e-4)
+
+
+def test_krippendorff_of_nothing_to_compare():
+    assert math.isnan(krippendorff_alpha(np.array([[1.0, _], [_, 2.0]]), "nominal"))
+    assert math.isnan(krippendorff_alpha(np.array([[1.0, 1.0], [1.0, 1.0]]), "nominal"))
+
+
+def test_cohens_textbook_example():
+    # 50 proposals, two readers: 20 both yes, 15 both no, 5 and 10 apart; kappa = (0.7 - 0.5) / (1 - 0.5) = 0.4.
+    one = judged("A", "w" * 20 + "w" * 5 + "l" * 10 + "l" * 15)
+    two = judged("B", "w" * 20 + "l" * 5 + "w" * 10 + "l" * 15)
+    found = agreement(one + two, resamples=2000)
+    kappa = found.cohen["A", "B"]
+    assert kappa.estimate == pytest.approx(0.4)
+    # statsmodels' and R's asymptotic interval of this table is 0.4 -+ 1.96 * 0.126.
+    assert (kappa.low, kappa.high) == pytest.approx((0.4 - 0.247, 0.4 + 0.247), abs=0.05)
+
+
+def test_fleiss_published_example():
+    # The first three categories only carry verdicts here, so the table goes in as five of Krippendorff's codes would.
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
+    assert fleiss_kappa(np.array(FLEISS)) == pytest.approx(0.210, abs=5e-4)
+    # By hand: three judges, four comparisons, (w, w, w), (w, w, l), (l, l, l), (w, l, t).
+    rows = judged("A", "wwlw") + judged("B", "wwll") + judged("C", "wllt")
+    observed, chance = (1 + 1 / 3 + 1 + 0) / 4, (6**2 + 5**2 + 1**2) / 12**2
+    found = agreement(rows, resamples=10)
+    assert found.fleiss.estimate == pytest.approx((observed - chance) / (1 - chance))
+    assert (found.judges, found.units, found.complete) == (("A", "B", "C"), 4, 4)
+
+
+def test_pandalms_published_kappas():
+    verdicts = {0: Verdict.TIE, 1: Verdict.WIN, 2: Verdict.LOSS}
+    rows = [
+        Row(str(pair["idx"]), "response1", "response2", verdicts[pair[f"annotator{n}"]], judge=f"annotator{n}")
+        for pair in load("pandalm/pandalm_test.jsonl.gz")
+        for n in (1, 2, 3)
+    ]
+    assert len(rows) == 3 * 999
+    found = agreement(rows, resamples=200)
+    kappas = {pair: round(kappa.estimate, 2) for pair, kappa in found.cohen.items()}
+    assert kappas == {
+        ("annotator1", "annotator2"): 0.85,
+        ("annotator1", "annotator3"): 0.88,
+        ("annotator2", "annotator3"): 0.86,
+    }
+    assert all(kappa.low < kappa.estimate < kappa.high for kappa in found.cohen.values())
+    # With complete data and many units, alpha and Fleiss' kappa are nearly one figure, between the three.
+    assert found.nominal.estimate == pytest.approx(found.fleiss.estimate, abs=1e-3)
+    assert 0.85 < found.fleiss.estimate < 0.88
+
+
+def test_llmbar_gold_against_the_longer_answer():
+    data = load("llmbar/llmbar_all.jsonl.gz")
+    gold = [Verdict.WIN if item["label"] == 1 else Verdict.LOSS for item in data]
+    longer = [Verdict.WIN if len(item["output_1"]) > len(item["output_2"]) else Verdict.LOSS for item in data]
+    rows = [Row(f"{n}", "1", "2", v, judge="gold") for n, v in enumerate(gold)]
+    rows += [Row(f"{n}", "1", "2", v, judge="longer") for n, v in enumerate(longer)]
+    found = agreement(rows, resamples=200).cohen["gold", "longer"]
+    assert found.estimate == pytest.approx(cohen_kappa_score(gold, longer))
+    # LLMBar is made so that superficial preferences mislead: the longer answer must not be a good judge.
+    assert found.high < 0.2
+
+
+VERDICTS = st.lists(st.tuples(*[st.sampled_from("wtliu")] * 3), min_size=2, max_size=15)
+
+
+@settings(max_examples=40, deadline=None)
+@given(VERDICTS, st.randoms(use_true_random=False))
+def test_kappas_equal_scikit_learns_and_do_not_see_order_or_swaps(verdicts, random):
+    strings = {judge: "".join(v[n] for v in verdicts) for n, judge in enumerate("ABC")}
+    rows = [row for judge, own in strings.items() for row in judged(judge, own)]
+    found = agreement(rows, resamples=2)
+    mixed = [row.swap() if random.random() < 0.5 else row for row in rows]
+    random.shuffle(mixed)
+    again = agreement(mixed, resamples=2)
+    if found is None:
+        assert again is None
+        return
+    assert again.cohen == pytest.approx(found.cohen, nan_ok=True) or str(again) == str(found)
+    for a, b in combinations(found.judges, 2):
+        both = [(x, y) for x, y in zip(strings[a], strings[b], strict=True) if "u" not in (x, y)]
+        estimate = found.cohen[a, b].estimate
+        if both and len({x for pair in both for x in pair}) > 1:
+            assert estimate == pytest.approx(cohen_kappa_score(*zip(*both, strict=True)))
+        else:
+            assert math.isnan(estimate)
+
+
+def test_alpha_of_two_raters_by_hand():
+    # Krippendorff's binary example has the coincidences 10, 4, 4, 2: alpha = 1 - 19 * 8 / (2 * 14 * 6) = 0.095.
+    rows = judged("Meg", "wlwwwwwwlw") + judged("Owen", "lllwwlwwww")
+    assert agreement(rows, resamples=5).nominal.estimate == pytest.approx(0.095, abs=5e-4)
+
+
+def test_inconsistent_is_a_category_of_its_own_but_has_no_place_in_the_order():
+    rows = judged("A", "wltii") + judged("B", "wltil")
+    found = agreement(rows, resamples=5)
+    assert found.ordinal.estimate == pytest.approx(1.0)
+    assert found.nominal.estimate < 1
+
+
+def test_judges_that_share_nothing():
+    assert agreement([]) is None
+    assert agreement(judged("A", "wl") + judged("B", "uu")) is None
+    assert agreement(judged("A", "w") + judged("B", "w", second="c")) is None
+    found = agreement(judged("A", "ww") + judged("B", "ww"), resamples=5)
+    assert all(math.isnan(x.estimate) for x in (found.cohen["A", "B"], found.fleiss, found.nominal, found.ordinal))

@@ -1,0 +1,162 @@
+"""Tests and power against published examples, enumeration, and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pitlm.core.verdicts import Row, Verdict
+from pitlm.evaluate.significance import delta_test, detectable_delta, difference_test, holm, items_needed
+
+LETTERS = {
+    "w": Verdict.WIN,
+    "t": Verdict.TIE,
+    "l": Verdict.LOSS,
+    "i": Verdict.INCONSISTENT,
+    "u": Verdict.UNPARSABLE,
+}
+ITEMS = st.lists(st.text("wtliu", min_size=1, max_size=3), min_size=1, max_size=8)
+
+
+def rows_of(*items: str, first: str = "pit") -> list[Row]:
+    return [Row(f"{n:04d}", first, "original", LETTERS[letter]) for n, text in enumerate(items) for letter in text]
+
+
+def test_sign_test_is_mcnemars_exact_test():
+    # Agresti, Categorical Data Analysis: approval ratings of 1600 people in two surveys (794, 150, 86, 570); McNemar's
+    # z^2 = (86 - 150)^2 / 236 = 17.36, p = 3.099e-05. The exact p by hand: twice the binomial tail.
+    found = delta_test(rows_of(*"w" * 150, *"l" * 86, *"t" * (794 + 570)))
+    exact = 2 * sum(math.comb(236, k) for k in range(87)) / 2**236
+    assert (found.items, found.better, found.worse) == (1600, 150, 86)
+    assert found.sign_p == pytest.approx(exact)
+    assert found.sign_p == pytest.approx(3.099e-05, rel=0.25)
+    # With one verdict an item, flipping signs is the same test.
+    assert found.p == pytest.approx(exact, rel=1e-6)
+
+
+def test_nine_to_one_by_hand():
+    assert delta_test(rows_of(*"wwwwwwwwwl")).p == pytest.approx(2 * (1 + 10) / 1024)
+
+
+@given(ITEMS)
+def test_sign_flips_equal_their_enumeration(items):
+    values = []
+    for text in items:
+        judged = [{"w": 1, "l": -1}.get(letter, 0) for letter in text if letter != "u"]
+        if judged:
+            values.append(sum(judged) / len(judged))
+    found = delta_test(rows_of(*items))
+    assert found.items == len(values)
+    if not values:
+        assert math.isnan(found.p)
+        assert math.isnan(found.sign_p)
+        return
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    assert found.p == pytest.approx(np.mean([total >= abs(sum(values)) - 1e-9 for total in sums]))
+
+
+def test_sign_flips_agree_with_scipys_permutations():
+    generator = np.random.default_rng(4)
+    letters = generator.choice(list("wtl"), size=(120, 2), p=[0.45, 0.2, 0.35])
+    items = ["".join(pair) for pair in letters]
+    values = np.array([[{"w": 1, "l": -1}.get(x, 0) for x in item] for item in items]).mean(axis=1)
+    sampled = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=20_000, rng=generator
+    )
+    # Four standard errors of a proportion of 20,000.
+    assert delta_test(rows_of(*items)).p == pytest.approx(sampled.pvalue, abs=4 * 0.5 / math.sqrt(20_000))
+
+
+def test_the_difference_of_two_systems_is_tested_over_shared_items():
+    a, b = rows_of("w", "w", "u", "t", "w"), rows_of("l", "w", "w", "t")
+    found = difference_test(a, b)
+    assert (found.items, found.better, found.worse) == (3, 1, 0)
+    assert found.p == found.sign_p == 1.0  # one item that differs can never be significant
+    many = difference_test(rows_of(*"w" * 10), rows_of(*"l" * 10))
+    assert many.p == pytest.approx(2 / 1024)
+    assert difference_test(rows_of(*"l" * 10), rows_of(*"w" * 10)).p == many.p
+
+
+@given(ITEMS)
+def test_tests_do_not_see_who_is_first_nor_the_order_of_rows(items):
+    rows = rows_of(*items)
+    found, swapped, turned = delta_test(rows), delta_test([row.swap() for row in rows]), delta_test(rows[::-1])
+    assert (swapped.better, swapped.worse) == (found.worse, found.better)
+    assert swapped.p == pytest.approx(found.p, nan_ok=True)
+    assert turned == found or math.isnan(found.p)
+
+
+def test_rows_of_one_item_are_one_observation():
+    assert delta_test(rows_of("wwwwwwwwww")).p == 1.0
+    assert delta_test(rows_of("ww", "l")).p == delta_test(rows_of("w", "l")).p
+
+
+@pytest.mark.parametrize("rows", [[], rows_of("u", "uu")])
+def test_nothing_judged_has_no_p(rows):
+    found = delta_test(rows)
+    assert found.items == 0
+    assert math.isnan(found.p)
+    assert delta_test(rows_of("t", "i")).p == 1.0
+
+
+def test_holm_published_example():
+    # The example in the documentation of pingouin.holm.
+    assert holm([0.50, 0.003, 0.32, 0.054, 0.0003]) == pytest.approx([0.64, 0.012, 0.64, 0.162, 0.0015])
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    with_nan = holm([0.01, math.nan, 0.02])
+    assert with_nan[0] == pytest.approx(0.02)
+    assert with_nan[2] == pytest.approx(0.02)
+    assert math.isnan(with_nan[1])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pairs"),
+    [
+        (0.45, 0.05, 23),  # powerandsamplesize.com, after Connor (1987): p01 0.45, p10 0.05
+        (0.30, 0.15, 155),  # the published calculator example: discordant 0.45, odds ratio 2
+    ],
+)
+def test_items_needed_published(first, second, pairs):
+    ties = 1 - first - second
+    assert items_needed(first - second, tie_rate=ties) == pairs
+    assert items_needed(second - first, tie_rate=ties) == pairs
+
+
+def test_items_needed_have_that_power_in_simulation():
+    # Delta 0.2 with 30% ties: the exact sign test is a little conservative, so the power may fall a little short.
+    needed = items_needed(0.2, tie_rate=0.3)
+    draws = np.random.default_rng(0).multinomial(needed, [0.45, 0.3, 0.25], size=2_000)
+    found = np.mean([stats.binomtest(int(w), int(w + l)).pvalue <= 0.05 for w, _, l in draws])
+    assert 0.74 <= found <= 0.83
+
+
+@settings(max_examples=50)
+@given(st.floats(0.02, 0.5), st.floats(0, 0.45))
+def test_detectable_is_the_inverse_of_needed(delta, ties):
+    needed = items_needed(delta, tie_rate=ties)
+    assert detectable_delta(needed, tie_rate=ties) <= delta * (1 + 1e-6)
+    # One item fewer shows a little less; where that is 2 items, the formula's smallest, nothing may be shown at all.
+    fewer = detectable_delta(needed - 1, tie_rate=ties)
+    assert math.isnan(fewer) or fewer >= delta * (1 - 1e-6)
+
+
+def test_what_cannot_be_shown():
+    assert math.isnan(detectable_delta(0, tie_rate=0.0))
+    assert math.isnan(detectable_delta(100, tie_rate=1.0))
+    assert math.isnan(detectable_delta(2, tie_rate=0.5))
+    assert math.isnan(detectable_delta(10, tie_rate=math.nan))
+    for delta, ties in ((0.0, 0.1), (0.6, 0.5)):
+        with pytest.raises(ValueError, match="expected one that is not 0 and at most"):
+            items_needed(delta, tie_rate=ties)
