@@ -216,6 +216,21 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_what_cannot_be_kept_is_not_paid_for(server, endpoint, tmp_path):
+    """A full disk, as SQLite sees it: the file may not grow by another page."""
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    cache._run("PRAGMA max_page_count = 4")
+    server.reply = lambda request: "word " * 1000
+    with pytest.raises(InputError, match=r"replies\.sqlite: found database or disk is full"):
+        endpoint(cache=cache, concurrency=2).complete(prompts(50))
+    assert len(server.calls) <= 4
+
+
+def test_half_a_character_in_a_reply_can_be_written():
+    raw = '{"choices": [{"message": {"content": "a \\ud800 b"}, "finish_reason": "stop"}]}'
+    assert read_completion(raw, None).text == "a ? b"
+
+
 def test_a_reply_without_content_or_usage_is_an_empty_text():
     raw = json.dumps({"choices": [{"message": {"content": None}, "finish_reason": "length"}]})
     assert read_completion(raw, PRICE) == Completion(finish="length")
@@ -240,18 +255,24 @@ def test_interrupting_keeps_what_is_under_way(server, endpoint, tmp_path):
 def test_processes_share_a_cache(tmp_path):
     path = tmp_path / "replies.sqlite"
     script = f"""
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pitlm.runs.replies import ReplyCache
 cache = ReplyCache({str(path)!r})
-def put(part):
-    for index in range(part, 40, 4):
-        cache.put({{"n": index}}, str(index))
-threads = [threading.Thread(target=put, args=(part,)) for part in range(4)]
-[t.start() for t in threads]; [t.join() for t in threads]
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda n: cache.put({{"n": n}}, str(n)), range(40)))
 """
     running = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
     assert [process.wait(30) for process in running] == [0, 0]
     assert len(ReplyCache(path)) == 40
+
+
+def test_the_scripted_server_streams_what_it_would_have_said(server, endpoint):
+    client = endpoint().client
+    asked = {"model": "m", "messages": [{"role": "user", "content": "a  b"}]}
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "re: a  b"
+    assert chunks[-1].usage == client.chat.completions.create(**asked).usage
+    assert [model.id for model in client.models.list()] == ["scripted"]
 
 
 def test_the_endpoint_is_light():

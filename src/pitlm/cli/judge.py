@@ -37,7 +37,8 @@ An LLM is asked about each pair in both orders; orders that disagree are "incons
 puts {{ first }}, {{ second }}, {{ prompt }} or {{ conversation }}, and {{ mark }}, which occurs in none of them.
 
 Replies are kept as they arrive, beside the output (or in --cache): after a kill, an error or the cost limit, the same
-command goes on and pays for nothing twice. Exit codes: 0 done, 2 for what you can mend, 3 at the cost limit.
+command goes on, and no reply that arrived is paid for twice. Two equal answers are a tie, and nobody is asked. Exit
+codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 """
 
 
@@ -47,7 +48,7 @@ command goes on and pays for nothing twice. Exit codes: 0 done, 2 for what you c
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the verdicts go (JSON lines)."
 )
-@judge_options
+@judge_options(required=True)
 @click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
 def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force: bool) -> None:
     """Compare the answers in FIRST with those in SECOND, and say how often the first system wins."""

@@ -21,14 +21,9 @@ def _body(ctx: click.Context, param: click.Parameter, value: str | None) -> dict
     return body
 
 
-OPTIONS = [
-    click.option(
-        "--judge",
-        "kind",
-        type=click.Choice(["llm", "reward", "oracle", "scripted"]),
-        required=True,
-        help="A language model, a reward or gap model, the pocket world's truth, or replies from a file.",
-    ),
+KINDS = click.Choice(["llm", "reward", "oracle", "scripted"])
+WHO = "A language model, a reward or gap model, the pocket world's truth, or replies from a file."
+HOW = [
     click.option(
         "--model", help="llm: its name; reward: folder or hub name; scripted: JSON lines, two replies a pair."
     ),
@@ -38,7 +33,7 @@ OPTIONS = [
     click.option(
         "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest reply of the judge."
     ),
-    click.option("--seed", type=int, help="Sent along, for servers that heed it."),
+    click.option("--judge-seed", type=int, help="Sent along, for servers that heed it."),
     click.option(
         "--body",
         callback=_body,
@@ -78,17 +73,24 @@ OPTIONS = [
 ]
 
 
-def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command these options, as one argument ``options``: a :class:`pitlm.judge.choice.JudgeOptions`."""
+def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command these options, as one argument ``options``: a :class:`pitlm.judge.choice.JudgeOptions`.
 
-    @functools.wraps(command)
-    def with_options(**given: Any) -> Any:
-        from dataclasses import fields
+    Args:
+        required: where it is not, and no judge is named, ``options`` is None.
+    """
+    options = [click.option("--judge", "kind", type=KINDS, required=required, help=WHO), *HOW]
 
-        from pitlm.judge.choice import JudgeOptions
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_options(**given: Any) -> Any:
+            from dataclasses import fields
 
-        own = {field.name for field in fields(JudgeOptions)}
-        options = JudgeOptions(**{name: value for name, value in given.items() if name in own})
-        return command(options=options, **{name: value for name, value in given.items() if name not in own})
+            from pitlm.judge.choice import JudgeOptions
 
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(OPTIONS), with_options)
+            own = {field.name: given.pop(field.name) for field in fields(JudgeOptions)}
+            return command(options=JudgeOptions(**own) if own["kind"] is not None else None, **given)
+
+        return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_options)
+
+    return decorate

@@ -11,7 +11,7 @@ from typing import Any
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.runs.atomic import atomic_writer
-from pitlm.text.readers import Unreadable, read_rows
+from pitlm.text.readers import read_sound_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,7 @@ def read_items(path: Path) -> list[Item]:
     Raises:
         InputError: an unreadable file or row, or no rows, with file and line.
     """
-    items = []
-    for raw in read_rows(path):
-        if isinstance(raw.data, Unreadable):
-            raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
-        items.append(_item(raw.data, raw.file, raw.line))
+    items = [_item(raw.data, raw.file, raw.line) for raw in read_sound_rows(path)]
     if not items:
         raise InputError.at(path, found="no rows", expected="one JSON object a line, with 'prompt' and 'response'")
     return items

@@ -44,7 +44,7 @@ class JudgeOptions:
     template: Path | None = None
     temperature: float = 0.0
     max_tokens: int = 1024
-    seed: int | None = None
+    judge_seed: int | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     price: str | None = None
     max_cost: float | None = None
@@ -88,7 +88,7 @@ def make_judge(options: JudgeOptions, pairs: int) -> Judge:
         options.base_url,
         temperature=options.temperature,
         max_tokens=options.max_tokens,
-        seed=options.seed,
+        seed=options.judge_seed,
         body=options.body,
         timeout=options.timeout,
         concurrency=options.concurrency,
@@ -137,7 +137,7 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Row]:
     endpoint = judge.endpoint if isinstance(judge, LLMJudge) else None
     size = len(comparisons) if endpoint is not None else CHUNK
     rows: list[Row] = []
-    with progress_bar(f"judge {judge.name}", len(comparisons), _cost_of(endpoint)) as advance:
+    with progress_bar("judging", len(comparisons), _cost_of(endpoint)) as advance:
         for start in range(0, len(comparisons), size):
             rows += judge.judge(comparisons[start : start + size], advance=advance)
     if endpoint is not None and endpoint.stopped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from pitlm.judge.llm import read_reply
 from pitlm.judge.parsing import row_of_replies
 from pitlm.judge.protocol import Advance
 from pitlm.models.endpoint import Completion
-from pitlm.text.readers import Unreadable, read_rows
+from pitlm.text.pairs import describe
+from pitlm.text.readers import read_sound_rows
 
 Rule = Callable[[Comparison], str | Exception]
 """What is said of a comparison whose first response is shown as A; an exception is a failed call."""
@@ -40,10 +40,11 @@ class ScriptedJudge:
             InputError: something else in the file, or not two replies a pair.
         """
         replies: list[str | Exception] = []
-        for raw in read_rows(path):
+        for raw in read_sound_rows(path):
             if not isinstance(raw.data, str):
-                found = raw.data.found if isinstance(raw.data, Unreadable) else json.dumps(raw.data)[:60]
-                raise InputError.at(raw.file, line=raw.line, found=found, expected="a string in quotes: one raw reply")
+                raise InputError.at(
+                    raw.file, line=raw.line, found=describe(raw.data), expected="a string: one raw reply"
+                )
             replies.append(raw.data)
         if len(replies) != 2 * pairs:
             raise InputError.at(path, found=f"{len(replies)} replies", expected=f"{2 * pairs}, two for each pair")

@@ -123,7 +123,7 @@ class ChatEndpoint:
         Args:
             temperature, seed: in place of the endpoint's own, where they are not None.
             attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
-            advance: told how many completions have just arrived.
+            advance: told how many replies or failures have just arrived.
 
         Raises:
             InputError: nothing can be had of this endpoint: no server, a wrong key, no such model; or a cost limit and
@@ -148,7 +148,7 @@ class ChatEndpoint:
                 done[first] = future.result()
                 for other in others:
                     done[other] = replace(done[first], cost=0.0, from_cache=True)
-                if advance is not None:
+                if advance is not None and done[first].asked:
                     advance(1 + len(others))
         finally:
             pool.shutdown(cancel_futures=True)  # those under way end, and are kept
@@ -185,7 +185,11 @@ class ChatEndpoint:
         if completion.failure:
             return completion
         if self.cache is not None:
-            self.cache.put(request, raw)
+            try:
+                self.cache.put(request, raw)
+            except InputError as error:
+                self._dead = error  # what cannot be kept is not to be paid for
+                raise
         with self._lock:
             self.calls += 1
             self.spent += completion.cost
@@ -223,7 +227,8 @@ class ChatEndpoint:
 
 def _words(error: Exception) -> str:
     cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) else ""
-    return f"{type(error).__name__}: {error}{cause}"[:500]
+    text = f"{type(error).__name__}: {error}{cause}"[:500]
+    return "".join(character if character.isprintable() else " " for character in text)  # a server wrote it
 
 
 def read_completion(raw: str, price: Price | None) -> Completion:
@@ -239,5 +244,6 @@ def read_completion(raw: str, price: Price | None) -> Completion:
         return Completion(failure=f"no chat completion in the response: {raw[:80]!r}")
     if not isinstance(text, str):
         return Completion(failure=f"no text in the response: {raw[:80]!r}")
+    text = text.encode(errors="replace").decode()  # half a character cannot be written to any file
     cost = price.cost(given, cached, made) if price is not None else 0.0
     return Completion(text, str(choice.get("finish_reason") or ""), "", given, cached, made, cost)

@@ -25,7 +25,7 @@ class ReplyCache:
     Each reply is committed as it is put, so a process that is killed loses only what had not arrived.
 
     Raises:
-        InputError: the file is there and is no SQLite database.
+        InputError: the file is no SQLite database, or, in any call, cannot be read or written to: a full disk.
         OSError: the folder cannot be written to.
     """
 
@@ -35,31 +35,36 @@ class ReplyCache:
         self._lock = threading.Lock()
         try:
             self._database = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS replies "
-                "(key TEXT PRIMARY KEY, request TEXT NOT NULL, response TEXT NOT NULL, "
-                "at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
-            )
-        except sqlite3.DatabaseError as error:
-            raise InputError.at(self.path, found=str(error), expected="a cache of replies, or a new file") from error
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+        self._run("PRAGMA journal_mode = WAL")
+        self._run(
+            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, response TEXT NOT NULL, "
+            "at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
+        )
+
+    def _run(self, statement: str, *values: str) -> Any:
+        """The first row of what a statement gives, None where it gives none."""
+        try:
+            with self._lock:
+                return self._database.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+
+    def _error(self, error: sqlite3.Error) -> InputError:
+        return InputError.at(
+            self.path, found=str(error), expected="a cache of replies, or a new file, on a disk with room"
+        )
 
     def get(self, key: str) -> str | None:
         """The raw response that was stored under ``key``, None where there is none."""
-        with self._lock:
-            row = self._database.execute("SELECT response FROM replies WHERE key = ?", (key,)).fetchone()
+        row = self._run("SELECT response FROM replies WHERE key = ?", key)
         return None if row is None else str(row[0])
 
     def put(self, request: Mapping[str, Any], response: str) -> None:
         """Keep a raw response under its request's key, for good: a reply that is there already stays."""
         values = (request_key(request), json.dumps(request, ensure_ascii=False), response)
-        with self._lock:
-            self._database.execute("INSERT OR IGNORE INTO replies (key, request, response) VALUES (?, ?, ?)", values)
+        self._run("INSERT OR IGNORE INTO replies (key, request, response) VALUES (?, ?, ?)", *values)
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._database.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
-
-    def close(self) -> None:
-        with self._lock:
-            self._database.close()
+        return int(self._run("SELECT COUNT(*) FROM replies")[0])

@@ -14,7 +14,7 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison
 from pitlm.runs.atomic import write_text
 from pitlm.text.pairs import describe
-from pitlm.text.readers import Unreadable, read_rows
+from pitlm.text.readers import read_sound_rows
 
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
 ANSWER_FIELDS = ("final", "response", "output")
@@ -57,11 +57,7 @@ def read_answers(path: Path) -> AnswerFile:
         InputError: an unreadable file or row, no rows, or more than one generator.
     """
     path = Path(path)
-    answers = []
-    for raw in read_rows(path):
-        if isinstance(raw.data, Unreadable):
-            raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
-        answers.append(_answer(raw.data, raw.file, raw.line))
+    answers = [_answer(raw.data, raw.file, raw.line) for raw in read_sound_rows(path)]
     if not answers:
         raise InputError.at(path, found="no rows", expected="rows with a prompt and an answer")
     names = list(dict.fromkeys(str(answer.row["generator"]) for answer in answers if answer.row.get("generator")))
@@ -81,7 +77,8 @@ def _answer(row: object, file: str, line: int) -> GivenAnswer:
     text = row[answer_field]
     if not isinstance(text, str):
         raise InputError.at(file, line=line, field=answer_field, found=describe(text), expected="a string")
-    for name, value in ((prompt_field, "".join(m.content for m in prompt.messages)), (answer_field, text)):
+    written = {prompt_field: "".join(m.content for m in prompt.messages), answer_field: text}
+    for name, value in {**written, "id": str(row.get("id")), "generator": str(row.get("generator"))}.items():
         try:
             value.encode()
         except UnicodeEncodeError as error:

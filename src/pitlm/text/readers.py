@@ -82,6 +82,18 @@ def check_outside(source: str | Path, out: Path) -> None:
         raise InputError.at(out, found=f"a folder inside the source {source}", expected="one outside it; give --out")
 
 
+def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
+    """Every row of ``source``, as :func:`read_rows`, where a line that cannot be decoded ends it.
+
+    Raises:
+        InputError: as there, and for such a line.
+    """
+    for raw in read_rows(source):
+        if isinstance(raw.data, Unreadable):
+            raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
+        yield raw
+
+
 def _files_below(folder: Path) -> list[Path]:
     """The data files under ``folder``, sorted by path."""
 
