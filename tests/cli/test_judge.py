@@ -256,3 +256,42 @@ def test_asking_an_endpoint_needs_no_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code
+
+
+def test_evaluate_judges_two_files_first_and_goes_on_where_it_was_cut_off(tmp_path, files, capsys):
+    verdicts, figures, alpaca = tmp_path / "verdicts.jsonl", tmp_path / "figures.json", tmp_path / "annotations.json"
+    command = ["evaluate", *map(str, files), "--judge", "llm", "--model", "m", "-o", str(verdicts), "--seed", "1"]
+    more = ["--json", str(figures), "--alpaca", str(alpaca), "--resamples", "50"]
+    with ScriptedEndpoint(lambda request: honest(request) if len(server.calls) <= 9 else Fail(401)) as server:
+        assert call(*command, "--base-url", server.base_url, "--concurrency", "1", *more) == 2
+        assert not verdicts.exists()
+        paid = len(server.answered)
+        server.reply = honest
+        assert call(*command, "--base-url", server.base_url, *more) == 0
+        assert paid == 9
+        assert len(server.answered) == 24
+    output = capsys.readouterr().out
+    assert "Against theirs, judged by m" in output
+    assert "Position (both orders)" in output
+    [line] = json.loads(figures.read_text())["systems"]
+    assert line["tally"] == {"win": 10, "tie": 0, "loss": 2, "inconsistent": 0, "unparsable": 0}
+    first = json.loads(alpaca.read_text())[0]
+    assert (first["instruction"], first["output_1"], first["output_2"]) == (PROMPTS[0], "bad answer 0", "good answer 0")
+    assert (first["generator_2"], first["preference"]) == ("ours", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["a"], "expected two"), (["a", "b"], "expected the file that the verdicts go to"), ([], "found no FILE")],
+)
+def test_evaluate_with_a_judge_wants_two_files_and_an_output(tmp_path, capsys, arguments, words):
+    for name in "ab":
+        (tmp_path / name).touch()
+    assert call("evaluate", *(str(tmp_path / name) for name in arguments), "--judge", "oracle") == 2
+    assert words in capsys.readouterr().err

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlm.cli.judge_options import judge_options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pitlm.evaluate.alpaca import Annotation
+    from pitlm.judge.choice import JudgeOptions
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
@@ -23,6 +26,9 @@ Examples:
   pit evaluate results/*/annotations.json --rank
   pit evaluate verdicts.jsonl --alpaca annotations.json
   pit evaluate --plan 5
+  pit evaluate ours.json theirs.json --judge llm --model gpt-4o-mini -o verdicts.jsonl
+
+With --judge, two FILEs of answers are judged first, as `pit judge` does: killed anywhere, the same command goes on.
 """
 
 
@@ -60,6 +66,11 @@ def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     help="Of each interval.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all resampling.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="With --judge: where the verdicts go."
+)
+@click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Replies that were kept stay.")
+@judge_options(required=False)
 def evaluate(
     files: tuple[Path, ...],
     baseline: str | None,
@@ -70,12 +81,17 @@ def evaluate(
     resamples: int,
     confidence: float,
     seed: int,
+    output: Path | None,
+    force: bool,
+    options: JudgeOptions | None,
 ) -> None:
     """Win rates, Deltas, tests, rankings and agreement from FILEs of verdicts. Nothing is asked again.
 
     A FILE holds verdict rows, as `pit judge` writes them (.jsonl), or AlpacaEval's annotations (.json). Several are
     read as one. Intervals resample items, so several verdicts on one item are one piece of evidence.
     """
+    if options is None and (output is not None or force):
+        raise click.UsageError("-o and --force: found without --judge")
     if not files:
         if wanted is None:
             raise click.UsageError("found no FILE, expected at least one, or --plan POINTS")
@@ -83,9 +99,27 @@ def evaluate(
         return
     from pitlm.evaluate.verdict_files import read_verdicts
 
-    annotations = read_verdicts(files)
-    options = {"rank": rank, "wanted": wanted, "resamples": resamples, "confidence": confidence, "seed": seed}
-    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **options)
+    annotations = read_verdicts(files) if options is None else _judged(files, output, options, force)
+    figures = {"rank": rank, "wanted": wanted, "resamples": resamples, "confidence": confidence, "seed": seed}
+    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **figures)
+
+
+def _judged(files: Sequence[Path], output: Path | None, options: JudgeOptions, force: bool) -> list[Annotation]:
+    """The verdicts on two files of answers, with what AlpacaEval's annotations hold beside them."""
+    if len(files) != 2:
+        raise click.UsageError(f"--judge: found {len(files)} FILEs, expected two, with the answers of a system each")
+    if output is None:
+        raise click.UsageError("-o: found nothing beside --judge, expected the file that the verdicts go to")
+    from pitlm.cli.judge import judge_to_file
+    from pitlm.evaluate.alpaca import Annotation
+    from pitlm.text.answers import read_comparisons
+
+    first, second = files
+    rows = judge_to_file(first, second, output, options, force=force)
+    return [
+        Annotation(row, {"instruction": c.prompt.text, "output_1": c.second, "output_2": c.first})
+        for row, c in zip(rows, read_comparisons(first, second), strict=True)
+    ]
 
 
 def show(

@@ -52,6 +52,15 @@ codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 @click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
 def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force: bool) -> None:
     """Compare the answers in FIRST with those in SECOND, and say how often the first system wins."""
+    judge_to_file(first, second, output, options, force=force)
+
+
+def judge_to_file(first: Path, second: Path, output: Path, options: JudgeOptions, *, force: bool) -> list[Row]:
+    """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
+
+    Raises:
+        InputError: as :func:`pitlm.pipeline.judging.judge_answer_files` does, and an output that is there already.
+    """
     from dataclasses import replace
 
     from pitlm.judge.choice import rows_as_lines
@@ -65,6 +74,7 @@ def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force:
     write_text(output, rows_as_lines(rows))
     _print_tally(rows)
     click.echo(f"Written to {output}")
+    return rows
 
 
 def _print_tally(rows: Sequence[Row]) -> None:
