@@ -9,13 +9,20 @@ import random
 import pytest
 import torch
 from builders import scorer_checkpoint
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pitlm.core.equations import gap_loss
 from pitlm.models.forest import Forest
 from pitlm.models.loading import load_scorer, load_tokenizer
 from pitlm.models.scorers import GapModel, score_ids
-from pitlm.models.trees import ARCHITECTURES, _log_fallback, enable_trees, reads_trees, score_tree
+from pitlm.models.trees import (
+    ARCHITECTURES,
+    _log_fallback,
+    completion_log_probs,
+    enable_trees,
+    reads_trees,
+    score_tree,
+)
 
 PAD, END, VOCABULARY = 0, 1, 100
 LLAMA = {
@@ -39,13 +46,13 @@ SHAPES = {
 CANNOT = ("bloom", "falcon", "gemma2")
 
 
-def tiny(architecture: str, **changes):
+def tiny(architecture: str, *, auto=AutoModelForSequenceClassification, **changes):
     """Random weights, large enough that a token seen or not seen shows."""
     ids = {"pad_token_id": PAD, "bos_token_id": END, "eos_token_id": END}
     shape = {**SHAPES.get(architecture, LLAMA), "vocab_size": VOCABULARY, "num_labels": 1, **ids, **changes}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **shape))
+        model = auto.from_config(AutoConfig.for_model(architecture, **shape))
         for weight in model.parameters():
             if weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.2)
@@ -92,6 +99,32 @@ def test_scores_and_gradients_are_those_of_separate_rows(architecture):
     found = score_tree(model, Forest.of(rows))
     assert relative(found, expected) < 1e-5
     assert relative(gradients(model, found), expected_gradient) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_log_probabilities_and_their_gradients_are_those_of_separate_rows(architecture):
+    plain, tree = (tiny(architecture, auto=AutoModelForCausalLM) for _ in range(2))
+    enable_trees(tree)
+    rng = random.Random(1)
+    prompts = [prompt for size in (25, 1, 60) for prompt in [tokens(rng, size)] * 3]
+    begin = tokens(rng, 4)
+    rows = [prompt + (begin if i % 3 else []) + tokens(rng, 1 + i) for i, prompt in enumerate(prompts)]
+    logp_RC, entropy_RC = completion_log_probs(tree, Forest.of(rows), [len(prompt) for prompt in prompts], 0.7)
+    separate = []
+    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        every = (plain(input_ids=torch.tensor([row])).logits[0, len(prompt) - 1 : -1] / 0.7).log_softmax(-1)
+        count = len(row) - len(prompt)
+        separate.append(every.gather(1, torch.tensor(row[len(prompt) :])[:, None])[:, 0])
+        assert relative(logp_RC[number, :count], separate[-1]) < 1e-5
+        assert relative(entropy_RC[number, :count], -(every.exp() * every).sum(-1)) < 1e-4
+        assert not logp_RC[number, count:].any()
+    weights = torch.linspace(-1, 1, len(rows))
+    torch.dot(torch.stack([row.sum() for row in separate]), weights).backward()
+    torch.dot(logp_RC.sum(1), weights).backward()
+    expected, found = (
+        torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) for model in (plain, tree)
+    )
+    assert relative(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("architecture", CANNOT)

@@ -139,6 +139,7 @@ class RLSection(TrainSection):
         1.0,
         description="taken from the reward of an answer without end token; null leaves such answers out of the group",
     )
+    share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step, as it stands")
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
     probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")

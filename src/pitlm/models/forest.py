@@ -51,6 +51,7 @@ class Forest:
 
     Attributes:
         rows: the token ids that were packed.
+        paths: of each row, where its tokens stand among the T tokens.
         last_R: where each row ends among the T tokens.
         order_T: where each token stands among the outputs of all blocks.
     """
@@ -58,6 +59,7 @@ class Forest:
     rows: Sequence[list[int]]
     input_ids_1T: Tensor
     position_ids_1T: Tensor
+    paths: Sequence[Ints]
     last_R: Tensor
     order_T: Tensor
     blocks: tuple[Block, ...]
@@ -67,7 +69,8 @@ class Forest:
     def of(cls, rows: Sequence[list[int]]) -> Forest:
         """Pack at least one row of at least one token each, in any order; equal rows are read once."""
         tokens: list[int] = []
-        last, end = np.zeros(len(rows), np.int64), np.zeros(sum(map(len, rows)), np.int64)
+        paths: list[Ints] = [np.zeros(0, np.int64)] * len(rows)
+        end = np.zeros(sum(map(len, rows)), np.int64)
         roots: list[Piece] = []
         branches: list[Piece] = []
         positions: list[int] = []
@@ -89,7 +92,7 @@ class Forest:
                     roots.append(Piece(new, path))
                 else:
                     _grow(branches, Piece(new, path))
-            last[index] = path[-1]
+            paths[index] = path
         end[path] = total
         made = [_root_block(p) for p in _batched(roots)] + [_branch_block(p, end) for p in _batched(branches)]
         order = np.empty(total, np.int64)
@@ -99,7 +102,8 @@ class Forest:
             rows,
             torch.from_numpy(np.array(tokens))[None],
             torch.from_numpy(np.array(positions))[None],
-            torch.from_numpy(last),
+            paths,
+            torch.tensor([path[-1] for path in paths]),
             torch.from_numpy(order),
             tuple(block for block, _ in made),
         )

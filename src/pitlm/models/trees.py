@@ -4,6 +4,7 @@ A token attends to its ancestors and itself, its position is its depth in its tr
 at the row's last token. Linear layers see each token of the forest once; attention goes block by block.
 
 Shapes: R rows, T tokens of a forest; H heads, E = H times their width; blocks as in :mod:`pitlm.models.forest`.
+C tokens of the longest completion, N of all, U tokens from which something is predicted, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -113,16 +116,51 @@ def score_tree(model: torch.nn.Module, forest: Forest) -> Tensor:
     # The pooling of transformers keeps one score a sequence.
     hook = head.register_forward_hook(lambda module, inputs, output: scores.append(output[0, :, 0]))
     try:
-        model(
-            input_ids=here.input_ids_1T,
-            position_ids=here.position_ids_1T,
-            attention_mask=here.input_ids_1T.new_ones(1, 1, 1, 1),  # four dimensions: taken as given, and ignored
-            use_cache=False,
-            forest=here,
-        )
+        model(**_inputs(here))
     finally:
         hook.remove()
     return scores[0][here.last_R]
+
+
+def completion_log_probs(
+    model: torch.nn.Module, forest: Forest, prompt_lengths: Sequence[int], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of what follows each row's prompt, each prompt read once; differentiable. Ours.
+
+    The head sees only the tokens from which something is predicted, each once.
+
+    Args:
+        prompt_lengths: tokens of each row that were given; at least one, and at least one was written after them.
+        temperature: logits are divided by it.
+
+    Returns:
+        Log-probabilities and (without gradient) entropies, padded with zeros on the right; shape (R, C) each.
+    """
+    here = forest.to(next(model.parameters()).device)
+    at = [path[start - 1 : -1] for path, start in zip(forest.paths, prompt_lengths, strict=True)]
+    targets = [token for row, start in zip(forest.rows, prompt_lengths, strict=True) for token in row[start:]]
+    seen_U, owner_N = (
+        torch.from_numpy(x).to(here.last_R.device) for x in np.unique(np.concatenate(at), return_inverse=True)
+    )
+    output = model(**_inputs(here), logits_to_keep=seen_U)
+    logp_UV = torch.log_softmax(output.logits[0].float() / temperature, -1)
+    # From the flat tensor, because the gradient of logp[owner, target] is much slower on a CPU.
+    flat_N = owner_N * logp_UV.shape[1] + torch.tensor(targets, device=logp_UV.device)
+    logp_N = logp_UV.flatten().index_select(0, flat_N)
+    with torch.no_grad():
+        entropy_N = -(logp_UV.exp() * logp_UV).sum(-1)[owner_N]
+    lengths = [len(path) for path in at]
+    return tuple(pad_sequence(x.split(lengths), batch_first=True) for x in (logp_N, entropy_N))  # type: ignore[return-value]
+
+
+def _inputs(here: Forest) -> dict[str, Any]:
+    return {
+        "input_ids": here.input_ids_1T,
+        "position_ids": here.position_ids_1T,
+        "attention_mask": here.input_ids_1T.new_ones(1, 1, 1, 1),  # four dimensions: taken as given, and ignored
+        "use_cache": False,
+        "forest": here,
+    }
 
 
 def _score_rows(model: torch.nn.Module, rows: Sequence[list[int]]) -> Tensor:

@@ -24,6 +24,7 @@ from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
 from pitlm.train.common import Workbench, callbacks, fit, processes, seed_stage, trainer_arguments
 from pitlm.train.probe import Conversation, HeldOutProbe, Probe
+from pitlm.train.rl_step import SharedPromptRLOOTrainer
 
 Reward = Callable[[list[list[int]]], Tensor]
 """Token ids of prompt + completion -> score of each; shape (batch,)."""
@@ -58,7 +59,7 @@ def train_rl(
     # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
     model.config._name_or_path = str(anchor)
     lora = bench.lora("CAUSAL_LM")
-    trainer = RLOOTrainer(
+    trainer = (SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer)(
         model=model,
         reward_funcs=SampleReward(reward, bench, section.truncated_penalty, probe),
         args=_arguments(section, bench),
