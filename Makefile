@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow chromium browser-test screenshots check bench bench-gap seeds clean
+.PHONY: help venv quickstart test test-slow chromium browser-test screenshots check bench bench-gap bench-rl seeds clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,10 @@ bench: $(READY) ## Run every benchmark; figures go to build/bench
 bench-gap: $(READY) ## The gap model's trees against separate rows, at four shapes (8 minutes)
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/gap.py --json build/bench/gap.json
+
+bench-rl: $(READY) ## A step of RL that reads each prompt once, against TRL's own, at two shapes (4 minutes)
+	@mkdir -p build/bench
+	$(BIN)/python benchmarks/rl.py --json build/bench/rl.json
 
 seeds: $(READY) ## The quickstart's claims over five seeds (half an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json

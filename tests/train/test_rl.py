@@ -208,12 +208,12 @@ def test_an_anchor_that_is_the_stages_own_start_stops_the_run(bases, tmp_path, m
     anchor = varied(bases("words"), tmp_path / "sft", seed=1)
     start = varied(bases("words"), tmp_path / "stage-0", seed=2)
 
-    class Forgetful(rl.RLOOTrainer):
+    class Forgetful(rl.SharedPromptRLOOTrainer):
         def __init__(self, model, **kwargs):
             model.config._name_or_path = str(start)
             super().__init__(model=model, **kwargs)
 
-    monkeypatch.setattr(rl, "RLOOTrainer", Forgetful)
+    monkeypatch.setattr(rl, "SharedPromptRLOOTrainer", Forgetful)
     with pytest.raises(RuntimeError, match="the KL anchor differs from"):
         train(workbench(tmp_path / "rl", start), anchor)
 
@@ -228,12 +228,12 @@ def test_with_lora_other_weights_under_the_adapter_stop_the_run(bases, tmp_path)
 def test_an_adapter_copied_as_reference_stops_the_run(bases, tmp_path, monkeypatch):
     anchor = varied(bases("words"), tmp_path / "sft", seed=1)
 
-    class Copying(rl.RLOOTrainer):
+    class Copying(rl.SharedPromptRLOOTrainer):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
             self.model.add_adapter("ref", self.model.peft_config["default"])
 
-    monkeypatch.setattr(rl, "RLOOTrainer", Copying)
+    monkeypatch.setattr(rl, "SharedPromptRLOOTrainer", Copying)
     with pytest.raises(RuntimeError, match="a copy of the adapter"):
         train(workbench(tmp_path / "rl", anchor, peft=LORA), anchor)
 

@@ -33,14 +33,14 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         for model in (self.model, self.ref_model):
             if model is not None:
                 enable_trees(self.accelerator.unwrap_model(model))
-        # Sharded or replicated weights need the forward pass of their gradient through the wrapper; checkpointing is there
-        # to keep no activations for long.
+        # Sharded or replicated weights need the forward pass of their gradient through the wrapper, and checkpointing
+        # is there to keep no activations for long.
         self._reads_once = (
             self.accelerator.num_processes == 1
             and not self.args.gradient_checkpointing
             and self.num_iterations == self.args.steps_per_generation == 1
         )
-        self._read: tuple[Tensor, LogProbs] | None = None
+        self._read: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
         model = self.accelerator.unwrap_model(self.model)
@@ -72,21 +72,27 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
                 **images,
             )
             return stock
-        known = self._read is not None and torch.equal(self._read[0], input_ids)
-        if known and torch.is_grad_enabled():
-            assert self._read is not None
-            (_, found), self._read = self._read, None
-            return found
-        # TRL first reads the samples with the policy, without gradient, and later again with it. In between comes the
-        # reference, with PEFT the same model without its adapter.
-        first = model is self.model and self.model.training and not known and not torch.is_grad_enabled()
+        # TRL first reads the samples with the policy, without gradient, and later again with it, shuffled. In between
+        # comes the reference, with PEFT the same model without its adapter.
+        places = self._places(input_ids)
+        if places is not None and torch.is_grad_enabled():
+            (logp_BC, entropy_BC), self._read = self._read[1], None  # type: ignore[index]
+            return logp_BC.index_select(0, places), entropy_BC.index_select(0, places), None
+        first = model is self.model and self.model.training and places is None and not torch.is_grad_enabled()
         keep = self._reads_once and first
         with torch.set_grad_enabled(keep or torch.is_grad_enabled()), self.accelerator.autocast():
             logp_BC, entropy_BC = self._read_trees(model, input_ids, attention_mask, logits_to_keep, batch_size)
         if keep:
-            self._read = input_ids, (logp_BC, entropy_BC, None)
-            return logp_BC.detach(), entropy_BC, None
-        return logp_BC, entropy_BC, None
+            self._read = input_ids, (logp_BC, entropy_BC)
+        return logp_BC.detach() if keep else logp_BC, entropy_BC, None
+
+    def _places(self, input_ids: Tensor) -> Tensor | None:
+        """Where each row stands in the batch that was kept; None where one is not in it. Shape (B,)."""
+        if self._read is None or self._read[0].shape != input_ids.shape:
+            return None
+        kept = {tuple(row): place for place, row in enumerate(self._read[0].tolist())}
+        places = [kept.get(tuple(row)) for row in input_ids.tolist()]
+        return None if None in places else torch.tensor(places, device=input_ids.device)
 
     def _read_trees(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None
