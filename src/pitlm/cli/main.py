@@ -33,6 +33,7 @@ VERBS = {
     "run": Verb("pitlm.cli.run:run", "Train an improver from preference pairs and compare it honestly."),
     "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
     "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
+    "serve": Verb("pitlm.cli.serve:serve", "Stand in front of an OpenAI-compatible API and improve its answers."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }
 
