@@ -100,6 +100,8 @@ def serve(
     from pitlm.serve.app import Settings
     from pitlm.serve.server import run
 
+    if host not in LOOPBACK or token is not None:
+        settings["hosts"] = None
     if improver_ask is not None:
         settings["improver_ask"] = improver_ask
     run(

@@ -23,7 +23,7 @@ from pitlm.improve.live.driver import AsyncProposer, AsyncScorer, Bounds, Improv
 from pitlm.improve.live.remote import RemoteImprover, RemoteScorer
 from pitlm.improve.live.worker import Worker, load_models
 from pitlm.serve.errors import ApiError
-from pitlm.serve.limits import Limits
+from pitlm.serve.limits import LOOPBACK, Limits
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.proxying import ChatCompletions, PassThrough
 from pitlm.serve.replies import finite
@@ -41,6 +41,7 @@ class Settings:
         improver_model, improver_ask: a remote improver's name, and the turn that it was trained with.
         models_key: bearer token for remote improver and gap model.
         token: what clients have to send; None asks for none.
+        hosts: names by which clients may call this server; None takes any.
         improve_seconds: for the improvement of one answer, after which the best so far stands.
         upstream_seconds: of the upstream's silence.
         heartbeat: seconds between comments in a stream that has nothing to say yet.
@@ -55,6 +56,7 @@ class Settings:
     models_key: str | None = None
     loop: LoopSection = field(default_factory=LoopSection)
     token: str | None = None
+    hosts: frozenset[str] | None = LOOPBACK
     improve_seconds: float = 20.0
     upstream_seconds: float = 600.0
     heartbeat: float = 5.0
@@ -130,6 +132,7 @@ def make_app(
         Limits,
         metrics=metrics,
         token=settings.token,
+        hosts=settings.hosts,
         body_bytes=settings.body_bytes,
         concurrency=settings.concurrency,
         queue=settings.queue,

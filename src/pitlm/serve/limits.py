@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ from pitlm.serve.metrics import Metrics
 log = logging.getLogger("pitlm.serve")
 
 UNLIMITED = frozenset({"/healthz", "/metrics"})
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 BODY_SECONDS = 60.0
+_PORT = re.compile(r":\d+\Z")
 
 
 class Limits:
@@ -26,6 +29,7 @@ class Limits:
 
     Args:
         token: what clients have to send as bearer token; None asks for none.
+        hosts: names of this server that requests may have come to; None takes any.
         body_bytes: the largest request body.
         concurrency: requests worked on at once.
         queue: requests that may wait beside them; more are told to come again (429).
@@ -38,6 +42,7 @@ class Limits:
         *,
         metrics: Metrics,
         token: str | None,
+        hosts: frozenset[str] | None,
         body_bytes: int,
         concurrency: int,
         queue: int,
@@ -46,6 +51,7 @@ class Limits:
         self.app = app
         self.metrics = metrics
         self.token = None if token is None else f"Bearer {token}".encode()
+        self.hosts = hosts
         self.body_bytes = body_bytes
         self.turns = asyncio.Semaphore(concurrency)
         self.queue = queue
@@ -58,7 +64,7 @@ class Limits:
         began = time.perf_counter()
         reply = _Watched(send)
         try:
-            self._authorise(scope)
+            self._admit(scope)
             if scope["path"] in UNLIMITED:
                 await self.app(scope, receive, reply)
             else:
@@ -74,11 +80,16 @@ class Limits:
         # Neither query, headers nor bodies: keys and conversations stay out of the log.
         log.debug("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
 
-    def _authorise(self, scope: Scope) -> None:
+    def _admit(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
+        # Any page that the user has open in a browser can send requests to this machine, under a name of its own even.
+        foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
+        if foreign or (self.hosts is not None and _PORT.sub("", host) not in self.hosts):
+            raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
         if self.token is None or scope["path"] in self.open_paths:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if not hmac.compare_digest(given, self.token):
+        if not hmac.compare_digest(headers.get(b"authorization", b""), self.token):
             raise ApiError(
                 401, "invalid_api_key", "A bearer token is needed.", headers=[(b"www-authenticate", b"Bearer")]
             )

@@ -39,8 +39,15 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
             if check:
                 return
             # Date and Server are the upstream's to say: twice is once too often.
-            headers = {"server_header": False, "date_header": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS}
-            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", **headers)
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            )
             for number in (signal.SIGINT, signal.SIGTERM):
                 # uvicorn raises the signal again when it is done; by then the models are still to be let go.
                 signal.signal(number, lambda *_: None)

@@ -1,0 +1,191 @@
+"""Improving while somebody waits: what is kept, what a failure costs, and the process that owns the models."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from scripted_models import Judge, Writer, both, killed, missing
+
+from pitlm.core.config import LoopSection
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Improvement, Prompt, StopReason
+from pitlm.improve.live.driver import Bounds, Improving, Unavailable
+from pitlm.improve.live.worker import Worker
+
+X = Prompt.of("2 + 2 ?")
+
+
+def drive(writer=None, judge=None, bounds=Bounds(), *, seconds=20.0, **settings):
+    improving = Improving(writer or Writer(), judge or Judge(), LoopSection(**settings), seconds)
+    return asyncio.run(improving(X, "Four .", bounds))
+
+
+def test_rounds_go_on_while_the_gap_is_above_the_margin_that_the_scorer_was_calibrated_to():
+    outcome = drive(rounds=5)
+    assert outcome.trace.responses == ("Four .", "Four . Better", "Four . Better Better")
+    assert outcome.trace.gaps == (1.0, 1.0, -1.0)
+    assert (outcome.name, outcome.failure, outcome.trace.generated_tokens) == ("improved", "", 9)
+    assert drive(judge=Judge(calibrated=1.0)).name == "kept"
+    assert drive(judge=Judge(calibrated=1.0), margin=0.9).name == "improved"
+
+
+def test_a_margin_of_infinity_asks_for_nothing():
+    writer = Writer()
+    outcome = drive(writer, Judge(calibrated=math.inf))
+    assert (outcome.name, outcome.trace.rounds, writer.asked) == ("kept", (), [])
+
+
+@pytest.mark.parametrize(
+    ("writer", "judge"),
+    [
+        (Writer(failure="the improver is gone"), Judge()),
+        (Writer(), Judge(failure="the gap model is gone")),
+    ],
+)
+def test_a_model_that_fails_leaves_the_first_answer(writer, judge):
+    outcome = drive(writer, judge)
+    assert (outcome.name, outcome.trace.final, outcome.trace.stop_reason) == ("failed-open", "Four .", StopReason.CANCELLED)
+    assert "is gone" in outcome.failure
+
+
+def test_a_model_that_is_slow_leaves_the_first_answer():
+    outcome = drive(Writer(seconds=30), seconds=0.05)
+    assert (outcome.name, outcome.trace.final) == ("failed-open", "Four .")
+    assert (outcome.failure, outcome.trace.stop_reason) == ("time limit", StopReason.SECONDS)
+
+
+def test_a_round_that_has_ended_stands_when_the_next_one_fails():
+    class Once(Writer):
+        async def propose(self, *args, **kwargs):
+            self.failure = "the improver is gone" if self.asked else ""
+            return await super().propose(*args, **kwargs)
+
+    outcome = drive(Once(), rounds=3)
+    assert (outcome.name, outcome.trace.final) == ("improved", "Four . Better")
+    assert outcome.failure == "the improver is gone"
+
+
+def test_bounds_of_the_first_answer_hold_for_the_improved_one():
+    writer = Writer(suffix=" Better END and more")
+    outcome = drive(writer, bounds=Bounds(stop=("XX", "END"), temperature=0.1, seed=7, rounds=2), rounds=3)
+    assert outcome.trace.responses[1] == "Four . Better"
+    assert [(asked["temperature"], asked["seed"]) for asked in writer.asked] == [(0.1, 7), (0.1, 8)]
+    assert outcome.trace.stop_reason is StopReason.ROUNDS
+    hot = Writer()
+    drive(hot, bounds=Bounds(temperature=1.5, rounds=9), rounds=1)
+    assert [asked["temperature"] for asked in hot.asked] == [0.4]
+
+
+def test_a_proposal_longer_than_the_client_allows_is_not_even_scored():
+    outcome = drive(Writer(tokens=6), bounds=Bounds(max_tokens=5))
+    assert outcome.name == "kept"
+    assert math.isnan(outcome.trace.gaps[0])
+    assert drive(Writer(tokens=5), bounds=Bounds(max_tokens=5)).name == "improved"
+
+
+def test_a_proposal_of_which_nothing_is_left_before_the_stop_sequence_is_none():
+    assert drive(bounds=Bounds(stop=("Four",))).trace.stop_reason is StopReason.CONVERGED
+
+
+def test_of_several_proposals_each_has_a_seed_of_its_own():
+    writer = Writer()
+    drive(writer, bounds=Bounds(seed=10), rounds=2, proposals=3)
+    assert [asked["seed"] for asked in writer.asked] == [10, 11, 12, 13, 14, 15]
+
+
+def work(test, load=both, **settings):
+    """Run a coroutine function with a worker."""
+
+    async def main():
+        sizes = []
+        worker = Worker(load, observe=sizes.append, **{"patience": 20.0, **settings})
+        await worker.start()
+        try:
+            return await asyncio.wait_for(test(worker, sizes), 30)
+        finally:
+            await worker.stop()
+
+    return asyncio.run(main())
+
+
+def ask(worker, text, seed=None, temperature=0.4):
+    return worker.propose(Prompt.of(text), "y", temperature=temperature, seed=seed, max_tokens=None)
+
+
+def test_what_is_asked_at_once_is_done_together_and_each_gets_its_own():
+    async def test(worker, sizes):
+        answers = await asyncio.gather(*(ask(worker, name) for name in "abcde"))
+        assert [answer.text[:8] for answer in answers] == [f"{name} with 5"[:8] for name in "abcde"]
+        assert (await ask(worker, "f")).prompt_tokens == 3
+        gaps = await asyncio.gather(*(worker.gap(Improvement(X, "abc", "z" * size)) for size in range(4)))
+        assert gaps == [-3.0, -2.0, -1.0, 0.0]
+        assert await worker.margin() == 0.25
+        assert sizes == [5, 1, 4]
+
+    work(test)
+
+
+def test_a_seed_is_asked_alone_so_that_it_gives_the_same_answer_in_any_company():
+    async def test(worker, sizes):
+        answers = await asyncio.gather(*(ask(worker, "a", seed) for seed in (3, 3, None, None)), ask(worker, "a", temperature=0.0))
+        texts = [answer.text for answer in answers]
+        assert texts[:2] == ["a with 1 at 0.4 seed 3"] * 2
+        assert texts[2] == texts[3] == texts[2].replace("with 1", "with 2")
+        assert texts[4].startswith("a with 1 at 0.0")
+
+    work(test)
+
+
+def test_a_batch_is_no_larger_than_allowed():
+    async def test(worker, sizes):
+        await asyncio.gather(*(ask(worker, str(number)) for number in range(7)))
+        assert sizes == [3, 3, 1]
+
+    work(test, largest=3)
+
+
+def test_one_that_fails_fails_alone_and_its_words_are_not_repeated():
+    async def test(worker, sizes):
+        good, bad, fine = await asyncio.gather(
+            ask(worker, "a"), ask(worker, "fail"), ask(worker, "b"), return_exceptions=True
+        )
+        assert (good.text[0], fine.text[0]) == ("a", "b")
+        assert isinstance(bad, Unavailable)
+        assert str(bad) == "MemoryError in the improver"
+
+    work(test)
+
+
+@pytest.mark.parametrize(("text", "why"), [("die", "died"), ("hang", "hung")])
+def test_a_process_that_dies_or_hangs_is_replaced_and_refuses_meanwhile(text, why):
+    async def test(worker, sizes):
+        with pytest.raises(Unavailable, match=why):
+            await ask(worker, text)
+        with pytest.raises(Unavailable, match="started again"):
+            await ask(worker, "a")
+        while not worker.ready:
+            await asyncio.sleep(0.01)
+        assert (await ask(worker, "a")).text.startswith("a with 1")
+
+    work(test, patience=0.5)
+
+
+def test_a_job_that_nobody_waits_for_is_not_begun():
+    async def test(worker, sizes):
+        first = asyncio.ensure_future(ask(worker, "a", seed=1))
+        second = asyncio.ensure_future(ask(worker, "b", seed=2))
+        await asyncio.sleep(0)
+        second.cancel()
+        assert (await first).text.startswith("a")
+        await worker.gap(Improvement(X, "a", "b"))
+        assert sizes == [1, 1]
+
+    work(test)
+
+
+@pytest.mark.parametrize(("load", "message"), [(missing, "nowhere: found no such folder"), (killed, "their process ended")])
+def test_models_that_cannot_be_loaded_say_so_at_the_start(load, message):
+    with pytest.raises(InputError, match=message):
+        work(None, load=load)
