@@ -25,7 +25,13 @@ class Writer:
 
     async def propose(self, prompt, reference, *, temperature, seed, max_tokens):
         self.asked.append(
-            {"prompt": prompt, "reference": reference, "temperature": temperature, "seed": seed, "max_tokens": max_tokens}
+            {
+                "prompt": prompt,
+                "reference": reference,
+                "temperature": temperature,
+                "seed": seed,
+                "max_tokens": max_tokens,
+            }
         )
         await asyncio.sleep(self.seconds)
         if self.failure:
@@ -50,7 +56,6 @@ class Judge:
         if self.failure:
             raise Unavailable(self.failure)
         return 1.0 if item.response.count("Better") <= self.likes else -1.0
-
 
 
 class ProcessWriter:

@@ -130,7 +130,7 @@ def completion(request) -> dict:
 def chunks(request) -> list[dict]:
     """The same in chunks, one for each word."""
     deltas: list[dict] = [{"role": "assistant", "content": ""}]
-    end = "stop"
+    end = "content_filter" if request["model"] == "filtered" else "stop"
     if request["model"] == "tools":
         deltas += [{"content": "Let me see. "}, {"tool_calls": [{"index": 0, **TOOL_CALL}]}]
         end = "tool_calls"

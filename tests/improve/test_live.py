@@ -15,9 +15,10 @@ from pitlm.improve.live.driver import Bounds, Improving, Unavailable
 from pitlm.improve.live.worker import Worker
 
 X = Prompt.of("2 + 2 ?")
+NONE = Bounds()
 
 
-def drive(writer=None, judge=None, bounds=Bounds(), *, seconds=20.0, **settings):
+def drive(writer=None, judge=None, bounds=NONE, *, seconds=20.0, **settings):
     improving = Improving(writer or Writer(), judge or Judge(), LoopSection(**settings), seconds)
     return asyncio.run(improving(X, "Four .", bounds))
 
@@ -46,7 +47,11 @@ def test_a_margin_of_infinity_asks_for_nothing():
 )
 def test_a_model_that_fails_leaves_the_first_answer(writer, judge):
     outcome = drive(writer, judge)
-    assert (outcome.name, outcome.trace.final, outcome.trace.stop_reason) == ("failed-open", "Four .", StopReason.CANCELLED)
+    assert (outcome.name, outcome.trace.final, outcome.trace.stop_reason) == (
+        "failed-open",
+        "Four .",
+        StopReason.CANCELLED,
+    )
     assert "is gone" in outcome.failure
 
 
@@ -129,7 +134,9 @@ def test_what_is_asked_at_once_is_done_together_and_each_gets_its_own():
 
 def test_a_seed_is_asked_alone_so_that_it_gives_the_same_answer_in_any_company():
     async def test(worker, sizes):
-        answers = await asyncio.gather(*(ask(worker, "a", seed) for seed in (3, 3, None, None)), ask(worker, "a", temperature=0.0))
+        answers = await asyncio.gather(
+            *(ask(worker, "a", seed) for seed in (3, 3, None, None)), ask(worker, "a", temperature=0.0)
+        )
         texts = [answer.text for answer in answers]
         assert texts[:2] == ["a with 1 at 0.4 seed 3"] * 2
         assert texts[2] == texts[3] == texts[2].replace("with 1", "with 2")
@@ -185,7 +192,9 @@ def test_a_job_that_nobody_waits_for_is_not_begun():
     work(test)
 
 
-@pytest.mark.parametrize(("load", "message"), [(missing, "nowhere: found no such folder"), (killed, "their process ended")])
+@pytest.mark.parametrize(
+    ("load", "message"), [(missing, "nowhere: found no such folder"), (killed, "their process ended")]
+)
 def test_models_that_cannot_be_loaded_say_so_at_the_start(load, message):
     with pytest.raises(InputError, match=message):
         work(None, load=load)

@@ -133,7 +133,7 @@ class StreamedReply:
         self._held: list[tuple[bytes, bool]] = []
         self._parts: list[str] = []
         self._shape: dict[str, Any] = {}
-        self._tail: list[dict[str, Any]] = []
+        self._tail: list[tuple[bytes, dict[str, Any]]] = []
         self._done = b""
 
     @property
@@ -167,7 +167,7 @@ class StreamedReply:
         self._shape = self._shape or {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
         if end:
             self.whole = True
-            self._tail.append(chunk)
+            self._tail.append((event, chunk))
         elif text or self._held:
             self._held.append((event, bool(text)))
         self._parts.append(text or "")
@@ -176,7 +176,7 @@ class StreamedReply:
     def _after(self, chunk: dict[str, Any], event: bytes) -> bytes:
         if not self.whole:  # before any text: what some servers say about the prompt
             return event
-        self._tail.append(chunk)
+        self._tail.append((event, chunk))
         return b""
 
     def _give_up(self, obstacle: str, event: bytes) -> bytes:
@@ -185,15 +185,14 @@ class StreamedReply:
 
     def rest(self) -> bytes:
         """What is still held, as it came."""
-        tail = b"".join(_event(chunk) for chunk in self._tail)
-        held = b"".join(event for event, _ in self._held) + tail + self._done
+        held = b"".join(event for event, _ in (*self._held, *self._tail)) + self._done
         self._held, self._tail, self._done = [], [], b""
         return held
 
     def with_outcome(self, outcome: Outcome, *, original: bool) -> Iterator[bytes]:
         """The rest of the stream: the final text, the end with its ``pit`` field, the whole usage if it was there."""
-        finish, *tail = self._tail
-        usage = next((chunk["usage"] for chunk in self._tail if chunk.get("usage")), None)
+        finish, *tail = (chunk for _, chunk in self._tail)
+        usage = next((chunk["usage"] for chunk in (finish, *tail) if chunk.get("usage")), None)
         if outcome.improved:
             yield from (event for event, is_text in self._held if not is_text)
             for word in _WORD.findall(outcome.trace.final):
