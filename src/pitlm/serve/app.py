@@ -107,6 +107,9 @@ async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitSt
     paths = [Path(place) if place and not is_url(place) else None for place in (settings.improver, settings.gap)]
     if paths == [None, None]:
         return None
+    for path in filter(None, paths):
+        if not path.is_dir():  # known at once, where loading would first import torch
+            raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
     patience = 2 * settings.improve_seconds
     worker = Worker(partial(load_models, *paths), patience=patience, observe=metrics.batch.observe)
     stack.push_async_callback(worker.stop)

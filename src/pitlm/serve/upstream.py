@@ -87,6 +87,8 @@ class Upstream:
 
 def upstream_failure(error: httpx.RequestError) -> ApiError:
     """What a client is told of an upstream that did not answer, or not to the end."""
+    if isinstance(error, httpx.LocalProtocolError):
+        return ApiError(400, "invalid_request", "The request has a header that cannot be sent on.")
     if isinstance(error, httpx.TimeoutException):
         return ApiError(504, "upstream_timeout", f"The upstream did not answer in time ({type(error).__name__}).")
     return ApiError(
