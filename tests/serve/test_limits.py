@@ -99,7 +99,8 @@ def test_an_upstream_that_is_not_there_is_a_bad_gateway():
     async def main():
         upstream = Upstream(url)
         try:
-            await upstream.send("GET", "/models", [], b"")
+            async with upstream.response("GET", "/models", [], b""):
+                pass
         finally:
             await upstream.close()
 

@@ -6,8 +6,7 @@ They are plain ASGI applications: no layer of a framework stands between the ups
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import httpx
 
@@ -16,7 +15,7 @@ from pitlm.serve.errors import ApiError, Headers, Receive, Scope, Send, respond
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.replies import Reply, StreamedReply, events, report_headers
 from pitlm.serve.requests import Wish, read_wish
-from pitlm.serve.upstream import NOT_DOWNSTREAM, Upstream, end_to_end, upstream_failure
+from pitlm.serve.upstream import NOT_DOWNSTREAM, Upstream, end_to_end
 
 PREFIX = len("/v1")
 COMMENT = b": pit\n\n"
@@ -33,17 +32,12 @@ class PassThrough:
         async with self._response(scope, scope["pit.body"]) as response:
             await relay(response, [], send)
 
-    @asynccontextmanager
-    async def _response(self, scope: Scope, body: bytes) -> AsyncIterator[httpx.Response]:
+    def _response(self, scope: Scope, body: bytes) -> AbstractAsyncContextManager[httpx.Response]:
         path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii")[PREFIX:]
         if "/.." in scope["path"]:
             raise ApiError(404, "not_found", "No such path.")
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        response = await self.upstream.send(scope["method"], path + query.decode("ascii"), scope["headers"], body)
-        try:
-            yield response
-        finally:
-            await response.aclose()
+        return self.upstream.response(scope["method"], path + query.decode("ascii"), scope["headers"], body)
 
 
 class ChatCompletions(PassThrough):
@@ -139,10 +133,7 @@ def _is_stream(response: httpx.Response) -> bool:
 
 
 async def _content(response: httpx.Response) -> bytes:
-    try:
-        return b"".join([part async for part in response.aiter_raw()])
-    except httpx.RequestError as error:
-        raise upstream_failure(error) from error
+    return b"".join([part async for part in response.aiter_raw()])
 
 
 async def _more(send: Send, body: bytes) -> None:

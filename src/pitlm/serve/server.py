@@ -14,6 +14,7 @@ from pitlm.core.errors import InputError
 from pitlm.runs.console import make_console
 from pitlm.serve.app import Settings, serving
 
+BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # above the time after which common clients let an idle connection go
 
 
@@ -34,6 +35,7 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
     with _listen(host, port) as listener:
         async with serving(settings) as app:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            listener.listen(BACKLOG)  # before it is said that somebody listens
             for line in _about(settings, address):
                 make_console().print(Text(line))
             if check:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -54,35 +55,52 @@ class Upstream:
         self._key = None if key is None else (b"authorization", f"Bearer {key}".encode())
         self._host = (b"host", url.netloc.rpartition("@")[2].encode())
         self._url = lru_cache(256)(lambda path: httpx.URL(self.base + path))
-        self._transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=IDLE_SECONDS),
+        self._timeout = {"connect": CONNECT_SECONDS, "pool": None, "read": seconds, "write": seconds}
+        # One transport for each connection: httpx's own pool looks at every connection it has for each request.
+        self._new = partial(
+            httpx.AsyncHTTPTransport,
+            verify=httpx.create_ssl_context(),
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS),
             proxy=proxy,
             retries=1,  # of connecting, nothing else
         )
-        self._extensions = {"timeout": {"connect": CONNECT_SECONDS, "pool": None, "read": seconds, "write": seconds}}
+        self._idle: list[httpx.AsyncHTTPTransport] = []
 
-    async def send(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> httpx.Response:
-        """Send a request; the response's body is still to be read, and the response to be closed.
+    @asynccontextmanager
+    async def response(
+        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; yields the response, whose body is still to be read.
 
         Args:
             path: below ``base``, with its query.
 
         Raises:
-            ApiError: 502 or 504, where there was no response.
+            ApiError: 502 or 504, where there was no response; 400 for headers that cannot be sent.
         """
         passed = [self._host, *end_to_end(headers, NOT_UPSTREAM), (b"accept-encoding", b"identity")]
         if self._key is not None:
             passed = [*(pair for pair in passed if pair[0] != b"authorization"), self._key]
         if body or method not in ("GET", "HEAD"):
             passed.append((b"content-length", str(len(body)).encode()))
-        request = httpx.Request(method, self._url(path), headers=passed, content=body, extensions=self._extensions)
+        extensions = {"timeout": self._timeout}
+        request = httpx.Request(method, self._url(path), headers=passed, content=body, extensions=extensions)
+        transport = self._idle.pop() if self._idle else self._new()
         try:
-            return await self._transport.handle_async_request(request)
+            response = await transport.handle_async_request(request)
+            try:
+                yield response
+            finally:
+                await response.aclose()
         except httpx.RequestError as error:
             raise upstream_failure(error) from error
+        finally:
+            self._idle.append(transport)
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        """Let the connections go."""
+        for transport in self._idle:
+            await transport.aclose()
 
 
 def upstream_failure(error: httpx.RequestError) -> ApiError:
