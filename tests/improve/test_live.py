@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 
 import pytest
 from scripted_models import Judge, Writer, both, killed, missing
+from scripted_upstream import served
 
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt, StopReason
 from pitlm.improve.live.driver import Bounds, Improving, Unavailable
+from pitlm.improve.live.remote import RemoteImprover, RemoteScorer
 from pitlm.improve.live.worker import Worker
 
 X = Prompt.of("2 + 2 ?")
@@ -176,7 +179,7 @@ def test_a_process_that_dies_or_hangs_is_replaced_and_refuses_meanwhile(text, wh
             await asyncio.sleep(0.01)
         assert (await ask(worker, "a")).text.startswith("a with 1")
 
-    work(test, patience=0.5)
+    work(test, patience=1.5)
 
 
 def test_a_job_that_nobody_waits_for_is_not_begun():
@@ -198,3 +201,87 @@ def test_a_job_that_nobody_waits_for_is_not_begun():
 def test_models_that_cannot_be_loaded_say_so_at_the_start(load, message):
     with pytest.raises(InputError, match=message):
         work(None, load=load)
+
+
+def test_the_loops_own_budget_of_seconds_is_within_the_time_limit():
+    """So no round is begun that would be broken off."""
+    assert [NONE.settings(LoopSection(seconds=own), 20.0).seconds for own in (None, 5.0, 60.0)] == [20.0, 5.0, 20.0]
+
+
+def remotely(use, kind, *replies, **settings):
+    """Run a coroutine function with a remote model behind a server that gives these replies in turn."""
+    asked, left = [], list(replies)
+
+    async def server(scope, receive, send):
+        body = (await receive())["body"]
+        asked.append((scope["method"], scope["path"], json.loads(body or b"null"), dict(scope["headers"])))
+        status, content = left.pop(0)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": content.encode()})
+
+    async def main(url):
+        remote = kind(f"{url}/v1", **settings)
+        try:
+            return await use(remote)
+        finally:
+            await remote.close()
+
+    with served(server) as url:
+        return asyncio.run(main(url)), asked
+
+
+def proposed(content="Four, sir .", end="stop", usage=True):
+    message = {"choices": [{"message": {"content": content}, "finish_reason": end}]}
+    return 200, json.dumps(message | ({"usage": {"completion_tokens": 4, "prompt_tokens": 20}} if usage else {}))
+
+
+def propose(max_tokens=None, seed=None):
+    return lambda remote: remote.propose(X, "Four .", temperature=0.4, seed=seed, max_tokens=max_tokens)
+
+
+def test_a_remote_improver_is_asked_as_it_was_trained():
+    settings = {"model": "mine", "ask": "Do better.", "key": "sk"}
+    answer, asked = remotely(propose(9, 3), RemoteImprover, proposed(), **settings)
+    assert (answer.text, answer.generated_tokens, answer.prompt_tokens) == ("Four, sir .", 4, 20)
+    method, path, body, headers = asked[0]
+    assert (method, path, headers[b"authorization"]) == ("POST", "/v1/chat/completions", b"Bearer sk")
+    turns = [("user", "2 + 2 ?"), ("assistant", "Four ."), ("user", "Do better.")]
+    assert body == {
+        "model": "mine",
+        "messages": [{"role": role, "content": content} for role, content in turns],
+        "temperature": 0.4,
+        "seed": 3,
+        "max_tokens": 10,
+    }
+
+
+def test_a_remote_proposal_that_was_cut_off_counts_as_too_long():
+    answer, _ = remotely(propose(9), RemoteImprover, proposed(end="length", usage=False), model="m", ask="a")
+    assert answer.generated_tokens > 9
+
+
+@pytest.mark.parametrize("reply", [(503, "{}"), (200, "nonsense"), (200, "[]"), (200, '{"choices": []}')])
+def test_a_remote_improver_that_makes_no_sense_is_unavailable(reply):
+    with pytest.raises(Unavailable, match="improver"):
+        remotely(propose(), RemoteImprover, reply, model="m", ask="a")
+
+
+def test_a_remote_gap_model_is_another_pit_serve():
+    async def use(remote):
+        gaps = [await remote.gap(Improvement(X, "a", "b")) for _ in range(2)]
+        return gaps, await remote.margin(), await remote.margin()
+
+    replies = (200, '{"gap": -1.5}'), (200, '{"gap": null}'), (200, '{"margin": null}')
+    ((first, second), *margins), asked = remotely(use, RemoteScorer, *replies)
+    assert first == -1.5
+    assert math.isnan(second)
+    assert margins == [math.inf, math.inf]
+    assert asked[0][:2] == ("POST", "/v1/score")
+    assert asked[0][2] == {"prompt": [{"role": "user", "content": "2 + 2 ?"}], "reference": "a", "response": "b"}
+    assert [row[0] for row in asked] == ["POST", "POST", "GET"]
+
+
+def test_a_remote_gap_model_that_makes_no_sense_is_unavailable():
+    for reply in ((200, '{"gap": "high"}'), (200, "[]"), (404, "{}")):
+        with pytest.raises(Unavailable, match="gap model"):
+            remotely(lambda remote: remote.gap(Improvement(X, "a", "b")), RemoteScorer, reply)

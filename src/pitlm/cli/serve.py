@@ -57,6 +57,7 @@ passed through, and what happens when something fails.
     show_default=True,
     help="Seconds of the upstream's silence before the client gets a 504.",
 )
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Largest batch of the models.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=256, show_default=True, help="Requests at once.")
 @click.option("--queue", type=click.IntRange(min=0), default=256, show_default=True, help="Requests waiting; then 429.")
 @click.option("--max-body", type=click.IntRange(min=1), default=16, show_default=True, help="Largest request, in MiB.")

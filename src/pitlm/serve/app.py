@@ -45,6 +45,8 @@ class Settings:
         improve_seconds: for the improvement of one answer, after which the best so far stands.
         upstream_seconds: of the upstream's silence.
         heartbeat: seconds between comments in a stream that has nothing to say yet.
+        concurrency, queue, body_bytes: see :class:`pitlm.serve.limits.Limits`.
+        batch: proposals or gaps that the models make together, at most.
     """
 
     upstream: str | None = None
@@ -63,6 +65,7 @@ class Settings:
     concurrency: int = 256
     queue: int = 256
     body_bytes: int = 16 * 2**20
+    batch: int = 32
 
 
 def is_url(place: str) -> bool:
@@ -111,7 +114,9 @@ async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitSt
         if not path.is_dir():  # known at once, where loading would first import torch
             raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
     patience = 2 * settings.improve_seconds
-    worker = Worker(partial(load_models, *paths), patience=patience, observe=metrics.batch.observe)
+    worker = Worker(
+        partial(load_models, *paths), patience=patience, largest=settings.batch, observe=metrics.batch.observe
+    )
     stack.push_async_callback(worker.stop)
     await worker.start()
     return worker

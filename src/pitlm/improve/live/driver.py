@@ -71,11 +71,12 @@ class Bounds:
     seed: int | None = None
     rounds: int | None = None
 
-    def settings(self, own: LoopSection) -> LoopSection:
-        """The loop's settings within these bounds."""
+    def settings(self, own: LoopSection, seconds: float) -> LoopSection:
+        """The loop's settings within these bounds and this many seconds."""
         temperature = own.temperature if self.temperature is None else min(self.temperature, own.temperature)
         rounds = own.rounds if self.rounds is None else min(self.rounds, own.rounds)
-        return own.model_copy(update={"temperature": temperature, "rounds": rounds})
+        seconds = min(own.seconds or seconds, seconds)
+        return own.model_copy(update={"temperature": temperature, "rounds": rounds, "seconds": seconds})
 
     def cut(self, text: str) -> str:
         """The text up to the first stop sequence."""
@@ -118,7 +119,7 @@ class Improving:
 
     async def __call__(self, prompt: Prompt, response: str, bounds: Bounds) -> Outcome:
         """Improve y_0 = ``response`` within bounds."""
-        settings = bounds.settings(self.settings)
+        settings = bounds.settings(self.settings, self.seconds)
         loop = Loop(prompt, response, settings, margin=settings.margin or 0.0)
         failure = ""
         try:

@@ -57,8 +57,11 @@ class RemoteImprover(_Remote):
             body["max_tokens"] = max_tokens + 1  # one more than allowed: a longer answer shows itself, and is refused
         reply = await self._ask("POST", "chat/completions", body, "improver")
         try:
-            text, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
-            return Answer(str(text), int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0)))
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            written, read = int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0))
+            if max_tokens is not None and choice.get("finish_reason") == "length":
+                written = max(written, max_tokens + 1)  # also where the server counts no tokens
+            return Answer(str(choice["message"]["content"] or ""), written, read)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise Unavailable("the improver's reply is no chat completion") from error
 
