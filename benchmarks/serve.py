@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 FAULTS = ("fail", "stall", "cut", "nonsense")
-PATIENCE = 1.0  # seconds that the proxy waits for upstream and improver, in the faults part
+PATIENCE = 2.0  # seconds that the proxy waits for upstream and improver, in the faults part
 
 
 class Scripted(asyncio.Protocol):
