@@ -13,8 +13,9 @@ from scripted_upstream import Upstream, served
 
 from pitlm.core.config import LoopSection
 from pitlm.serve import upstream as connection
-from pitlm.serve.app import Settings, make_app
+from pitlm.serve.app import make_app
 from pitlm.serve.metrics import Metrics
+from pitlm.serve.settings import Settings
 
 HTTP = httpx.Client()
 OPENAI = openai.DefaultHttpxClient()  # not always of the same library

@@ -389,5 +389,9 @@ def test_health_and_metrics(proxy):
     root = proxy.url.removesuffix("/v1")
     assert HTTP.get(f"{root}/healthz").json()["status"] == "ok"
     text = HTTP.get(f"{root}/metrics").text
-    for line in ('pit_requests_total{outcome="improved",reason=""}', "pit_running 0.0", 'pit_gap_bucket{le="1.0"}'):
+    for line in (
+        'pit_requests_total{outcome="improved",reason=""}',
+        "pit_requests_inside 0.0",
+        'pit_gap_bucket{le="1.0"}',
+    ):
         assert line in text

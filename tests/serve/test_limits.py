@@ -12,7 +12,8 @@ import pytest
 from proxies import proxied
 
 from pitlm.core.errors import InputError
-from pitlm.serve.app import Settings, serving
+from pitlm.serve.app import serving
+from pitlm.serve.settings import Settings
 from pitlm.serve.upstream import Upstream
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "a private matter"}]}

@@ -21,4 +21,9 @@ def test_with_an_upstream_that_misbehaves_nothing_is_lost_doubled_or_blamed_on_i
     assert promised == {"requests": 200, "lost": 0, "doubled": 0, "foreign_5xx": 0, "unseen": 0}
     # What the upstream caused is passed on as what it is.
     assert {"well 200", "fail 503", "stall 504", "cut 502", "cut 200", "nonsense 200"} == figures["outcomes"].keys()
-    assert {"latency_added_p50_ms", "latency_added_p99_ms", "requests_per_s_proxied", "memory_growth_mib"} <= figures.keys()
+    assert {
+        "latency_added_p50_ms",
+        "latency_added_p99_ms",
+        "requests_per_s_proxied",
+        "memory_growth_mib",
+    } <= figures.keys()

@@ -61,11 +61,13 @@ passed through, and what happens when something fails.
 @click.option("--concurrency", type=click.IntRange(min=1), default=256, show_default=True, help="Requests at once.")
 @click.option("--queue", type=click.IntRange(min=0), default=256, show_default=True, help="Requests waiting; then 429.")
 @click.option("--max-body", type=click.IntRange(min=1), default=16, show_default=True, help="Largest request, in MiB.")
+@click.option("--access-log", is_flag=True, help="Write a line for each request: path, status, time; no more.")
 @click.option("--check", is_flag=True, help="Load the models, say what would be served, and stop.")
 def serve(
     host: str,
     port: int,
     check: bool,
+    access_log: bool,
     run_folder: Path | None,
     upstream_key_env: str | None,
     improve_timeout: float,
@@ -98,8 +100,8 @@ def serve(
     loop |= {name: value for name, value in given.items() if value is not None}
 
     from pitlm.improve.loop import loop_settings
-    from pitlm.serve.app import Settings
     from pitlm.serve.server import run
+    from pitlm.serve.settings import Settings
 
     if host not in LOOPBACK or token is not None:
         settings["hosts"] = None
@@ -121,6 +123,7 @@ def serve(
         host=host,
         port=port,
         check=check,
+        access_log=access_log,
     )
 
 

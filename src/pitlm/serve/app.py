@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,56 +15,19 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from pitlm import __version__
-from pitlm.core.config import LoopSection, PositiveInt, TemplateSection
+from pitlm.core.config import PositiveInt
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.improve.live.driver import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable
 from pitlm.improve.live.remote import RemoteImprover, RemoteScorer
 from pitlm.improve.live.worker import Worker, load_models
 from pitlm.serve.errors import ApiError
-from pitlm.serve.limits import LOOPBACK, Limits
+from pitlm.serve.limits import Limits
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.proxying import ChatCompletions, PassThrough
 from pitlm.serve.replies import finite
+from pitlm.serve.settings import Settings
 from pitlm.serve.upstream import Upstream
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What `pit serve` serves.
-
-    Attributes:
-        upstream: base URL of the API in front of which the proxy stands, or None: then only scoring and improving.
-        upstream_key: sent to it in place of the client's; needed where clients send ``token``.
-        improver, gap: a checkpoint's folder, or the base URL of a server that has it.
-        improver_model, improver_ask: a remote improver's name, and the turn that it was trained with.
-        models_key: bearer token for remote improver and gap model.
-        token: what clients have to send; None asks for none.
-        hosts: names by which clients may call this server; None takes any.
-        improve_seconds: for the improvement of one answer, after which the best so far stands.
-        upstream_seconds: of the upstream's silence.
-        heartbeat: seconds between comments in a stream that has nothing to say yet.
-        concurrency, queue, body_bytes: see :class:`pitlm.serve.limits.Limits`.
-        batch: proposals or gaps that the models make together, at most.
-    """
-
-    upstream: str | None = None
-    upstream_key: str | None = None
-    improver: str | None = None
-    gap: str | None = None
-    improver_model: str = "improver"
-    improver_ask: str = TemplateSection().ask
-    models_key: str | None = None
-    loop: LoopSection = field(default_factory=LoopSection)
-    token: str | None = None
-    hosts: frozenset[str] | None = LOOPBACK
-    improve_seconds: float = 20.0
-    upstream_seconds: float = 600.0
-    heartbeat: float = 5.0
-    concurrency: int = 256
-    queue: int = 256
-    body_bytes: int = 16 * 2**20
-    batch: int = 32
 
 
 def is_url(place: str) -> bool:
@@ -136,15 +98,7 @@ def make_app(
     improving = None
     if improver is not None and scorer is not None:
         improving = Improving(improver, scorer, settings.loop, settings.improve_seconds)
-    app.add_middleware(
-        Limits,
-        metrics=metrics,
-        token=settings.token,
-        hosts=settings.hosts,
-        body_bytes=settings.body_bytes,
-        concurrency=settings.concurrency,
-        queue=settings.queue,
-    )
+    app.add_middleware(Limits, settings=settings, metrics=metrics)
     for kind in (HTTPException, RequestValidationError, InputError, Unavailable):
         app.add_exception_handler(kind, _plain_error)
     app.state.improving, app.state.scorer = improving, scorer
@@ -235,15 +189,10 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     """Errors of the framework and of bad input, in the shape of all the others."""
     status, code, message = 400, "invalid_value", str(error)
     if isinstance(error, HTTPException):
-        status, code, message = (
-            error.status_code,
-            "not_found" if error.status_code == 404 else "http_error",
-            error.detail,
-        )
+        status, code, message = error.status_code, "http_error", f"{error.detail}; the API is below /v1"
     elif isinstance(error, Unavailable):
         status, code = 503, "models_unavailable"
     elif isinstance(error, RequestValidationError):
         problem = error.errors()[0]
         message = f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}"
-    api_error = ApiError(status, code, message)
-    return Response(api_error.body(), status, media_type="application/json")
+    return Response(ApiError(status, code, message).body(), status, media_type="application/json")

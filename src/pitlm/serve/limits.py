@@ -7,17 +7,17 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from pitlm.serve.errors import ApiError, Receive, Scope, Send
 from pitlm.serve.metrics import Metrics
+from pitlm.serve.settings import Settings
 
 log = logging.getLogger("pitlm.serve")
 
 UNLIMITED = frozenset({"/healthz", "/metrics"})
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 BODY_SECONDS = 60.0
 _PORT = re.compile(r":\d+\Z")
 
@@ -26,37 +26,15 @@ class Limits:
     """ASGI middleware: bearer token, body size, concurrency, and an end to work that nobody waits for.
 
     The body is read whole before a request takes its turn, so that a slow client holds up nobody.
-
-    Args:
-        token: what clients have to send as bearer token; None asks for none.
-        hosts: names of this server that requests may have come to; None takes any.
-        body_bytes: the largest request body.
-        concurrency: requests worked on at once.
-        queue: requests that may wait beside them; more are told to come again (429).
-        open_paths: need no token.
     """
 
     def __init__(
-        self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
-        *,
-        metrics: Metrics,
-        token: str | None,
-        hosts: frozenset[str] | None,
-        body_bytes: int,
-        concurrency: int,
-        queue: int,
-        open_paths: frozenset[str] = frozenset({"/healthz"}),
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, settings: Settings, metrics: Metrics
     ) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.token = None if token is None else f"Bearer {token}".encode()
-        self.hosts = hosts
-        self.body_bytes = body_bytes
-        self.turns = asyncio.Semaphore(concurrency)
-        self.queue = queue
-        self.waiting = 0
-        self.open_paths = open_paths
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self.token = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self.turns = asyncio.Semaphore(settings.concurrency)
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +46,8 @@ class Limits:
             if scope["path"] in UNLIMITED:
                 await self.app(scope, receive, reply)
             else:
-                await self._in_turn(scope, await self._body(scope, receive), receive, reply)
+                with self._place():
+                    await self._in_turn(scope, await self._body(scope, receive), receive, reply)
         except ApiError as error:
             if reply.status is None:
                 await error.send(reply)
@@ -78,16 +57,16 @@ class Limits:
             log.exception("%s %s", scope["method"], scope["path"])
         self.metrics.responses.labels(str(reply.status or "gone")).inc()
         # Neither query, headers nor bodies: keys and conversations stay out of the log.
-        log.debug("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
+        log.info("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
 
     def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
         # Any page that the user has open in a browser can send requests to this machine, under a name of its own even.
         foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
-        if foreign or (self.hosts is not None and _PORT.sub("", host) not in self.hosts):
+        if foreign or (self.settings.hosts is not None and _PORT.sub("", host) not in self.settings.hosts):
             raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
-        if self.token is None or scope["path"] in self.open_paths:
+        if self.token is None or scope["path"] in self.settings.open_paths:
             return
         if not hmac.compare_digest(headers.get(b"authorization", b""), self.token):
             raise ApiError(
@@ -100,7 +79,7 @@ class Limits:
         read, more = 0, True
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                while more and max(size, read) <= self.body_bytes:
+                while more and max(size, read) <= self.settings.body_bytes:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "gone", "The client went away.")
@@ -109,12 +88,12 @@ class Limits:
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
-        if max(size, read) > self.body_bytes:
+        if max(size, read) > self.settings.body_bytes:
             # What is still to come is not read, so the connection is of no more use.
             raise ApiError(
                 413,
                 "request_too_large",
-                f"The request is larger than the {self.body_bytes} bytes that are taken.",
+                f"The request is larger than the {self.settings.body_bytes} bytes that are taken.",
                 headers=[(b"connection", b"close")],
             )
         return b"".join(parts)
@@ -134,7 +113,7 @@ class Limits:
 
         watcher = asyncio.ensure_future(watch())
         try:
-            async with self._turn():
+            async with self.turns:
                 scope["pit.body"] = body
                 await self.app(scope, _replay(body), reply)
         except asyncio.CancelledError:
@@ -143,23 +122,18 @@ class Limits:
         finally:
             watcher.cancel()
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self.turns.locked() and self.waiting >= self.queue:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places of those that are worked on, waiting, or still sending their request."""
+        if self.inside >= self.settings.concurrency + self.settings.queue:
             raise ApiError(429, "too_many_requests", "The proxy is full.", headers=[(b"retry-after", b"1")])
-        self.waiting += 1
-        self.metrics.waiting.inc()
-        try:
-            await self.turns.acquire()
-        finally:
-            self.waiting -= 1
-            self.metrics.waiting.dec()
-        self.metrics.running.inc()
+        self.inside += 1
+        self.metrics.inside.inc()
         try:
             yield
         finally:
-            self.metrics.running.dec()
-            self.turns.release()
+            self.inside -= 1
+            self.metrics.inside.dec()
 
 
 class _Watched:

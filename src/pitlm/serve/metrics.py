@@ -29,8 +29,7 @@ class Metrics:
         self.batch = Histogram(
             "pit_batch_size", "Jobs done together by the models.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        self.running = Gauge("pit_running", "Requests being worked on.", registry=registry)
-        self.waiting = Gauge("pit_waiting", "Requests waiting for their turn.", registry=registry)
+        self.inside = Gauge("pit_requests_inside", "Requests worked on or waiting for their turn.", registry=registry)
 
     def observe(self, outcome: Outcome) -> None:
         """Count one chat completion that was improved, or could have been."""

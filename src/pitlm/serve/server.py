@@ -12,22 +12,25 @@ from rich.text import Text
 
 from pitlm.core.errors import InputError
 from pitlm.runs.console import make_console
-from pitlm.serve.app import Settings, serving
+from pitlm.serve.app import serving
+from pitlm.serve.settings import Settings
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # above the time after which common clients let an idle connection go
 
 
-def run(settings: Settings, *, host: str, port: int, check: bool = False) -> None:
+def run(settings: Settings, *, host: str, port: int, check: bool = False, access_log: bool = False) -> None:
     """Serve until SIGINT or SIGTERM; requests in flight are finished first, unless the signal comes again.
 
     Args:
         check: load the models, say what would be served, and stop.
+        access_log: write a line for each request.
 
     Raises:
         InputError: models that cannot be loaded, or an address that cannot be listened on.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("pitlm").setLevel(logging.INFO if access_log else logging.WARNING)
     asyncio.run(_serve(settings, host, port, check))
 
 
@@ -37,7 +40,7 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             listener.listen(BACKLOG)  # before it is said that somebody listens
             for line in _about(settings, address):
-                make_console().print(Text(line))
+                make_console().print(Text(line), soft_wrap=True)  # to be copied whole
             if check:
                 return
             # Date and Server are the upstream's to say: twice is once too often.

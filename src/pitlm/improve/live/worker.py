@@ -161,9 +161,9 @@ class Worker:
             self._observe(len(batch))
             try:
                 self._settle(batch, await self._exchange(batch))
-            except (EOFError, OSError, TimeoutError) as error:
-                why = "hung" if isinstance(error, TimeoutError) else "died"
-                log.error("the process of the models %s; it is started again", why)
+            except Exception as error:  # whatever it is, nobody may wait for this task in vain
+                why = "hung" if isinstance(error, TimeoutError) else f"died ({type(error).__name__})"
+                log.error("the models' process %s; it is started again", why)
                 self._end(f"the models' process {why}", batch)
                 await self._begin_again()
 
@@ -180,7 +180,7 @@ class Worker:
     async def _exchange(self, batch: Sequence[_Job]) -> list[tuple[bool, Any]]:
         kind, pipe = batch[0].kind, self._pipe
         assert pipe is not None
-        seed = next(self._numbers) if kind.seed is None else kind.seed
+        seed = next(self._numbers) if kind.seed is None else kind.seed % 2**31  # clients send any number
         message = (kind.propose, [job.item for job in batch], kind.temperature, seed)
 
         def talk() -> list[tuple[bool, Any]]:
