@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer
-from pitlm.improve.live.driver import Unavailable
-from pitlm.improve.live.worker import Models
+from pitlm.live.driver import Unavailable
+from pitlm.live.worker import Models
 
 
 @dataclass

@@ -18,9 +18,9 @@ from pitlm import __version__
 from pitlm.core.config import PositiveInt
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.improve.live.driver import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable
-from pitlm.improve.live.remote import RemoteImprover, RemoteScorer
-from pitlm.improve.live.worker import Worker, load_models
+from pitlm.live.driver import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable
+from pitlm.live.remote import RemoteImprover, RemoteScorer
+from pitlm.live.worker import Worker, load_models
 from pitlm.serve.errors import ApiError
 from pitlm.serve.limits import Limits
 from pitlm.serve.metrics import Metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from pitlm.improve.live.driver import Outcome
+from pitlm.live.driver import Outcome
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 GAPS = (-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4)

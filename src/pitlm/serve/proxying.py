@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 
 import httpx
 
-from pitlm.improve.live.driver import Improving, Outcome
+from pitlm.live.driver import Improving, Outcome
 from pitlm.serve.errors import ApiError, Headers, Receive, Scope, Send, respond
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.replies import Reply, StreamedReply, events, report_headers

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from pitlm.improve.live.driver import Outcome
+from pitlm.live.driver import Outcome
 from pitlm.serve.errors import Headers
 from pitlm.serve.requests import is_text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
-from pitlm.improve.live.driver import Bounds
+from pitlm.live.driver import Bounds
 from pitlm.serve.errors import ApiError
 
 

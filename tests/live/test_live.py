@@ -13,9 +13,9 @@ from scripted_upstream import served
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt, StopReason
-from pitlm.improve.live.driver import Bounds, Improving, Unavailable
-from pitlm.improve.live.remote import RemoteImprover, RemoteScorer
-from pitlm.improve.live.worker import Worker
+from pitlm.live.driver import Bounds, Improving, Unavailable
+from pitlm.live.remote import RemoteImprover, RemoteScorer
+from pitlm.live.worker import Worker
 
 X = Prompt.of("2 + 2 ?")
 NONE = Bounds()

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from pitlm.core.nouns import Answer, Improvement, Prompt
-from pitlm.improve.live.driver import Unavailable
+from pitlm.live.driver import Unavailable
 from pitlm.text.template import Template
 
 
@@ -48,7 +48,7 @@ class RemoteImprover(_Remote):
     async def propose(
         self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
     ) -> Answer:
-        """See :class:`pitlm.improve.live.driver.AsyncProposer`."""
+        """See :class:`pitlm.live.driver.AsyncProposer`."""
         messages = self._template.improver_messages(prompt, reference)
         body: dict[str, Any] = {"model": self._model, "messages": messages, "temperature": temperature}
         if seed is not None:
@@ -78,14 +78,14 @@ class RemoteScorer(_Remote):
         self._margin: float | None = None
 
     async def margin(self) -> float:
-        """See :class:`pitlm.improve.live.driver.AsyncScorer`. Asked for once."""
+        """See :class:`pitlm.live.driver.AsyncScorer`. Asked for once."""
         if self._margin is None:
             reply = await self._ask("GET", "score", None, "gap model")
             self._margin = math.inf if (margin := _number(reply, "margin")) is None else margin
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
-        """See :class:`pitlm.improve.live.driver.AsyncScorer`."""
+        """See :class:`pitlm.live.driver.AsyncScorer`."""
         body = {"prompt": item.prompt.as_messages(), "reference": item.reference, "response": item.response}
         gap = _number(await self._ask("POST", "score", body, "gap model"), "gap")
         return math.nan if gap is None else gap

@@ -22,8 +22,8 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
-from pitlm.improve.live.driver import Unavailable
 from pitlm.improve.loop import GapScorer, Proposer
+from pitlm.live.driver import Unavailable
 
 log = logging.getLogger("pitlm.live")
 
@@ -125,17 +125,17 @@ class Worker:
     async def propose(
         self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
     ) -> Answer:
-        """See :class:`pitlm.improve.live.driver.AsyncProposer`. Nothing is cut at ``max_tokens``."""
+        """See :class:`pitlm.live.driver.AsyncProposer`. Nothing is cut at ``max_tokens``."""
         answer: Answer = await self._do(_Kind(True, temperature, seed), Improvement(prompt, reference, ""))
         return answer
 
     async def margin(self) -> float:
-        """See :class:`pitlm.improve.live.driver.AsyncScorer`."""
+        """See :class:`pitlm.live.driver.AsyncScorer`."""
         self._check()
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
-        """See :class:`pitlm.improve.live.driver.AsyncScorer`."""
+        """See :class:`pitlm.live.driver.AsyncScorer`."""
         return float(await self._do(_Kind(False), item))
 
     async def _do(self, kind: _Kind, item: Improvement) -> Any:
