@@ -124,7 +124,12 @@ def completion(request) -> dict:
         for index in range(request.get("n") or 1)
     ]
     shape = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1700000000, "model": request["model"]}
-    return {**shape, "choices": choices, "usage": USAGE, "system_fingerprint": "fp_1"}
+    return {
+        **shape,
+        "choices": choices,
+        "usage": request.get("metadata", {}).get("usage", USAGE),
+        "system_fingerprint": "fp_1",
+    }
 
 
 def chunks(request) -> list[dict]:

@@ -58,6 +58,19 @@ def test_a_model_that_fails_leaves_the_first_answer(writer, judge):
     assert "is gone" in outcome.failure
 
 
+def test_so_does_whatever_else_goes_wrong():
+    class Broken(Judge):
+        async def gap(self, item):
+            return None  # which is no gap
+
+    outcome = drive(judge=Broken())
+    assert (outcome.name, outcome.trace.final, outcome.failure) == (
+        "failed-open",
+        "Four .",
+        "internal error (TypeError)",
+    )
+
+
 def test_a_model_that_is_slow_leaves_the_first_answer():
     outcome = drive(Writer(seconds=30), seconds=0.05)
     assert (outcome.name, outcome.trace.final) == ("failed-open", "Four .")

@@ -245,6 +245,21 @@ def test_what_is_no_json_is_the_upstreams_to_refuse(proxy):
         assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content)
 
 
+@pytest.mark.parametrize(
+    "odd", [{"stop": 7}, {"stop": [None, ""]}, {"seed": "x"}, {"max_tokens": -1.5}, {"temperature": "hot"}]
+)
+def test_parameters_that_make_no_sense_are_the_upstreams_to_refuse(proxy, odd):
+    assert post(proxy.url, **odd).json()["pit"]["outcome"] == "improved"  # this upstream refuses nothing
+    assert json.loads(proxy.upstream.requests[0]["body"])[next(iter(odd))] == next(iter(odd.values()))
+
+
+def test_usage_that_makes_no_sense_is_left_out_of_the_sum(proxy):
+    usage = {"prompt_tokens": None, "completion_tokens": "many", "extra": {"cached": 1}}
+    made = post(proxy.url, metadata={"usage": usage}).json()
+    assert made["usage"] == {"prompt_tokens": 30, "completion_tokens": 9, "total_tokens": 39, "extra": {"cached": 1}}
+    assert made["pit"]["usage"]["upstream"] == usage
+
+
 def test_an_answer_that_breaks_off_is_a_bad_gateway(proxy):
     with pytest.raises(openai.InternalServerError) as caught:
         create(proxy.client(), model="cut")

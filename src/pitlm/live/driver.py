@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Answer, Improvement, Prompt, StopReason, Trace
 from pitlm.improve.loop import Loop, Wanted
 
+log = logging.getLogger("pitlm.live")
 T = TypeVar("T")
 
 
@@ -133,6 +135,10 @@ class Improving:
             loop.stop(StopReason.SECONDS)
         except Unavailable as error:
             failure = str(error)
+            loop.stop()
+        except Exception as error:  # the client has an answer coming, whatever is wrong with ours
+            log.exception("the loop failed")
+            failure = f"internal error ({type(error).__name__})"
             loop.stop()
         return Outcome(loop.trace(), failure)
 

@@ -63,7 +63,7 @@ class ChatCompletions(PassThrough):
     def _passed(self, obstacle: str) -> Headers:
         """Say, in metrics and headers, that an answer was not touched and why."""
         self.metrics.requests.labels("passed", obstacle.partition(":")[0]).inc()
-        return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle.encode("ascii", "replace"))]
+        return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle[:100].encode("ascii", "replace"))]
 
     async def _improve(self, wish: Wish, response: str) -> Outcome:
         assert self.improving is not None  # else nothing is improvable

@@ -35,7 +35,8 @@ def _whole_usage(usage: Any, outcome: Outcome) -> Any:
         return usage
     spent = {"prompt_tokens": outcome.trace.prompt_tokens, "completion_tokens": outcome.trace.generated_tokens}
     spent["total_tokens"] = sum(spent.values())
-    return {**usage, **{name: (usage.get(name) or 0) + tokens for name, tokens in spent.items()}}
+    counted = {name: usage[name] for name in spent if isinstance(usage.get(name), int)}
+    return {**usage, **{name: counted.get(name, 0) + tokens for name, tokens in spent.items()}}
 
 
 def report(outcome: Outcome, upstream: Any, *, original: bool) -> dict[str, Any]:

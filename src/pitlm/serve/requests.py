@@ -64,10 +64,11 @@ def read_wish(body: bytes, switch: bytes) -> Wish:
 
 def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
     """What the client asked for; values that make no sense are the upstream's to refuse."""
-    stop, temperature, seed = request.get("stop") or (), request.get("temperature"), request.get("seed")
+    stop, temperature, seed = request.get("stop"), request.get("temperature"), request.get("seed")
+    stops = [stop] if isinstance(stop, str) else stop
     limits: list[Any] = [request.get("max_tokens"), request.get("max_completion_tokens")]
     return Bounds(
-        stop=(stop,) if isinstance(stop, str) else tuple(s for s in stop if isinstance(s, str) and s),
+        stop=tuple(s for s in stops if isinstance(s, str) and s) if isinstance(stops, list) else (),
         max_tokens=min((n for n in limits if _is_count(n)), default=None),
         temperature=temperature if isinstance(temperature, int | float) and temperature >= 0 else None,
         seed=seed if isinstance(seed, int) else None,
