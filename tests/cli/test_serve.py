@@ -111,6 +111,15 @@ def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
     assert message in str(result.exception)
 
 
+def test_a_server_that_is_open_to_others_says_so(monkeypatch):
+    monkeypatch.delenv("PIT_SERVE_TOKEN", raising=False)
+    options = ["--upstream", "http://127.0.0.1:9/v1", "--host", "0.0.0.0", "--port", "0", "--check"]
+    assert "PIT_SERVE_TOKEN is not set" in CliRunner().invoke(serve, options).stderr
+    monkeypatch.setenv("PIT_SERVE_TOKEN", "t")
+    monkeypatch.setenv("KEY", "sk")
+    assert CliRunner().invoke(serve, [*options, "--upstream-key-env", "KEY"]).stderr == ""
+
+
 def test_check_says_what_would_be_served():
     result = CliRunner().invoke(serve, ["--upstream", "http://127.0.0.1:9/v1", "--port", "0", "--check"])
     assert result.exit_code == 0

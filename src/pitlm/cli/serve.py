@@ -91,6 +91,8 @@ def serve(
         raise InputError(
             f"--host {host}: others could use the upstream's key; set {TOKEN}, which they then have to send"
         )
+    if host not in LOOPBACK and token is None:
+        click.echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
     if improver is not None and gap is None and run_folder is None:
         raise InputError("--improver: found no --gap beside it, expected one, which says whether a proposal is better")
     if run_folder is None and improver is None and gap is None and settings["upstream"] is None:
