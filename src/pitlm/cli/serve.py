@@ -87,12 +87,7 @@ def serve(
 
     key = _secret(upstream_key_env) if upstream_key_env else None
     token = os.environ.get(TOKEN) or None
-    if host not in LOOPBACK and key is not None and token is None:
-        raise InputError(
-            f"--host {host}: others could use the upstream's key; set {TOKEN}, which they then have to send"
-        )
-    if host not in LOOPBACK and token is None:
-        click.echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
+    _check_host(host, key, token)
     if improver is not None and gap is None and run_folder is None:
         raise InputError("--improver: found no --gap beside it, expected one, which says whether a proposal is better")
     if run_folder is None and improver is None and gap is None and settings["upstream"] is None:
@@ -127,6 +122,18 @@ def serve(
         check=check,
         access_log=access_log,
     )
+
+
+def _check_host(host: str, key: str | None, token: str | None) -> None:
+    """Refuse to lend the upstream's key to a network; warn where the network may use the rest."""
+    from pitlm.core.errors import InputError
+
+    if host not in LOOPBACK and key is not None and token is None:
+        raise InputError(
+            f"--host {host}: others could use the upstream's key; set {TOKEN}, which they then have to send"
+        )
+    if host not in LOOPBACK and token is None:
+        click.echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
 
 
 def _secret(variable: str) -> str:
