@@ -88,5 +88,9 @@ def missing() -> Models:
     raise InputError("nowhere: found no such folder")
 
 
+def bare() -> Models:
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
 def killed() -> Models:
     os._exit(9)

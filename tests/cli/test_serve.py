@@ -111,6 +111,13 @@ def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
     assert message in str(result.exception)
 
 
+def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pitlm.serve.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(serve, ["--upstream", "http://127.0.0.1:9/v1"])
+    assert "pip install 'pitlm[serve]'" in str(result.exception)
+
+
 def test_a_server_that_is_open_to_others_says_so(monkeypatch):
     monkeypatch.delenv("PIT_SERVE_TOKEN", raising=False)
     options = ["--upstream", "http://127.0.0.1:9/v1", "--host", "0.0.0.0", "--port", "0", "--check"]

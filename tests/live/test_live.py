@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from scripted_models import Judge, Writer, both, killed, missing
+from scripted_models import Judge, Writer, bare, both, killed, missing
 from scripted_upstream import served
 
 from pitlm.core.config import LoopSection
@@ -209,7 +209,8 @@ def test_a_job_that_nobody_waits_for_is_not_begun():
 
 
 @pytest.mark.parametrize(
-    ("load", "message"), [(missing, "nowhere: found no such folder"), (killed, "their process ended")]
+    ("load", "message"),
+    [(missing, "nowhere: found no such folder"), (killed, "their process ended"), (bare, "torch is not installed")],
 )
 def test_models_that_cannot_be_loaded_say_so_at_the_start(load, message):
     with pytest.raises(InputError, match=message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +99,10 @@ def serve(
     loop |= {name: value for name, value in given.items() if value is not None}
 
     from pitlm.improve.loop import loop_settings
-    from pitlm.serve.server import run
     from pitlm.serve.settings import Settings
 
+    with _extra("serve"):
+        from pitlm.serve.server import run
     if host not in LOOPBACK or token is not None:
         settings["hosts"] = None
     if improver_ask is not None:
@@ -122,6 +125,17 @@ def serve(
         check=check,
         access_log=access_log,
     )
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say how to install what an import in the block does not find."""
+    from pitlm.core.errors import InputError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'pitlm[{name}]'") from error
 
 
 def _check_host(host: str, key: str | None, token: str | None) -> None:
@@ -151,8 +165,9 @@ def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     """The loop's settings and the models' folders of a finished run; nothing without one."""
     if folder is None:
         return {}, {}
-    from pitlm.pipeline.run import stored_recipe
-    from pitlm.pipeline.stages import improver_stage
+    with _extra("train"):
+        from pitlm.pipeline.run import stored_recipe
+        from pitlm.pipeline.stages import improver_stage
 
     recipe = stored_recipe(folder)
     models = {"improver": folder / improver_stage(recipe) / "model", "gap": folder / "gap" / "model"}

@@ -246,6 +246,9 @@ def _work(pipe: Connection, load: Callable[[], Models]) -> None:
     except InputError as error:
         pipe.send(InputError(str(error)))
         return
+    except ModuleNotFoundError as error:
+        pipe.send(InputError(f"{error.name} is not installed, which local models need: pip install 'pitlm[train]'"))
+        return
     pipe.send(getattr(models.scorer, "margin", None))
     with suppress(EOFError, BrokenPipeError):
         while True:
