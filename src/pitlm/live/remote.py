@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import httpx
 
 from pitlm.core.nouns import Answer, Improvement, Prompt
+from pitlm.live.connections import Connections
 from pitlm.live.driver import Unavailable
 from pitlm.text.template import Template
 
@@ -16,19 +18,22 @@ class _Remote:
     """One JSON endpoint; its time limit is the loop's."""
 
     def __init__(self, base: str, key: str | None) -> None:
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._client = httpx.AsyncClient(base_url=base.rstrip("/") + "/", headers=headers, timeout=None)
+        self._connections = Connections(base, None)
+        self._headers = [(b"content-type", b"application/json")]
+        if key is not None:
+            self._headers.append((b"authorization", f"Bearer {key}".encode()))
+        self.close = self._connections.close
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None, what: str) -> Any:
+        content = b"" if body is None else json.dumps(body).encode()
         try:
-            response = await self._client.request(method, path, json=body)
-            response.raise_for_status()
-            return response.json()
-        except (httpx.HTTPError, ValueError) as error:
+            async with self._connections.response(method, path, self._headers, content) as response:
+                reply = await response.aread()
+                if response.status_code != 200:
+                    raise Unavailable(f"the {what} failed (status {response.status_code})")
+            return json.loads(reply)
+        except (httpx.RequestError, ValueError) as error:
             raise Unavailable(f"the {what} failed ({type(error).__name__})") from error
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
 
 class RemoteImprover(_Remote):
@@ -55,7 +60,7 @@ class RemoteImprover(_Remote):
             body["seed"] = seed
         if max_tokens is not None:
             body["max_tokens"] = max_tokens + 1  # one more than allowed: a longer answer shows itself, and is refused
-        reply = await self._ask("POST", "chat/completions", body, "improver")
+        reply = await self._ask("POST", "/chat/completions", body, "improver")
         try:
             choice, usage = reply["choices"][0], reply.get("usage") or {}
             written, read = int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0))
@@ -80,14 +85,14 @@ class RemoteScorer(_Remote):
     async def margin(self) -> float:
         """See :class:`pitlm.live.driver.AsyncScorer`. Asked for once."""
         if self._margin is None:
-            reply = await self._ask("GET", "score", None, "gap model")
+            reply = await self._ask("GET", "/score", None, "gap model")
             self._margin = math.inf if (margin := _number(reply, "margin")) is None else margin
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
         """See :class:`pitlm.live.driver.AsyncScorer`."""
         body = {"prompt": item.prompt.as_messages(), "reference": item.reference, "response": item.response}
-        gap = _number(await self._ask("POST", "score", body, "gap model"), "gap")
+        gap = _number(await self._ask("POST", "/score", body, "gap model"), "gap")
         return math.nan if gap is None else gap
 
 

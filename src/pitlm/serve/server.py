@@ -30,6 +30,8 @@ def run(settings: Settings, *, host: str, port: int, check: bool = False, access
         InputError: models that cannot be loaded, or an address that cannot be listened on.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    # A stream that the upstream breaks off has no end here either: no error of ours.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
     logging.getLogger("pitlm").setLevel(logging.INFO if access_log else logging.WARNING)
     asyncio.run(_serve(settings, host, port, check))
 
