@@ -4,7 +4,8 @@ Three parts, against a scripted upstream in a process of its own:
 
 * latency: one client asks the upstream directly and through the proxy in turn, improvement switched off; what is added
   is the difference of the medians and of the 99th percentiles;
-* rate: `--clients` at once through the proxy, improvement switched off, and directly as a control;
+* rate: `--clients` at once through the proxy, improvement switched off, and directly as a control; and the processor
+  time that the proxy takes for a request, which says what a core could do if the machine had nothing else to do;
 * faults: `--clients` at once and `--requests` in all, a third of them streamed, improved by a remote improver and gap
   model. The upstream fails, stalls, breaks off or talks nonsense in 20% of them, the improver in 10%. Counted are
   requests without an answer (lost), answers to another request or requests that the upstream saw twice (doubled), and
@@ -283,9 +284,14 @@ async def faults(proxied: str, direct: str, clients: int, requests: int) -> dict
 
 
 async def resident(proxied: str) -> float:
-    """MiB that the proxy's process holds, as it says itself."""
+    """MiB that the proxy's process holds."""
+    return await said(proxied, "process_resident_memory_bytes") / 2**20
+
+
+async def said(proxied: str, name: str) -> float:
+    """A figure of the proxy's process, as it says itself."""
     text = (await Client(proxied).ask("GET", "/metrics", None))[1]
-    return float(re.findall(r"^process_resident_memory_bytes (\S+)", text, re.MULTILINE)[0]) / 2**20
+    return float(re.findall(rf"^{name} (\S+)", text, re.MULTILINE)[0])
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -294,8 +300,11 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         models = ("--improver", direct, "--gap", direct, "--rounds", "2", "--improve-timeout", str(PATIENCE))
         with process(*serve, "--upstream", direct, *models, "--upstream-timeout", str(PATIENCE)) as proxied:
             figures: dict[str, Any] = await latency(direct, proxied, options.requests // 5)
+            busy = await said(proxied, "process_cpu_seconds_total")
             for name, url in (("direct", direct), ("proxied", proxied)):
                 figures[f"requests_per_s_{name}"] = await rate(url, options.clients, options.requests)
+            busy = await said(proxied, "process_cpu_seconds_total") - busy
+            figures["cpu_ms_per_request"] = round(1e3 * busy / options.requests, 3)
             return {**figures, **await faults(proxied, direct, options.clients, options.requests)}
 
 
