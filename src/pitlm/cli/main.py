@@ -36,6 +36,7 @@ VERBS = {
     "judge": Verb("pitlm.cli.judge:judge", "Let a judge compare two systems' answers, in both orders."),
     "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a local page."),
     "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
+    "serve": Verb("pitlm.cli.serve:serve", "Stand in front of an OpenAI-compatible API and improve its answers."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }
 

@@ -1,0 +1,331 @@
+"""What `pit serve` adds to an API, and what it does to one that misbehaves. Loopback only.
+
+Three parts, against a scripted upstream in a process of its own:
+
+* latency: one client asks the upstream directly and through the proxy in turn, improvement switched off; what is added
+  is the difference of the medians and of the 99th percentiles;
+* rate: `--clients` at once through the proxy, improvement switched off, and directly as a control; and the processor
+  time that the proxy takes for a request, which says what a core could do if the machine had nothing else to do;
+* faults: `--clients` at once and `--requests` in all, a third of them streamed, improved by a remote improver and gap
+  model. The upstream fails, stalls, breaks off or talks nonsense in 20% of them, the improver in 10%. Counted are
+  requests without an answer (lost), answers to another request or requests that the upstream saw twice (doubled), and
+  5xx where the upstream was well (foreign). Memory is that of the proxy, at the end less after the first fifth.
+
+A busy machine makes the figures worse, not better: the client, the upstream and the proxy share its cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FAULTS = ("fail", "stall", "cut", "nonsense")
+PATIENCE = 2.0  # seconds that the proxy waits for upstream and improver, in the faults part
+
+
+class Scripted(asyncio.Protocol):
+    """The upstream: does what the request's `metadata` says. Plain sockets, because it must not be the slow part."""
+
+    seen: Counter[str] = Counter()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport, self.buffer = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            length = re.search(rb"content-length: *(\d+)", self.buffer[:end], re.IGNORECASE)
+            whole = end + 4 + (int(length[1]) if length else 0)
+            if len(self.buffer) < whole:
+                return
+            head, body, self.buffer = self.buffer[:end], self.buffer[end + 4 : whole], self.buffer[whole:]
+            self.answer(head.split(b" ", 2)[1].decode(), json.loads(body or b"{}"))
+
+    def answer(self, path: str, request: dict[str, Any]) -> None:
+        if path == "/seen":
+            return self.send(self.seen)
+        if path == "/v1/score":
+            return self.send({"gap": 1.0, "margin": 0.0})
+        if request.get("model") == "improver":
+            text = request["messages"][-2]["content"]
+            fault = ("fail", "stall")[len(text) % 2] if int(re.findall(r"\d+", text)[0]) % 10 == 3 else None
+            text += " Better"
+        else:
+            wanted = request["metadata"]
+            self.seen[wanted["id"]] += 1
+            text, fault = f"answer to {wanted['id']} .", wanted.get("fault")
+        if fault == "stall":
+            return None
+        if fault == "fail":
+            return self.send({"error": {"message": "no", "type": "server_error", "param": None, "code": None}}, 503)
+        content = json.dumps(completion(text)).encode()
+        if request.get("stream"):
+            return self.stream(text, fault)
+        if fault == "nonsense":
+            content = b"<html>nothing of use"
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+        self.transport.write(head + (content[:30] if fault == "cut" else content))
+        if fault == "cut":
+            self.transport.close()
+
+    def stream(self, text: str, fault: str | None) -> None:
+        deltas = [{"role": "assistant", "content": ""}, *({"content": f"{word} "} for word in text.split())]
+        chunks = [{"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        events = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
+        events += [
+            b'data: {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n',
+            b"data: [DONE]\n\n",
+        ]
+        if fault == "nonsense":
+            events = [b"data: what?\n\n"]
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        sent = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
+        if fault == "cut":
+            self.transport.write(head + b"".join(sent[:3]))
+            return self.transport.close()
+        self.transport.write(head + b"".join(sent) + b"0\r\n\r\n")
+
+    def send(self, content: Any, status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self.transport.write(head.encode() + body)
+
+
+def completion(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return {"id": "c", "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}
+
+
+async def be_upstream() -> None:
+    server = await asyncio.get_running_loop().create_server(Scripted, "127.0.0.1", 0)
+    print(f"Serving http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
+    await server.serve_forever()
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[str]:
+    """A server in a process of its own; yields its URL."""
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as made:
+        try:
+            assert made.stdout is not None
+            yield made.stdout.readline().split()[1]
+        finally:
+            made.terminate()
+            made.wait()
+
+
+@dataclass
+class Client:
+    """One connection to a server, opened again when it is lost."""
+
+    url: str
+    streams: Any = None
+
+    async def ask(self, method: str, path: str, body: dict[str, Any] | None, header: str = "") -> tuple[int, str, bool]:
+        """Status, body, and whether the response came to its end; status 0 where there was none."""
+        host, port = self.url.split("/")[2].split(":")
+        content = b"" if body is None else json.dumps(body).encode()
+        lines = (f"{method} {path} HTTP/1.1", f"host: {host}:{port}", f"content-length: {len(content)}", header)
+        try:
+            self.streams = self.streams or await asyncio.open_connection(host, int(port))
+            reader, writer = self.streams
+            writer.write("\r\n".join(line for line in lines if line).encode() + b"\r\n\r\n" + content)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        except (OSError, asyncio.IncompleteReadError):
+            self.streams = None
+            return 0, "", False
+        status, text = int(head.split(b" ", 2)[1]), b""
+        try:
+            if length := re.search(rb"content-length: (\d+)", head):
+                return status, (await reader.readexactly(int(length[1]))).decode(), True
+            while size := int(await reader.readuntil(b"\r\n"), 16):
+                text += (await reader.readexactly(size + 2))[:-2]
+            await reader.readexactly(2)
+            return status, text.decode(), True
+        except (OSError, asyncio.IncompleteReadError):
+            self.streams = None
+            return status, text.decode(), False
+
+    def close(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+
+
+async def timed(client: Client, number: int) -> float:
+    began = time.perf_counter()
+    request = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "Hello " * 50}],
+        "metadata": {"id": f"t{number}"},
+    }
+    status, text, whole = await client.ask("POST", "/v1/chat/completions", request, "x-pit: off")
+    assert (status, whole) == (200, True), (status, text)
+    return 1e3 * (time.perf_counter() - began)
+
+
+async def latency(direct: str, proxied: str, pairs: int) -> dict[str, float]:
+    """Milliseconds that are added for one client, over pairs of requests in turn."""
+    clients, times = (Client(direct), Client(proxied)), ([], [])
+    for number in range(-50, pairs):
+        for client, kept in zip(clients, times, strict=True):
+            took = await timed(client, number)
+            if number >= 0:  # before that, connections are opened
+                kept.append(took)
+    for client in clients:
+        client.close()
+    cuts = [statistics.quantiles(kept, n=100) for kept in times]
+    return {
+        **{f"latency_direct_p{p}_ms": round(cuts[0][p - 1], 3) for p in (50, 99)},
+        **{f"latency_added_p{p}_ms": round(cuts[1][p - 1] - cuts[0][p - 1], 3) for p in (50, 99)},
+    }
+
+
+async def rate(url: str, clients: int, requests: int) -> float:
+    """Requests a second with so many clients at once."""
+
+    async def one() -> None:
+        client = Client(url)
+        for number in range(requests // clients):
+            await timed(client, number)
+        client.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return round(requests // clients * clients / (time.perf_counter() - began), 1)
+
+
+@dataclass
+class Tally:
+    """What became of the requests of the faults part."""
+
+    answered: int = 0
+    lost: int = 0
+    doubled: int = 0
+    foreign_5xx: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def count(self, request: dict[str, Any], status: int, text: str, whole: bool) -> None:
+        wanted = request["metadata"]
+        fault, name = wanted.get("fault"), wanted["id"]
+        self.answered += 1
+        # A stream that the upstream breaks off has to break off here too; every other response has an end.
+        if (
+            status == 0
+            or (not whole and fault != "cut")
+            or (fault is None and status == 200 and f"{name} " not in spoken(text))
+        ):
+            self.lost += 1
+        self.doubled += any(other != name for other in re.findall(r"answer to (\w+)", spoken(text)))
+        self.foreign_5xx += status >= 500 and fault is None
+        self.outcomes[f"{fault or 'well'} {status}"] += 1
+
+
+def spoken(text: str) -> str:
+    """The words of a response, streamed or not."""
+    return "".join(re.findall(r'"content": "([^"]*)"', text))
+
+
+async def faults(proxied: str, direct: str, clients: int, requests: int) -> dict[str, Any]:
+    random_, tally, memory = random.Random(0), Tally(), [0.0]
+    todo = iter(range(requests))
+
+    async def one() -> None:
+        client = Client(proxied)
+        for number in todo:
+            fault = {"fault": random_.choice(FAULTS)} if random_.random() < 0.2 else {}
+            request = {
+                "model": "chat",
+                "messages": [{"role": "user", "content": "Hello"}],
+                "metadata": {"id": f"r{number}", **fault},
+            }
+            request |= {"stream": True} if random_.random() < 1 / 3 else {}
+            try:
+                async with asyncio.timeout(30):
+                    tally.count(request, *await client.ask("POST", "/v1/chat/completions", request))
+            except TimeoutError:
+                tally.lost += 1
+                client.streams = None
+            if tally.answered == requests // 5:
+                memory[0] = await resident(proxied)
+        client.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    seen = json.loads((await Client(direct).ask("GET", "/seen", None))[1])
+    again = sum(count - 1 for name, count in seen.items() if name.startswith("r"))
+    return {
+        "requests": requests,
+        "lost": tally.lost + requests - tally.answered,
+        "doubled": tally.doubled + again,
+        "foreign_5xx": tally.foreign_5xx,
+        "unseen": sum(f"r{number}" not in seen for number in range(requests)),
+        "memory_mib": round(await resident(proxied), 1),
+        "memory_growth_mib": round(await resident(proxied) - memory[0], 1),
+        "faults_seconds": round(time.perf_counter() - began, 1),
+        "outcomes": dict(sorted(tally.outcomes.items())),
+    }
+
+
+async def resident(proxied: str) -> float:
+    """MiB that the proxy's process holds."""
+    return await said(proxied, "process_resident_memory_bytes") / 2**20
+
+
+async def said(proxied: str, name: str) -> float:
+    """A figure of the proxy's process, as it says itself."""
+    text = (await Client(proxied).ask("GET", "/metrics", None))[1]
+    return float(re.findall(rf"^{name} (\S+)", text, re.MULTILINE)[0])
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    serve = ("-m", "pitlm.cli.main", "serve", "--port", "0", "--concurrency", "128")
+    with process(__file__, "--upstream") as direct:
+        models = ("--improver", direct, "--gap", direct, "--rounds", "2", "--improve-timeout", str(PATIENCE))
+        with process(*serve, "--upstream", direct, *models, "--upstream-timeout", str(PATIENCE)) as proxied:
+            figures: dict[str, Any] = await latency(direct, proxied, options.requests // 5)
+            busy = await said(proxied, "process_cpu_seconds_total")
+            for name, url in (("direct", direct), ("proxied", proxied)):
+                figures[f"requests_per_s_{name}"] = await rate(url, options.clients, options.requests)
+            busy = await said(proxied, "process_cpu_seconds_total") - busy
+            figures["cpu_ms_per_request"] = round(1e3 * busy / options.requests, 3)
+            return {**figures, **await faults(proxied, direct, options.clients, options.requests)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--upstream", action="store_true", help="be the scripted upstream, as the benchmark asks itself to"
+    )
+    options = parser.parse_args()
+    if options.upstream:
+        return asyncio.run(be_upstream())
+    figures = asyncio.run(measure(options))
+    for name, value in figures.items():
+        print(f"{name:26} {value}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

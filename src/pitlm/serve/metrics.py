@@ -1,0 +1,46 @@
+"""What Prometheus reads at ``/metrics``."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from pitlm.live.driver import Outcome
+
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+GAPS = (-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4)
+
+
+class Metrics:
+    """The figures of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "pit_requests", "Chat completions by outcome.", ["outcome", "reason"], registry=registry
+        )
+        self.responses = Counter("pit_responses", "Responses sent by status.", ["status"], registry=registry)
+        self.added = Histogram(
+            "pit_added_seconds", "Time from the upstream's answer to ours.", buckets=SECONDS, registry=registry
+        )
+        self.rounds = Histogram("pit_rounds", "Rounds of each loop.", buckets=range(1, 9), registry=registry)
+        self.gaps = Histogram("pit_gap", "Calibrated gap of each proposal.", buckets=GAPS, registry=registry)
+        self.stops = Counter("pit_stops", "Loops by why they stopped.", ["reason"], registry=registry)
+        self.batch = Histogram(
+            "pit_batch_size", "Jobs done together by the models.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.inside = Gauge("pit_requests_inside", "Requests worked on or waiting for their turn.", registry=registry)
+
+    def observe(self, outcome: Outcome) -> None:
+        """Count one chat completion that was improved, or could have been."""
+        trace = outcome.trace
+        self.requests.labels(outcome.name, outcome.failure).inc()
+        self.rounds.observe(len(trace.rounds))
+        self.stops.labels(str(trace.stop_reason)).inc()
+        for gap in trace.gaps:
+            if gap == gap:  # a proposal that was not scored has no gap
+                self.gaps.observe(gap)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)

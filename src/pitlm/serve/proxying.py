@@ -1,0 +1,140 @@
+"""The endpoints in front of the upstream: chat completions, whose answers are improved, and the rest, passed through.
+
+They are plain ASGI applications: no layer of a framework stands between the upstream's bytes and the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+
+import httpx
+
+from pitlm.live.driver import Improving, Outcome
+from pitlm.serve.errors import ApiError, Headers, Receive, Scope, Send, respond
+from pitlm.serve.metrics import Metrics
+from pitlm.serve.replies import Reply, StreamedReply, events, report_headers
+from pitlm.serve.requests import Wish, read_wish
+from pitlm.serve.upstream import NOT_DOWNSTREAM, Upstream, end_to_end
+
+PREFIX = len("/v1")
+COMMENT = b": pit\n\n"
+"""An event that clients skip; it keeps connections open while there is nothing to say."""
+
+
+class PassThrough:
+    """Sends every request to the upstream and its response back, byte for byte."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._response(scope, scope["pit.body"]) as response:
+            await relay(response, [], send)
+
+    def _response(self, scope: Scope, body: bytes) -> AbstractAsyncContextManager[httpx.Response]:
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii")[PREFIX:]
+        if "/.." in scope["path"]:
+            raise ApiError(404, "not_found", "No such path.")
+        query = b"?" + scope["query_string"] if scope["query_string"] else b""
+        return self.upstream.response(scope["method"], path + query.decode("ascii"), scope["headers"], body)
+
+
+class ChatCompletions(PassThrough):
+    """``/v1/chat/completions``: the upstream's answer is y_0, the loop's is sent."""
+
+    def __init__(self, upstream: Upstream, improving: Improving | None, metrics: Metrics, *, heartbeat: float) -> None:
+        super().__init__(upstream)
+        self.improving = improving
+        self.metrics = metrics
+        self.heartbeat = heartbeat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        switch = next((value for name, value in scope["headers"] if name == b"x-pit"), b"")
+        wish = read_wish(scope["pit.body"], b"off" if self.improving is None else switch)
+        async with self._response(scope, wish.body) as response:
+            if wish.prompt is None or response.status_code != 200 or "content-encoding" in response.headers:
+                await relay(response, self._passed(wish.obstacle or "upstream's answer"), send)
+            elif _is_stream(response):
+                await self._stream(response, wish, send)
+            else:
+                await self._answer(response, wish, send)
+
+    def _passed(self, obstacle: str) -> Headers:
+        """Say, in metrics and headers, that an answer was not touched and why."""
+        self.metrics.requests.labels("passed", obstacle.partition(":")[0]).inc()
+        return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle[:100].encode("ascii", "replace"))]
+
+    async def _improve(self, wish: Wish, response: str) -> Outcome:
+        assert self.improving is not None  # else nothing is improvable
+        assert wish.prompt is not None
+        with self.metrics.added.time():
+            outcome = await self.improving(wish.prompt, response, wish.bounds)
+        self.metrics.observe(outcome)
+        return outcome
+
+    async def _answer(self, response: httpx.Response, wish: Wish, send: Send) -> None:
+        content = await _content(response)
+        reply = Reply(content)
+        headers = end_to_end(response.headers.raw, NOT_DOWNSTREAM)
+        if reply.obstacle:
+            return await respond(send, 200, headers + self._passed(reply.obstacle), content)
+        outcome = await self._improve(wish, reply.text)
+        body = reply.with_outcome(outcome, original=wish.original)
+        await respond(send, 200, headers + report_headers(outcome), body)
+
+    async def _stream(self, response: httpx.Response, wish: Wish, send: Send) -> None:
+        reply = StreamedReply()
+        headers = [*end_to_end(response.headers.raw, NOT_DOWNSTREAM), (b"x-pit", b"in-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        beating = asyncio.ensure_future(self._beat(send))
+        try:
+            async for event in events(response.aiter_raw()):
+                if body := reply.feed(event):
+                    await _more(send, body)
+                if reply.obstacle:
+                    beating.cancel()
+            if reply.whole and not reply.obstacle and reply.text.strip():
+                outcome = await self._improve(wish, reply.text)
+                last = b"".join(reply.with_outcome(outcome, original=wish.original))
+            else:
+                self._passed(reply.obstacle or "no text")
+                last = reply.rest()
+        except httpx.RequestError:
+            self._passed("upstream broke off")
+            await _more(send, reply.rest())
+            return  # without an end: the client's stream breaks off as the upstream's did
+        finally:
+            beating.cancel()
+        await send({"type": "http.response.body", "body": last})
+
+    async def _beat(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self.heartbeat)
+            await _more(send, COMMENT)
+
+
+async def relay(response: httpx.Response, more: Headers, send: Send) -> None:
+    """Send an upstream's response on; a stream as it comes, anything else whole or, with a 502 or 504, not at all."""
+    headers = end_to_end(response.headers.raw, NOT_DOWNSTREAM) + more
+    if not _is_stream(response):
+        return await respond(send, response.status_code, headers, await _content(response))
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    try:
+        async for part in response.aiter_raw():
+            await _more(send, part)
+    except httpx.RequestError:
+        return  # without an end: see above
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _is_stream(response: httpx.Response) -> bool:
+    return str(response.headers.get("content-type", "")).startswith("text/event-stream")
+
+
+async def _content(response: httpx.Response) -> bytes:
+    return b"".join([part async for part in response.aiter_raw()])
+
+
+async def _more(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})

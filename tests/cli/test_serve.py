@@ -1,0 +1,134 @@
+"""`pit serve` as a process of its own: without torch, from remote models, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from builders import generator_checkpoint, scorer_checkpoint
+from click.testing import CliRunner
+from proxies import proxied
+from scripted_upstream import TEXT, Upstream, served
+
+from pitlm.cli.serve import serve
+from pitlm.core.errors import InputError
+
+ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
+HEAVY = "torch transformers trl peft accelerate datasets tokenizers scipy statsmodels sklearn pandas matplotlib pyarrow numpy"
+WITHOUT = f"""
+import sys
+for name in {HEAVY.split()}:
+    sys.modules[name] = None  # to import it is an error
+from pitlm.cli.main import main
+main()
+"""
+
+
+@contextmanager
+def running(*arguments, program=("-c", WITHOUT), **environment):
+    """A `pit serve` on a free port: yields process and URL once it serves."""
+    command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            first = process.stdout.readline()
+            found = re.match(r"Serving (\S+)", first)
+            assert found, first + (process.kill() or process.stdout.read())
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+def test_it_serves_without_torch_and_finishes_what_is_in_flight():
+    # The scripted upstream serves as remote improver too: what it answers is the proposal.
+    with served(Upstream()) as up, proxied() as scorer:
+        options = ("--upstream", f"{up}/v1", "--improver", f"{up}/v1", "--improver-model", "chat", "--gap", scorer.url)
+        with running(*options, "--rounds", "1") as (process, url):
+            reply = httpx.post(f"{url}/chat/completions", json={**ASK, "metadata": {"say": "Five ."}}).json()
+            # The gap model likes it, because it does not say "Better" too often.
+            assert (reply["choices"][0]["message"]["content"], reply["pit"]["gaps"]) == (TEXT, [1.0])
+            assert reply["usage"]["total_tokens"] == 24
+            got = []
+
+            def stream():
+                with httpx.stream(
+                    "POST", f"{url}/chat/completions", json={**ASK, "model": "slow", "stream": True}
+                ) as slow:
+                    for part in slow.iter_raw():
+                        got.append(part)
+                        begun.set()
+
+            begun = threading.Event()
+            thread = threading.Thread(target=stream)
+            thread.start()
+            assert begun.wait(10)
+            process.send_signal(signal.SIGTERM)
+            thread.join(20)
+            assert process.wait(20) == 0
+    assert b"".join(got).endswith(b"data: [DONE]\n\n")
+
+
+def test_it_serves_models_of_this_machine(bases, tmp_path):
+    improver = generator_checkpoint(bases("words"), tmp_path / "improver", "improver")
+    gap = scorer_checkpoint(bases("words"), tmp_path / "gap", "gap")
+    with served(Upstream()) as up:
+        options = ("--upstream", f"{up}/v1", "--improver", improver, "--gap", gap, "--margin", "100")
+        with running(*options, program=("-m", "pitlm.cli.main"), OMP_NUM_THREADS="1") as (process, url):
+            reply = httpx.post(f"{url}/chat/completions", json=ASK, timeout=60).json()
+            assert (reply["pit"]["outcome"], reply["pit"]["failure"], reply["pit"]["rounds"]) == ("kept", None, 1)
+            score = {"prompt": "x", "reference": "the price is nine .", "response": "the price is nine ."}
+            assert httpx.post(f"{url}/score", json=score, timeout=60).json() == {"gap": 0.0}
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to serve"),
+        (["--upstream", "http://127.0.0.1:9", "--improver", "x"], "--improver: found no --gap beside it"),
+        (["--upstream", "http://127.0.0.1:9", "--upstream-key-env", "NO_SUCH"], "found no variable NO_SUCH"),
+        (["--upstream", "http://127.0.0.1:9", "--upstream-key-env", "KEY", "--host", "0.0.0.0"], "set PIT_SERVE_TOKEN"),
+        (["--upstream", "127.0.0.1:9"], "expected a URL"),
+        (["--gap", "nowhere", "--port", "0"], "nowhere: found no such folder"),
+        (["--gap", "http://127.0.0.1:9/v1", "--host", "192.0.2.1"], "cannot listen there"),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
+    monkeypatch.setenv("KEY", "sk")
+    monkeypatch.delenv("PIT_SERVE_TOKEN", raising=False)
+    result = CliRunner().invoke(serve, [*arguments, "--check"])
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
+
+
+def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pitlm.serve.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(serve, ["--upstream", "http://127.0.0.1:9/v1"])
+    assert "pip install 'pitlm[serve]'" in str(result.exception)
+
+
+def test_a_server_that_is_open_to_others_says_so(monkeypatch):
+    monkeypatch.delenv("PIT_SERVE_TOKEN", raising=False)
+    options = ["--upstream", "http://127.0.0.1:9/v1", "--host", "0.0.0.0", "--port", "0", "--check"]
+    assert "PIT_SERVE_TOKEN is not set" in CliRunner().invoke(serve, options).stderr
+    monkeypatch.setenv("PIT_SERVE_TOKEN", "t")
+    monkeypatch.setenv("KEY", "sk")
+    assert CliRunner().invoke(serve, [*options, "--upstream-key-env", "KEY"]).stderr == ""
+
+
+def test_check_says_what_would_be_served():
+    result = CliRunner().invoke(serve, ["--upstream", "http://127.0.0.1:9/v1", "--port", "0", "--check"])
+    assert result.exit_code == 0
+    assert "upstream   http://127.0.0.1:9/v1" in result.output
+    assert re.search(r"curl http://127.0.0.1:\d+/v1/chat/completions", result.output)

@@ -1,0 +1,69 @@
+"""A proxy with scripted models in front of a scripted upstream, both on loopback, both really served."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+from scripted_models import Judge, Writer
+from scripted_upstream import Upstream, served
+
+from pitlm.core.config import LoopSection
+from pitlm.serve import upstream as connection
+from pitlm.serve.app import make_app
+from pitlm.serve.metrics import Metrics
+from pitlm.serve.settings import Settings
+
+HTTP = httpx.Client()
+OPENAI = openai.DefaultHttpxClient()  # not always of the same library
+
+
+@dataclass
+class Proxy:
+    """The two servers' URLs, and what stands behind them."""
+
+    url: str
+    direct: str
+    upstream: Upstream
+    writer: Writer
+    judge: Judge
+
+    def client(self, **more: Any) -> openai.OpenAI:
+        """The official client; its connections are shared, because to read the certificates anew takes longest of all."""
+        return openai.OpenAI(
+            **{
+                "base_url": self.url,
+                "api_key": "client-key",
+                "max_retries": 0,
+                "http_client": OPENAI,
+                "timeout": 20,
+                **more,
+            }
+        )
+
+    def asynchronous(self) -> openai.AsyncOpenAI:
+        plain = openai.DefaultAsyncHttpxClient(verify=False)  # loopback: no certificates to read
+        return openai.AsyncOpenAI(base_url=self.url, api_key="k", max_retries=0, http_client=plain)
+
+    def straight(self) -> openai.OpenAI:
+        return self.client(base_url=self.direct)
+
+
+@contextmanager
+def proxied(improves: bool = True, **settings: Any):
+    scripted, writer, judge = Upstream(), Writer(), Judge()
+    with served(scripted) as up:
+
+        @asynccontextmanager
+        async def application():
+            chosen = Settings(**{"loop": LoopSection(rounds=3), "improve_seconds": 10.0, "heartbeat": 0.02, **settings})
+            there = connection.Upstream(f"{up}/v1", key=chosen.upstream_key, seconds=chosen.upstream_seconds)
+            models = {"improver": writer, "scorer": judge} if improves else {"improver": None, "scorer": None}
+            yield make_app(chosen, Metrics(), there, **models)
+            await there.close()
+
+        with served(application()) as here:
+            yield Proxy(f"{here}/v1", f"{up}/v1", scripted, writer, judge)

@@ -1,0 +1,96 @@
+"""Improvers and gap models that follow a script: some that are awaited, some for a process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, field
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Answer
+from pitlm.live.driver import Unavailable
+from pitlm.live.worker import Models
+
+
+@dataclass
+class Writer:
+    """Appends `` Better`` to a reference, 3 tokens written and 10 read."""
+
+    suffix: str = " Better"
+    tokens: int = 3
+    seconds: float = 0.0
+    failure: str = ""
+    asked: list[dict] = field(default_factory=list)
+
+    async def propose(self, prompt, reference, *, temperature, seed, max_tokens):
+        self.asked.append(
+            {
+                "prompt": prompt,
+                "reference": reference,
+                "temperature": temperature,
+                "seed": seed,
+                "max_tokens": max_tokens,
+            }
+        )
+        await asyncio.sleep(self.seconds)
+        if self.failure:
+            raise Unavailable(self.failure)
+        return Answer(reference + self.suffix, self.tokens, 10)
+
+
+@dataclass
+class Judge:
+    """Likes the first ``likes`` of `` Better``s by 1 each, and what is beyond them by -1."""
+
+    likes: int = 2
+    seconds: float = 0.0
+    failure: str = ""
+    calibrated: float = 0.5
+
+    async def margin(self):
+        return self.calibrated
+
+    async def gap(self, item):
+        await asyncio.sleep(self.seconds)
+        if self.failure:
+            raise Unavailable(self.failure)
+        return 1.0 if item.response.count("Better") <= self.likes else -1.0
+
+
+class ProcessWriter:
+    """``die`` ends the process, ``hang`` never answers, ``fail`` raises alone and in company; else says with whom it was asked."""
+
+    def propose(self, prompts, references, *, temperature, seed):
+        texts = [prompt.text for prompt in prompts]
+        if "die" in texts:
+            os._exit(1)
+        if "hang" in texts:
+            time.sleep(60)
+        if "fail" in texts:
+            raise MemoryError("a secret of the conversation")
+        time.sleep(0.05)  # so that others arrive meanwhile
+        return [Answer(f"{text} with {len(texts)} at {temperature} seed {seed}", 2, 3) for text in texts]
+
+
+class ProcessJudge:
+    margin = 0.25
+
+    def gaps(self, items):
+        return [float(len(item.response) - len(item.reference)) for item in items]
+
+
+def both() -> Models:
+    return Models(ProcessWriter(), ProcessJudge())
+
+
+def missing() -> Models:
+    raise InputError("nowhere: found no such folder")
+
+
+def bare() -> Models:
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+def killed() -> Models:
+    os._exit(9)

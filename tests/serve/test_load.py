@@ -1,0 +1,29 @@
+"""The load test, small: `make bench` runs it with 64 clients and 5,000 requests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "serve.py"
+
+
+@pytest.mark.timeout(120)
+def test_with_an_upstream_that_misbehaves_nothing_is_lost_doubled_or_blamed_on_it(tmp_path):
+    out = tmp_path / "deep" / "serve.json"
+    command = [sys.executable, BENCHMARK, "--clients", "16", "--requests", "200", "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    promised = {name: figures[name] for name in ("requests", "lost", "doubled", "foreign_5xx", "unseen")}
+    assert promised == {"requests": 200, "lost": 0, "doubled": 0, "foreign_5xx": 0, "unseen": 0}
+    # What the upstream caused is passed on as what it is.
+    assert {"well 200", "fail 503", "stall 504", "cut 502", "cut 200", "nonsense 200"} == figures["outcomes"].keys()
+    assert {
+        "latency_added_p50_ms",
+        "latency_added_p99_ms",
+        "requests_per_s_proxied",
+        "memory_growth_mib",
+    } <= figures.keys()
