@@ -138,10 +138,10 @@ def show(
     Raises:
         InputError: there is no such baseline.
     """
-    from pitlm.cli.verdict_tables import print_summary
     from pitlm.core.errors import InputError
     from pitlm.evaluate.summary import summarise
     from pitlm.evaluate.verdict_files import write_annotations
+    from pitlm.report.verdict_tables import print_summary
 
     rows = [annotation.row for annotation in annotations]
     names = sorted({name for row in rows for name in (row.first, row.second)})
