@@ -44,6 +44,21 @@ class RunHealth:
     drift: dict[str, float] | None
     warnings: tuple[str, ...]
 
+    def sentences(self) -> list[str]:
+        """The figures, and then the warnings, for a person to read."""
+        quantiles = zip(QUANTILES, self.gaps, strict=True)
+        drift = (
+            ""
+            if self.drift is None
+            else "; distance from the calibration's: "
+            + ", ".join(f"{name}s {distance:.2f}" for name, distance in self.drift.items())
+        )
+        return [
+            f"{self.copy_rate:.1%} of {self.answers} answers unchanged; length {self.growth:.2f} times that before.",
+            "Gaps of the first proposals: " + ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in quantiles) + drift + ".",
+            *(f"Warning: {warning}" for warning in self.warnings),
+        ]
+
 
 def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> RunHealth:
     """Look at the traces of a run, beside the calibration of the scorer that decided, where there is one."""

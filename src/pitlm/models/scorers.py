@@ -143,10 +143,11 @@ class GapModel(Scorer):
 
 
 class GuardedGap:
-    """R_PIT with a second opinion: the smaller of its calibrated gap and of r(x, y) - r(x, y_ref) by R_P. Ours.
+    """R_PIT with a second opinion: both have to find y better than y_ref. Ours.
 
     An improver that was trained to please R_PIT makes the mistakes that R_PIT does not see. R_P has not been maximised,
-    so it sees some of them. Both are log odds of being preferred (Eq. 2, Bradley-Terry), so one margin suits both.
+    so it sees some of them. R_PIT is asked in both orders, because its score of "no change" has a noise of its own.
+    Both opinions are log odds of being preferred (Eq. 2, Bradley-Terry), so one margin suits both.
     """
 
     def __init__(self, gap: GapModel, reward: RewardModel, calibration: Calibration | None = None) -> None:
@@ -170,8 +171,12 @@ class GuardedGap:
         return self.calibration.margin if self.calibration else None
 
     def gaps(self, items: Sequence[Improvement]) -> Tensor:
-        """The smaller of the two gaps of each item, 0 for no change; shape (len(items),)."""
-        prompts = [item.prompt for item in items]
-        new = self.reward.scores(prompts, [item.response for item in items])
-        old = self.reward.scores(prompts, [item.reference for item in items])
-        return torch.minimum(self.gap.gaps(items), new - old)
+        """The smaller of r_gap(x, y, y_ref) - r_gap(x, y_ref, y) and r(x, y) - r(x, y_ref); shape (len(items),).
+
+        0 for no change, and never above 0 in both directions: what was left for something better cannot come back.
+        """
+        count, prompts = len(items), [item.prompt for item in items]
+        swapped = [Improvement(item.prompt, item.response, item.reference) for item in items]
+        responses = [*(item.response for item in items), *(item.reference for item in items)]
+        gaps, rewards = self.gap.raw([*items, *swapped]), self.reward.scores([*prompts, *prompts], responses)
+        return torch.minimum(gaps[:count] - gaps[count:], rewards[:count] - rewards[count:])
