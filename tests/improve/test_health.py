@@ -42,6 +42,7 @@ def test_figures_by_hand():
 
 def test_nothing_and_the_empty_answer_are_no_error():
     assert math.isnan(health([]).copy_rate)
+    assert [line[:5] for line in health([Trace(X, "a", (), StopReason.CANCELLED)]).sentences()] == ["100.0"]
     assert math.isnan(health([trace("", "b")]).growth)
     assert first_growth([trace("", "bb")]) == [2.0]
     assert health([trace("a", "b", math.nan)]).gaps[0] is not None

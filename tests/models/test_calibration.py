@@ -58,4 +58,6 @@ def test_models_know_their_margin(bases, tmp_path):
 )
 def test_the_promise_is_about_the_loop_that_was_calibrated(settings, doubt):
     found = KNOWN.doubt(SETTINGS.model_copy(update=settings))
+    hopeless = replace(KNOWN, margin=math.inf).doubt(LoopSection(rounds=5, margin=9.0))
+    assert hopeless == "margin 9 is set; the promise about harm can be kept by no margin"
     assert found is None if doubt is None else found.startswith(doubt)

@@ -46,16 +46,12 @@ class RunHealth:
 
     def sentences(self) -> list[str]:
         """The figures, and then the warnings, for a person to read."""
-        quantiles = zip(QUANTILES, self.gaps, strict=True)
-        drift = (
-            ""
-            if self.drift is None
-            else "; distance from the calibration's: "
-            + ", ".join(f"{name}s {distance:.2f}" for name, distance in self.drift.items())
-        )
+        shares = ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in zip(QUANTILES, self.gaps, strict=True))
+        distances = ", ".join(f"{name}s {distance:.2f}" for name, distance in (self.drift or {}).items())
+        drift = f" Distance from the calibration's: {distances}." if distances else ""
         return [
             f"{self.copy_rate:.1%} of {self.answers} answers unchanged; length {self.growth:.2f} times that before.",
-            "Gaps of the first proposals: " + ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in quantiles) + drift + ".",
+            *([f"Gaps of the first proposals: {shares}.{drift}"] if np.isfinite(self.gaps).all() else []),
             *(f"Warning: {warning}" for warning in self.warnings),
         ]
 

@@ -47,9 +47,8 @@ class Calibration:
     def doubt(self, settings: LoopSection) -> str | None:
         """Why the promise is not about a loop with these settings; None where it is, budgets aside."""
         if settings.margin is not None and settings.margin < self.margin:
-            return (
-                f"margin {settings.margin:g} is set; the promise about harm needs {self.margin:g}, the calibrated one"
-            )
+            needed = f"needs {self.margin:g}" if math.isfinite(self.margin) else "can be kept by no margin"
+            return f"margin {settings.margin:g} is set; the promise about harm {needed}"
         for name in ("rounds", "proposals", "temperature"):
             now, then = getattr(settings, name), getattr(self.settings, name)
             if now != then:
