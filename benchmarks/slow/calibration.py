@@ -1,17 +1,19 @@
-"""What `pit calibrate` promises, over seeds: harm, gain and tokens on held-out prompts, as a Markdown table.
+"""What `pit calibrate` promises, over runs of the pocket world: harm, gain and tokens, as a Markdown table.
 
     python benchmarks/slow/calibration.py runs/seeds/seed-0 runs/seeds/seed-1 --json calibration.json
 
 Each run is copied, because calibrating writes beside its gap model. The margin is chosen on prompts of the validation
-fold and on those of the test fold that the run's evaluation leaves; the figures are from those that it has. "Always" is
-"always accept, five rounds". Exit code 1 if, over all seeds, the share made worse is above the promise, less than 90% of
-the gain is kept, or more than half of the tokens are generated.
+fold and on those of the test fold that the run's evaluation leaves. "Held out" are those that it has; "fresh" are new
+prompts of the world that are in no fold, on which the loop is run as a user would run it. "Always" is "always accept,
+five rounds". The truth judges. Exit code 1 if, with R_PIT and R_P together, the share of fresh answers made worse is
+above the promise, less than 90% of the gain is kept, or more than half of the tokens are generated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -20,13 +22,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
+from pitlm.core.nouns import Prompt
+from pitlm.evaluate.health import share
+from pitlm.improve.loop import improve_many
+from pitlm.models.calibration import GUARDED
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.scorers import GuardedGap
+from pitlm.pipeline.context import true_utility
+from pitlm.pipeline.run import stored_recipe
+from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pocket import world
+from pitlm.text.folds import read_folds
 
 HARM, CONFIDENCE, ROUNDS = 0.02, 0.9, 5
 GAIN, TOKENS = 0.9, 0.5
 
 
-def calibrated(run: Path) -> dict[str, Any]:
+def calibrated(run: Path, fresh: int) -> dict[str, Any]:
     """The figures of one run, by scorer."""
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(run, Path(folder) / run.name, ignore=shutil.ignore_patterns("logs", "checkpoint*"))
@@ -37,64 +49,103 @@ def calibrated(run: Path) -> dict[str, Any]:
         if done.returncode:
             sys.exit(f"{run}: pit calibrate ended with {done.returncode}")
         figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        figures[GUARDED]["fresh"] = in_use(copy, fresh)
         return figures
+
+
+def in_use(run: Path, count: int) -> dict[str, Any]:
+    """The share of fresh answers that the calibrated loop makes worse, with its exact 95% interval."""
+    recipe = stored_recipe(run)
+    prompts = fresh_prompts(run, count)
+    policy, improver = run / policy_stage(recipe) / "model", run / improver_stage(recipe) / "model"
+    temperature = recipe.evaluation.policy_temperature
+    answers = Policy.from_pretrained(policy).answer(prompts, temperature=temperature, seed=1)
+    originals = [answer.text for answer in answers]
+    traces = improve_many(
+        prompts,
+        originals,
+        improver=Improver.from_pretrained(improver),
+        gap=GuardedGap.from_pretrained(run / "gap" / "model", run / "reward" / "model"),
+        rounds=ROUNDS,
+        temperature=recipe.loop.temperature,
+        seed=2,
+    )
+    before, after = true_utility(prompts, originals), true_utility(prompts, [trace.final for trace in traces])
+    harm = share([b - a > 1e-6 for b, a in zip(before, after, strict=True)])
+    return {"items": count, "worse": round(harm["estimate"] * count), "harm": harm}
+
+
+def fresh_prompts(run: Path, count: int) -> list[Prompt]:
+    known = {pair.prompt for pairs in read_folds(run / "data").values() for pair in pairs}
+    rng, found = random.Random("calibration"), dict[Prompt, None]()
+    while len(found) < count:
+        prompt = world.draw_request(rng).as_prompt()
+        if prompt not in known:
+            found[prompt] = None
+    return list(found)
 
 
 def line(name: str, found: dict[str, Any]) -> str:
     kept, always = found["held_out"], found["held_out_always"]
-    margin = "none" if kept["margin"] is None else f"{kept['margin']:.2f}"
+    margin = "" if kept["margin"] is None else f"{kept['margin']:.2f}"
     cells = (
         name,
         margin,
-        share(found["chosen"]["harm"]),
-        share(kept["harm"]),
-        share(always["harm"]),
+        percent(found["chosen"]["harm"]),
+        percent(kept["harm"]),
+        percent(found["fresh"]["harm"]) if "fresh" in found else "",
+        percent(always["harm"]),
         f"{kept['gain']:+.3f} of {always['gain']:+.3f}: {kept['gain'] / always['gain']:.0%}",
         f"{kept['tokens']:.1f} of {always['tokens']:.1f}: {kept['tokens'] / always['tokens']:.0%}",
     )
     return "| " + " | ".join(cells) + " |"
 
 
-def share(value: dict[str, float]) -> str:
+def percent(value: dict[str, float]) -> str:
     return f"{100 * value['estimate']:.1f}% [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
 def pooled(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All runs as one: shares over all their items, means of means (each run has as many items)."""
+    """All runs as one: shares over all their items, and means over them."""
 
     def joined(name: str) -> dict[str, Any]:
         outcomes = [run[name] for run in runs]
         items, worse = (sum(outcome[key] for outcome in outcomes) for key in ("items", "worse"))
-        interval = binomtest(worse, items).proportion_ci(0.95)
-        harm = {"estimate": worse / items, "low": float(interval.low), "high": float(interval.high), "n": items}
-        means = {key: sum(o[key] * o["items"] for o in outcomes) / items for key in ("gain", "tokens")}
+        means = {
+            key: sum(o[key] * o["items"] for o in outcomes) / items for key in ("gain", "tokens") if key in outcomes[0]
+        }
+        harm = share([number < worse for number in range(items)])
         return {"margin": None, "items": items, "worse": worse, "harm": harm, **means}
 
-    return {name: joined(name) for name in ("chosen", "held_out", "held_out_always")}
+    names = ("chosen", "held_out", "held_out_always", "fresh")
+    return {name: joined(name) for name in names if name in runs[0]}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", default=sorted(Path("runs/seeds").glob("seed-*")))
+    parser.add_argument("--fresh", type=int, default=3000, help="prompts of the world that are in no fold")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not arguments.runs:
         parser.error("found no runs; make seeds makes them, or name some")
-    found = {str(run): calibrated(run) for run in arguments.runs}
+    found = {str(run): calibrated(run, arguments.fresh) for run in arguments.runs}
     held = True
     for scorer in next(iter(found.values())):
         runs = [figures[scorer] for figures in found.values()]
         everything = pooled(runs)
         print(f"\n{scorer}, promise {HARM:.0%} with confidence {CONFIDENCE:.0%}\n")
-        print("| run | margin | made worse: chosen on | held out | always | gain | tokens |\n" + "| --- " * 7 + "|")
+        print(
+            "| run | margin | made worse: chosen on | held out | fresh | always | gain, held out | tokens, held out |"
+        )
+        print("| --- " * 8 + "|")
         for name, figures in found.items():
             print(line(Path(name).name, figures[scorer]))
         print(line("all", everything))
         kept, always = everything["held_out"], everything["held_out_always"]
-        # R_PIT alone cannot judge the improver that was trained to please it; the run's own loop is the other one.
-        if scorer != "R_PIT":
+        if scorer == GUARDED:
             held = (
-                kept["harm"]["estimate"] <= HARM
+                everything["fresh"]["harm"]["estimate"] <= HARM
                 and kept["gain"] >= GAIN * always["gain"]
                 and kept["tokens"] <= TOKENS * always["tokens"]
             )
