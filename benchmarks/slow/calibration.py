@@ -22,13 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Prompt
 from pitlm.evaluate.health import share
+from pitlm.evaluate.margins import Promise, calibrate
 from pitlm.improve.loop import improve_many
 from pitlm.models.calibration import GUARDED
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.scorers import GuardedGap
-from pitlm.pipeline.context import true_utility
+from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.pipeline.calibrating import fresh_answers
+from pitlm.pipeline.context import Context, true_utility
 from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
 from pitlm.pocket import world
@@ -36,6 +39,7 @@ from pitlm.text.folds import read_folds
 
 HARM, CONFIDENCE, ROUNDS = 0.02, 0.9, 5
 GAIN, TOKENS = 0.9, 0.5
+AROUND = "R_PIT around the SFT-only improver"
 
 
 def calibrated(run: Path, fresh: int) -> dict[str, Any]:
@@ -50,7 +54,26 @@ def calibrated(run: Path, fresh: int) -> dict[str, Any]:
             sys.exit(f"{run}: pit calibrate ended with {done.returncode}")
         figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         figures[GUARDED]["fresh"] = in_use(copy, fresh)
+        figures[AROUND] = around_another(copy)
         return figures
+
+
+def around_another(run: Path) -> dict[str, Any]:
+    """R_PIT alone as the stop rule around an improver that it had no part in: the SFT-only one."""
+    context = Context(stored_recipe(run), run)
+    choosing, shown = fresh_answers(context, None)
+    return calibrate(
+        AROUND,
+        GapModel.from_pretrained(context.model("gap")),
+        improver=Improver.from_pretrained(context.model("improver-sft")),
+        settings=LoopSection(rounds=ROUNDS, temperature=context.recipe.loop.temperature),
+        promise=Promise(HARM, CONFIDENCE),
+        choosing=choosing,
+        held_out=shown,
+        pairs=context.folds["test"],
+        judge=context.judge(),
+        seed=context.seed("calibration"),
+    ).as_dict()
 
 
 def in_use(run: Path, count: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_calibrating_stores_a_margin_that_improving_then_uses(
     stored = json.loads((calibrated / "gap" / "model" / "calibration.json").read_text())
     assert set(figures) == set(stored) == {"R_PIT", "R_PIT and R_P"}
     assert "always accept" in done.stdout
+    assert "made worse" in (calibrated / "calibration.svg").read_text()
     for name, found in figures.items():
         assert f"{name}: chosen on {stored[name]['items']} fresh answers, up to 3 rounds, judge: true" in done.stdout
         assert found["chosen"]["margin"] == stored[name]["margin"] is not None
