@@ -25,7 +25,7 @@ from typing import Any
 from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Prompt
 from pitlm.evaluate.health import share
-from pitlm.evaluate.margins import Promise, calibrate
+from pitlm.evaluate.margins import Promise, calibrate, play
 from pitlm.improve.loop import improve_many
 from pitlm.models.calibration import GUARDED
 from pitlm.models.generators import Improver, Policy
@@ -61,18 +61,20 @@ def calibrated(run: Path, fresh: int) -> dict[str, Any]:
 def around_another(run: Path) -> dict[str, Any]:
     """R_PIT alone as the stop rule around an improver that it had no part in: the SFT-only one."""
     context = Context(stored_recipe(run), run)
-    choosing, shown = fresh_answers(context, None)
+    scorer = {AROUND: GapModel.from_pretrained(context.model("gap"))}
+    improver = Improver.from_pretrained(context.model("improver-sft"))
+    settings = LoopSection(rounds=ROUNDS, temperature=context.recipe.loop.temperature)
+    sets, seed = fresh_answers(context, None), context.seed("calibration")
+    choosing, held_out = play(scorer, sets, improver=improver, settings=settings, seed=seed)[AROUND]
     return calibrate(
         AROUND,
-        GapModel.from_pretrained(context.model("gap")),
-        improver=Improver.from_pretrained(context.model("improver-sft")),
-        settings=LoopSection(rounds=ROUNDS, temperature=context.recipe.loop.temperature),
-        promise=Promise(HARM, CONFIDENCE),
+        scorer[AROUND],
         choosing=choosing,
-        held_out=shown,
+        held_out=held_out,
+        settings=settings,
+        promise=Promise(HARM, CONFIDENCE),
         pairs=context.folds["test"],
         judge=context.judge(),
-        seed=context.seed("calibration"),
     ).as_dict()
 
 

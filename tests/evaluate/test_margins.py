@@ -10,7 +10,7 @@ import pytest
 
 from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Answer, Preference, Prompt
-from pitlm.evaluate.margins import SHOWN, Answered, Promise, calibrate
+from pitlm.evaluate.margins import SHOWN, Answered, Promise, calibrate, play, rounds_to_play
 from pitlm.judge.scores import ScoreJudge
 
 SETTINGS = LoopSection(rounds=2)
@@ -40,18 +40,47 @@ def pairs(chosen, rejected):
 
 
 def run(items=300, held_out=150, harm=0.05, labels=None):
+    sets = [answered("choosing", items), answered("held out", held_out)]
+    choosing, shown = play({"R_PIT": World()}, sets, improver=World(), settings=SETTINGS, seed=0)["R_PIT"]
     return calibrate(
         "R_PIT",
         World(),
-        improver=World(),
+        choosing=choosing,
+        held_out=shown,
         settings=SETTINGS,
         promise=Promise(harm, 0.9),
-        choosing=answered("choosing", items),
-        held_out=answered("held out", held_out),
         pairs=labels or pairs(10, 0),
         judge=JUDGE,
-        seed=0,
     )
+
+
+@pytest.mark.parametrize("proposals", [1, 2])
+def test_several_scorers_share_what_is_played_where_none_of_them_chooses(proposals):
+    class Sure(World):
+        def gaps(self, items):
+            return [int(item.response) - int(item.reference) for item in items]
+
+    class Contrary(Sure):
+        def gaps(self, items):
+            return [-gap for gap in super().gaps(items)]
+
+    class Counting(World):
+        calls = 0
+
+        def propose(self, *asked, **sampling):
+            self.calls += 1
+            return super().propose(*asked, **sampling)
+
+    settings, sets = LoopSection(rounds=2, proposals=proposals), [answered("one", 30), answered("two", 20)]
+    scorers, improver, steps = {"one": Sure(), "two": Contrary()}, Counting(), []
+    played = play(scorers, sets, improver=improver, settings=settings, seed=0, advance=steps.append)
+    assert improver.calls == 4 * proposals
+    assert sum(steps) == rounds_to_play(2, sets, settings) == 100 * proposals
+    for name, scorer in scorers.items():
+        assert played[name] == play({name: scorer}, sets, improver=World(), settings=settings, seed=0)[name]
+    one, two = (played[name][0][0] for name in scorers)
+    assert (one.responses == two.responses) == (proposals == 1)
+    assert (one.gaps == tuple(-gap for gap in two.gaps)) == (proposals == 1)
 
 
 def test_the_margin_is_chosen_on_one_set_and_shown_on_another():

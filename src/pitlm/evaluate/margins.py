@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pitlm.core.config import LoopSection
-from pitlm.core.nouns import Improvement, Preference, Prompt
+from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
 from pitlm.evaluate.health import share
-from pitlm.improve.calibration import Chains, Outcome, always_accept
+from pitlm.improve.calibration import Chains, Outcome, always_accept, rescored
 from pitlm.improve.health import first_growth
 from pitlm.improve.loop import Advance, GapScorer, Proposer
 from pitlm.judge.scores import ScoreJudge
@@ -74,44 +74,67 @@ def row(outcome: Outcome) -> dict[str, Any]:
     return {**asdict(outcome), "margin": finite, "harm": harm}
 
 
+def play(
+    scorers: Mapping[str, GapScorer],
+    sets: Sequence[Answered],
+    *,
+    improver: Proposer,
+    settings: LoopSection,
+    seed: int,
+    advance: Advance | None = None,
+) -> dict[str, list[list[Trace]]]:
+    """ "Always accept" on each set of answers, by scorer. With one proposal a round it is played once, for all scorers.
+
+    Args:
+        advance: told how many rounds have just been finished, over all items; :func:`rounds_to_play` says of how many.
+    """
+    played: dict[str, list[list[Trace]]] = {}
+    for name, gap in scorers.items():
+        if played and settings.proposals == 1:
+            played[name] = [rescored(traces, gap) for traces in next(iter(played.values()))]
+            continue
+        played[name] = [
+            always_accept(
+                answered.prompts,
+                answered.responses,
+                improver=improver,
+                gap=gap,
+                settings=settings,
+                seed=seed,
+                advance=advance,
+            )
+            for answered in sets
+        ]
+    return played
+
+
+def rounds_to_play(scorers: int, sets: Sequence[Answered], settings: LoopSection) -> int:
+    """How many rounds :func:`play` takes, over all items."""
+    times = 1 if settings.proposals == 1 else scorers
+    return times * settings.rounds * sum(len(answered.prompts) for answered in sets)
+
+
 def calibrate(
     scorer: str,
     gap: GapScorer,
     *,
-    improver: Proposer,
+    choosing: Sequence[Trace],
+    held_out: Sequence[Trace],
     settings: LoopSection,
     promise: Promise,
-    choosing: Answered,
-    held_out: Answered,
     pairs: Sequence[Preference],
     judge: ScoreJudge,
-    seed: int,
-    advance: Advance | None = None,
 ) -> Calibrated:
     """Choose the margin of one scorer on ``choosing``; ``held_out`` and ``pairs`` only show what it does.
 
     Args:
-        advance: told how many rounds of "always accept" have just been finished, over all items.
+        choosing, held_out: what :func:`play` made of two sets of answers.
 
     Raises:
         InputError: no answers.
     """
-    chains, shown = (
-        always_accept(
-            answered.prompts,
-            answered.responses,
-            improver=improver,
-            gap=gap,
-            settings=settings,
-            seed=seed,
-            advance=advance,
-        )
-        for answered in (choosing, held_out)
-    )
-    found, there = Chains.of(chains, judge.score), Chains.of(shown, judge.score)
+    found, there = Chains.of(choosing, judge.score), Chains.of(held_out, judge.score)
     chosen, labels = found.choose(promise.harm, promise.confidence), _labelled(pairs, gap)
-    first = tuple(round(trace.gaps[0], 4) for trace in chains)
-    growth = tuple(round(value, 4) for value in first_growth(chains))
     return Calibrated(
         Calibration(
             scorer,
@@ -121,8 +144,8 @@ def calibrate(
             chosen.items,
             judge.name,
             settings,
-            first,
-            growth,
+            tuple(round(trace.gaps[0], 4) for trace in choosing),
+            tuple(round(value, 4) for value in first_growth(choosing)),
         ),
         [found.at(margin) for margin in SHOWN],
         chosen,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt, StopReason, Trace
+from pitlm.core.nouns import Improvement, Prompt, StopReason, Trace
 from pitlm.improve.loop import Advance, GapScorer, Loop, Proposer, run_loops
 
 MARGINS = tuple(step / 16 for step in range(256, -1, -1))
@@ -58,6 +58,17 @@ def always_accept(
         run_loops(loops, improver, gap, seed=seed + number, advance=advance)
         traces = [_joined(trace, loop.trace()) for trace, loop in zip(traces, loops, strict=True)]
     return traces
+
+
+def rescored(traces: Sequence[Trace], gap: GapScorer) -> list[Trace]:
+    """The same "always accept" with another scorer's gaps; with one proposal a round it would have done the same."""
+    steps = [
+        Improvement(trace.prompt, reference, step.proposal)
+        for trace in traces
+        for reference, step in zip(_incumbents(trace)[:-1], trace.rounds, strict=True)
+    ]
+    gaps = (float(value) for value in gap.gaps(steps))
+    return [replace(trace, rounds=tuple(replace(step, gap=next(gaps)) for step in trace.rounds)) for trace in traces]
 
 
 def _joined(first: Trace, then: Trace) -> Trace:

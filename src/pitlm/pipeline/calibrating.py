@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate
+from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate, play, rounds_to_play
 from pitlm.improve.loop import GapScorer
 from pitlm.models.calibration import ALONE, GUARDED, save_calibrations
 from pitlm.models.generators import Improver, Policy
@@ -39,29 +39,27 @@ def calibrate_run(run: Path, promise: Promise, *, rounds: int | None, items: int
     context = Context(recipe, run)
     unbounded = {"margin": None, "tokens": None, "seconds": None, "cost": None}
     settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
-    choosing, shown = fresh_answers(context, items)
+    sets = fresh_answers(context, items)
     improver = Improver.from_pretrained(context.model(improver_stage(recipe)), recipe.model.dtype)
     gap = GapModel.from_pretrained(context.model("gap"))
     both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward")))
     scorers: dict[str, GapScorer] = {ALONE: gap, GUARDED: both}
-    total = len(scorers) * settings.rounds * (len(choosing.prompts) + len(shown.prompts))
-    with progress_bar("calibrating", total) as advance:
-        made = {
-            name: calibrate(
-                name,
-                scorer,
-                improver=improver,
-                settings=settings,
-                promise=promise,
-                choosing=choosing,
-                held_out=shown,
-                pairs=context.folds["test"],
-                judge=context.judge(),
-                seed=context.seed("calibration"),
-                advance=advance,
-            )
-            for name, scorer in scorers.items()
-        }
+    with progress_bar("calibrating", rounds_to_play(len(scorers), sets, settings)) as advance:
+        seed = context.seed("calibration")
+        played = play(scorers, sets, improver=improver, settings=settings, seed=seed, advance=advance)
+    made = {
+        name: calibrate(
+            name,
+            scorer,
+            choosing=played[name][0],
+            held_out=played[name][1],
+            settings=settings,
+            promise=promise,
+            pairs=context.folds["test"],
+            judge=context.judge(),
+        )
+        for name, scorer in scorers.items()
+    }
     draw_margins(made, run / "calibration.svg")
     save_calibrations(context.model("gap"), {name: found.calibration for name, found in made.items()})
     return made
