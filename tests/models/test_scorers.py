@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.loading import load_tokenizer
-from pitlm.models.scorers import GapModel, RewardModel, score_ids
+from pitlm.models.scorers import GapModel, GuardedGap, RewardModel, score_ids
 
 X = Prompt.of("what is the price ?")
 RESPONSES = [
@@ -140,3 +140,18 @@ def test_scoring_leaves_the_model_in_its_mode(gap):
 
 def test_no_rows_no_scores(gap):
     assert gap.score_rows([]).tolist() == []
+
+
+def test_a_second_opinion_is_the_smaller_of_the_two(bases, tmp_path):
+    models = [scorer_checkpoint(bases("words"), tmp_path / kind, kind) for kind in ("gap", "reward")]
+    guarded = GuardedGap.from_pretrained(*models)
+    gap, reward = GapModel.from_pretrained(models[0]), RewardModel.from_pretrained(models[1])
+    pairs = [(a, b) for a in RESPONSES for b in RESPONSES]
+    found = dict(zip(pairs, guarded.gaps([Improvement(X, b, a) for a, b in pairs]).tolist(), strict=True))
+    for (y, y_ref), value in found.items():
+        forth, back = gap.raw([Improvement(X, y_ref, y), Improvement(X, y, y_ref)]).tolist()
+        expected = min(forth - back, reward.score(X, y) - reward.score(X, y_ref))
+        assert value == pytest.approx(expected, abs=1e-5)
+        assert y != y_ref or value == pytest.approx(0.0, abs=1e-6)
+        assert min(value, found[y_ref, y]) <= 1e-6  # never better in both directions
+    assert guarded.gaps([]).shape == (0,)

@@ -233,28 +233,36 @@ def improve_many(
     loop = loop_settings(**settings)
     margin, proposer = margin_for(gap, loop), as_proposer(improver)
     loops = [Loop(x, y, loop, margin=margin, clock=clock) for x, y in zip(prompts, responses, strict=True)]
+    run_loops(loops, proposer, gap, seed=seed, advance=advance)
+    return [one.trace() for one in loops]
+
+
+def run_loops(
+    loops: Sequence[Loop], improver: Proposer, gap: GapScorer, *, seed: int, advance: Advance | None = None
+) -> None:
+    """Drive loops of like settings to their ends, round by round."""
     active = _asking(loops)
     if advance is not None and len(active) < len(loops):
         advance(len(loops) - len(active))
     number = 0
     while active:
         asked = [wanted for _, wanted in active for _ in range(wanted.proposals)]
-        made = proposer.propose(
+        made = improver.propose(
             [wanted.prompt for wanted in asked],
             [wanted.reference for wanted in asked],
-            temperature=loop.temperature,
+            temperature=loops[0].settings.temperature,
             seed=seed + number,
         )
         items = [item for wanted, answer in zip(asked, made, strict=True) for item in wanted.improvements([answer])]
         gaps = [float(value) for value in gap.gaps(items)]
-        for index, (one, _) in enumerate(active):
-            own = slice(index * loop.proposals, (index + 1) * loop.proposals)
-            one.take(made[own], gaps[own])
-        still = _asking([one for one, _ in active])
+        start = 0
+        for loop, wanted in active:
+            own = slice(start, start := start + wanted.proposals)
+            loop.take(made[own], gaps[own])
+        still = _asking([loop for loop, _ in active])
         if advance is not None:
             advance(len(active) - len(still))
         active, number = still, number + 1
-    return [one.trace() for one in loops]
 
 
 def _asking(loops: Sequence[Loop]) -> list[tuple[Loop, Wanted]]:

@@ -14,10 +14,11 @@ from pitlm.core.config import LoopSection, Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.improve.files import Item, read_items, write_traces
+from pitlm.improve.health import health
 from pitlm.improve.loop import improve_many
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
-from pitlm.models.scorers import GapModel
+from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
 from pitlm.runs.console import make_console, progress_bar
@@ -55,10 +56,8 @@ def improve_answers(
     )
     if run is not None and recipe is not None:
         improver = improver or run / improver_stage(recipe) / "model"
-        gap = gap or run / "gap" / "model"
     assert improver is not None
-    assert gap is not None
-    writer, scorer = Improver.from_pretrained(improver), GapModel.from_pretrained(gap)
+    writer, scorer = Improver.from_pretrained(improver), _scorer(run, gap)
     _check_lengths(writer, items)
     answered = _with_responses(items, run, recipe, seed)
     traces: list[Trace] = []
@@ -78,9 +77,21 @@ def improve_answers(
     if output is not None:
         write_traces(output, items, traces)
         _print_summary(console, traces, output)
+        for sentence in health(traces, scorer.calibration).sentences():
+            console.print(Text(sentence))
     else:
         _print_trace(console, traces[0])
+    if scorer.calibration and (doubt := scorer.calibration.doubt(settings)):
+        console.print(Text(f"Warning: {doubt}."))
     return traces
+
+
+def _scorer(run: Path | None, gap: Path | None) -> GapModel | GuardedGap:
+    """A run's R_PIT with R_P's second opinion, or a gap model by itself."""
+    if gap is not None:
+        return GapModel.from_pretrained(gap)
+    assert run is not None
+    return GuardedGap.from_pretrained(run / "gap" / "model", run / "reward" / "model")
 
 
 def _check_lengths(writer: Improver, items: Sequence[Item]) -> None:
