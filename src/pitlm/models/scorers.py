@@ -36,6 +36,27 @@ def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batc
     return scores
 
 
+@torch.inference_mode()
+def score_groups(
+    model: PreTrainedModel, groups: Sequence[Sequence[list[int]]], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> list[Tensor]:
+    """Scores of the rows of each group, none of them empty, as if the group were scored alone; float32 on the CPU.
+
+    Groups are read in passes of about so many tokens, in which they share nothing.
+    """
+    if not reads_trees(model):
+        return list(score_ids(model, [row for group in groups for row in group]).split([len(g) for g in groups]))
+    found: list[Tensor] = []
+    batch: list[Forest] = []
+    for number, group in enumerate(groups, 1):
+        batch.append(Forest.of(group))
+        if number == len(groups) or sum(f.input_ids_1T.shape[1] for f in batch) >= tokens_per_batch:
+            scores = score_tree(model, Forest.join(batch)).float().cpu()
+            found += scores.split([len(forest.rows) for forest in batch])
+            batch = []
+    return found
+
+
 def _batches(rows: Sequence[list[int]], tokens: int, *, trees: bool) -> Iterator[list[int]]:
     """Rows whose tokens fit into a budget: as trees, neighbours by what they begin with; else rows of like length."""
     batch: list[int] = []
@@ -112,12 +133,37 @@ class GapModel(Scorer):
 
     def gaps(self, items: Sequence[Improvement]) -> Tensor:
         """Calibrated gaps: raw score minus that of (x, y_ref, y_ref), so "no change" is zero. Shape (len(items),)."""
-        equal = [Improvement(item.prompt, item.reference, item.reference) for item in items]
+        equal = [_unchanged(item) for item in items]
         unique = list(dict.fromkeys([*items, *equal]))
         position = {item: index for index, item in enumerate(unique)}
         scores = self.raw(unique)
         return calibrated_gap(scores[[position[i] for i in items]], scores[[position[i] for i in equal]])
 
+    def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
+        """The calibrated gaps of each group as if it were scored alone.
+
+        Rows share what they begin with inside of their group only, so that on a CPU the gaps of a group are the same to
+        the last bit whatever is scored beside it. A response equal to its reference costs nothing: its gap is 0.
+        """
+        unique = [list(dict.fromkeys([*group, *map(_unchanged, group)])) for group in groups]
+        changed = [items for items in unique if len(items) > 1]
+        scores = dict(zip(map(id, changed), score_groups(self.model, [self._rows(i) for i in changed]), strict=True))
+        found = []
+        for group, items in zip(groups, unique, strict=True):
+            raw = dict(zip(items, scores.get(id(items), torch.zeros(len(items))), strict=True))
+            found.append([float(calibrated_gap(raw[item], raw[_unchanged(item)])) for item in group])
+        return found
+
     def gap(self, prompt: AnyPrompt, candidate: str, reference: str) -> float:
         """How much better ``candidate`` is than ``reference`` as an answer to ``prompt`` (0: no change)."""
         return float(self.gaps([Improvement(Prompt.of(prompt), reference, candidate)])[0])
+
+    def _rows(self, items: Sequence[Improvement]) -> list[list[int]]:
+        """Token ids of each item; what two items are asked alike is encoded once."""
+        asked = {(item.prompt, item.reference): self.template.improver_messages(item.prompt, item.reference) for item in items}
+        prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
+        return [prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in items]
+
+
+def _unchanged(item: Improvement) -> Improvement:
+    return Improvement(item.prompt, item.reference, item.reference)
