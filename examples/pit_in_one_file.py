@@ -320,7 +320,7 @@ def improve(
             accepted = y != best[i] and value > margin
             rows[i].append((y, value, accepted))
             if not accepted:
-                reasons[i] = "converged" if y == best[i] else "no gain"
+                reasons[i] = "converged" if y == best[i] else "accepted-none"
             else:
                 best[i] = y
     return best, [reason or "rounds" for reason in reasons], rows

@@ -66,7 +66,7 @@ def test_an_unknown_key_names_the_nearest_right_one(values, key, nearest):
 
 
 def test_an_unknown_key_far_from_all_lists_what_there_is():
-    assert "mine.yaml: unknown key 'loop.xyz'; expected one of rounds, margin, temperature" in refusal(
+    assert "mine.yaml: unknown key 'loop.xyz'; expected one of rounds, proposals, margin, temperature" in refusal(
         changed(loop__xyz=1)
     )
 

@@ -94,17 +94,22 @@ def test_swapping_a_comparison_exchanges_the_responses_and_their_systems_only():
 
 def test_a_trace_tells_what_was_kept():
     rounds = (Round("b", 0.5, True), Round("c", 0.25, True), Round("d", -1.0, False))
-    trace = Trace(Prompt.of("q"), "a", rounds, StopReason.NO_GAIN, generated_tokens=9, prompt_tokens=30)
+    trace = Trace(Prompt.of("q"), "a", rounds, StopReason.ACCEPTED_NONE, generated_tokens=9, prompt_tokens=30)
     assert trace.responses == ("a", "b", "c")
     assert trace.final == "c"
     assert trace.gaps == (0.5, 0.25, -1.0)
     row = trace.as_dict()
-    assert (row["original"], row["final"], row["stop_reason"], row["generated_tokens"]) == ("a", "c", "no gain", 9)
+    assert (row["original"], row["final"], row["stop_reason"], row["generated_tokens"]) == (
+        "a",
+        "c",
+        "accepted-none",
+        9,
+    )
     assert [r["accepted"] for r in row["rounds"]] == [True, True, False]
 
 
 def test_a_trace_without_an_accepted_round_ends_where_it_began():
-    trace = Trace(Prompt.of("q"), "a", (Round("b", -0.5, False),), StopReason.NO_GAIN)
+    trace = Trace(Prompt.of("q"), "a", (Round("b", -0.5, False),), StopReason.ACCEPTED_NONE)
     assert (trace.final, trace.responses) == ("a", ("a",))
 
 

@@ -97,7 +97,7 @@ def test_improving_one_answer_prints_each_round_and_why_it_stopped(tiny_run: Any
     assert lines[0] == f"original  {RESPONSE}"
     assert re.match(r"round 1   .* \(gap [+-]\d+\.\d\d, (accepted|rejected)\)", lines[1])
     assert any(line.startswith("final     ") for line in lines)
-    assert re.match(r"stopped: (no gain|converged|rounds); \d+ tokens generated", lines[-1])
+    assert re.match(r"stopped: (accepted-none|converged|rounds); \d+ tokens generated", lines[-1])
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_improving_a_file_keeps_order_and_fields_and_fills_in_responses(
     for row, made in zip(rows, better, strict=True):
         own = {name: value for name, value in row.items() if name != "final"}
         assert {name: made[name] for name in own} == own  # as they were given, the prompt's shape included
-        assert made["stop_reason"] in ("no gain", "converged", "rounds")
+        assert made["stop_reason"] in ("accepted-none", "converged", "rounds")
         assert len(made["rounds"]) >= 1
         accepted = [step["proposal"] for step in made["rounds"] if step["accepted"]]
         assert made["final"] == [made["original"], *accepted][-1]
@@ -160,7 +160,7 @@ def test_the_python_api_is_what_the_readme_says(tiny_run: Any) -> None:
     trace = traces[0]
     assert isinstance(trace.final, str)
     assert 1 <= len(trace.gaps) <= 3
-    assert trace.stop_reason in ("no gain", "converged", "rounds")
+    assert trace.stop_reason in ("accepted-none", "converged", "rounds")
     assert trace.gaps[0] == pytest.approx(gap.gap(PROMPT, trace.rounds[0].proposal, RESPONSE), abs=1e-4)
     assert trace.final == RESPONSE or max(trace.gaps) > 0
 

@@ -47,7 +47,7 @@ def example(text: str = "an answer", verdict: Verdict | None = Verdict.WIN) -> E
         prompt=Prompt.of(f"prompt {text}"),
         original=f"original {text}",
         rounds=(Round(f"better {text}", 1.25, True), Round(f"worse {text}", -0.5, False)),
-        stop_reason=StopReason.NO_GAIN,
+        stop_reason=StopReason.ACCEPTED_NONE,
     )
     return Example(trace, gap=1.25, verdict=verdict, scores=(2.0, 1.0), system=f"system {text}")
 
@@ -243,7 +243,7 @@ def test_examples_carry_what_the_table_shows() -> None:
     report = Report("t", examples=[example(), Example(kept, gap=math.nan, verdict=Verdict.UNPARSABLE)])
     page = Page(render(report))
     first, second = json.loads(page.scripts[0])
-    assert (first["outcome"], first["gap"], first["stop"]) == ("won", "+1.25", "no gain")
+    assert (first["outcome"], first["gap"], first["stop"]) == ("won", "+1.25", "accepted-none")
     assert first["scores"] == "1.00 → 2.00"  # original, then final
     assert [r["accepted"] for r in first["rounds"]] == [True, False]
     assert second["prompt"] == "system: be kind\n\nuser: hi\n\nassistant: yes?\n\nuser: why"

@@ -32,6 +32,7 @@ class Verb:
 VERBS = {
     "run": Verb("pitlm.cli.run:run", "Train an improver from preference pairs and compare it honestly."),
     "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
+    "calibrate": Verb("pitlm.cli.calibrate:calibrate", "Choose the loop's margin for a promised rate of harm."),
     "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }

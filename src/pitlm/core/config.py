@@ -169,13 +169,19 @@ class CurriculumSection(Section):
 
 
 class LoopSection(Section):
-    """Inference: rounds of improvement and when to stop."""
+    """Inference: how one response is improved, and when to stop."""
 
     rounds: PositiveInt = 3
-    margin: Annotated[float, Field(ge=0)] = Field(0.0, description="a proposal needs a calibrated gap above this")
+    proposals: PositiveInt = Field(1, description="k: proposals of each round, of which the best by gap may be kept")
+    margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="a proposal needs a gap above this; null: as calibrated for the gap model, or 0"
+    )
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.4, description="sampling temperature of the improver; 0 is greedy"
     )
+    tokens: PositiveInt | None = Field(None, description="generated tokens that one response may take")
+    seconds: PositiveFloat | None = Field(None, description="time that one response may take, from its first round")
+    cost: PositiveFloat | None = Field(None, description="what one response may cost, in the improver's currency")
 
 
 class EvaluationSection(Section):

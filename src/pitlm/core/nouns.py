@@ -119,25 +119,53 @@ class Improvement:
 
 
 class StopReason(StrEnum):
-    """Why the loop stopped."""
+    """Why the loop stopped: nothing better was proposed, or a budget was spent, or somebody stopped it.
 
-    NO_GAIN = "no gain"
+    ``CONVERGED`` is a round whose proposals all equal the incumbent; ``ACCEPTED_NONE`` one of which none was above the
+    margin. The others are named by the budget.
+    """
+
+    ACCEPTED_NONE = "accepted-none"
     CONVERGED = "converged"
     ROUNDS = "rounds"
+    TOKENS = "tokens"
+    SECONDS = "seconds"
+    COST = "cost"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of the loop: a proposal, its calibrated gap to the incumbent, and the decision."""
+    """One round of the loop: the best of its proposals, the calibrated gap to the incumbent, and the decision.
+
+    Attributes:
+        gaps: of all k proposals in the order in which they were made; empty where there was only one.
+        tokens: generated for all of them.
+    """
 
     proposal: str
     gap: float
     accepted: bool
+    gaps: tuple[float, ...] = ()
+    tokens: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        own = {"proposal": self.proposal, "gap": self.gap, "accepted": self.accepted, "tokens": self.tokens}
+        return {**own, "gaps": list(self.gaps)} if self.gaps else own
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Round:
+        return cls(row["proposal"], row["gap"], row["accepted"], tuple(row.get("gaps", ())), row["tokens"])
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that one loop did to one response."""
+    """Everything that one loop did to one response.
+
+    Attributes:
+        generated_tokens, prompt_tokens: of all proposals, accepted or not.
+        cost: of all proposals, in the currency in which the improver counts it.
+    """
 
     prompt: Prompt
     original: str
@@ -145,6 +173,7 @@ class Trace:
     stop_reason: StopReason
     generated_tokens: int = 0
     prompt_tokens: int = 0
+    cost: float = 0.0
 
     @property
     def responses(self) -> tuple[str, ...]:
@@ -157,7 +186,7 @@ class Trace:
 
     @property
     def gaps(self) -> tuple[float, ...]:
-        """The gap of every proposal to the incumbent of its round (raw-score units, 0 = no change)."""
+        """The gap of every round's best proposal to the incumbent (raw-score units, 0 = no change)."""
         return tuple(r.gap for r in self.rounds)
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,17 +194,30 @@ class Trace:
             "prompt": self.prompt.as_messages(),
             "original": self.original,
             "final": self.final,
-            "rounds": [{"proposal": r.proposal, "gap": r.gap, "accepted": r.accepted} for r in self.rounds],
+            "rounds": [r.as_dict() for r in self.rounds],
             "stop_reason": str(self.stop_reason),
             "generated_tokens": self.generated_tokens,
             "prompt_tokens": self.prompt_tokens,
+            "cost": self.cost,
         }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Trace:
+        """The inverse of :meth:`as_dict`; further fields are left alone.
+
+        Raises:
+            KeyError, TypeError, ValueError: not such a row.
+        """
+        rounds = tuple(Round.from_dict(r) for r in row["rounds"])
+        spent = (row["generated_tokens"], row["prompt_tokens"], row["cost"])
+        return cls(Prompt.of(row["prompt"]), row["original"], rounds, StopReason(row["stop_reason"]), *spent)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one system answered to one item, and what that cost."""
+    """What one system answered to one item, and what that cost (0 where nobody counts it)."""
 
     text: str
     generated_tokens: int = 0
     prompt_tokens: int = 0
+    cost: float = 0.0

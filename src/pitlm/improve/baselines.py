@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
-
-from torch import Tensor
 
 from pitlm.core.nouns import Answer, Prompt
 
@@ -23,7 +21,7 @@ class Answerer(Protocol):
 class Ranker(Protocol):
     """Scores responses; :class:`pitlm.RewardModel` is one."""
 
-    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor: ...
+    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Iterable[float]: ...
 
 
 def best_of(
@@ -50,8 +48,9 @@ def best_of(
         ):
             row.append(answer)
     flat = [(prompt, answer.text) for prompt, row in zip(prompts, candidates, strict=True) for answer in row]
-    scores = reward.scores([prompt for prompt, _ in flat], [text for _, text in flat]).view(len(prompts), samples + 1)
+    scores = iter(reward.scores([prompt for prompt, _ in flat], [text for _, text in flat]))
+    ranked = [max(zip(row, scores, strict=False), key=lambda pair: float(pair[1]))[0].text for row in candidates]
     return [
-        Answer(row[best].text, sum(a.generated_tokens for a in row), sum(a.prompt_tokens for a in row))
-        for row, best in zip(candidates, scores.argmax(1).tolist(), strict=True)
+        Answer(best, sum(a.generated_tokens for a in row), sum(a.prompt_tokens for a in row))
+        for row, best in zip(candidates, ranked, strict=True)
     ]

@@ -1,20 +1,29 @@
 """The loop: y_i ~ M_PIT(. | x, y_{i-1}), accepted only where R_PIT says it is better.
 
-The paper iterates without a stop rule and says that one needs care. Ours: a proposal replaces the incumbent
-only if its calibrated gap exceeds a margin; the first one that does not ends the loop, and the best is kept.
+The paper iterates without a stop rule and says that one needs care. Ours: of k proposals the best by gap replaces the
+incumbent, if that gap exceeds a margin; the first round that brings nothing ends the loop, and the best is kept.
+
+:class:`Loop` is that rule for one response, without models, files or threads: whoever drives it asks what it wants,
+gets proposals and their gaps from wherever they come, and hands them in. :func:`improve_many` is the simplest driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from pydantic import ValidationError
 
+from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Message, Prompt, Round, StopReason, Trace
 
 Advance = Callable[[int], None]
+Clock = Callable[[], float]
+BUDGETS = (StopReason.TOKENS, StopReason.SECONDS, StopReason.COST)
 
 
 class Proposer(Protocol):
@@ -25,33 +34,176 @@ class Proposer(Protocol):
     ) -> list[Answer]: ...
 
 
-class GapScorer(Protocol):
-    """Calibrated gaps of (x, y_ref, y), 0 for no change; :class:`pitlm.GapModel` is one."""
+Refiner = Callable[[Prompt, str], str | Answer]
+"""Somebody's own way to better a response, one at a time; it samples as it likes, and an Answer says what it took."""
 
-    def gaps(self, items: Sequence[Improvement]) -> Tensor: ...
+
+class GapScorer(Protocol):
+    """Calibrated gaps of (x, y_ref, y), 0 for no change; :class:`pitlm.GapModel` is one.
+
+    A scorer may have an attribute ``margin``: the margin that was calibrated for it, or None.
+    """
+
+    def gaps(self, items: Sequence[Improvement]) -> Iterable[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a loop asks for: this many versions of the reference, and each one's gap to it. Rounds count from 0."""
+
+    prompt: Prompt
+    reference: str
+    proposals: int
+    round: int
+
+    def improvements(self, proposals: Sequence[Answer]) -> list[Improvement]:
+        """What the gap model is asked about the proposals."""
+        return [Improvement(self.prompt, self.reference, proposal.text) for proposal in proposals]
+
+
+class Loop:
+    """One response on its way through the loop: ask :meth:`next`, hand in with :meth:`take`, until next is None.
+
+    Args:
+        margin: what a gap has to exceed; infinity changes nothing, and asks for nothing.
+        clock: seconds, for the budget of seconds, which begins with the first round.
+    """
+
+    def __init__(
+        self, prompt: Prompt, response: str, settings: LoopSection, *, margin: float, clock: Clock = time.monotonic
+    ) -> None:
+        self.prompt = prompt
+        self.original = self.best = response
+        self.settings = settings
+        self.margin = margin
+        self.rounds: list[Round] = []
+        self.reason = StopReason.ACCEPTED_NONE if margin == math.inf else None
+        self._clock = clock
+        self._began: float | None = None
+        self._asked = 0.0
+        self._spent = dict.fromkeys(BUDGETS, 0.0)
+        self._dearest = dict.fromkeys(BUDGETS, 0.0)
+        self._prompt_tokens = 0
+
+    def next(self) -> Wanted | None:
+        """What the next round needs, or None where the loop has ended.
+
+        A round is not begun if one like the dearest so far would go over a budget. So only the first round can, or one
+        that takes more than every round before it.
+        """
+        self._asked = self._clock()
+        self._began = self._asked if self._began is None else self._began
+        self._spent[StopReason.SECONDS] = self._asked - self._began
+        for budget in BUDGETS if self.reason is None else ():
+            limit = getattr(self.settings, budget)
+            if limit is not None and self._spent[budget] + self._dearest[budget] > limit:
+                self.reason = budget
+        if self.reason is not None:
+            return None
+        return Wanted(self.prompt, self.best, self.settings.proposals, len(self.rounds))
+
+    def take(self, proposals: Sequence[Answer], gaps: Sequence[float]) -> None:
+        """Decide on the proposals of one round.
+
+        Args:
+            gaps: of each proposal to the incumbent; NaN is never accepted.
+
+        Raises:
+            ValueError: no proposals, another number of gaps, or a loop that has ended.
+        """
+        if self.reason is not None:
+            raise ValueError(f"the loop has ended ({self.reason}) and takes no proposals")
+        if not proposals or len(proposals) != len(gaps):
+            raise ValueError(f"found {len(proposals)} proposals and {len(gaps)} gaps, expected as many, and some")
+        self._pay(proposals)
+        changed = [index for index, proposal in enumerate(proposals) if proposal.text != self.best]
+        best = max(changed, key=lambda index: -math.inf if math.isnan(gaps[index]) else gaps[index], default=0)
+        accepted = bool(changed) and gaps[best] > self.margin
+        tokens = sum(proposal.generated_tokens for proposal in proposals)
+        several = tuple(gaps) if len(gaps) > 1 else ()
+        self.rounds.append(Round(proposals[best].text, gaps[best], accepted, several, tokens))
+        if not accepted:
+            self.reason = StopReason.ACCEPTED_NONE if changed else StopReason.CONVERGED
+            return
+        self.best = proposals[best].text
+        if len(self.rounds) == self.settings.rounds:
+            self.reason = StopReason.ROUNDS
+
+    def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
+        """End the loop from outside, with the best so far; one that has ended keeps its reason."""
+        self.reason = self.reason or reason
+
+    def trace(self) -> Trace:
+        """What the loop did.
+
+        Raises:
+            ValueError: it has not ended.
+        """
+        if self.reason is None:
+            raise ValueError("the loop has not ended")
+        generated, cost = int(self._spent[StopReason.TOKENS]), self._spent[StopReason.COST]
+        return Trace(self.prompt, self.original, tuple(self.rounds), self.reason, generated, self._prompt_tokens, cost)
+
+    def _pay(self, proposals: Sequence[Answer]) -> None:
+        round_ = {
+            StopReason.TOKENS: sum(proposal.generated_tokens for proposal in proposals),
+            StopReason.SECONDS: self._clock() - self._asked,
+            StopReason.COST: sum(proposal.cost for proposal in proposals),
+        }
+        for budget, value in round_.items():
+            self._spent[budget] += value
+            self._dearest[budget] = max(self._dearest[budget], value)
+        self._prompt_tokens += sum(proposal.prompt_tokens for proposal in proposals)
+
+
+def loop_settings(**settings: Any) -> LoopSection:
+    """The settings of a loop, checked; what is not given has its default.
+
+    Raises:
+        InputError: an impossible value, or a name that is no setting.
+    """
+    try:
+        return LoopSection(**settings)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, p['loc'][:1]))}: found {p['input']!r}: {p['msg']}" for p in error.errors()]
+        raise InputError("; ".join(problems)) from error
+
+
+def margin_for(gap: GapScorer, settings: LoopSection) -> float:
+    """The margin that holds: the one that is set, else the one that the scorer was calibrated to, else 0."""
+    calibrated: float | None = getattr(gap, "margin", None)
+    return next(margin for margin in (settings.margin, calibrated, 0.0) if margin is not None)
+
+
+def as_proposer(improver: Proposer | Refiner) -> Proposer:
+    """Let a plain function (prompt, reference) -> response stand where an improver is wanted."""
+    return improver if hasattr(improver, "propose") else _OneByOne(improver)
+
+
+@dataclass(frozen=True, slots=True)
+class _OneByOne:
+    refine: Refiner
+
+    def propose(
+        self, prompts: Sequence[Prompt], references: Sequence[str], *, temperature: float, seed: int
+    ) -> list[Answer]:
+        made = [self.refine(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
+        return [answer if isinstance(answer, Answer) else Answer(answer) for answer in made]
 
 
 def improve(
     prompt: str | Prompt | Sequence[dict[str, Any] | Message],
     response: str,
     *,
-    improver: Proposer,
+    improver: Proposer | Refiner,
     gap: GapScorer,
-    rounds: int = 3,
-    margin: float = 0.0,
-    temperature: float = 0.4,
     seed: int = 0,
+    clock: Clock = time.monotonic,
+    **settings: Any,
 ) -> Trace:
     """Improve one response; see :func:`improve_many`."""
     return improve_many(
-        [Prompt.of(prompt)],
-        [response],
-        improver=improver,
-        gap=gap,
-        rounds=rounds,
-        margin=margin,
-        temperature=temperature,
-        seed=seed,
+        [Prompt.of(prompt)], [response], improver=improver, gap=gap, seed=seed, clock=clock, **settings
     )[0]
 
 
@@ -59,75 +211,59 @@ def improve_many(
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     *,
-    improver: Proposer,
+    improver: Proposer | Refiner,
     gap: GapScorer,
-    rounds: int = 3,
-    margin: float = 0.0,
-    temperature: float = 0.4,
     seed: int = 0,
     advance: Advance | None = None,
+    clock: Clock = time.monotonic,
+    **settings: Any,
 ) -> list[Trace]:
     """Improve many responses together, round by round; one trace each.
 
     Args:
-        rounds: at most this many proposals per response.
-        margin: the calibrated gap that a proposal has to exceed.
-        temperature: of the improver; 0.4 is the paper's best for PIT.
+        improver: an object with ``propose``, or a function (prompt, reference) -> response that is called one at a
+            time; a function is not told the temperature and the seed.
         advance: told how many responses have just been finished.
+        settings: rounds, proposals, margin, temperature, tokens, seconds, cost, as in
+            :class:`pitlm.core.config.LoopSection`.
 
     Raises:
-        InputError: fewer than one round, or a negative margin.
+        InputError: an impossible setting.
     """
-    if rounds < 1:
-        raise InputError(f"rounds: found {rounds}, expected at least 1")
-    if margin < 0:
-        raise InputError(f"margin: found {margin}, expected at least 0")
-    states = [_State(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-    for number in range(rounds):
-        active = [state for state in states if state.reason is None]
-        if not active:
-            break
-        references = [state.best for state in active]
-        proposals = improver.propose(
-            [state.prompt for state in active], references, temperature=temperature, seed=seed + number
+    loop = loop_settings(**settings)
+    margin, proposer = margin_for(gap, loop), as_proposer(improver)
+    loops = [Loop(x, y, loop, margin=margin, clock=clock) for x, y in zip(prompts, responses, strict=True)]
+    run_loops(loops, proposer, gap, seed=seed, advance=advance)
+    return [one.trace() for one in loops]
+
+
+def run_loops(
+    loops: Sequence[Loop], improver: Proposer, gap: GapScorer, *, seed: int, advance: Advance | None = None
+) -> None:
+    """Drive loops of like settings to their ends, round by round."""
+    active = _asking(loops)
+    if advance is not None and len(active) < len(loops):
+        advance(len(loops) - len(active))
+    number = 0
+    while active:
+        asked = [wanted for _, wanted in active for _ in range(wanted.proposals)]
+        made = improver.propose(
+            [wanted.prompt for wanted in asked],
+            [wanted.reference for wanted in asked],
+            temperature=loops[0].settings.temperature,
+            seed=seed + number,
         )
-        gaps = gap.gaps(
-            [
-                Improvement(state.prompt, reference, proposal.text)
-                for state, reference, proposal in zip(active, references, proposals, strict=True)
-            ]
-        ).tolist()
-        for state, proposal, value in zip(active, proposals, gaps, strict=True):
-            state.step(proposal, value, margin, last=number == rounds - 1)
+        items = [item for wanted, answer in zip(asked, made, strict=True) for item in wanted.improvements([answer])]
+        gaps = [float(value) for value in gap.gaps(items)]
+        start = 0
+        for loop, wanted in active:
+            own = slice(start, start := start + wanted.proposals)
+            loop.take(made[own], gaps[own])
+        still = _asking([loop for loop, _ in active])
         if advance is not None:
-            advance(sum(state.reason is not None for state in active))
-    return [state.trace() for state in states]
+            advance(len(active) - len(still))
+        active, number = still, number + 1
 
 
-class _State:
-    """One response on its way through the loop."""
-
-    def __init__(self, prompt: Prompt, response: str) -> None:
-        self.prompt = prompt
-        self.original = self.best = response
-        self.rounds: list[Round] = []
-        self.reason: StopReason | None = None
-        self.generated_tokens = self.prompt_tokens = 0
-
-    def step(self, proposal: Answer, gap: float, margin: float, *, last: bool) -> None:
-        self.generated_tokens += proposal.generated_tokens
-        self.prompt_tokens += proposal.prompt_tokens
-        unchanged = proposal.text == self.best
-        accepted = not unchanged and gap > margin
-        self.rounds.append(Round(proposal.text, gap, accepted))
-        if accepted:
-            self.best = proposal.text
-            self.reason = StopReason.ROUNDS if last else None
-        else:
-            self.reason = StopReason.CONVERGED if unchanged else StopReason.NO_GAIN
-
-    def trace(self) -> Trace:
-        assert self.reason is not None
-        return Trace(
-            self.prompt, self.original, tuple(self.rounds), self.reason, self.generated_tokens, self.prompt_tokens
-        )
+def _asking(loops: Sequence[Loop]) -> list[tuple[Loop, Wanted]]:
+    return [(loop, wanted) for loop in loops if (wanted := loop.next()) is not None]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
 from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.forest import Forest, shared_prefix
 from pitlm.models.loading import Card, Kind, device, load_card, load_scorer, load_tokenizer
 from pitlm.models.trees import reads_trees, score_tree
@@ -125,6 +126,24 @@ class GapModel(Scorer):
     """R_PIT: r_gap(x, y, y_ref), how much better y is than y_ref."""
 
     kind = "gap"
+    calibration: Calibration | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+        """Load a checkpoint that a training stage wrote, with its calibration where there is one.
+
+        Raises:
+            InputError: no gap model there, or a calibration that cannot be read.
+        """
+        calibration = load_calibrations(path).get(ALONE)
+        model = super().from_pretrained(path, dtype)
+        model.calibration = calibration
+        return model
+
+    @property
+    def margin(self) -> float | None:
+        """The calibrated margin: the loop's, where no other is given."""
+        return self.calibration.margin if self.calibration else None
 
     def raw(self, items: Sequence[Improvement]) -> Tensor:
         """Raw scores r_gap(x, y, y_ref); their level is not pinned (Eq. 2). Shape (len(items),)."""
@@ -163,6 +182,41 @@ class GapModel(Scorer):
         asked = {(item.prompt, item.reference): self.template.improver_messages(item.prompt, item.reference) for item in items}
         prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
         return [prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in items]
+
+
+class GuardedGap:
+    """R_PIT with a second opinion: the smaller of its calibrated gap and of r(x, y) - r(x, y_ref) by R_P. Ours.
+
+    An improver that was trained to please R_PIT makes the mistakes that R_PIT does not see. R_P has not been maximised,
+    so it sees some of them. Both are log odds of being preferred (Eq. 2, Bradley-Terry), so one margin suits both.
+    """
+
+    def __init__(self, gap: GapModel, reward: RewardModel, calibration: Calibration | None = None) -> None:
+        self.gap = gap
+        self.reward = reward
+        self.calibration = calibration
+
+    @classmethod
+    def from_pretrained(cls, gap: str | Path, reward: str | Path) -> Self:
+        """Load both, and the calibration of the two together where there is one.
+
+        Raises:
+            InputError: no model of its kind there, or a calibration that cannot be read.
+        """
+        calibration = load_calibrations(gap).get(GUARDED)
+        return cls(GapModel.from_pretrained(gap), RewardModel.from_pretrained(reward), calibration)
+
+    @property
+    def margin(self) -> float | None:
+        """The margin that was calibrated for both together."""
+        return self.calibration.margin if self.calibration else None
+
+    def gaps(self, items: Sequence[Improvement]) -> Tensor:
+        """The smaller of the two gaps of each item, 0 for no change; shape (len(items),)."""
+        prompts = [item.prompt for item in items]
+        new = self.reward.scores(prompts, [item.response for item in items])
+        old = self.reward.scores(prompts, [item.reference for item in items])
+        return torch.minimum(self.gap.gaps(items), new - old)
 
 
 def _unchanged(item: Improvement) -> Improvement:

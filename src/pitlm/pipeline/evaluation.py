@@ -85,11 +85,9 @@ class Answers:
                 originals,
                 improver=self.improvers[name],
                 gap=self.gap,
-                rounds=self.loop.rounds,
-                margin=self.loop.margin,
-                temperature=self.loop.temperature,
                 seed=self.context.seed("loop"),
                 advance=advance,
+                **self.loop.model_dump(),
             )
 
     def best_of(self, originals: Sequence[str], samples: int) -> list[Answer]:

@@ -70,11 +70,9 @@ def improve_answers(
                 answered[chunk],
                 improver=writer,
                 gap=scorer,
-                rounds=settings.rounds,
-                margin=settings.margin,
-                temperature=settings.temperature,
                 seed=seed,
                 advance=advance,
+                **settings.model_dump(),
             )
     console = make_console()
     if output is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.nouns import Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Trace
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
 from pitlm.pipeline.context import Context
@@ -171,7 +171,7 @@ def _examples(root: Path, gaps: Sequence[float]) -> list[Example]:
     examples = []
     for item, trace, gap in list(zip(items, traces, gaps, strict=True))[:EXAMPLES]:
         scores = (item["scores"][PIT], item["scores"]["original"])
-        examples.append(Example(_trace(trace), gap, _verdict(scores), None if None in scores else scores, PIT))
+        examples.append(Example(Trace.from_dict(trace), gap, _verdict(scores), None if None in scores else scores, PIT))
     return examples
 
 
@@ -182,14 +182,6 @@ def _verdict(scores: tuple[float | None, float | None]) -> Verdict | None:
     if math.isclose(mine, theirs, abs_tol=1e-6):
         return Verdict.TIE
     return Verdict.WIN if mine > theirs else Verdict.LOSS
-
-
-def _trace(row: dict[str, Any]) -> Trace:
-    rounds = tuple(Round(r["proposal"], r["gap"], r["accepted"]) for r in row["rounds"])
-    reason = StopReason(row["stop_reason"])
-    return Trace(
-        Prompt.of(row["prompt"]), row["original"], rounds, reason, row["generated_tokens"], row["prompt_tokens"]
-    )
 
 
 def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
