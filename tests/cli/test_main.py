@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
 
-from pitlm.cli.main import ENVIRONMENT, VERBS, LazyGroup, Verb, main, pit
+from pitlm.cli.main import ENVIRONMENT, EXTRAS, VERBS, LazyGroup, Verb, main, pit
 from pitlm.core.errors import InputError
 
 HEAVY = {"torch", "transformers", "trl", "peft", "pydantic", "numpy", "scipy", "datasets", "matplotlib", "rich"}
@@ -181,3 +184,24 @@ def test_environment_of_the_user_wins(
 
 def test_root_is_lazy() -> None:
     assert isinstance(pit, LazyGroup)
+
+
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("scipy.stats", "evaluate"), ("fastapi", "serve")])
+def test_a_library_of_an_extra_that_is_missing_is_named_with_its_extra(stub, capsys, module, extra) -> None:
+    stub(raising(ModuleNotFoundError(f"No module named '{module}'", name=module)))
+    assert exit_code("stub") == 2
+    assert f"pip install 'pitlm[{extra}]'" in capsys.readouterr().err
+
+
+def test_a_module_of_ours_that_is_missing_keeps_its_traceback(stub) -> None:
+    stub(raising(ModuleNotFoundError("No module named 'pitlm.gone'", name="pitlm.gone")))
+    with pytest.raises(ModuleNotFoundError):
+        main(["stub"])
+
+
+def test_each_extra_of_the_package_is_known() -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {"sklearn": "scikit-learn", "prometheus_client": "prometheus-client"}
+    for extra, modules in EXTRAS.items():
+        wanted = {re.split(r"[\[<>=]", line)[0] for line in declared["optional-dependencies"][extra]} - {"pitlm"}
+        assert wanted <= {names.get(module, module) for module in modules}, extra

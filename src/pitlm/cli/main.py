@@ -60,6 +60,23 @@ USER_ERRNOS = {
 SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter failed")
 """What torch says when fewer bytes reached the disk than it wrote."""
 
+EXTRAS = {
+    "train": {
+        "torch",
+        "trl",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "tokenizers",
+        "tensorboard",
+        "safetensors",
+    },
+    "evaluate": {"numpy", "scipy", "statsmodels", "sklearn", "matplotlib", "pyarrow"},
+    "serve": {"fastapi", "uvicorn", "httpx", "prometheus_client", "starlette"},
+}
+"""What each extra of the package brings, by the names that are imported."""
+
 EXAMPLES = """
 \b
 Examples:
@@ -128,7 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def user_message(error: Exception) -> str | None:
-    """One line for an error of the file system that the user can mend, None for any other."""
+    """One line for an error of the file system or the installation that the user can mend, None for any other."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
+        return extra and f"{error.name} is not installed; this verb needs: pip install 'pitlm[{extra}]'"
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         return ": ".join([*(str(name) for name in (error.filename,) if name is not None), USER_ERRNOS[error.errno]])
     # The checkpoint writers below torch and safetensors raise their own types, with the system's words inside, or not.

@@ -1,0 +1,278 @@
+"""Any OpenAI-compatible chat endpoint: many conversations at once, counted in tokens and money, each paid for once."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
+from pitlm.runs.replies import ReplyCache, request_key
+
+if TYPE_CHECKING:
+    import openai
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+NOT_ASKED = "not asked: the cost limit was reached"
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a million tokens cost, in any one currency: fresh input, input that the server had cached, output."""
+
+    input: float
+    cached: float
+    output: float
+
+    @classmethod
+    def of(cls, text: str, model: str = "") -> Price:
+        """Read ``in,cached,out``, or a JSON file that gives such a list, or an object of the three, for each model.
+
+        Raises:
+            InputError: neither, or a file that does not have the model.
+        """
+        if not Path(text).is_file():
+            return cls._of_values(text.split(","), f"price '{text}'")
+        try:
+            table = json.loads(Path(text).read_text(encoding="utf-8"))
+            given = table[model]
+        except ValueError as error:
+            raise InputError.at(text, found=f"broken JSON ({error})", expected="prices by model") from error
+        except (KeyError, TypeError) as error:
+            raise InputError.at(text, field=model, found="nothing", expected="[in, cached, out]") from error
+        if isinstance(given, Mapping):
+            given = [given.get(name) for name in cls.__slots__]
+        return cls._of_values(given, f"{text}: field '{model}'")
+
+    @classmethod
+    def _of_values(cls, values: Sequence[Any], where: str) -> Price:
+        try:
+            price = cls(*(float(value) for value in values))
+        except (TypeError, ValueError) as error:
+            found, expected = ",".join(map(str, values)), "three numbers, for a million tokens: input, cached, output"
+            raise InputError(f"{where}: found {found}, expected {expected}") from error
+        if not all(0 <= value < float("inf") for value in (price.input, price.cached, price.output)):
+            raise InputError(f"{where}: found {price}, expected numbers from 0")
+        return price
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """Of one call; ``cached_tokens`` are among ``input_tokens``."""
+        fresh = input_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * self.cached + output_tokens * self.output) / MILLION
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back for one conversation.
+
+    Attributes:
+        text: the reply; empty where there is none.
+        finish: the server's reason for ending it: ``stop``, ``length``, ...
+        failure: why there is no reply; empty where there is one.
+        cost: what the reply cost when it was bought, in the currency of the price.
+        from_cache: it was bought earlier, or by an equal request of the same call.
+    """
+
+    text: str = ""
+    finish: str = ""
+    failure: str = ""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    from_cache: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the request was made at all, now or earlier."""
+        return self.failure != NOT_ASKED
+
+
+@dataclass
+class ChatEndpoint:
+    """A model behind an OpenAI-compatible endpoint. The key is read from ``OPENAI_API_KEY``; a local server needs none.
+
+    Retries are the openai client's own: with exponential back-off from half a second, and as long as Retry-After says
+    (up to two minutes), on 408, 409, 429, 5xx, time-outs and broken connections.
+
+    Attributes:
+        base_url: as the openai client takes it, ``http://host:port/v1``; None for its default.
+        body: further fields of the request; None removes one (``{"temperature": None}``).
+        timeout: seconds that the server may be silent.
+        concurrency: calls at the same time.
+        price: makes tokens into money; without it every cost is 0.
+        max_cost: once so much is spent by this object no further call starts; those under way are waited for and kept.
+        cache: where replies are kept and looked up.
+        spent, calls, hits: so far: money, replies bought, replies from the cache.
+        stopped: a call was not made because of ``max_cost``.
+    """
+
+    model: str
+    base_url: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 120.0
+    concurrency: int = 8
+    retries: int = 5
+    price: Price | None = None
+    max_cost: float | None = None
+    cache: ReplyCache | None = None
+    spent: float = field(default=0.0, init=False)
+    calls: int = field(default=0, init=False)
+    hits: int = field(default=0, init=False)
+    stopped: bool = field(default=False, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _dead: InputError | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and self.price is None:
+            raise InputError("a cost limit needs a price: give what a million tokens cost")
+        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
+            raise InputError(f"base URL: found {self.base_url!r}, expected http://... or https://...")
+        if self.base_url is None and not os.environ.get(KEY_VARIABLE):
+            raise InputError(
+                f"found no {KEY_VARIABLE} in the environment, expected a key, or the URL of a local server"
+            )
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        import openai  # takes a second
+
+        key = os.environ.get(KEY_VARIABLE) or "none"
+        return openai.OpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=self.retries)
+
+    def complete(
+        self,
+        conversations: Sequence[Prompt],
+        *,
+        attempt: int = 0,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """One completion per conversation, in their order. A failure is its own item's; equal requests are made once.
+
+        Args:
+            attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
+            advance: told how many completions have just arrived.
+
+        Raises:
+            InputError: nothing can be had of this endpoint: no server, a wrong key, no such model; or a cost limit and
+                a server that does not count tokens. What arrived before is in the cache.
+        """
+        requests = [self._request(conversation, attempt) for conversation in conversations]
+        places: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            places.setdefault(request_key(request), []).append(index)
+        done: list[Completion] = [Completion()] * len(requests)
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
+        try:
+            futures: dict[Future[Completion], str] = {}
+            for key, indices in places.items():
+                futures[pool.submit(self._one, key, requests[indices[0]])] = key
+            for future in as_completed(futures):
+                first, *others = places[futures[future]]
+                done[first] = future.result()
+                for other in others:
+                    done[other] = replace(done[first], cost=0.0, from_cache=True)
+                if advance is not None:
+                    advance(1 + len(others))
+        finally:
+            pool.shutdown(cancel_futures=True)  # those under way end, and are kept
+        return done
+
+    def _request(self, conversation: Prompt, attempt: int) -> dict[str, Any]:
+        """Everything that changes the reply."""
+        fields = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed, **self.body}
+        return {
+            "base_url": str(self.client.base_url),
+            "attempt": attempt,
+            "body": {
+                "model": self.model,
+                "messages": conversation.as_messages(),
+                **{name: value for name, value in fields.items() if value is not None},
+            },
+        }
+
+    def _one(self, key: str, request: Mapping[str, Any]) -> Completion:
+        """From the cache, or by a call, which is committed to the cache before anything else can go wrong."""
+        raw = self.cache.get(key) if self.cache is not None else None
+        if raw is not None:
+            with self._lock:
+                self.hits += 1
+            return replace(read_completion(raw, self.price), from_cache=True)
+        with self._lock:
+            if self._dead is not None:
+                raise self._dead
+            if self.max_cost is not None and self.spent >= self.max_cost:
+                self.stopped = True
+                return Completion(failure=NOT_ASKED)
+        raw, failure = self._call(request["body"])
+        completion = read_completion(raw, self.price) if not failure else Completion(failure=failure)
+        if completion.failure:
+            return completion
+        if self.cache is not None:
+            self.cache.put(request, raw)
+        with self._lock:
+            self.calls += 1
+            self.spent += completion.cost
+        if self.max_cost is not None and completion.input_tokens == 0:
+            raise self._give_up("the server does not count tokens, so no cost limit can be kept")
+        return completion
+
+    def _call(self, body: Mapping[str, Any]) -> tuple[str, str]:
+        """The raw response and no failure, or none and what failed.
+
+        Raises:
+            InputError: what would fail for every item.
+        """
+        import openai
+
+        create = self.client.chat.completions.with_raw_response.create
+        try:
+            response = create(model=body["model"], messages=body["messages"], extra_body=dict(body))
+            return response.text, ""
+        except (openai.AuthenticationError, openai.NotFoundError) as error:
+            raise self._give_up(f"model '{self.model}': {_words(error)}") from error
+        except openai.APIConnectionError as error:
+            # By name: the client's own HTTP library changed between its major versions.
+            if type(error.__cause__).__name__ == "ConnectError" and self.calls + self.hits == 0:
+                raise self._give_up(f"found no server there ({error.__cause__})") from error
+            return "", _words(error)
+        except openai.OpenAIError as error:
+            return "", _words(error)
+
+    def _give_up(self, reason: str) -> InputError:
+        """The error that no further call is to run into: those that wait in the queue would, before it is seen."""
+        self._dead = InputError(f"{self.client.base_url}: {reason}")
+        return self._dead
+
+
+def _words(error: Exception) -> str:
+    cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) else ""
+    return f"{type(error).__name__}: {error}{cause}"[:500]
+
+
+def read_completion(raw: str, price: Price | None) -> Completion:
+    """The completion in a raw response; one with a ``failure`` where the response is no chat completion. Pure."""
+    try:
+        response = json.loads(raw)
+        choice = response["choices"][0]
+        text = choice["message"].get("content") or ""
+        usage = response.get("usage") or {}
+        given, made = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return Completion(failure=f"no chat completion in the response: {raw[:80]!r}")
+    if not isinstance(text, str):
+        return Completion(failure=f"no text in the response: {raw[:80]!r}")
+    cost = price.cost(given, cached, made) if price is not None else 0.0
+    return Completion(text, str(choice.get("finish_reason") or ""), "", given, cached, made, cost)

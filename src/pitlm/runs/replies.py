@@ -1,0 +1,65 @@
+"""What has been asked of a paid model and what it answered: one SQLite file, so that nothing is paid for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+
+
+def request_key(request: Mapping[str, Any]) -> str:
+    """The sha256 of a request as canonical JSON: whatever changes the reply has to be in ``request``."""
+    text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ReplyCache:
+    """Replies by the key of their request. Several threads and processes may share one file.
+
+    Each reply is committed as it is put, so a process that is killed loses only what had not arrived.
+
+    Raises:
+        InputError: the file is there and is no SQLite database.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        try:
+            self._database = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS replies "
+                "(key TEXT PRIMARY KEY, request TEXT NOT NULL, response TEXT NOT NULL, "
+                "at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
+            )
+        except sqlite3.DatabaseError as error:
+            raise InputError.at(self.path, found=str(error), expected="a cache of replies, or a new file") from error
+
+    def get(self, key: str) -> str | None:
+        """The raw response that was stored under ``key``, None where there is none."""
+        with self._lock:
+            row = self._database.execute("SELECT response FROM replies WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def put(self, request: Mapping[str, Any], response: str) -> None:
+        """Keep a raw response under its request's key, for good: a reply that is there already stays."""
+        values = (request_key(request), json.dumps(request, ensure_ascii=False), response)
+        with self._lock:
+            self._database.execute("INSERT OR IGNORE INTO replies (key, request, response) VALUES (?, ?, ?)", values)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._database.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
