@@ -130,6 +130,16 @@ class Policy(Generator):
 
     kind = "policy"
 
+    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
+        """Token ids of x; a policy reads no reference.
+
+        Raises:
+            InputError: x leaves no room for an answer.
+        """
+        conversation = encode_prompts(self.tokenizer, [self.template.policy_messages(prompt)])[0]
+        self._check_length(len(conversation))
+        return conversation
+
     def answer(
         self,
         prompts: Sequence[Prompt],
@@ -149,8 +159,8 @@ class Improver(Generator):
 
     kind = "improver"
 
-    def check(self, prompt: Prompt, reference: str) -> None:
-        """Make sure, before anything is spent, that the rounds of a loop fit the model's window.
+    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
+        """Token ids of x and y_ref; the rounds of a loop that begins with them fit the model's window.
 
         Raises:
             InputError: x with y_ref, or with a proposal in its place, leaves no room for an answer.
@@ -158,6 +168,7 @@ class Improver(Generator):
         conversation = encode_prompts(self.tokenizer, [self.template.improver_messages(prompt, reference)])[0]
         growth = max(0, self.card.max_new_tokens - len(encode_completion(self.tokenizer, reference)))
         self._check_length(len(conversation) + growth)
+        return conversation
 
     def propose(
         self,

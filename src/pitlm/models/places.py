@@ -68,7 +68,7 @@ class Places(Cache):
         self._masks: dict[Any, Tensor] = {}
 
     def fit(self, count: int, width: int, tokens: int) -> None:
-        """Make room for ``count`` places of ``width`` columns; for as many such places as ``tokens`` allow, if it must."""
+        """Make room for ``count`` places of ``width`` columns; growing, for as many as ``tokens`` allow."""
         if count <= self._size[0] and width <= self._size[1]:
             return
         self._size = max(count, tokens // width), width

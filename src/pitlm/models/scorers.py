@@ -179,7 +179,10 @@ class GapModel(Scorer):
 
     def _rows(self, items: Sequence[Improvement]) -> list[list[int]]:
         """Token ids of each item; what two items are asked alike is encoded once."""
-        asked = {(item.prompt, item.reference): self.template.improver_messages(item.prompt, item.reference) for item in items}
+        asked = {
+            (item.prompt, item.reference): self.template.improver_messages(item.prompt, item.reference)
+            for item in items
+        }
         prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
         return [prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in items]
 
