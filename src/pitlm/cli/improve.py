@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from pitlm.pipeline.improving import EngineName
 
 EXAMPLES = """
 \b
@@ -15,10 +19,17 @@ Examples:
       --response "silly question . price nine . well anyway ."
   pit improve answers.jsonl -o better.jsonl --run runs/quickstart
   pit improve answers.jsonl -o better.jsonl --improver path/to/model --gap path/to/model --rounds 5
+  pit improve model_outputs.json -o better.jsonl --run runs/mine --engine endpoint \\
+      --base-url http://localhost:8000/v1 --model my-improver
 
-FILE is .jsonl, .json, .csv or .parquet. A row has "prompt" (a string or chat messages) and "response"; without
-"response", the run's policy answers first. The output has the rows in their order, with their own fields and "final",
-"original", "rounds" and "stop_reason".
+FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
+and "response", or AlpacaEval's "instruction" and "output"; a row without a response is answered first, by the run's
+policy or what --policy names. The output has the rows in their order, with their own fields and "final", "original",
+"rounds" and "stop_reason".
+
+A job that was stopped goes on when the same command is given again: what is finished is kept in OUT.partial. A row
+that cannot be improved is set aside in OUT.failed.jsonl, with the reason; the others go on, and the exit code is 0
+unless every row failed.
 """
 
 
@@ -43,12 +54,50 @@ def _check_output(output: Path, force: bool) -> None:
         raise InputError(f"{output}: {above} may not be written to")
 
 
+def _check_models(
+    engine: str, run: Path | None, improver: Path | None, gap: Path | None, base_url: str | None, model: str | None
+) -> None:
+    from pitlm.core.errors import InputError
+
+    for name, value in (("--base-url", base_url), ("--model", model)):
+        if value is not None and engine != "endpoint":
+            raise InputError(f"{name}: found beside --engine {engine}, expected beside --engine endpoint")
+    if engine == "endpoint":
+        if model is None:
+            raise InputError("--model: found nothing, expected the improver's name on the server")
+        if improver is not None:
+            raise InputError("--improver: found beside --engine endpoint, expected --model, its name on the server")
+        if run is None and gap is None:
+            raise InputError("give --run (a finished run) or --gap")
+    elif run is None and (improver is None or gap is None):
+        raise InputError("give --run (a finished run), or both --improver and --gap")
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the improved answers go (JSON lines).")
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
 @click.option("--improver", type=click.Path(path_type=Path), help="An improver's folder, instead of the run's.")
 @click.option("--gap", type=click.Path(path_type=Path), help="A gap model's folder, instead of the run's.")
+@click.option(
+    "--policy", type=click.Path(path_type=Path), help="The folder of what answers rows without response: not the run's."
+)
+@click.option("--policy-url", metavar="URL", help="An OpenAI-compatible server that answers rows without response.")
+@click.option("--policy-model", metavar="NAME", help="The model to ask there.")
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm", "endpoint"]),
+    default="transformers",
+    show_default=True,
+    help="What runs the improver: this process, vLLM (extra 'vllm'), or a server.",
+)
+@click.option("--base-url", metavar="URL", help="The OpenAI-compatible server of --engine endpoint.")
+@click.option("--model", metavar="NAME", help="The improver's name there.")
+@click.option(
+    "--tokens-per-batch",
+    type=click.IntRange(min=1),
+    help="Tokens that are in flight at once, prompts included; more is faster and takes more memory. Default: 16384.",
+)
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
 @click.option("--rounds", type=click.IntRange(min=1), help="At most this many rounds. Default: the run's, or 3.")
@@ -71,13 +120,20 @@ def _check_output(output: Path, force: bool) -> None:
     show_default=True,
     help="Of the sampling; same seed, same answers.",
 )
-@click.option("--force", is_flag=True, help="Replace the output file.")
+@click.option("--force", is_flag=True, help="Replace the output file, and begin anew what was stopped.")
 def improve(
     file: Path | None,
     output: Path | None,
     run_folder: Path | None,
     improver: Path | None,
     gap: Path | None,
+    policy: Path | None,
+    policy_url: str | None,
+    policy_model: str | None,
+    engine: EngineName,
+    base_url: str | None,
+    model: str | None,
+    tokens_per_batch: int | None,
     prompt: str | None,
     response: str | None,
     rounds: int | None,
@@ -100,23 +156,21 @@ def improve(
         raise InputError("--prompt: found nothing, expected the question that was answered")
     if file is not None and output is None:
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
+    if file is None and output is not None:
+        raise InputError("-o: found beside --prompt, expected beside FILE")
     if output is not None:
         _check_output(output, force)
-    if run_folder is None and (improver is None or gap is None):
-        raise InputError("give --run (a finished run), or both --improver and --gap")
+    _check_models(engine, run_folder, improver, gap, base_url, model)
+    if policy_url is not None and policy_model is None:
+        raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
 
-    from pitlm.pipeline.improving import improve_answers
+    from pitlm.pipeline.improving import Models, improve_file, improve_one
 
-    improve_answers(
-        file=file,
-        output=output,
-        run=run_folder,
-        improver=improver,
-        gap=gap,
-        prompt=prompt,
-        response=response,
-        rounds=rounds,
-        margin=margin,
-        temperature=temperature,
-        seed=seed,
+    models = Models(
+        run_folder, improver, gap, policy, engine, base_url, model, policy_url, policy_model, tokens_per_batch
     )
+    settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
+    if file is not None and output is not None:
+        improve_file(file, output, models, settings, seed=seed, force=force)
+    else:
+        improve_one(prompt or "", response, models, settings, seed=seed)

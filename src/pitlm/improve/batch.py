@@ -7,7 +7,7 @@ a proposal that is finished goes to whichever is next, of this item or another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,8 +44,8 @@ class BatchJob:
 
     Args:
         items: read as far ahead as the engine wants; a failure among them is passed on.
-        answerer: answers items that have no response.
-        answer_temperature: of the answerer.
+        make_answerer: makes what answers items that have no response; called when there is the first of them.
+        answer_temperature: of that.
         seed: with an item's number it decides what that item becomes, whatever is improved beside it.
     """
 
@@ -58,11 +58,13 @@ class BatchJob:
         settings: LoopSection,
         margin: float,
         seed: int,
-        answerer: Engine | None = None,
+        make_answerer: Callable[[], Engine] | None = None,
         answer_temperature: float = 1.0,
     ) -> None:
         self.items = items
-        self.engine, self.answerer, self.gap = engine, answerer, gap
+        self.engine, self.gap = engine, gap
+        self.answerer: Engine | None = None
+        self._make_answerer = make_answerer
         self.settings, self.margin, self.seed = settings, margin, seed
         self.answer_temperature = answer_temperature
         self._more = True
@@ -106,6 +108,8 @@ class BatchJob:
                     self._begin(work, item.response)
 
     def _ask_first(self, work: _Work) -> None:
+        if self.answerer is None and self._make_answerer is not None:
+            self.answerer = self._make_answerer()
         if self.answerer is None:
             self._fail(work, "found no response, expected one, or a policy that answers first (--run or --policy)")
             return
@@ -139,7 +143,7 @@ class BatchJob:
                 return
 
     def _take(self, finished: Finished) -> None:
-        number, part = finished.key  # type: ignore[misc]
+        number, part = finished.key
         work = self._work.get(number)
         if work is None:
             return  # another proposal of its round has failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,14 @@ def count_rows(path: Path) -> int | None:
 
 
 def _parse(raw: RawRow) -> tuple[Prompt, str | None, Mapping[str, Any]]:
-    row, at = raw.data, {"file": raw.file, "line": raw.line}
+    row, at = raw.data, partial(InputError.at, raw.file, line=raw.line)
     if isinstance(row, Unreadable):
-        raise InputError.at(**at, found=row.found, expected=row.expected)
+        raise at(found=row.found, expected=row.expected)
     if not isinstance(row, Mapping):
-        raise InputError.at(**at, found=type(row).__name__, expected="an object with 'prompt' and 'response'")
+        raise at(found=type(row).__name__, expected="an object with 'prompt' and 'response'")
     field = next((name for name in PROMPT_FIELDS if name in row), None)
     if field is None:
-        raise InputError.at(**at, field="prompt", found="nothing", expected="a string or a list of messages")
+        raise at(field="prompt", found="nothing", expected="a string or a list of messages")
     try:
         prompt = Prompt.of(row[field])
     except InputError as error:
@@ -101,9 +102,9 @@ def _parse(raw: RawRow) -> tuple[Prompt, str | None, Mapping[str, Any]]:
     answer = next((name for name in RESPONSE_FIELDS if row.get(name) is not None), "response")
     response = row.get(answer)
     if response is not None and not isinstance(response, str):
-        raise InputError.at(**at, field=answer, found=type(response).__name__, expected="a string")
+        raise at(field=answer, found=type(response).__name__, expected="a string")
     for name, text in ((field, "".join(message.content for message in prompt.messages)), (answer, response or "")):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             found = "half a character (a lone surrogate)"
-            raise InputError.at(**at, field=name, found=found, expected="valid Unicode")
+            raise at(field=name, found=found, expected="valid Unicode")
     return prompt, response, row

@@ -127,7 +127,9 @@ class Journal:
         """Keep rows that have just been finished."""
         rows = []
         for one in finished:
-            item, made = (one, {"failed": one.as_dict()}) if isinstance(one, Failure) else (one[0], one[0].improved(one[1]))
+            item, made = (
+                (one, {"failed": one.as_dict()}) if isinstance(one, Failure) else (one[0], one[0].improved(one[1]))
+            )
             content = made if isinstance(one, Failure) else {"made": made}
             rows.append({"item": item.number, "row": _digest(item.row), **content})
         self._append(rows)
@@ -181,7 +183,8 @@ class Journal:
         if len(failures) == rows:
             first = failures[0]
             raise InputError(
-                f"{first['where']}: {first['reason']}" + (f" (all {rows} rows failed: {self.failed_path})" if rows > 1 else "")
+                f"{first['where']}: {first['reason']}"
+                + (f" (all {rows} rows failed: {self.failed_path})" if rows > 1 else "")
             )
 
 

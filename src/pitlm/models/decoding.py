@@ -213,7 +213,7 @@ class Decoder:
         return rows
 
 
-class _Choice(LogitsProcessor):  # type: ignore[misc]
+class _Choice(LogitsProcessor):
     """Chooses for each row from its own seed, and leaves ``generate`` that one token."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -232,7 +232,7 @@ def choose(logits_nV: Tensor, rows: Sequence[Row | None]) -> list[int]:
     greedy_n = logits_nV.argmax(-1)
     warmth = [row.temperature if row else 0.0 for row in rows]
     if not any(warmth):
-        return greedy_n.tolist()  # type: ignore[no-any-return]
+        return greedy_n.tolist()
     warmth_n1 = torch.tensor(warmth, device=logits_nV.device)[:, None]
     drawn = [row.random.random() if row and row.temperature else 0.0 for row in rows]
     drawn_n1 = torch.tensor(drawn, dtype=torch.float64, device=logits_nV.device)[:, None]
@@ -240,7 +240,7 @@ def choose(logits_nV: Tensor, rows: Sequence[Row | None]) -> list[int]:
     cumulative_nV = (logits_nV.float() / safe_n1).softmax(-1).cumsum(-1, dtype=torch.float64)
     at_n1 = torch.searchsorted(cumulative_nV, drawn_n1 * cumulative_nV[:, -1:], right=True)
     chosen_n = torch.where(warmth_n1[:, 0] > 0, at_n1[:, 0].clamp_max(logits_nV.shape[1] - 1), greedy_n)
-    return chosen_n.tolist()  # type: ignore[no-any-return]
+    return chosen_n.tolist()
 
 
 @cache

@@ -5,7 +5,6 @@ Requests go in at any time, answers come out as they are finished, and whoever d
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ class Request:
         seed: of this answer alone.
     """
 
-    key: Hashable
+    key: Any
     prompt: Prompt
     reference: str
     temperature: float
@@ -44,7 +43,7 @@ class Request:
 class Finished:
     """The answer to a request, or why there is none."""
 
-    key: Hashable
+    key: Any
     answer: Answer | None
     failure: str = ""
 
@@ -113,6 +112,8 @@ class LocalEngine:
 
     def step(self) -> list[Finished]:
         rows = self.decoder.step()
+        if not rows:
+            return []
         self.pending -= len(rows)
         texts = self.model.tokenizer.batch_decode([row.written for row in rows], skip_special_tokens=True)
         return [
@@ -137,7 +138,7 @@ class VLLMEngine:
         self.model = model
         self._vllm = vllm
         self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(model=str(path), **options))
-        self._requests: dict[str, tuple[Hashable, int]] = {}
+        self._requests: dict[str, tuple[Any, int]] = {}
         self._submitted = 0
 
     @property
@@ -185,7 +186,7 @@ class EndpointEngine:
         self._endpoint = endpoint
         self._template = Template(ask) if ask is not None else None
         self._pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="improve")
-        self._asked: dict[Future[list[Completion]], Hashable] = {}
+        self._asked: dict[Future[list[Completion]], Any] = {}
 
     @property
     def pending(self) -> int:

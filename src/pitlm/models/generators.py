@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
-from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_tokenizer
+from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_shape, load_tokenizer
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 Advance = Callable[[int], None]
@@ -80,14 +80,16 @@ class Generator:
         self.template = Template(card.ask)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
-        """Load a checkpoint that a training stage wrote.
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, weights: bool = True) -> Self:
+        """Load a checkpoint that a training stage wrote; without weights it can encode, and no more.
 
         Raises:
             InputError: no checkpoint of this kind there.
         """
         card = load_card(path, cls.kind)
         tokenizer = load_tokenizer(path)
+        if not weights:
+            return cls(load_shape(path), tokenizer, card)
         return cls(load_causal(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
     def _check_length(self, longest: int) -> None:
