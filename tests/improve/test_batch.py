@@ -10,10 +10,10 @@ import pytest
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
+from pitlm.engines.engines import Finished
 from pitlm.improve.batch import BatchJob
 from pitlm.improve.files import Failure, Item
 from pitlm.improve.loop import improve_many
-from pitlm.models.engines import Finished
 
 SETTINGS = LoopSection(rounds=3, temperature=0.5)
 

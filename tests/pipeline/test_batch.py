@@ -16,9 +16,10 @@ from builders import generator_checkpoint, scorer_checkpoint
 from scripted_endpoint import ScriptedEndpoint
 
 from pitlm.cli.main import main
+from pitlm.improve.journal import Journal
 
 pytestmark = pytest.mark.timeout(600)
-ROWS = 2000
+ROWS = 1000
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +108,15 @@ def test_killed_twice_it_ends_with_the_bytes_of_an_undisturbed_job(
 
 
 def test_another_model_or_setting_does_not_go_on_with_a_job(
-    models: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def interrupted(self: Journal, rows: int) -> None:
+        raise KeyboardInterrupt
+
     out = tmp_path / "out.jsonl"
     command = arguments(models, file, out)
-    kill(command, out.with_name("out.jsonl.partial"), 0)
+    monkeypatch.setattr(Journal, "finish", interrupted)
+    assert run(*command) == 130
     before = out.with_name("out.jsonl.partial").read_bytes()
     capsys.readouterr()
     assert run(*command, "--rounds", "1", "--seed", "9") == 2

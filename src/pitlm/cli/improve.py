@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from pitlm.pipeline.improving import EngineName
+    from pitlm.core.config import Models
 
 EXAMPLES = """
 \b
@@ -54,29 +54,40 @@ def _check_output(output: Path, force: bool) -> None:
         raise InputError(f"{output}: {above} may not be written to")
 
 
-def _check_models(
-    engine: str, run: Path | None, improver: Path | None, gap: Path | None, base_url: str | None, model: str | None
-) -> None:
+def _check_models(models: Models) -> None:
+    """Refuse options that do not go together."""
     from pitlm.core.errors import InputError
 
-    for name, value in (("--base-url", base_url), ("--model", model)):
-        if value is not None and engine != "endpoint":
-            raise InputError(f"{name}: found beside --engine {engine}, expected beside --engine endpoint")
-    if engine == "endpoint":
-        if model is None:
-            raise InputError("--model: found nothing, expected the improver's name on the server")
-        if improver is not None:
-            raise InputError("--improver: found beside --engine endpoint, expected --model, its name on the server")
-        if run is None and gap is None:
-            raise InputError("give --run (a finished run) or --gap")
-    elif run is None and (improver is None or gap is None):
+    local = models.engine != "endpoint"
+    for name, value in (("--base-url", models.base_url), ("--model", models.model)):
+        if local and value is not None:
+            raise InputError(f"{name}: found beside --engine {models.engine}, expected beside --engine endpoint")
+    if not local and models.model is None:
+        raise InputError("--model: found nothing, expected the improver's name on the server")
+    if not local and models.improver is not None:
+        raise InputError("--improver: found beside --engine endpoint, expected --model, its name on the server")
+    if not local and models.run is None and models.gap is None:
+        raise InputError("give --run (a finished run) or --gap")
+    if local and models.run is None and (models.improver is None or models.gap is None):
         raise InputError("give --run (a finished run), or both --improver and --gap")
+    if models.policy_url is not None and models.policy_model is None:
+        raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
+
+
+def _check_prompt(prompt: str | None, response: str | None) -> None:
+    from pitlm.core.errors import InputError
+
+    for name, text in (("--prompt", prompt), ("--response", response)):
+        if text is not None and text != text.encode(errors="replace").decode():
+            raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
+    if prompt is not None and not prompt.strip():
+        raise InputError("--prompt: found nothing, expected the question that was answered")
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the improved answers go (JSON lines).")
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
+@click.option("--run", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
 @click.option("--improver", type=click.Path(path_type=Path), help="An improver's folder, instead of the run's.")
 @click.option("--gap", type=click.Path(path_type=Path), help="A gap model's folder, instead of the run's.")
 @click.option(
@@ -124,16 +135,6 @@ def _check_models(
 def improve(
     file: Path | None,
     output: Path | None,
-    run_folder: Path | None,
-    improver: Path | None,
-    gap: Path | None,
-    policy: Path | None,
-    policy_url: str | None,
-    policy_model: str | None,
-    engine: EngineName,
-    base_url: str | None,
-    model: str | None,
-    tokens_per_batch: int | None,
     prompt: str | None,
     response: str | None,
     rounds: int | None,
@@ -141,36 +142,30 @@ def improve(
     temperature: float | None,
     seed: int,
     force: bool,
+    **models: Any,
 ) -> None:
     """Improve one answer, or each answer of FILE, and say why each loop stopped."""
+    from pitlm.core.config import Models
     from pitlm.core.errors import InputError
 
     if (file is None) == (prompt is None):
         raise InputError("give either a FILE of answers or --prompt (with --response)")
     if file is not None and response is not None:
         raise InputError("--response: found beside FILE, expected beside --prompt")
-    for name, text in (("--prompt", prompt), ("--response", response)):
-        if text is not None and text != text.encode(errors="replace").decode():
-            raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
-    if prompt is not None and not prompt.strip():
-        raise InputError("--prompt: found nothing, expected the question that was answered")
+    _check_prompt(prompt, response)
     if file is not None and output is None:
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if file is None and output is not None:
         raise InputError("-o: found beside --prompt, expected beside FILE")
     if output is not None:
         _check_output(output, force)
-    _check_models(engine, run_folder, improver, gap, base_url, model)
-    if policy_url is not None and policy_model is None:
-        raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
+    chosen = Models(**models)
+    _check_models(chosen)
 
-    from pitlm.pipeline.improving import Models, improve_file, improve_one
+    from pitlm.pipeline.improving import improve_file, improve_one
 
-    models = Models(
-        run_folder, improver, gap, policy, engine, base_url, model, policy_url, policy_model, tokens_per_batch
-    )
     settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
     if file is not None and output is not None:
-        improve_file(file, output, models, settings, seed=seed, force=force)
+        improve_file(file, output, chosen, settings, seed=seed, force=force)
     else:
-        improve_one(prompt or "", response, models, settings, seed=seed)
+        improve_one(prompt or "", response, chosen, settings, seed=seed)

@@ -14,9 +14,9 @@ from typing import Protocol
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Trace
+from pitlm.engines.engines import Engine, Finished, Request
 from pitlm.improve.files import Failure, Item
 from pitlm.improve.loop import Loop, Wanted
-from pitlm.models.engines import Engine, Finished, Request
 
 SCORED_TOGETHER = 64
 """Rounds whose gaps are asked for in one call, unless the engine has too little to do meanwhile."""

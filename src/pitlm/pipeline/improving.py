@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
-from rich.progress import TextColumn
-from rich.text import Text
-
-from pitlm.core.config import LoopSection, Recipe, TemplateSection
+from pitlm.core.config import LoopSection, Models, Recipe, TemplateSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
+from pitlm.engines.decoding import TOKENS_PER_BATCH
+from pitlm.engines.engines import EndpointEngine, Engine, LocalEngine, VLLMEngine
 from pitlm.improve.batch import BatchJob
-from pitlm.improve.files import Failure, Item, count_rows, read_items
-from pitlm.improve.health import health
+from pitlm.improve.files import Failure, Item, read_items
+from pitlm.improve.job import print_trace, run_job
 from pitlm.improve.journal import Journal
 from pitlm.improve.loop import margin_for
-from pitlm.models.decoding import TOKENS_PER_BATCH
 from pitlm.models.endpoint import ChatEndpoint
-from pitlm.models.engines import EndpointEngine, Engine, LocalEngine, VLLMEngine
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel
 from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
-from pitlm.runs.console import make_console, make_progress
-
-EngineName = Literal["transformers", "vllm", "endpoint"]
-WATCHED = 10_000
-"""Traces that the health of a job is read from, at most, spread over the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """Which models a job takes and what runs them. A path that is None is the run's.
-
-    Attributes:
-        policy: answers rows that have no response; or ``policy_model`` behind ``policy_url`` does.
-        base_url, model: of the server that improves, where ``engine`` is ``endpoint``.
-        tokens_per_batch: what is in flight may come to; None is the engine's default.
-    """
-
-    run: Path | None = None
-    improver: Path | None = None
-    gap: Path | None = None
-    policy: Path | None = None
-    engine: EngineName = "transformers"
-    base_url: str | None = None
-    model: str | None = None
-    policy_url: str | None = None
-    policy_model: str | None = None
-    tokens_per_batch: int | None = None
+from pitlm.runs.console import make_console
 
 
 def improve_file(
@@ -69,44 +37,11 @@ def improve_file(
         InputError: nothing to read, missing models, another job under way for this output, or no row that could be
             improved.
     """
+    next(read_items(file))  # what is wrong with the whole file shows before a model is loaded
     setup = _Setup(models, settings, seed)
-    console, seen = make_console(), [0]
-    job = {"input": str(file.resolve()), **setup.named}
-    with Journal(output, job, fresh=force) as journal:
-
-        def unfinished() -> Iterator[Item | Failure]:
-            for item in read_items(file):
-                seen[0] += 1
-                if item not in journal:
-                    yield item
-
-        if len(journal):
-            console.print(Text(f"{len(journal)} rows are finished already; going on from there."))
-        with make_progress(TextColumn("{task.fields[speed]}")) as progress:
-            task = progress.add_task("improving", total=count_rows(file), completed=len(journal), speed="")
-            rows, tokens, begin = 0, 0, monotonic()
-            for finished in setup.job(unfinished()):
-                journal.add(finished)
-                rows += len(finished)
-                tokens += sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure))
-                passed = monotonic() - begin
-                speed = f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s"
-                progress.update(task, advance=len(finished), speed=speed)
-        failed = len(journal.failed)
-        traces, stride = list[Trace](), 1 + len(journal) // WATCHED
-        reasons, changed = Counter[str](), 0
-        for number, made in enumerate(journal.made()):
-            reasons[made["stop_reason"]] += 1
-            changed += made["final"] != made["original"]
-            if number % stride == 0:
-                traces.append(Trace.from_dict({**made, "prompt": ""}))
-        journal.finish(seen[0])
-    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    console.print(Text(f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {output}"))
-    if failed:
-        console.print(Text(f"{failed} rows failed; they and the reasons are in {journal.failed_path}"))
-    for warning in health(traces, setup.scorer.calibration).warnings:
-        console.print(Text(warning))
+    named = {"input": str(file.resolve()), **setup.named}
+    with Journal(output, named, fresh=force) as journal:
+        run_job(file, journal, setup.job, setup.scorer.calibration)
 
 
 def improve_one(prompt: str, response: str | None, models: Models, settings: Mapping[str, Any], *, seed: int) -> Trace:
@@ -119,7 +54,7 @@ def improve_one(prompt: str, response: str | None, models: Models, settings: Map
     [[done]] = setup.job(iter([Item(0, Prompt.of(prompt), response, {}, "--prompt")]))
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
-    _print_trace(make_console(), done[1])
+    print_trace(make_console(), done[1])
     return done[1]
 
 
@@ -195,12 +130,3 @@ def _stamp(model: Path) -> str:
     """A model by its folder and when its weights were written: another training is another model."""
     written = [path.stat().st_mtime_ns for path in model.glob("*.safetensors")]
     return f"{model.resolve()} ({max(written, default=0)})"
-
-
-def _print_trace(console: Console, trace: Trace) -> None:
-    console.print(Text(f"original  {trace.original}"))
-    for number, step in enumerate(trace.rounds, 1):
-        decision = "accepted" if step.accepted else "rejected"
-        console.print(Text(f"round {number}   {step.proposal}   (gap {step.gap:+.2f}, {decision})"))
-    console.print(Text(f"final     {trace.final}"))
-    console.print(Text(f"stopped: {trace.stop_reason}; {trace.generated_tokens} tokens generated"))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from pitlm.models.places import ROWS, Places, enable_places, rounded
+from pitlm.engines.places import ROWS, Places, enable_places, rounded
 from pitlm.models.trees import ARCHITECTURES
 
 TOKENS_PER_BATCH = 16_384

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pitlm.models import decoding
-from pitlm.models.decoding import Decoder, Row, _log_fallback, choose
+from pitlm.engines import decoding
+from pitlm.engines.decoding import Decoder, Row, _log_fallback, choose
 from pitlm.models.generators import generate
 from pitlm.models.trees import ARCHITECTURES
 

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
-from pitlm.models.decoding import TOKENS_PER_BATCH, Decoder
+from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
 from pitlm.models.endpoint import ChatEndpoint, Completion
 from pitlm.models.generators import Improver, Policy
 from pitlm.text.template import Template
@@ -82,7 +82,7 @@ def _encode(model: Policy | Improver, request: Request) -> list[int]:
 
 
 class LocalEngine:
-    """A model in this process; places that fall free are filled at once (:class:`pitlm.models.decoding.Decoder`).
+    """A model in this process; places that fall free are filled at once (:class:`pitlm.engines.decoding.Decoder`).
 
     Args:
         tokens_per_batch: tokens that the answers in flight may come to, with what they answer.
