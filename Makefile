@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow check bench bench-gap seeds clean
+.PHONY: help venv quickstart test test-slow check bench bench-gap seeds calibration clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ bench-gap: $(READY) ## The gap model's trees against separate rows, at four shap
 
 seeds: $(READY) ## The quickstart's claims over five seeds (half an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
+
+calibration: $(READY) ## What pit calibrate promises, over the runs of make seeds (15 minutes)
+	$(BIN)/python benchmarks/slow/calibration.py --json build/bench/calibration.json
 
 clean: ## Remove what was built and cached; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -87,8 +87,8 @@ def describe(name: str, f: dict[str, Any]) -> str:
         f"{name:9} throughput x{f['throughput_ratio']:.2f} (rows/s {f['items_per_second_plain']:.2f} -> "
         f"{f['items_per_second']:.2f}, tokens/s {f['tokens_per_second_plain']:.0f} -> {f['tokens_per_second']:.0f})  "
         f"same answers: {same}\n"
-        f"          writing x{f['writing_ratio']:.2f} ({f['writing_seconds_plain']:.1f} -> {f['writing_seconds']:.1f} s), "
-        f"scoring x{f['scoring_ratio']:.2f} ({f['scoring_seconds_plain']:.1f} -> {f['scoring_seconds']:.1f} s)  "
+        f"{'':10}writing x{f['writing_ratio']:.2f} (s {f['writing_seconds_plain']:.1f} -> {f['writing_seconds']:.1f}), "
+        f"scoring x{f['scoring_ratio']:.2f} (s {f['scoring_seconds_plain']:.1f} -> {f['scoring_seconds']:.1f})  "
         f"batch {f['batch']}, {f['mean_tokens']:.0f} tokens an answer, {f['loop_rounds']:.2f} rounds a row"
     )
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.loading import load_tokenizer
-from pitlm.models.scorers import GapModel, RewardModel, score_ids
+from pitlm.models.scorers import GapModel, GuardedGap, RewardModel, score_ids
 
 X = Prompt.of("what is the price ?")
 RESPONSES = [
@@ -140,3 +140,49 @@ def test_scoring_leaves_the_model_in_its_mode(gap):
 
 def test_no_rows_no_scores(gap):
     assert gap.score_rows([]).tolist() == []
+
+
+def test_a_second_opinion_is_the_smaller_of_the_two(bases, tmp_path):
+    models = [scorer_checkpoint(bases("words"), tmp_path / kind, kind) for kind in ("gap", "reward")]
+    guarded = GuardedGap.from_pretrained(*models)
+    gap, reward = GapModel.from_pretrained(models[0]), RewardModel.from_pretrained(models[1])
+    pairs = [(a, b) for a in RESPONSES for b in RESPONSES]
+    found = dict(zip(pairs, guarded.gaps([Improvement(X, b, a) for a, b in pairs]).tolist(), strict=True))
+    for (y, y_ref), value in found.items():
+        forth, back = gap.raw([Improvement(X, y_ref, y), Improvement(X, y, y_ref)]).tolist()
+        expected = min(forth - back, reward.score(X, y) - reward.score(X, y_ref))
+        assert value == pytest.approx(expected, abs=1e-5)
+        assert y != y_ref or value == pytest.approx(0.0, abs=1e-6)
+        assert min(value, found[y_ref, y]) <= 1e-6  # never better in both directions
+    assert guarded.gaps([]).shape == (0,)
+
+
+def groups_of_improvements():
+    """Several prompts and references; what is equal to its reference, a group of one and an empty one among them."""
+    prompts = [X, Prompt.of("is it small ?"), Prompt.of("what is it ?")]
+    made = [
+        [Improvement(x, y, r) for r in RESPONSES[: 1 + n % 3]]
+        for n, (x, y) in enumerate(zip(prompts * 4, RESPONSES * 3, strict=True))
+    ]
+    return [*made, []]
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_groups_are_scored_together_as_they_are_alone(gap, bases, tmp_path, guarded):
+    scorer = gap
+    if guarded:
+        reward = RewardModel.from_pretrained(scorer_checkpoint(bases("words"), tmp_path / "reward", "reward", seed=2))
+        scorer = GuardedGap(gap, reward)
+    groups = groups_of_improvements()
+    together = scorer.gaps_apart(groups)
+    for group, found in zip(groups, together, strict=True):
+        assert found == scorer.gaps_apart([group])[0]  # to the last bit
+        if group:
+            assert found == pytest.approx(scorer.gaps(group).tolist(), abs=1e-5)
+    assert scorer.gaps_apart(groups[::-1]) == together[::-1]
+    assert together[0] == [scorer.gaps_apart([[groups[0][0]]])[0][0]]
+
+
+def test_a_copy_of_the_reference_costs_nothing(gap, monkeypatch):
+    monkeypatch.setattr(type(gap.model), "forward", None)
+    assert gap.gaps_apart([[Improvement(X, y, y)] for y in RESPONSES]) == [[0.0]] * len(RESPONSES)

@@ -71,6 +71,7 @@ def calibrate(
     console = make_console()
     for found in made.values():
         _print(console, found)
+    console.print(f"\nPicture: {run_folder / 'calibration.svg'}", highlight=False)
     if json_file is not None:
         write_text(json_file, json.dumps({name: found.as_dict() for name, found in made.items()}, indent=2) + "\n")
         click.echo(f"Figures written to {json_file}")

@@ -44,6 +44,17 @@ class RunHealth:
     drift: dict[str, float] | None
     warnings: tuple[str, ...]
 
+    def sentences(self) -> list[str]:
+        """The figures, and then the warnings, for a person to read."""
+        shares = ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in zip(QUANTILES, self.gaps, strict=True))
+        distances = ", ".join(f"{name}s {distance:.2f}" for name, distance in (self.drift or {}).items())
+        drift = f" Distance from the calibration's: {distances}." if distances else ""
+        return [
+            f"{self.copy_rate:.1%} of {self.answers} answers unchanged; length {self.growth:.2f} times that before.",
+            *([f"Gaps of the first proposals: {shares}.{drift}"] if np.isfinite(self.gaps).all() else []),
+            *(f"Warning: {warning}" for warning in self.warnings),
+        ]
+
 
 def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> RunHealth:
     """Look at the traces of a run, beside the calibration of the scorer that decided, where there is one."""

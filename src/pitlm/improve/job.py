@@ -74,7 +74,7 @@ def _summary(journal: Journal, calibration: Calibration | None) -> list[str]:
     said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {journal.output}"]
     if journal.failed:
         said.append(f"{len(journal.failed)} rows failed; they and the reasons are in {journal.failed_path}")
-    return [*said, *health(traces, calibration).warnings]
+    return [*said, *health(traces, calibration).sentences()]
 
 
 def print_trace(console: Console, trace: Trace) -> None:

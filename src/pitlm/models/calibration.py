@@ -44,10 +44,18 @@ class Calibration:
     gaps: tuple[float, ...]
     growth: tuple[float, ...]
 
-    def covers(self, settings: LoopSection) -> bool:
-        """Whether a loop with these settings is the one that the promise is for. Budgets may stop it earlier."""
-        same = ("rounds", "proposals", "temperature")
-        return all(getattr(self.settings, name) == getattr(settings, name) for name in same)
+    def doubt(self, settings: LoopSection) -> str | None:
+        """Why the promise is not about a loop with these settings; None where it is, budgets aside."""
+        if settings.margin is not None and settings.margin < self.margin:
+            needed = f"needs {self.margin:g}" if math.isfinite(self.margin) else "can be kept by no margin"
+            return f"margin {settings.margin:g} is set; the promise about harm {needed}"
+        for name in ("rounds", "proposals", "temperature"):
+            now, then = getattr(settings, name), getattr(self.settings, name)
+            if now != then:
+                return (
+                    f"{name} is {now:g}; the margin was calibrated with {then:g}, so its promise is about another loop"
+                )
+        return None
 
 
 def save_calibrations(folder: Path, calibrations: Mapping[str, Calibration]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -107,6 +107,18 @@ class Scorer:
         rows = [p + encode_completion(self.tokenizer, r) for p, r in zip(prompts, responses, strict=True)]
         return self.score_rows(rows)
 
+    def _apart(
+        self, groups: Sequence[Sequence[Improvement]], ask: Callable[[Improvement], list[dict[str, str]]]
+    ) -> list[dict[Improvement, Tensor]]:
+        """Scores of the responses of each group; groups may be empty, and conversations are encoded once."""
+        flat = list(dict.fromkeys(item for group in groups for item in group))
+        asked = {(item.prompt, item.reference): ask(item) for item in flat}
+        prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
+        rows = {i: prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in flat}
+        some = [group for group in groups if group]
+        scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in some]))
+        return [dict(zip(group, next(scores), strict=True)) if group else {} for group in groups]
+
 
 class RewardModel(Scorer):
     """R_P: the ordinary reward r(x, y)."""
@@ -116,6 +128,10 @@ class RewardModel(Scorer):
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """r(x, y) of each pair; shape (len(prompts),)."""
         return self._score([self.template.policy_messages(prompt) for prompt in prompts], responses)
+
+    def scores_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
+        """r(x, y) of the responses of each group as if it were scored alone; see :meth:`GapModel.gaps_apart`."""
+        return self._apart(groups, lambda i: self.template.policy_messages(i.prompt))
 
     def score(self, prompt: AnyPrompt, response: str) -> float:
         """r(x, y) of one response."""
@@ -159,39 +175,32 @@ class GapModel(Scorer):
         return calibrated_gap(scores[[position[i] for i in items]], scores[[position[i] for i in equal]])
 
     def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
-        """The calibrated gaps of each group as if it were scored alone.
+        """:meth:`gaps` of each group as if it were scored alone.
 
         Rows share what they begin with inside of their group only, so that on a CPU the gaps of a group are the same to
         the last bit whatever is scored beside it. A response equal to its reference costs nothing: its gap is 0.
         """
-        unique = [list(dict.fromkeys([*group, *map(_unchanged, group)])) for group in groups]
-        changed = [items for items in unique if len(items) > 1]
-        scores = dict(zip(map(id, changed), score_groups(self.model, [self._rows(i) for i in changed]), strict=True))
-        found = []
-        for group, items in zip(groups, unique, strict=True):
-            raw = dict(zip(items, scores.get(id(items), torch.zeros(len(items))), strict=True))
-            found.append([float(calibrated_gap(raw[item], raw[_unchanged(item)])) for item in group])
-        return found
+        asked = [list(dict.fromkeys([*items, *map(_unchanged, items)])) for items in _changed(groups)]
+        return [
+            [float(calibrated_gap(raw[i], raw[_unchanged(i)])) if i in raw else 0.0 for i in group]
+            for group, raw in zip(groups, self.raw_apart(asked), strict=True)
+        ]
+
+    def raw_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
+        """:meth:`raw` of each group as if it were scored alone."""
+        return self._apart(groups, lambda i: self.template.improver_messages(i.prompt, i.reference))
 
     def gap(self, prompt: AnyPrompt, candidate: str, reference: str) -> float:
         """How much better ``candidate`` is than ``reference`` as an answer to ``prompt`` (0: no change)."""
         return float(self.gaps([Improvement(Prompt.of(prompt), reference, candidate)])[0])
 
-    def _rows(self, items: Sequence[Improvement]) -> list[list[int]]:
-        """Token ids of each item; what two items are asked alike is encoded once."""
-        asked = {
-            (item.prompt, item.reference): self.template.improver_messages(item.prompt, item.reference)
-            for item in items
-        }
-        prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
-        return [prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in items]
-
 
 class GuardedGap:
-    """R_PIT with a second opinion: the smaller of its calibrated gap and of r(x, y) - r(x, y_ref) by R_P. Ours.
+    """R_PIT with a second opinion: both have to find y better than y_ref. Ours.
 
     An improver that was trained to please R_PIT makes the mistakes that R_PIT does not see. R_P has not been maximised,
-    so it sees some of them. Both are log odds of being preferred (Eq. 2, Bradley-Terry), so one margin suits both.
+    so it sees some of them. R_PIT is asked in both orders, because its score of "no change" has a noise of its own.
+    Both opinions are log odds of being preferred (Eq. 2, Bradley-Terry), so one margin suits both.
     """
 
     def __init__(self, gap: GapModel, reward: RewardModel, calibration: Calibration | None = None) -> None:
@@ -215,12 +224,40 @@ class GuardedGap:
         return self.calibration.margin if self.calibration else None
 
     def gaps(self, items: Sequence[Improvement]) -> Tensor:
-        """The smaller of the two gaps of each item, 0 for no change; shape (len(items),)."""
-        prompts = [item.prompt for item in items]
-        new = self.reward.scores(prompts, [item.response for item in items])
-        old = self.reward.scores(prompts, [item.reference for item in items])
-        return torch.minimum(self.gap.gaps(items), new - old)
+        """The smaller of r_gap(x, y, y_ref) - r_gap(x, y_ref, y) and r(x, y) - r(x, y_ref); shape (len(items),).
+
+        0 for no change, and never above 0 in both directions: what was left for something better cannot come back.
+        """
+        count, prompts = len(items), [item.prompt for item in items]
+        swapped = [_swapped(item) for item in items]
+        responses = [*(item.response for item in items), *(item.reference for item in items)]
+        gaps, rewards = self.gap.raw([*items, *swapped]), self.reward.scores([*prompts, *prompts], responses)
+        return torch.minimum(gaps[:count] - gaps[count:], rewards[:count] - rewards[count:])
+
+    def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
+        """:meth:`gaps` of each group as if it were scored alone; see :meth:`GapModel.gaps_apart`."""
+        changed = _changed(groups)
+        gaps = self.gap.raw_apart([[*items, *map(_swapped, items)] for items in changed])
+        asked = [list(dict.fromkeys([*items, *map(_unchanged, items)])) for items in changed]
+        found = []
+        for group, gap, reward in zip(groups, gaps, self.reward.scores_apart(asked), strict=True):
+            smaller = {
+                i: min(float(gap[i] - gap[_swapped(i)]), float(reward[i] - reward[_unchanged(i)]))
+                for i in group
+                if i in gap
+            }
+            found.append([smaller.get(i, 0.0) for i in group])
+        return found
+
+
+def _changed(groups: Sequence[Sequence[Improvement]]) -> list[list[Improvement]]:
+    """What is not a mere copy of its reference, once each."""
+    return [list(dict.fromkeys(i for i in group if i.response != i.reference)) for group in groups]
 
 
 def _unchanged(item: Improvement) -> Improvement:
     return Improvement(item.prompt, item.reference, item.reference)
+
+
+def _swapped(item: Improvement) -> Improvement:
+    return Improvement(item.prompt, item.response, item.reference)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
 from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate
 from pitlm.improve.loop import GapScorer
 from pitlm.models.calibration import ALONE, GUARDED, save_calibrations
@@ -15,11 +17,12 @@ from pitlm.pipeline.context import Context
 from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
 from pitlm.pipeline.training import unique_prompts
+from pitlm.report.margins import draw_margins
 from pitlm.runs.console import progress_bar
 
 
 def calibrate_run(run: Path, promise: Promise, *, rounds: int | None, items: int | None) -> dict[str, Calibrated]:
-    """Choose the margin on fresh answers to prompts that nothing was trained or evaluated on, and store it.
+    """Choose the margin on fresh answers to prompts that nothing was trained or selected on; store it, and a picture.
 
     The items are the prompts of the validation fold and those of the test fold that the evaluation leaves; those that
     it has show what the margin does. The judge is the run's: the truth in the pocket world, else the held-out R_P.
@@ -34,33 +37,15 @@ def calibrate_run(run: Path, promise: Promise, *, rounds: int | None, items: int
     quiet()
     recipe = stored_recipe(run)
     context = Context(recipe, run)
-    budgets = {"margin": None, "tokens": None, "seconds": None, "cost": None}
-    settings = recipe.loop.model_copy(update={**budgets, "rounds": rounds or recipe.loop.rounds})
-    test = unique_prompts(context.folds["test"])
-    shown, rest = test[: recipe.evaluation.items], test[recipe.evaluation.items :]
-    chosen = [*unique_prompts(context.folds["validation"]), *rest][:items]
-    if not chosen or not shown:
-        raise InputError(f"{run}: found no held-out prompts, expected some in the folds validation and test")
-    policy = Policy.from_pretrained(context.model(policy_stage(recipe)), recipe.model.dtype)
+    unbounded = {"margin": None, "tokens": None, "seconds": None, "cost": None}
+    settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
+    choosing, shown = fresh_answers(context, items)
     improver = Improver.from_pretrained(context.model(improver_stage(recipe)), recipe.model.dtype)
     gap = GapModel.from_pretrained(context.model("gap"))
     both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward")))
     scorers: dict[str, GapScorer] = {ALONE: gap, GUARDED: both}
-    with progress_bar("calibrating", len(scorers) * settings.rounds * (len(chosen) + len(shown))) as advance:
-        answered = [
-            Answered(
-                prompts,
-                [
-                    answer.text
-                    for answer in policy.answer(
-                        prompts,
-                        temperature=recipe.evaluation.policy_temperature,
-                        seed=context.seed(f"calibration-{name}"),
-                    )
-                ],
-            )
-            for name, prompts in (("choosing", chosen), ("shown", shown))
-        ]
+    total = len(scorers) * settings.rounds * (len(choosing.prompts) + len(shown.prompts))
+    with progress_bar("calibrating", total) as advance:
         made = {
             name: calibrate(
                 name,
@@ -68,8 +53,8 @@ def calibrate_run(run: Path, promise: Promise, *, rounds: int | None, items: int
                 improver=improver,
                 settings=settings,
                 promise=promise,
-                choosing=answered[0],
-                held_out=answered[1],
+                choosing=choosing,
+                held_out=shown,
                 pairs=context.folds["test"],
                 judge=context.judge(),
                 seed=context.seed("calibration"),
@@ -77,5 +62,28 @@ def calibrate_run(run: Path, promise: Promise, *, rounds: int | None, items: int
             )
             for name, scorer in scorers.items()
         }
+    draw_margins(made, run / "calibration.svg")
     save_calibrations(context.model("gap"), {name: found.calibration for name, found in made.items()})
     return made
+
+
+def fresh_answers(context: Context, items: int | None) -> tuple[Answered, Answered]:
+    """Fresh answers of the policy to held-out prompts: those to choose a margin on, and those to show it on.
+
+    Raises:
+        InputError: a fold without prompts.
+    """
+    evaluation = context.recipe.evaluation
+    test = unique_prompts(context.folds["test"])
+    shown, left = test[: evaluation.items], test[evaluation.items :]
+    chosen = [*unique_prompts(context.folds["validation"]), *left][:items]
+    if not chosen or not shown:
+        raise InputError(f"{context.root}: found no held-out prompts, expected some in the folds validation and test")
+    policy = Policy.from_pretrained(context.model(policy_stage(context.recipe)), context.recipe.model.dtype)
+
+    def answered(prompts: Sequence[Prompt], name: str) -> Answered:
+        seed = context.seed(f"calibration-{name}")
+        answers = policy.answer(prompts, temperature=evaluation.policy_temperature, seed=seed)
+        return Answered(prompts, [answer.text for answer in answers])
+
+    return answered(chosen, "choosing"), answered(shown, "shown")

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from pitlm.core.config import LoopSection, Models, Recipe, TemplateSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
@@ -20,7 +22,7 @@ from pitlm.improve.loop import margin_for
 from pitlm.models.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
-from pitlm.models.scorers import GapModel
+from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
 from pitlm.runs.console import make_console
@@ -42,6 +44,7 @@ def improve_file(
     named = {"input": str(file.resolve()), **setup.named}
     with Journal(output, named, fresh=force) as journal:
         run_job(file, journal, setup.job, setup.scorer.calibration)
+    setup.doubt()
 
 
 def improve_one(prompt: str, response: str | None, models: Models, settings: Mapping[str, Any], *, seed: int) -> Trace:
@@ -55,6 +58,7 @@ def improve_one(prompt: str, response: str | None, models: Models, settings: Map
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
     print_trace(make_console(), done[1])
+    setup.doubt()
     return done[1]
 
 
@@ -68,10 +72,9 @@ class _Setup:
         self.settings = (self.recipe.loop if self.recipe else LoopSection()).model_copy(
             update={name: value for name, value in settings.items() if value is not None}
         )
-        gap = models.gap or self._of_run("gap")
-        self.scorer = GapModel.from_pretrained(gap)
+        named = {**asdict(models), "tokens_per_batch": None}
+        self.scorer = self._scorer(named)
         self.margin = margin_for(self.scorer, self.settings)
-        named = {**asdict(models), "tokens_per_batch": None, "gap": _stamp(gap)}
         self.engine = self._engine(named)
         self.named = {
             **{name: value for name, value in named.items() if value is not None},
@@ -92,9 +95,23 @@ class _Setup:
             answer_temperature=self.recipe.evaluation.policy_temperature if self.recipe else 1.0,
         )
 
+    def doubt(self) -> None:
+        """Say where the loop is not the one that the margin was calibrated for."""
+        if self.scorer.calibration and (doubt := self.scorer.calibration.doubt(self.settings)):
+            make_console().print(Text(f"Warning: {doubt}."))
+
     def _of_run(self, stage: str) -> Path:
         assert self.models.run is not None
         return self.models.run / stage / "model"
+
+    def _scorer(self, named: dict[str, Any]) -> GapModel | GuardedGap:
+        """A run's R_PIT with R_P's second opinion, or a gap model by itself."""
+        gap = self.models.gap or self._of_run("gap")
+        named["gap"] = _stamp(gap)
+        if self.models.gap is not None:
+            return GapModel.from_pretrained(gap)
+        named["reward"] = _stamp(self._of_run("reward"))
+        return GuardedGap.from_pretrained(gap, self._of_run("reward"))
 
     def _engine(self, named: dict[str, Any]) -> Engine:
         models, recipe = self.models, self.recipe

@@ -1,0 +1,182 @@
+"""What `pit calibrate` promises, over runs of the pocket world: harm, gain and tokens, as a Markdown table.
+
+    python benchmarks/slow/calibration.py runs/seeds/seed-0 runs/seeds/seed-1 --json calibration.json
+
+Each run is copied, because calibrating writes beside its gap model. The margin is chosen on prompts of the validation
+fold and on those of the test fold that the run's evaluation leaves. "Held out" are those that it has; "fresh" are new
+prompts of the world that are in no fold, on which the loop is run as a user would run it. "Always" is "always accept,
+five rounds". The truth judges. Exit code 1 if, with R_PIT and R_P together, the share of fresh answers made worse is
+above the promise, less than 90% of the gain is kept, or more than half of the tokens are generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.config import LoopSection
+from pitlm.core.nouns import Prompt
+from pitlm.evaluate.health import share
+from pitlm.evaluate.margins import Promise, calibrate
+from pitlm.improve.loop import improve_many
+from pitlm.models.calibration import GUARDED
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.pipeline.calibrating import fresh_answers
+from pitlm.pipeline.context import Context, true_utility
+from pitlm.pipeline.run import stored_recipe
+from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pocket import world
+from pitlm.text.folds import read_folds
+
+HARM, CONFIDENCE, ROUNDS = 0.02, 0.9, 5
+GAIN, TOKENS = 0.9, 0.5
+AROUND = "R_PIT around the SFT-only improver"
+
+
+def calibrated(run: Path, fresh: int) -> dict[str, Any]:
+    """The figures of one run, by scorer."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(run, Path(folder) / run.name, ignore=shutil.ignore_patterns("logs", "checkpoint*"))
+        out = Path(folder) / "curve.json"
+        command = [sys.executable, "-m", "pitlm.cli.main", "calibrate", "--run", copy, "--json", out]
+        settings = ["--harm", HARM, "--confidence", CONFIDENCE, "--rounds", ROUNDS]
+        done = subprocess.run([str(part) for part in (*command, *settings)], stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            sys.exit(f"{run}: pit calibrate ended with {done.returncode}")
+        figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        figures[GUARDED]["fresh"] = in_use(copy, fresh)
+        figures[AROUND] = around_another(copy)
+        return figures
+
+
+def around_another(run: Path) -> dict[str, Any]:
+    """R_PIT alone as the stop rule around an improver that it had no part in: the SFT-only one."""
+    context = Context(stored_recipe(run), run)
+    choosing, shown = fresh_answers(context, None)
+    return calibrate(
+        AROUND,
+        GapModel.from_pretrained(context.model("gap")),
+        improver=Improver.from_pretrained(context.model("improver-sft")),
+        settings=LoopSection(rounds=ROUNDS, temperature=context.recipe.loop.temperature),
+        promise=Promise(HARM, CONFIDENCE),
+        choosing=choosing,
+        held_out=shown,
+        pairs=context.folds["test"],
+        judge=context.judge(),
+        seed=context.seed("calibration"),
+    ).as_dict()
+
+
+def in_use(run: Path, count: int) -> dict[str, Any]:
+    """The share of fresh answers that the calibrated loop makes worse, with its exact 95% interval."""
+    recipe = stored_recipe(run)
+    prompts = fresh_prompts(run, count)
+    policy, improver = run / policy_stage(recipe) / "model", run / improver_stage(recipe) / "model"
+    temperature = recipe.evaluation.policy_temperature
+    answers = Policy.from_pretrained(policy).answer(prompts, temperature=temperature, seed=1)
+    originals = [answer.text for answer in answers]
+    traces = improve_many(
+        prompts,
+        originals,
+        improver=Improver.from_pretrained(improver),
+        gap=GuardedGap.from_pretrained(run / "gap" / "model", run / "reward" / "model"),
+        rounds=ROUNDS,
+        temperature=recipe.loop.temperature,
+        seed=2,
+    )
+    before, after = true_utility(prompts, originals), true_utility(prompts, [trace.final for trace in traces])
+    harm = share([b - a > 1e-6 for b, a in zip(before, after, strict=True)])
+    return {"items": count, "worse": round(harm["estimate"] * count), "harm": harm}
+
+
+def fresh_prompts(run: Path, count: int) -> list[Prompt]:
+    known = {pair.prompt for pairs in read_folds(run / "data").values() for pair in pairs}
+    rng, found = random.Random("calibration"), dict[Prompt, None]()
+    while len(found) < count:
+        prompt = world.draw_request(rng).as_prompt()
+        if prompt not in known:
+            found[prompt] = None
+    return list(found)
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    kept, always = found["held_out"], found["held_out_always"]
+    margin = "" if kept["margin"] is None else f"{kept['margin']:.2f}"
+    cells = (
+        name,
+        margin,
+        percent(found["chosen"]["harm"]),
+        percent(kept["harm"]),
+        percent(found["fresh"]["harm"]) if "fresh" in found else "",
+        percent(always["harm"]),
+        f"{kept['gain']:+.3f} of {always['gain']:+.3f}: {kept['gain'] / always['gain']:.0%}",
+        f"{kept['tokens']:.1f} of {always['tokens']:.1f}: {kept['tokens'] / always['tokens']:.0%}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def percent(value: dict[str, float]) -> str:
+    return f"{100 * value['estimate']:.1f}% [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def pooled(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All runs as one: shares over all their items, and means over them."""
+
+    def joined(name: str) -> dict[str, Any]:
+        outcomes = [run[name] for run in runs]
+        items, worse = (sum(outcome[key] for outcome in outcomes) for key in ("items", "worse"))
+        means = {
+            key: sum(o[key] * o["items"] for o in outcomes) / items for key in ("gain", "tokens") if key in outcomes[0]
+        }
+        harm = share([number < worse for number in range(items)])
+        return {"margin": None, "items": items, "worse": worse, "harm": harm, **means}
+
+    names = ("chosen", "held_out", "held_out_always", "fresh")
+    return {name: joined(name) for name in names if name in runs[0]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", default=sorted(Path("runs/seeds").glob("seed-*")))
+    parser.add_argument("--fresh", type=int, default=3000, help="prompts of the world that are in no fold")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not arguments.runs:
+        parser.error("found no runs; make seeds makes them, or name some")
+    found = {str(run): calibrated(run, arguments.fresh) for run in arguments.runs}
+    held = True
+    for scorer in next(iter(found.values())):
+        runs = [figures[scorer] for figures in found.values()]
+        everything = pooled(runs)
+        print(f"\n{scorer}, promise {HARM:.0%} with confidence {CONFIDENCE:.0%}\n")
+        print(
+            "| run | margin | made worse: chosen on | held out | fresh | always | gain, held out | tokens, held out |"
+        )
+        print("| --- " * 8 + "|")
+        for name, figures in found.items():
+            print(line(Path(name).name, figures[scorer]))
+        print(line("all", everything))
+        kept, always = everything["held_out"], everything["held_out_always"]
+        if scorer == GUARDED:
+            held = (
+                everything["fresh"]["harm"]["estimate"] <= HARM
+                and kept["gain"] >= GAIN * always["gain"]
+                and kept["tokens"] <= TOKENS * always["tokens"]
+            )
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
