@@ -182,3 +182,24 @@ def test_rows_of_several_temperatures_share_a_pass():
     chosen = [choose(logits, [rows[0], None, Row(2, [2], 1, 50.0, random.Random(n), 16)]) for n in range(20)]
     assert {row[0] for row in chosen} == {1}
     assert {row[2] for row in chosen} == {0, 1, 2}
+
+
+def test_rows_of_like_length_follow_one_another_down_and_up_again(llama):
+    """Like a lift: a row that comes behind it waits for its return."""
+    decoder = Decoder(llama, end=END, pad=PAD, tokens_per_batch=1)  # one row at a time
+
+    def submit(*lengths):
+        for length in lengths:
+            decoder.submit(length, [2] * length, max_new_tokens=1, temperature=0.0, seed=0)
+
+    def next_rows(count):
+        ended = []
+        while len(ended) < count:
+            ended += [row.key for row in decoder.step()]
+        return ended
+
+    submit(20, 100, 40, 60, 101, 41)
+    assert next_rows(3) == [101, 100, 60]
+    submit(80, 50, 110)
+    assert next_rows(3) == [50, 41, 40]
+    assert next_rows(3) == [20, 80, 110]

@@ -124,8 +124,8 @@ class Decoder:
         return ended
 
     def _next(self) -> int:
-        """Which waiting row the lift takes next."""
-        at = bisect_left(self._waiting, (self._level + self._upward,))
+        """Which waiting row the lift takes next: of its own level, or the nearest in its direction, or it turns."""
+        at = bisect_left(self._waiting, (self._level + (not self._upward),))
         if self._upward and at == len(self._waiting):
             self._upward = False
         elif not self._upward and at == 0:
