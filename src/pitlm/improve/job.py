@@ -59,7 +59,7 @@ def run_job(
     said = _summary(journal, calibration)
     journal.finish(read)
     for line in said:
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def _summary(journal: Journal, calibration: Calibration | None) -> list[str]:
