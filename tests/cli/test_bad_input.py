@@ -640,7 +640,7 @@ ANSWER_ROWS: dict[str, tuple[bytes, list[str]]] = {
         lines(ANSWERS[0], {"prompt": "q", "response": ["a"]}),
         ["{at}:2: field 'response': found list"],
     ),
-    "no response and no policy": (lines(ANSWERS[0], {"prompt": "q"}), ["{at}:2: found no response", "--run"]),
+    "no response and no policy": (lines(ANSWERS[0], {"prompt": "q"}), ["{at}:2: found no response", "--policy"]),
     "half a character in the prompt": (
         lines({"prompt": "\udc00", "response": "a"}),
         ["{at}:1: field 'prompt':", "half"],
@@ -657,13 +657,28 @@ ANSWER_ROWS: dict[str, tuple[bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", ANSWER_ROWS)
-def test_answers_at_fault_stop_improving_before_it_begins(cli: Cli, models: Path, name: str) -> None:
+def test_answers_at_fault_are_set_aside_with_the_reason_and_the_others_improved(
+    cli: Cli, models: Path, name: str
+) -> None:
     content, wanted = ANSWER_ROWS[name]
     source = cli.source("answers.jsonl", content)
-    message = cli.refused(*improving(models, source))
+    sound = sum(line in lines(*ANSWERS) for line in content.splitlines(keepends=True))
+    out, aside = cli.tmp_path / "better.jsonl", cli.tmp_path / "better.failed.jsonl"
+    if sound:
+        assert cli(*improving(models, source)) == (0, "")
+        assert len(out.read_text().splitlines()) == sound
+        [failed] = [json.loads(line) for line in aside.read_text().splitlines()]
+        message = f"{failed['where']}: {failed['reason']}"
+        number = int(failed["where"].rpartition(":")[2])
+        given = content.splitlines()[number - 1].decode()
+        assert failed["row"] == (given if "broken" in name else json.loads(given))
+    else:  # nothing could be done: as any bad input
+        message = cli.refused(*improving(models, source))
+        assert not out.exists()
     for part in wanted:
         assert part.format(at=source) in message
-    assert not (cli.tmp_path / "better.jsonl").exists()
+    assert not list(cli.tmp_path.glob("*.partial"))
+    assert source.read_bytes() == content
 
 
 def test_odd_but_sound_answers_are_improved(cli: Cli, models: Path) -> None:
@@ -743,6 +758,16 @@ def test_a_damaged_model_is_named(cli: Cli, models: Path) -> None:
         (["FILE", "--prompt", "q"], "give either a FILE of answers or --prompt"),
         (["FILE"], "-o: found nothing"),
         (["FILE", "-o", "OUT", "--response", "a"], "--response: found beside FILE"),
+        (["--prompt", "q", "-o", "OUT", "--run", "x"], "-o: found beside --prompt"),
+        (
+            ["--prompt", "q", "--run", "x", "--base-url", "http://x/v1"],
+            "--base-url: found beside --engine transformers",
+        ),
+        (["--prompt", "q", "--run", "x", "--engine", "endpoint"], "--model: found nothing"),
+        (["--prompt", "q", "--engine", "endpoint", "--model", "m"], "give --run (a finished run) or --gap"),
+        (["--prompt", "q", "--run", "x", "--engine", "triton"], "--engine"),
+        (["--prompt", "q", "--run", "x", "--policy-url", "http://x/v1"], "--policy-model: found nothing"),
+        (["--prompt", "q", "--run", "x", "--tokens-per-batch", "0"], "--tokens-per-batch"),
         (["--prompt", " ", "--response", "a"], "--prompt: found nothing"),
         (["--prompt", "q \udcff", "--response", "a"], "--prompt: found bytes that are not UTF-8"),
         (["FILE", "-o", "OUT"], "give --run (a finished run), or both --improver and --gap"),

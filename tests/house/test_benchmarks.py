@@ -26,6 +26,23 @@ def test_the_gap_benchmark_writes_a_figure_for_each_promise(tmp_path):
     assert figures["bound_share"] == min(figures["train_bound_share"], figures["score_bound_share"])
 
 
+@pytest.mark.timeout(120)
+def test_the_improve_benchmark_writes_a_figure_for_each_promise(tmp_path):
+    out = tmp_path / "deep" / "improve.json"
+    command = [sys.executable, ROOT / "benchmarks" / "improve.py", "--models", "tiny", "--json", out]
+    sizes = ["--items", "6", "--rounds", "1", "--tokens-per-batch", "2048"]
+    done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("tiny      throughput x")
+    figures = json.loads(out.read_text())["tiny"]
+    assert figures["same_answers"] is True
+    assert figures["throughput_ratio"] > 0
+    assert 1 <= figures["loop_rounds"] <= 3
+    assert figures["throughput_ratio"] == pytest.approx(figures["items_per_second"] / figures["items_per_second_plain"])
+    assert 20 < figures["mean_tokens"] < 250  # as HH-RLHF's answers are, 85 on average
+
+
 def test_the_lengths_of_hh_rlhf_are_those_of_the_pairs():
     data = ROOT.parent / "shared" / "data" / "hh-rlhf"
     if not data.is_dir():

@@ -155,3 +155,34 @@ def test_a_second_opinion_is_the_smaller_of_the_two(bases, tmp_path):
         assert y != y_ref or value == pytest.approx(0.0, abs=1e-6)
         assert min(value, found[y_ref, y]) <= 1e-6  # never better in both directions
     assert guarded.gaps([]).shape == (0,)
+
+
+def groups_of_improvements():
+    """Several prompts and references; what is equal to its reference, a group of one and an empty one among them."""
+    prompts = [X, Prompt.of("is it small ?"), Prompt.of("what is it ?")]
+    made = [
+        [Improvement(x, y, r) for r in RESPONSES[: 1 + n % 3]]
+        for n, (x, y) in enumerate(zip(prompts * 4, RESPONSES * 3, strict=True))
+    ]
+    return [*made, []]
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_groups_are_scored_together_as_they_are_alone(gap, bases, tmp_path, guarded):
+    scorer = gap
+    if guarded:
+        reward = RewardModel.from_pretrained(scorer_checkpoint(bases("words"), tmp_path / "reward", "reward", seed=2))
+        scorer = GuardedGap(gap, reward)
+    groups = groups_of_improvements()
+    together = scorer.gaps_apart(groups)
+    for group, found in zip(groups, together, strict=True):
+        assert found == scorer.gaps_apart([group])[0]  # to the last bit
+        if group:
+            assert found == pytest.approx(scorer.gaps(group).tolist(), abs=1e-5)
+    assert scorer.gaps_apart(groups[::-1]) == together[::-1]
+    assert together[0] == [scorer.gaps_apart([[groups[0][0]]])[0][0]]
+
+
+def test_a_copy_of_the_reference_costs_nothing(gap, monkeypatch):
+    monkeypatch.setattr(type(gap.model), "forward", None)
+    assert gap.gaps_apart([[Improvement(X, y, y)] for y in RESPONSES]) == [[0.0]] * len(RESPONSES)

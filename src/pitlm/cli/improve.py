@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pitlm.cli.outputs import check_output
+
+if TYPE_CHECKING:
+    from pitlm.core.config import Models
 
 EXAMPLES = """
 \b
@@ -16,10 +20,17 @@ Examples:
       --response "silly question . price nine . well anyway ."
   pit improve answers.jsonl -o better.jsonl --run runs/quickstart
   pit improve answers.jsonl -o better.jsonl --improver path/to/model --gap path/to/model --rounds 5
+  pit improve model_outputs.json -o better.jsonl --run runs/mine --engine endpoint \\
+      --base-url http://localhost:8000/v1 --model my-improver
 
-FILE is .jsonl, .json, .csv or .parquet. A row has "prompt" (a string or chat messages) and "response"; without
-"response", the run's policy answers first. The output has the rows in their order, with their own fields and "final",
-"original", "rounds" and "stop_reason".
+FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
+and "response", or AlpacaEval's "instruction" and "output"; a row without a response is answered first, by the run's
+policy or what --policy names. The output has the rows in their order, with their own fields and "final", "original",
+"rounds" and "stop_reason".
+
+A job that was stopped goes on when the same command is given again: what is finished is kept in OUT.partial. A row
+that cannot be improved is set aside in OUT.failed.jsonl, with the reason; the others go on, and the exit code is 0
+unless every row failed.
 """
 
 
@@ -29,12 +40,61 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     return value
 
 
+def _check_models(models: Models) -> None:
+    """Refuse options that do not go together."""
+    from pitlm.core.errors import InputError
+
+    local = models.engine != "endpoint"
+    for name, value in (("--base-url", models.base_url), ("--model", models.model)):
+        if local and value is not None:
+            raise InputError(f"{name}: found beside --engine {models.engine}, expected beside --engine endpoint")
+    if not local and models.model is None:
+        raise InputError("--model: found nothing, expected the improver's name on the server")
+    if not local and models.improver is not None:
+        raise InputError("--improver: found beside --engine endpoint, expected --model, its name on the server")
+    if not local and models.run is None and models.gap is None:
+        raise InputError("give --run (a finished run) or --gap")
+    if local and models.run is None and (models.improver is None or models.gap is None):
+        raise InputError("give --run (a finished run), or both --improver and --gap")
+    if models.policy_url is not None and models.policy_model is None:
+        raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
+
+
+def _check_prompt(prompt: str | None, response: str | None) -> None:
+    from pitlm.core.errors import InputError
+
+    for name, text in (("--prompt", prompt), ("--response", response)):
+        if text is not None and text != text.encode(errors="replace").decode():
+            raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
+    if prompt is not None and not prompt.strip():
+        raise InputError("--prompt: found nothing, expected the question that was answered")
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the improved answers go (JSON lines).")
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
+@click.option("--run", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
 @click.option("--improver", type=click.Path(path_type=Path), help="An improver's folder, instead of the run's.")
 @click.option("--gap", type=click.Path(path_type=Path), help="A gap model's folder, instead of the run's.")
+@click.option(
+    "--policy", type=click.Path(path_type=Path), help="The folder of what answers rows without response: not the run's."
+)
+@click.option("--policy-url", metavar="URL", help="An OpenAI-compatible server that answers rows without response.")
+@click.option("--policy-model", metavar="NAME", help="The model to ask there.")
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm", "endpoint"]),
+    default="transformers",
+    show_default=True,
+    help="What runs the improver: this process, vLLM (extra 'vllm'), or a server.",
+)
+@click.option("--base-url", metavar="URL", help="The OpenAI-compatible server of --engine endpoint.")
+@click.option("--model", metavar="NAME", help="The improver's name there.")
+@click.option(
+    "--tokens-per-batch",
+    type=click.IntRange(min=1),
+    help="Tokens that are in flight at once, prompts included; more is faster and takes more memory. Default: 16384.",
+)
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
 @click.option("--rounds", type=click.IntRange(min=1), help="At most this many rounds. Default: the run's, or 3.")
@@ -57,13 +117,10 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     show_default=True,
     help="Of the sampling; same seed, same answers.",
 )
-@click.option("--force", is_flag=True, help="Replace the output file.")
+@click.option("--force", is_flag=True, help="Replace the output file, and begin anew what was stopped.")
 def improve(
     file: Path | None,
     output: Path | None,
-    run_folder: Path | None,
-    improver: Path | None,
-    gap: Path | None,
     prompt: str | None,
     response: str | None,
     rounds: int | None,
@@ -71,38 +128,30 @@ def improve(
     temperature: float | None,
     seed: int,
     force: bool,
+    **models: Any,
 ) -> None:
     """Improve one answer, or each answer of FILE, and say why each loop stopped."""
+    from pitlm.core.config import Models
     from pitlm.core.errors import InputError
 
     if (file is None) == (prompt is None):
         raise InputError("give either a FILE of answers or --prompt (with --response)")
     if file is not None and response is not None:
         raise InputError("--response: found beside FILE, expected beside --prompt")
-    for name, text in (("--prompt", prompt), ("--response", response)):
-        if text is not None and text != text.encode(errors="replace").decode():
-            raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
-    if prompt is not None and not prompt.strip():
-        raise InputError("--prompt: found nothing, expected the question that was answered")
+    _check_prompt(prompt, response)
     if file is not None and output is None:
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
+    if file is None and output is not None:
+        raise InputError("-o: found beside --prompt, expected beside FILE")
     if output is not None:
         check_output(output, force, "the improved answers")
-    if run_folder is None and (improver is None or gap is None):
-        raise InputError("give --run (a finished run), or both --improver and --gap")
+    chosen = Models(**models)
+    _check_models(chosen)
 
-    from pitlm.pipeline.improving import improve_answers
+    from pitlm.pipeline.improving import improve_file, improve_one
 
-    improve_answers(
-        file=file,
-        output=output,
-        run=run_folder,
-        improver=improver,
-        gap=gap,
-        prompt=prompt,
-        response=response,
-        rounds=rounds,
-        margin=margin,
-        temperature=temperature,
-        seed=seed,
-    )
+    settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
+    if file is not None and output is not None:
+        improve_file(file, output, chosen, settings, seed=seed, force=force)
+    else:
+        improve_one(prompt or "", response, chosen, settings, seed=seed)

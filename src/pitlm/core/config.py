@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -215,3 +217,25 @@ class Recipe(Section):
     report_to: list[str] = Field(
         ["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ..."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Which models a batch job takes and what runs them. A path that is None is the run's.
+
+    Attributes:
+        policy: answers rows that have no response; or ``policy_model`` behind ``policy_url`` does.
+        base_url, model: of the server that improves, where ``engine`` is ``endpoint``.
+        tokens_per_batch: what is in flight may come to; None is the engine's default.
+    """
+
+    run: Path | None = None
+    improver: Path | None = None
+    gap: Path | None = None
+    policy: Path | None = None
+    engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
+    base_url: str | None = None
+    model: str | None = None
+    policy_url: str | None = None
+    policy_model: str | None = None
+    tokens_per_batch: int | None = None

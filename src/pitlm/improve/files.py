@@ -1,71 +1,110 @@
-"""Improving a file of answers."""
+"""The rows of a batch job as they come in and as they go out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
-from pitlm.runs.atomic import atomic_writer
-from pitlm.text.readers import read_sound_rows
+from pitlm.text.readers import RawRow, Unreadable, read_rows
+
+PROMPT_FIELDS = ("prompt", "messages", "instruction")
+RESPONSE_FIELDS = ("response", "output")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of the input: a prompt, its response where there is one, the row as it was, and where it stands."""
+    """One row of the input: a prompt, its response where there is one, the row as it was, and where it stands.
 
+    ``number`` counts the rows from 0.
+    """
+
+    number: int
     prompt: Prompt
     response: str | None
     row: Mapping[str, Any]
     where: str
 
+    def improved(self, trace: Trace) -> dict[str, Any]:
+        """The user's own fields, then those of the trace; the prompt stays in the shape in which it was given.
 
-def read_items(path: Path) -> list[Item]:
-    """Read rows with ``prompt`` (string or messages) or ``messages``, and an optional ``response``.
+        AlpacaEval's ``output`` becomes the final answer, so that the file can be given to it as it is.
+        """
+        made = trace.as_dict()
+        if any(name in self.row for name in PROMPT_FIELDS):
+            del made["prompt"]
+        if "output" in self.row and "response" not in self.row:
+            made["output"] = trace.final
+        return {**self.row, **made}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row that could not be improved, why, and the row as it was."""
+
+    number: int
+    where: str
+    reason: str
+    row: object
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"where": self.where, "reason": self.reason, "row": self.row}
+
+
+def read_items(path: Path) -> Iterator[Item | Failure]:
+    """Yield one by one the rows of a file, a folder or a hub name.
+
+    A row has its prompt (a string or messages) in ``prompt``, ``messages`` or ``instruction``, and an optional answer
+    in ``response`` or ``output``.
 
     Raises:
-        InputError: an unreadable file or row, or no rows, with file and line.
+        InputError: nothing readable there, a file that is damaged as a whole, or no rows.
     """
-    items = [_item(raw.data, raw.file, raw.line) for raw in read_sound_rows(path)]
-    if not items:
+    number = -1
+    for number, raw in enumerate(read_rows(path)):
+        where = f"{raw.file}:{raw.line}"
+        try:
+            prompt, response, row = _parse(raw)
+        except InputError as error:
+            found = raw.data.raw if isinstance(raw.data, Unreadable) else raw.data
+            yield Failure(number, where, str(error).removeprefix(f"{where}: "), found)
+        else:
+            yield Item(number, prompt, response, row, where)
+    if number < 0:
         raise InputError.at(path, found="no rows", expected="one JSON object a line, with 'prompt' and 'response'")
-    return items
 
 
-def _item(row: object, file: str, line: int) -> Item:
+def count_rows(path: Path) -> int | None:
+    """How many rows there are, where a glance tells: lines that are not blank; None elsewhere."""
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return None
+    with path.open("rb") as lines:
+        return sum(not line.isspace() for line in lines)
+
+
+def _parse(raw: RawRow) -> tuple[Prompt, str | None, Mapping[str, Any]]:
+    row, at = raw.data, partial(InputError.at, raw.file, line=raw.line)
+    if isinstance(row, Unreadable):
+        raise at(found=row.found, expected=row.expected)
     if not isinstance(row, Mapping):
-        raise InputError.at(
-            file, line=line, found=type(row).__name__, expected="an object with 'prompt' and 'response'"
-        )
-    field = "messages" if "messages" in row and "prompt" not in row else "prompt"
-    if field not in row:
-        raise InputError.at(file, line=line, field=field, found="nothing", expected="a string or a list of messages")
+        raise at(found=type(row).__name__, expected="an object with 'prompt' and 'response'")
+    field = next((name for name in PROMPT_FIELDS if name in row), None)
+    if field is None:
+        raise at(field="prompt", found="nothing", expected="a string or a list of messages")
     try:
         prompt = Prompt.of(row[field])
     except InputError as error:
-        raise InputError(f"{file}:{line}: field '{field}': {error}") from error
-    response = row.get("response")
+        raise InputError(f"{raw.file}:{raw.line}: field '{field}': {error}") from error
+    answer = next((name for name in RESPONSE_FIELDS if row.get(name) is not None), "response")
+    response = row.get(answer)
     if response is not None and not isinstance(response, str):
-        raise InputError.at(file, line=line, field="response", found=type(response).__name__, expected="a string")
-    for name, text in ((field, "".join(message.content for message in prompt.messages)), ("response", response or "")):
+        raise at(field=answer, found=type(response).__name__, expected="a string")
+    for name, text in ((field, "".join(message.content for message in prompt.messages)), (answer, response or "")):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             found = "half a character (a lone surrogate)"
-            raise InputError.at(file, line=line, field=name, found=found, expected="valid Unicode")
-    return Item(prompt, response, row, f"{file}:{line}")
-
-
-def write_traces(path: Path, items: Sequence[Item], traces: Sequence[Trace]) -> None:
-    """Write one line per item: the user's own fields, then those of the trace. Whole or not at all.
-
-    The prompt stays in the shape in which it was given. Dates and the like, which parquet has, become strings.
-    """
-    with atomic_writer(path) as file:
-        for item, trace in zip(items, traces, strict=True):
-            made = trace.as_dict()
-            if "prompt" in item.row or "messages" in item.row:
-                del made["prompt"]
-            file.write(json.dumps({**item.row, **made}, ensure_ascii=False, default=str) + "\n")
+            raise at(field=name, found=found, expected="valid Unicode")
+    return prompt, response, row

@@ -23,6 +23,9 @@ PAIRS_PER_KEY, PAIRS_PER_CALL, PAIRS_PER_TOKEN = 50, 20_000, 1_000
 SLACK = 1.25
 """Pieces of one attention call may be padded to this multiple of the pairs that they need."""
 
+TOKENS_PER_PASS = 32
+"""The fewest tokens of forests that were joined."""
+
 KEYS_PER_CALL = 16_384
 """Keys are copied for each piece; more calls rather than more copies at once than this."""
 
@@ -106,6 +109,49 @@ class Forest:
             torch.tensor([path[-1] for path in paths]),
             torch.from_numpy(order),
             tuple(block for block, _ in made),
+        )
+
+    @classmethod
+    def join(cls, forests: Sequence[Forest]) -> Forest:
+        """Forests that know nothing of one another, packed into one: each row's numbers are those of its own forest.
+
+        Only blocks of one shape attend in one call, and nothing is padded for the sake of another forest. On a CPU the
+        numbers are then the same to the last bit, as long as the tokens are a multiple of four, and not few: with
+        others the remainder is multiplied by other kernels. So the end is filled up with tokens that nobody sees.
+        """
+        starts = np.cumsum([0, *(forest.input_ids_1T.shape[1] for forest in forests)])
+        filling = torch.zeros(max(TOKENS_PER_PASS, -(-starts[-1] // 16) * 16) - starts[-1], dtype=torch.long)
+        alike: dict[tuple[int, int, bool], list[tuple[int, int, Block]]] = {}
+        for number, forest in enumerate(forests):
+            for at, b in enumerate(forest.blocks):
+                shape = (b.queries_nQ.shape[1], b.keys_nK.shape[1], b.allowed_nQK is None)
+                alike.setdefault(shape, []).append((number, at, b))
+        blocks, begins, total = [], dict[tuple[int, int], int](), 0
+        for together in alike.values():
+            for number, at, b in together:
+                begins[number, at] = total
+                total += b.queries_nQ.numel()
+            blocks.append(
+                Block(
+                    torch.cat([b.queries_nQ + starts[number] for number, _, b in together]),
+                    torch.cat([b.keys_nK + starts[number] for number, _, b in together]),
+                    None
+                    if together[0][2].allowed_nQK is None
+                    else torch.cat([b.allowed_nQK for _, _, b in together if b.allowed_nQK is not None]),
+                )
+            )
+        orders = []
+        for number, forest in enumerate(forests):
+            outputs = [torch.arange(b.queries_nQ.numel()) + begins[number, at] for at, b in enumerate(forest.blocks)]
+            orders.append(torch.cat(outputs)[forest.order_T])
+        return cls(
+            [row for forest in forests for row in forest.rows],
+            torch.cat([*(forest.input_ids_1T for forest in forests), filling[None]], 1),
+            torch.cat([*(forest.position_ids_1T for forest in forests), filling[None]], 1),
+            [path + start for forest, start in zip(forests, starts, strict=False) for path in forest.paths],
+            torch.cat([forest.last_R + start for forest, start in zip(forests, starts, strict=False)]),
+            torch.cat([*orders, filling]),
+            tuple(blocks),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Forest:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
-from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_tokenizer
+from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_shape, load_tokenizer
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 Advance = Callable[[int], None]
@@ -80,14 +80,16 @@ class Generator:
         self.template = Template(card.ask)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
-        """Load a checkpoint that a training stage wrote.
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, weights: bool = True) -> Self:
+        """Load a checkpoint that a training stage wrote; without weights it can encode, and no more.
 
         Raises:
             InputError: no checkpoint of this kind there.
         """
         card = load_card(path, cls.kind)
         tokenizer = load_tokenizer(path)
+        if not weights:
+            return cls(load_shape(path), tokenizer, card)
         return cls(load_causal(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
     def _check_length(self, longest: int) -> None:
@@ -130,6 +132,16 @@ class Policy(Generator):
 
     kind = "policy"
 
+    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
+        """Token ids of x; a policy reads no reference.
+
+        Raises:
+            InputError: x leaves no room for an answer.
+        """
+        conversation = encode_prompts(self.tokenizer, [self.template.policy_messages(prompt)])[0]
+        self._check_length(len(conversation))
+        return conversation
+
     def answer(
         self,
         prompts: Sequence[Prompt],
@@ -149,8 +161,8 @@ class Improver(Generator):
 
     kind = "improver"
 
-    def check(self, prompt: Prompt, reference: str) -> None:
-        """Make sure, before anything is spent, that the rounds of a loop fit the model's window.
+    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
+        """Token ids of x and y_ref; the rounds of a loop that begins with them fit the model's window.
 
         Raises:
             InputError: x with y_ref, or with a proposal in its place, leaves no room for an answer.
@@ -158,6 +170,7 @@ class Improver(Generator):
         conversation = encode_prompts(self.tokenizer, [self.template.improver_messages(prompt, reference)])[0]
         growth = max(0, self.card.max_new_tokens - len(encode_completion(self.tokenizer, reference)))
         self._check_length(len(conversation) + growth)
+        return conversation
 
     def propose(
         self,

@@ -131,6 +131,13 @@ def load_causal(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str
     return _fit(_load(AutoModelForCausalLM, path, dtype), tokenizer)
 
 
+def load_shape(path: str | Path) -> PreTrainedModel:
+    """A causal language model without its weights: what something else runs, and only its limits are asked here."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
+    return model
+
+
 def load_scorer(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
     """A sequence-classification model with one logit; its head is new where the checkpoint has none."""
     model = _fit(_load(AutoModelForSequenceClassification, path, dtype, num_labels=1), tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,27 @@ def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batc
         scores[chosen] = score_tree(model, Forest.of([rows[i] for i in chosen])).float().cpu()
     model.train(was_training)
     return scores
+
+
+@torch.inference_mode()
+def score_groups(
+    model: PreTrainedModel, groups: Sequence[Sequence[list[int]]], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> list[Tensor]:
+    """Scores of the rows of each group, none of them empty, as if the group were scored alone; float32 on the CPU.
+
+    Groups are read in passes of about so many tokens, in which they share nothing.
+    """
+    if not reads_trees(model):
+        return list(score_ids(model, [row for group in groups for row in group]).split([len(g) for g in groups]))
+    found: list[Tensor] = []
+    batch: list[Forest] = []
+    for number, group in enumerate(groups, 1):
+        batch.append(Forest.of(group))
+        if number == len(groups) or sum(f.input_ids_1T.shape[1] for f in batch) >= tokens_per_batch:
+            scores = score_tree(model, Forest.join(batch)).float().cpu()
+            found += scores.split([len(forest.rows) for forest in batch])
+            batch = []
+    return found
 
 
 def _batches(rows: Sequence[list[int]], tokens: int, *, trees: bool) -> Iterator[list[int]]:
@@ -86,6 +107,18 @@ class Scorer:
         rows = [p + encode_completion(self.tokenizer, r) for p, r in zip(prompts, responses, strict=True)]
         return self.score_rows(rows)
 
+    def _apart(
+        self, groups: Sequence[Sequence[Improvement]], ask: Callable[[Improvement], list[dict[str, str]]]
+    ) -> list[dict[Improvement, Tensor]]:
+        """Scores of the responses of each group; groups may be empty, and conversations are encoded once."""
+        flat = list(dict.fromkeys(item for group in groups for item in group))
+        asked = {(item.prompt, item.reference): ask(item) for item in flat}
+        prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
+        rows = {i: prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in flat}
+        some = [group for group in groups if group]
+        scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in some]))
+        return [dict(zip(group, next(scores), strict=True)) if group else {} for group in groups]
+
 
 class RewardModel(Scorer):
     """R_P: the ordinary reward r(x, y)."""
@@ -95,6 +128,10 @@ class RewardModel(Scorer):
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """r(x, y) of each pair; shape (len(prompts),)."""
         return self._score([self.template.policy_messages(prompt) for prompt in prompts], responses)
+
+    def scores_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
+        """r(x, y) of the responses of each group as if it were scored alone; see :meth:`GapModel.gaps_apart`."""
+        return self._apart(groups, lambda i: self.template.policy_messages(i.prompt))
 
     def score(self, prompt: AnyPrompt, response: str) -> float:
         """r(x, y) of one response."""
@@ -131,11 +168,27 @@ class GapModel(Scorer):
 
     def gaps(self, items: Sequence[Improvement]) -> Tensor:
         """Calibrated gaps: raw score minus that of (x, y_ref, y_ref), so "no change" is zero. Shape (len(items),)."""
-        equal = [Improvement(item.prompt, item.reference, item.reference) for item in items]
+        equal = [_unchanged(item) for item in items]
         unique = list(dict.fromkeys([*items, *equal]))
         position = {item: index for index, item in enumerate(unique)}
         scores = self.raw(unique)
         return calibrated_gap(scores[[position[i] for i in items]], scores[[position[i] for i in equal]])
+
+    def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
+        """:meth:`gaps` of each group as if it were scored alone.
+
+        Rows share what they begin with inside of their group only, so that on a CPU the gaps of a group are the same to
+        the last bit whatever is scored beside it. A response equal to its reference costs nothing: its gap is 0.
+        """
+        asked = [list(dict.fromkeys([*items, *map(_unchanged, items)])) for items in _changed(groups)]
+        return [
+            [float(calibrated_gap(raw[i], raw[_unchanged(i)])) if i in raw else 0.0 for i in group]
+            for group, raw in zip(groups, self.raw_apart(asked), strict=True)
+        ]
+
+    def raw_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
+        """:meth:`raw` of each group as if it were scored alone."""
+        return self._apart(groups, lambda i: self.template.improver_messages(i.prompt, i.reference))
 
     def gap(self, prompt: AnyPrompt, candidate: str, reference: str) -> float:
         """How much better ``candidate`` is than ``reference`` as an answer to ``prompt`` (0: no change)."""
@@ -176,7 +229,35 @@ class GuardedGap:
         0 for no change, and never above 0 in both directions: what was left for something better cannot come back.
         """
         count, prompts = len(items), [item.prompt for item in items]
-        swapped = [Improvement(item.prompt, item.response, item.reference) for item in items]
+        swapped = [_swapped(item) for item in items]
         responses = [*(item.response for item in items), *(item.reference for item in items)]
         gaps, rewards = self.gap.raw([*items, *swapped]), self.reward.scores([*prompts, *prompts], responses)
         return torch.minimum(gaps[:count] - gaps[count:], rewards[:count] - rewards[count:])
+
+    def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
+        """:meth:`gaps` of each group as if it were scored alone; see :meth:`GapModel.gaps_apart`."""
+        changed = _changed(groups)
+        gaps = self.gap.raw_apart([[*items, *map(_swapped, items)] for items in changed])
+        asked = [list(dict.fromkeys([*items, *map(_unchanged, items)])) for items in changed]
+        found = []
+        for group, gap, reward in zip(groups, gaps, self.reward.scores_apart(asked), strict=True):
+            smaller = {
+                i: min(float(gap[i] - gap[_swapped(i)]), float(reward[i] - reward[_unchanged(i)]))
+                for i in group
+                if i in gap
+            }
+            found.append([smaller.get(i, 0.0) for i in group])
+        return found
+
+
+def _changed(groups: Sequence[Sequence[Improvement]]) -> list[list[Improvement]]:
+    """What is not a mere copy of its reference, once each."""
+    return [list(dict.fromkeys(i for i in group if i.response != i.reference)) for group in groups]
+
+
+def _unchanged(item: Improvement) -> Improvement:
+    return Improvement(item.prompt, item.reference, item.reference)
+
+
+def _swapped(item: Improvement) -> Improvement:
+    return Improvement(item.prompt, item.response, item.reference)

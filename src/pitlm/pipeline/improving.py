@@ -2,130 +2,148 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from pitlm.core.config import LoopSection, Recipe
+from pitlm.core.config import LoopSection, Models, Recipe, TemplateSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
-from pitlm.improve.files import Item, read_items, write_traces
-from pitlm.improve.health import health
-from pitlm.improve.loop import improve_many
+from pitlm.engines.decoding import TOKENS_PER_BATCH
+from pitlm.engines.engines import EndpointEngine, Engine, LocalEngine, VLLMEngine
+from pitlm.improve.batch import BatchJob
+from pitlm.improve.files import Failure, Item, read_items
+from pitlm.improve.job import print_trace, run_job
+from pitlm.improve.journal import Journal
+from pitlm.improve.loop import margin_for
+from pitlm.models.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage, policy_stage
-from pitlm.runs.console import make_console, progress_bar
-
-CHUNK = 256
+from pitlm.runs.console import make_console
 
 
-def improve_answers(
-    *,
-    file: Path | None,
-    output: Path | None,
-    run: Path | None,
-    improver: Path | None,
-    gap: Path | None,
-    prompt: str | None,
-    response: str | None,
-    rounds: int | None,
-    margin: float | None,
-    temperature: float | None,
-    seed: int,
-) -> list[Trace]:
-    """Improve the answers of a file, or one answer; write or print the traces.
+def improve_file(
+    file: Path, output: Path, models: Models, settings: Mapping[str, Any], *, seed: int, force: bool = False
+) -> None:
+    """Improve each answer of a file, going on from where an earlier attempt was stopped.
 
     Settings that are None come from the run's recipe, or from the recipe's defaults.
 
     Raises:
-        InputError: bad rows, missing models, or a missing response with no policy to answer.
+        InputError: nothing to read, missing models, another job under way for this output, or no row that could be
+            improved.
     """
-    quiet()
-    items = read_items(file) if file is not None else [Item(Prompt.of(prompt or ""), response, {}, "--prompt")]
-    recipe = stored_recipe(run) if run is not None else None
-    given = {"rounds": rounds, "margin": margin, "temperature": temperature}
-    settings = (recipe.loop if recipe else LoopSection()).model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
-    if run is not None and recipe is not None:
-        improver = improver or run / improver_stage(recipe) / "model"
-    assert improver is not None
-    writer, scorer = Improver.from_pretrained(improver), _scorer(run, gap)
-    _check_lengths(writer, items)
-    answered = _with_responses(items, run, recipe, seed)
-    traces: list[Trace] = []
-    with progress_bar("improving", len(items)) if len(items) > 1 else nullcontext() as advance:
-        for start in range(0, len(items), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            traces += improve_many(
-                [item.prompt for item in items[chunk]],
-                answered[chunk],
-                improver=writer,
-                gap=scorer,
-                seed=seed,
-                advance=advance,
-                **settings.model_dump(),
+    next(read_items(file))  # what is wrong with the whole file shows before a model is loaded
+    setup = _Setup(models, settings, seed)
+    named = {"input": str(file.resolve()), **setup.named}
+    with Journal(output, named, fresh=force) as journal:
+        run_job(file, journal, setup.job, setup.scorer.calibration)
+    setup.doubt()
+
+
+def improve_one(prompt: str, response: str | None, models: Models, settings: Mapping[str, Any], *, seed: int) -> Trace:
+    """Improve one answer, and print what was done to it.
+
+    Raises:
+        InputError: missing models, a prompt that is too long, or no response and no policy.
+    """
+    setup = _Setup(models, settings, seed)
+    [[done]] = setup.job(iter([Item(0, Prompt.of(prompt), response, {}, "--prompt")]))
+    if isinstance(done, Failure):
+        raise InputError(f"{done.where}: {done.reason}")
+    print_trace(make_console(), done[1])
+    setup.doubt()
+    return done[1]
+
+
+class _Setup:
+    """The loaded models of a job, and what it was told."""
+
+    def __init__(self, models: Models, settings: Mapping[str, Any], seed: int) -> None:
+        quiet()
+        self.models, self.seed = models, seed
+        self.recipe: Recipe | None = stored_recipe(models.run) if models.run is not None else None
+        self.settings = (self.recipe.loop if self.recipe else LoopSection()).model_copy(
+            update={name: value for name, value in settings.items() if value is not None}
+        )
+        named = {**asdict(models), "tokens_per_batch": None}
+        self.scorer = self._scorer(named)
+        self.margin = margin_for(self.scorer, self.settings)
+        self.engine = self._engine(named)
+        self.named = {
+            **{name: value for name, value in named.items() if value is not None},
+            **self.settings.model_dump(),
+            "margin": self.margin,
+            "seed": seed,
+        }
+
+    def job(self, items: Iterator[Item | Failure]) -> BatchJob:
+        return BatchJob(
+            items,
+            engine=self.engine,
+            gap=self.scorer,
+            settings=self.settings,
+            margin=self.margin,
+            seed=self.seed,
+            make_answerer=self._answerer(),
+            answer_temperature=self.recipe.evaluation.policy_temperature if self.recipe else 1.0,
+        )
+
+    def doubt(self) -> None:
+        """Say where the loop is not the one that the margin was calibrated for."""
+        if self.scorer.calibration and (doubt := self.scorer.calibration.doubt(self.settings)):
+            make_console().print(Text(f"Warning: {doubt}."))
+
+    def _of_run(self, stage: str) -> Path:
+        assert self.models.run is not None
+        return self.models.run / stage / "model"
+
+    def _scorer(self, named: dict[str, Any]) -> GapModel | GuardedGap:
+        """A run's R_PIT with R_P's second opinion, or a gap model by itself."""
+        gap = self.models.gap or self._of_run("gap")
+        named["gap"] = _stamp(gap)
+        if self.models.gap is not None:
+            return GapModel.from_pretrained(gap)
+        named["reward"] = _stamp(self._of_run("reward"))
+        return GuardedGap.from_pretrained(gap, self._of_run("reward"))
+
+    def _engine(self, named: dict[str, Any]) -> Engine:
+        models, recipe = self.models, self.recipe
+        if models.engine == "endpoint":
+            template = recipe.template if recipe else TemplateSection()
+            return EndpointEngine(
+                self._endpoint(models.model, models.base_url, self.settings.temperature), template.ask
             )
-    console = make_console()
-    if output is not None:
-        write_traces(output, items, traces)
-        _print_summary(console, traces, output)
-        for sentence in health(traces, scorer.calibration).sentences():
-            console.print(Text(sentence))
-    else:
-        _print_trace(console, traces[0])
-    if scorer.calibration and (doubt := scorer.calibration.doubt(settings)):
-        console.print(Text(f"Warning: {doubt}."))
-    return traces
+        path = models.improver or self._of_run(improver_stage(recipe) if recipe else "")
+        named["improver"] = _stamp(path)
+        if models.engine == "vllm":
+            return VLLMEngine(Improver.from_pretrained(path, weights=False), path)
+        return LocalEngine(Improver.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+
+    def _answerer(self) -> Callable[[], Engine] | None:
+        models, recipe = self.models, self.recipe
+        if models.policy_model is not None:
+            temperature = recipe.evaluation.policy_temperature if recipe else 1.0
+            return lambda: EndpointEngine(self._endpoint(models.policy_model, models.policy_url, temperature), None)
+        if models.policy is None and recipe is None:
+            return None
+        path = models.policy or self._of_run(policy_stage(recipe) if recipe else "")
+        return lambda: LocalEngine(Policy.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+
+    def _endpoint(self, model: str | None, base_url: str | None, temperature: float) -> ChatEndpoint:
+        assert model is not None
+        data = self.recipe.data if self.recipe else None
+        most = (data.max_new_tokens or data.max_response_tokens) if data else None
+        return ChatEndpoint(model, base_url, temperature=temperature, max_tokens=most)
 
 
-def _scorer(run: Path | None, gap: Path | None) -> GapModel | GuardedGap:
-    """A run's R_PIT with R_P's second opinion, or a gap model by itself."""
-    if gap is not None:
-        return GapModel.from_pretrained(gap)
-    assert run is not None
-    return GuardedGap.from_pretrained(run / "gap" / "model", run / "reward" / "model")
-
-
-def _check_lengths(writer: Improver, items: Sequence[Item]) -> None:
-    for item in items:
-        try:
-            writer.check(item.prompt, item.response or "")
-        except InputError as error:
-            raise InputError(f"{item.where}: {error}") from error
-
-
-def _with_responses(items: Sequence[Item], run: Path | None, recipe: Recipe | None, seed: int) -> list[str]:
-    """Each item's response; the run's policy answers where there is none."""
-    missing = [item for item in items if item.response is None]
-    if not missing:
-        return [item.response or "" for item in items]
-    if run is None or recipe is None:
-        raise InputError(f"{missing[0].where}: found no response, expected one, or --run, whose policy then answers")
-    policy = Policy.from_pretrained(run / policy_stage(recipe) / "model")
-    temperature = recipe.evaluation.policy_temperature
-    made = iter(policy.answer([item.prompt for item in missing], temperature=temperature, seed=seed))
-    return [item.response if item.response is not None else next(made).text for item in items]
-
-
-def _print_trace(console: Console, trace: Trace) -> None:
-    console.print(Text(f"original  {trace.original}"))
-    for number, step in enumerate(trace.rounds, 1):
-        decision = "accepted" if step.accepted else "rejected"
-        console.print(Text(f"round {number}   {step.proposal}   (gap {step.gap:+.2f}, {decision})"))
-    console.print(Text(f"final     {trace.final}"))
-    console.print(Text(f"stopped: {trace.stop_reason}; {trace.generated_tokens} tokens generated"))
-
-
-def _print_summary(console: Console, traces: Sequence[Trace], output: Path) -> None:
-    changed = sum(trace.final != trace.original for trace in traces)
-    reasons = Counter(str(trace.stop_reason) for trace in traces)
-    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    console.print(Text(f"{len(traces)} answers, {changed} changed. Stopped: {listed}. Written to {output}"))
+def _stamp(model: Path) -> str:
+    """A model by its folder and when its weights were written: another training is another model."""
+    written = [path.stat().st_mtime_ns for path in model.glob("*.safetensors")]
+    return f"{model.resolve()} ({max(written, default=0)})"

@@ -1,0 +1,136 @@
+"""Keys and values of rows that are written side by side, a place each, and the attention that reads them. Ours.
+
+A row fills the columns 0, 1, ... of its place, and places are read as wide as the longest row, to the next 16. So what
+a row sees lies at the same columns whoever its neighbours are, and on a CPU its numbers are the same to the last bit:
+vectors of 16 numbers are summed alike, and matrix products of a multiple of four rows do not depend on how many
+rows there are (found out with MKL and torch 2.13; a test holds it).
+
+Shapes: n rows, H key-value heads, W columns, D numbers a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PLACES_ATTENTION = "pitlm_places"
+STEP = 16
+"""Widths are multiples of this."""
+
+ROWS = 4
+"""The rows of a pass are a multiple of this."""
+
+
+def _places_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    places: Places | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row to its place; without places transformers' own SDPA."""
+    if places is not None:
+        attention_mask = places.mask(kwargs.get("sliding_window"), query.dtype)
+    output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output
+
+
+AttentionInterface.register(PLACES_ATTENTION, _places_attention)
+AttentionMaskInterface.register(PLACES_ATTENTION, sdpa_mask)
+
+
+def rounded(length: int) -> int:
+    """The width for so many tokens."""
+    return -(-length // STEP) * STEP
+
+
+class Places(Cache):
+    """The cache of all rows in flight. Rows keep their place from :meth:`fill` on, until it is filled anew."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._keys: list[Tensor] = []  # of each layer, (places, H, capacity, D)
+        self._values: list[Tensor] = []
+        self._lengths_n = torch.zeros(0, dtype=torch.long)
+        self._rows_n = torch.zeros(0, dtype=torch.long)
+        self._size = 0, 0  # places, columns
+        self._width = 0
+        self._masks: dict[Any, Tensor] = {}
+
+    def fit(self, count: int, width: int, tokens: int) -> None:
+        """Make room for ``count`` places of ``width`` columns; growing, for as many as ``tokens`` allow."""
+        if count <= self._size[0] and width <= self._size[1]:
+            return
+        self._size = max(count, tokens // width), width
+        for held in (self._keys, self._values):
+            for layer, old in enumerate(held):
+                held[layer] = new = self._empty(old)
+                kept, columns = min(len(new), len(old)), min(width, old.shape[2])
+                new[:kept, :, :columns] = old[:kept, :, :columns]
+
+    def fill(self, rows: Sequence[int], read: DynamicCache) -> None:
+        """Put what a pass over whole prompts has left into these places."""
+        for number, layer in enumerate(read.layers):
+            for held, states in ((self._keys, layer.keys), (self._values, layer.values)):
+                if number == len(held):
+                    held.append(self._empty(states))
+                held[number][list(rows), :, : states.shape[2]] = states
+
+    def _empty(self, like: Tensor) -> Tensor:
+        # Zeros, because a column that is masked is still multiplied: with zero, which NaN would survive.
+        return like.new_zeros(self._size[0], like.shape[1], self._size[1], like.shape[3])
+
+    def move(self, source: int, target: int) -> None:
+        for held in (*self._keys, *self._values):
+            held[target] = held[source]
+
+    def begin_step(self, lengths: Sequence[int], device: torch.device) -> Tensor:
+        """Say how long each row is before its next token. Returns the tokens' positions, (n, 1)."""
+        self._lengths_n = torch.tensor(lengths, device=device)
+        self._rows_n = torch.arange(len(lengths), device=device)
+        self._width = rounded(max(lengths) + 1)
+        self._masks.clear()
+        return self._lengths_n[:, None]
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What the attention scores have added to them, (n, 1, 1, W)."""
+        if window not in self._masks:
+            column_W = torch.arange(self._width, device=self._lengths_n.device)
+            last_n1 = self._lengths_n[:, None]
+            seen_nW = column_W <= last_n1
+            if window is not None:
+                seen_nW &= column_W > last_n1 - window
+            shape = (len(self._rows_n), 1, 1, self._width)
+            hidden = torch.finfo(dtype).min
+            self._masks[window] = torch.zeros(shape, dtype=dtype, device=seen_nW.device).masked_fill_(
+                ~seen_nW[:, None, None], hidden
+            )
+        return self._masks[window]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each layer with its new keys and values, (n, H, 1, D); returns those that its rows see."""
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        keys[self._rows_n, :, self._lengths_n] = key_states[:, :, 0]
+        values[self._rows_n, :, self._lengths_n] = value_states[:, :, 0]
+        count = len(self._rows_n)
+        return keys[:count, :, : self._width], values[:count, :, : self._width]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._width - 1
+
+
+def enable_places(model: PreTrainedModel) -> None:
+    """Let the model read places; what else it is asked for stays as it was."""
+    model.set_attn_implementation(PLACES_ATTENTION)

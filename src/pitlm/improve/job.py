@@ -1,0 +1,87 @@
+"""One file through a batch job, with what a person sees of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import TextColumn
+from rich.text import Text
+
+from pitlm.core.nouns import Trace
+from pitlm.improve.batch import BatchJob
+from pitlm.improve.files import Failure, Item, count_rows, read_items
+from pitlm.improve.health import health
+from pitlm.improve.journal import Journal
+from pitlm.models.calibration import Calibration
+from pitlm.runs.console import make_console, make_progress
+
+WATCHED = 10_000
+"""Traces that the health of a job is read from, at most, spread over the file."""
+
+
+def run_job(
+    file: Path,
+    journal: Journal,
+    make_job: Callable[[Iterator[Item | Failure]], BatchJob],
+    calibration: Calibration | None,
+) -> None:
+    """Improve the rows of a file that the journal does not have yet, write the output, and say what was done.
+
+    Raises:
+        InputError: nothing to read, another input than the journal's, or no row that could be improved.
+    """
+    console, read = make_console(), 0
+
+    def unfinished() -> Iterator[Item | Failure]:
+        nonlocal read
+        for item in read_items(file):
+            read += 1
+            if item not in journal:
+                yield item
+
+    before = len(journal)
+    if before:
+        console.print(Text(f"{before} rows are finished already; going on from there."))
+    with make_progress(TextColumn("{task.fields[speed]}")) as progress:
+        task = progress.add_task("improving", total=count_rows(file), completed=before, speed="")
+        rows, tokens, begin = 0, 0, monotonic()
+        for finished in make_job(unfinished()):
+            journal.add(finished)
+            rows += len(finished)
+            tokens += sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure))
+            passed = monotonic() - begin
+            speed = f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s"
+            progress.update(task, advance=len(finished), speed=speed)
+    said = _summary(journal, calibration)
+    journal.finish(read)
+    for line in said:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _summary(journal: Journal, calibration: Calibration | None) -> list[str]:
+    traces, stride = list[Trace](), 1 + len(journal) // WATCHED
+    reasons, changed = Counter[str](), 0
+    for number, made in enumerate(journal.made()):
+        reasons[made["stop_reason"]] += 1
+        changed += made["final"] != made["original"]
+        if number % stride == 0:
+            traces.append(Trace.from_dict({**made, "prompt": ""}))
+    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {journal.output}"]
+    if journal.failed:
+        said.append(f"{len(journal.failed)} rows failed; they and the reasons are in {journal.failed_path}")
+    return [*said, *health(traces, calibration).sentences()]
+
+
+def print_trace(console: Console, trace: Trace) -> None:
+    """Show what the loop did to one answer."""
+    console.print(Text(f"original  {trace.original}"))
+    for number, step in enumerate(trace.rounds, 1):
+        decision = "accepted" if step.accepted else "rejected"
+        console.print(Text(f"round {number}   {step.proposal}   (gap {step.gap:+.2f}, {decision})"))
+    console.print(Text(f"final     {trace.final}"))
+    console.print(Text(f"stopped: {trace.stop_reason}; {trace.generated_tokens} tokens generated"))

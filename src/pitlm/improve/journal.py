@@ -1,0 +1,202 @@
+"""What a batch job has finished so far, on disk: a job that was killed goes on from there.
+
+``OUT.partial`` begins with a line that says what is improved and how; each further line is one finished row, in the
+order in which they were finished. At the end the rows go to ``OUT`` in the order of the input, and those that failed
+to ``OUT.failed.jsonl``. A line that was not written to its end is cut off, and its row is done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Trace
+from pitlm.improve.files import Failure, Item
+from pitlm.runs.atomic import atomic_writer
+
+SYNC_EVERY = 2.0
+"""Seconds; what is finished survives a kill at once, and a power cut after so long."""
+
+
+class Journal:
+    """The finished rows of one job; a context manager.
+
+    Args:
+        output: where the rows go in the end.
+        settings: everything that changes an answer; another job's journal is refused.
+        fresh: begin anew, whatever is there.
+
+    Raises:
+        InputError: a journal of other settings, or one that another process is writing.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".partial")
+        self.failed_path = output.with_name(output.name.removesuffix(".jsonl") + ".failed.jsonl")
+        self.settings = json.loads(_line(settings))
+        self.fresh = fresh
+        self.failed: set[int] = set()
+        self._offsets = array("q")  # of each row's line, or -1
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.fresh:
+                self._file.truncate(0)
+            self._load()
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"{self.path}: another process is writing it") from error
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not len(self) and self.path.exists():
+            self.path.unlink()
+        self._file.close()
+
+    def __len__(self) -> int:
+        return sum(offset >= 0 for offset in self._offsets)
+
+    def _load(self) -> None:
+        """Read what is there, and cut off what was not written to its end."""
+        self._file.seek(0)
+        good, first = 0, True
+        for raw in self._file:
+            try:
+                row = json.loads(raw) if raw.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                break
+            if first:
+                self._check_settings(row)
+                first = False
+            else:
+                self._note(row["item"], good, failed="failed" in row)
+            good += len(raw)
+        self._file.truncate(good)
+        if first:
+            self._append([self.settings])
+
+    def _check_settings(self, found: Mapping[str, Any]) -> None:
+        changed = [name for name in {**found, **self.settings} if found.get(name) != self.settings.get(name)]
+        if changed:
+            listed = "; ".join(f"{name}: found {found.get(name)}, now {self.settings.get(name)}" for name in changed)
+            raise InputError(
+                f"{self.path}: was begun with other settings ({listed}); give the same, or another -o, or --force to "
+                "begin anew"
+            )
+
+    def _note(self, number: int, offset: int, *, failed: bool) -> None:
+        self._offsets.extend([-1] * (number + 1 - len(self._offsets)))
+        self._offsets[number] = offset
+        if failed:
+            self.failed.add(number)
+
+    def __contains__(self, item: Item | Failure) -> bool:
+        """Whether a row is finished.
+
+        Raises:
+            InputError: another row was finished in its place.
+        """
+        if item.number >= len(self._offsets) or self._offsets[item.number] < 0:
+            return False
+        if self._read(item.number)["row"] != _digest(item.row):
+            raise InputError(
+                f"{item.where}: found another row than the one that {self.path} has; give the same input, another -o, "
+                "or --force to begin anew"
+            )
+        return True
+
+    def add(self, finished: list[tuple[Item, Trace] | Failure]) -> None:
+        """Keep rows that have just been finished."""
+        rows = []
+        for one in finished:
+            item, made = (
+                (one, {"failed": one.as_dict()}) if isinstance(one, Failure) else (one[0], one[0].improved(one[1]))
+            )
+            content = made if isinstance(one, Failure) else {"made": made}
+            rows.append({"item": item.number, "row": _digest(item.row), **content})
+        self._append(rows)
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        offset = self._file.seek(0, os.SEEK_END)
+        for row in rows:
+            line = _line(row).encode()
+            self._file.write(line)
+            if "item" in row:
+                self._note(row["item"], offset, failed="failed" in row)
+            offset += len(line)
+        self._file.flush()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def _read(self, number: int) -> dict[str, Any]:
+        self._file.seek(self._offsets[number])
+        row: dict[str, Any] = json.loads(self._file.readline())
+        return row
+
+    def made(self) -> Iterator[dict[str, Any]]:
+        """The rows that did not fail, in the order of the input."""
+        return (self._read(number)["made"] for number in range(len(self._offsets)) if number not in self.failed)
+
+    def finish(self, rows: int) -> None:
+        """Write the output and the failures, each whole or not at all, and take the journal away.
+
+        Args:
+            rows: of the input.
+
+        Raises:
+            InputError: fewer rows than the journal has, or no row that did not fail.
+        """
+        if rows < len(self._offsets):
+            raise InputError(
+                f"{self.path}: has {len(self._offsets)} rows, but the input only {rows}; give the same input, another "
+                "-o, or --force to begin anew"
+            )
+        failures = [self._read(number)["failed"] for number in sorted(self.failed)]
+        if failures:
+            with atomic_writer(self.failed_path) as file:
+                file.writelines(map(_line, failures))
+        else:
+            self.failed_path.unlink(missing_ok=True)
+        if len(failures) < rows:
+            with atomic_writer(self.output) as file:
+                file.writelines(map(_line, self.made()))
+        self.path.unlink()
+        if len(failures) == rows:
+            first = failures[0]
+            raise InputError(
+                f"{first['where']}: {first['reason']}"
+                + (f" (all {rows} rows failed: {self.failed_path})" if rows > 1 else "")
+            )
+
+
+def _line(row: Any) -> str:
+    """One line of JSON. Dates and the like, which parquet has, become strings."""
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character in a field that we do not read
+        text = json.dumps(row, default=str)
+    return text + "\n"
+
+
+def _digest(row: object) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
