@@ -124,15 +124,23 @@ class StopReason(StrEnum):
     NO_GAIN = "no gain"
     CONVERGED = "converged"
     ROUNDS = "rounds"
+    TOKENS = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of the loop: a proposal, its calibrated gap to the incumbent, and the decision."""
+    """One round of the loop: a proposal, its calibrated gap to the incumbent, and the decision.
+
+    Attributes:
+        gap: in the units of whatever decides; 0 where a system accepts without measuring.
+        tokens, prompt_tokens: what the round generated and read.
+    """
 
     proposal: str
     gap: float
     accepted: bool
+    tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

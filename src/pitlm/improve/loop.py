@@ -119,7 +119,8 @@ class _State:
         self.prompt_tokens += proposal.prompt_tokens
         unchanged = proposal.text == self.best
         accepted = not unchanged and gap > margin
-        self.rounds.append(Round(proposal.text, gap, accepted))
+        spent = {"tokens": proposal.generated_tokens, "prompt_tokens": proposal.prompt_tokens}
+        self.rounds.append(Round(proposal.text, gap, accepted, **spent))
         if accepted:
             self.best = proposal.text
             self.reason = StopReason.ROUNDS if last else None
