@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 
-
 Tree = TypeVar("Tree", bound=BaseModel)
 
 

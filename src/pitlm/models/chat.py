@@ -36,7 +36,7 @@ class LocalChat(Generator):
         *,
         temperature: float,
         seed: int,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         advance: Advance | None = None,
     ) -> list[Answer]:
         """One reply per conversation, each of which ends with the user's turn.

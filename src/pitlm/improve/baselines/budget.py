@@ -17,11 +17,13 @@ def held_to(trace: Trace, tokens: int) -> Trace:
         return trace
     spent = read = kept = 0
     for step in trace.rounds:
+        if spent == tokens:
+            break
         spent, read = spent + step.tokens, read + step.prompt_tokens
         if spent > tokens:
             break
         kept += 1
-    else:  # what came after the last round, and brought nothing
-        read = trace.prompt_tokens
+    else:  # the trace has tokens beyond its last round: something was asked that brought nothing
+        read = trace.prompt_tokens if spent < tokens else read
     rounds, reason = trace.rounds[:kept], StopReason.TOKENS
     return replace(trace, rounds=rounds, stop_reason=reason, generated_tokens=tokens, prompt_tokens=read)

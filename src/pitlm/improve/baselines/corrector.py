@@ -1,7 +1,7 @@
 """The corrector as others use it: its rewrite is taken as it is, whatever anybody thinks of it.
 
-With the SFT-only improver and one round this is Aligner's recipe (arXiv:2402.02416); with M_PIT and several rounds it is
-the iteration of the PIT paper, which has no stop rule.
+With the SFT-only improver and one round this is Aligner's recipe (arXiv:2402.02416); with M_PIT and several rounds it
+is the iteration of the PIT paper, which has no stop rule.
 """
 
 from __future__ import annotations
