@@ -9,6 +9,7 @@ import torch
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
+from pitlm.improve.baselines.chat import EndpointChat
 from pitlm.improve.baselines.guide import POCKET, Guide
 from pitlm.improve.baselines.self_refine import self_refine
 
@@ -201,6 +202,52 @@ def test_many_together_are_as_each_alone_and_each_call_has_its_own_seed():
     assert len({seed for _, _, seed in chat.calls}) == len(chat.calls)
     assert {temperature for _, temperature, _ in chat.calls} == {0.7}
     assert self_refine([], [], chat=chat, guide=GUIDE) == []
+
+
+class Flaky(Together):
+    """Fails to reply to the calls with these numbers."""
+
+    fails = ()
+
+    def complete(self, conversations, **kwargs):
+        replies = super().complete(conversations, **kwargs)
+        return [None] * len(replies) if len(self.calls) in self.fails else replies
+
+
+@pytest.mark.parametrize("fails", [(1,), (2,)])
+def test_a_reply_that_failed_is_asked_for_again_and_changes_nothing(fails):
+    chat = scripted()
+    flaky = Flaky(chat.feedback, chat.rewrites)
+    flaky.fails = fails
+    (trace,) = self_refine([X], ["a"], chat=flaky, guide=GUIDE, rounds=2)
+    assert trace.responses == ("a", "a", "b")
+    (whole,) = self_refine([X], ["a"], chat=scripted(), guide=GUIDE, rounds=1)
+    assert trace.generated_tokens == whole.generated_tokens + (len("bad score 1") if fails == (2,) else 0)
+    assert self_refine([X], ["d"], chat=flaky, guide=GUIDE, rounds=1)[0].stop_reason is StopReason.CONVERGED
+
+
+def test_an_answer_whose_feedback_failed_is_never_the_best_nor_satisfied():
+    chat = scripted()
+    flaky = Flaky(chat.feedback, chat.rewrites)
+    flaky.fails = (3,)
+    (trace,) = self_refine([X], ["a"], chat=flaky, guide=GUIDE, rounds=1, best=True)
+    assert (trace.final, trace.stop_reason) == ("a", StopReason.ROUNDS)
+
+
+def test_an_endpoints_completions_become_answers():
+    @dataclass
+    class Completion:
+        text: str = ""
+        failure: str = ""
+        input_tokens: int = 0
+        output_tokens: int = 0
+
+    class Endpoint:
+        def complete(self, conversations, *, temperature, seed):
+            assert (temperature, seed) == (0.5, 3)
+            return [Completion(" hello\n", "", 7, 2), Completion(failure="500")]
+
+    assert EndpointChat(Endpoint()).complete([[], []], temperature=0.5, seed=3) == [Answer("hello", 2, 7), None]
 
 
 def test_the_pockets_rubric_is_the_hidden_criteria():

@@ -12,8 +12,8 @@ from pitlm.core.config import Section
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe_file import parse_tree, read_tree
+from pitlm.improve.baselines.chat import Conversation
 
-Conversation = list[dict[str, str]]
 PROMPTS = Path(__file__).parents[1] / "prompts"
 DEFAULT, POCKET = PROMPTS / "self_refine.yaml", PROMPTS / "pocket.yaml"
 RUBRIC = "{rubric}"

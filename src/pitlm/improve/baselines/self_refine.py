@@ -11,18 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt, Round, StopReason, Trace
-from pitlm.improve.baselines.guide import Conversation, Guide
+from pitlm.improve.baselines.chat import Chat, Conversation
+from pitlm.improve.baselines.guide import Guide
 from pitlm.improve.loop import Advance, GapScorer
-
-
-class Chat(Protocol):
-    """Completes conversations; :class:`pitlm.models.chat.LocalChat` is one."""
-
-    def complete(self, conversations: Sequence[Conversation], *, temperature: float, seed: int) -> Sequence[Answer]: ...
 
 
 def self_refine(
@@ -40,6 +34,7 @@ def self_refine(
 ) -> list[Trace]:
     """Feedback, then refine, until the feedback asks for nothing more or the rounds are spent; one trace each.
 
+    A reply that failed is asked for again in the next round; the answer stays as it was.
     Every reply is paid for, feedback included. A round of the trace is one rewrite with the feedback that it took to
     have it; with ``best`` by own scores also the feedback that scores it, the last answer's included.
 
@@ -140,16 +135,20 @@ class _Talk:
             draft.criticised.append(_Spent())
             draft.scores.append(0.0)
             draft.complaints = {}
+        heard = dict.fromkeys(map(id, drafts), not to_score)
         for question in self.guide.questions:
             asked = [self.guide.ask(draft.prompt, draft.versions[-1], question) for draft in drafts]
             for draft, reply in zip(drafts, self._complete(asked), strict=True):
-                draft.criticised[-1].add(reply)
-                score = self.guide.score_of(reply.text)
+                score = self.guide.score_of(reply.text) if reply else None
                 draft.scores[-1] += -math.inf if score is None else score
+                if reply is None:
+                    heard[id(draft)] = False
+                    continue
+                draft.criticised[-1].add(reply)
                 if not self.guide.satisfied(reply.text):
                     draft.complaints[question] = reply.text
         for draft in drafts:
-            draft.satisfied = not draft.complaints and not to_score
+            draft.satisfied = not draft.complaints and heard[id(draft)]
 
     def rewrite(self, drafts: Sequence[_Draft]) -> None:
         """y_{t+1} of each draft, through its complaints one after the other."""
@@ -158,16 +157,17 @@ class _Talk:
             draft.rewritten.append(_Spent())
         for question in self.guide.questions:
             asked = [draft for draft in drafts if question in draft.complaints]
-            for draft in asked:
-                draft.steps.append((texts[id(draft)], question, draft.complaints[question]))
-            replies = self._complete([self.guide.rewrite(draft.prompt, draft.steps) for draft in asked])
-            for draft, reply in zip(asked, replies, strict=True):
-                texts[id(draft)] = reply.text
-                draft.rewritten[-1].add(reply)
+            steps = [[*draft.steps, (texts[id(draft)], question, draft.complaints[question])] for draft in asked]
+            shown = [self.guide.rewrite(draft.prompt, own) for draft, own in zip(asked, steps, strict=True)]
+            for draft, own, reply in zip(asked, steps, self._complete(shown), strict=True):
+                if reply is not None:
+                    draft.steps = own
+                    draft.rewritten[-1].add(reply)
+                    texts[id(draft)] = reply.text
         for draft in drafts:
             draft.versions.append(texts[id(draft)])
 
-    def _complete(self, conversations: Sequence[Conversation]) -> Sequence[Answer]:
+    def _complete(self, conversations: Sequence[Conversation]) -> Sequence[Answer | None]:
         if not conversations:
             return []
         self.seed += 1
