@@ -54,6 +54,11 @@ from pitlm.train.sft import train_sft
 LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"
 BUDGETS = (12, 25, 50, 100)
 GUIDE = Guide.load(POCKET)
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def said(told: Lesson) -> str:
@@ -69,11 +74,31 @@ def to_mend(told: Lesson) -> Conversation:
     return GUIDE.rewrite(told.prompt, [(told.response, GUIDE.rubric[told.criterion], said(told))])
 
 
-def rows_of(lessons: Sequence[Lesson], tokenizer: Any) -> list[TokenRow]:
-    pairs = [(asked(told), said(told)) for told in lessons]
-    pairs += [(to_mend(told), told.mended) for told in lessons if told.found]
-    prompts = encode_prompts(tokenizer, [conversation for conversation, _ in pairs])
-    return [(ids, encode_completion(tokenizer, text)) for ids, (_, text) in zip(prompts, pairs, strict=True)]
+def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> list[TokenRow]:
+    """One conversation per lesson: some of the other criteria are asked about first, then the lesson's; then it is
+    mended. Each turn is learnt, so that a response that has been read is worth several questions."""
+    shown: list[Conversation] = []
+    replies: list[list[str]] = []
+    for told in lessons:
+        others = [name for name in CRITERIA if name != told.criterion]
+        before = [
+            lesson(told.prompt, told.response, name) for name in rng.sample(others, k=rng.randint(0, len(others)))
+        ]
+        turns = [(asked(turn)[-1], said(turn)) for turn in (*before, told)]
+        turns += [(to_mend(told)[-1], told.mended)] if told.found else []
+        conversation = asked(told)[:-1]
+        for request, reply in turns:
+            shown.append([*conversation, request])
+            conversation = [*shown[-1], {"role": "assistant", "content": reply}]
+        replies.append([reply for _, reply in turns])
+    encoded = iter(encode_prompts(tokenizer, shown))
+    rows = []
+    for own in replies:
+        parts: list[list[int]] = []
+        for reply in own:
+            parts += [next(encoded)[sum(map(len, parts)) :], encode_completion(tokenizer, reply)]
+        rows.append(tuple(parts))
+    return rows
 
 
 def new_start(context: Context, folder: Path, layers: int) -> Any:
@@ -83,6 +108,8 @@ def new_start(context: Context, folder: Path, layers: int) -> Any:
     model, known = load_causal(source, tokenizer), len(tokenizer)
     texts = [t.replace("{rubric}", name) for t in (GUIDE.feedback, GUIDE.refine) for name in GUIDE.rubric.values()]
     words = sorted({word for text in [*texts, "yes no"] for word in text.split()} - set(tokenizer.get_vocab()))
+    # A turn that ends says so, in what is read as in what is written; M_P's own template has one turn of each.
+    tokenizer.chat_template = TEMPLATE
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
     config = model.config
     before, width = config.num_hidden_layers, config.hidden_size
@@ -108,10 +135,10 @@ def teach(context: Context, folder: Path, options: argparse.Namespace) -> LocalC
     rng = random.Random(context.seed("follower"))
     if not (folder / "evaluation.json").is_file():
         tokenizer = new_start(context, folder / "start", options.layers)
-        rows = rows_of(draw_lessons(rng, context.folds["sft"], options.lessons), tokenizer)
+        rows = rows_of(draw_lessons(rng, context.folds["sft"], options.lessons), tokenizer, rng)
         answering = policy_rows(context.folds["sft"], tokenizer, context.template)
         rows += rng.sample(answering, k=min(len(answering), len(rows) // 6))
-        held_out = rows_of(draw_lessons(rng, context.folds["validation"], 300), tokenizer)
+        held_out = rows_of(draw_lessons(rng, context.folds["validation"], 300), tokenizer, rng)
         card = context.card("policy")
         bench = Workbench(folder, folder / "start", tokenizer, card, context.seed("follower"))
         train_sft(rows, held_out, section, bench, "rubric follower")
