@@ -35,6 +35,7 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.improve.baselines.budget import held_to
 from pitlm.improve.baselines.chat import Conversation
 from pitlm.improve.baselines.guide import POCKET, Guide
+from pitlm.improve.baselines.sampling import draw, resample
 from pitlm.improve.baselines.self_refine import self_refine
 from pitlm.improve.systems import PIT, Models, Systems, answer_of
 from pitlm.models.chat import LocalChat
@@ -47,6 +48,7 @@ from pitlm.pipeline.run import stored_recipe
 from pitlm.pipeline.stages import improver_stage
 from pitlm.pipeline.training import policy_rl
 from pitlm.pocket.tasks import CRITERIA, Lesson, draw_lessons, lesson
+from pitlm.runs.atomic import write_text
 from pitlm.text.template import encode_completion, encode_prompts
 from pitlm.train.common import TokenRow, Workbench
 from pitlm.train.sft import train_sft
@@ -278,8 +280,6 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
 
 def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
     """M_P after RLOO on R_P, for as many steps as PIT had in all its stages; it answers anew."""
-    from pitlm.improve.baselines.sampling import draw, resample
-
     curriculum = context.recipe.curriculum
     steps = curriculum.rl.max_steps * len(curriculum.stages)
     section = curriculum.rl.model_copy(update={"max_steps": steps})
@@ -411,23 +411,22 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="of Self-Refine; greedy suits a small model")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.4, 0.8], help="further ones, full rubric")
     parser.add_argument("--lessons", type=int, default=24_000)
-    parser.add_argument("--layers", type=int, default=0, help="layers that the follower has beyond M_P's two")
-    parser.add_argument("--rate", type=float, default=4e-3, help="the follower's learning rate")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2, help="layers that the follower has beyond M_P's two")
+    parser.add_argument("--rate", type=float, default=3e-3, help="the follower's learning rate")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--exam", type=int, default=1200, help="lessons on held-out prompts that test the follower")
+    parser.add_argument("--again", action="store_true", help="measure anew where --out has figures already")
     options = parser.parse_args()
     quiet()
     results = []
     for root in options.runs:
         stored = options.out / root.name / "result.json"
-        if not stored.is_file():
-            made = measure(root, options)
-            stored.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        if options.again or not stored.is_file():
+            write_text(stored, json.dumps(measure(root, options), indent=2) + "\n")
         results.append(json.loads(stored.read_text(encoding="utf-8"), object_hook=_numbered))
     print(table(results))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(results, indent=2) + "\n")
     if options.figure:
         draw_figure(results, options.figure)
     return 0
