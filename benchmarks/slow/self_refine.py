@@ -82,10 +82,10 @@ def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> li
     shown: list[Conversation] = []
     replies: list[list[str]] = []
     for told in lessons:
-        others = [name for name in CRITERIA if name != told.criterion]
-        before = [
-            lesson(told.prompt, told.response, name) for name in rng.sample(others, k=rng.randint(0, len(others)))
-        ]
+        others = [lesson(told.prompt, told.response, name) for name in CRITERIA if name != told.criterion]
+        # Most criteria hold in most responses: fewer of those, or "no" is learnt and nothing else.
+        before = [turn for turn in others if rng.random() < (0.9 if turn.found else 0.3)]
+        rng.shuffle(before)
         turns = [(asked(turn)[-1], said(turn)) for turn in (*before, told)]
         turns += [(to_mend(told)[-1], told.mended)] if told.found else []
         conversation = asked(told)[:-1]

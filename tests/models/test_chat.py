@@ -23,6 +23,7 @@ def test_it_needs_no_card_and_counts_its_tokens(family, bases):
     assert reply.prompt_tokens == len(shown["input_ids"])
     assert 1 <= reply.generated_tokens <= 5
     assert chat.complete([TURNS], temperature=0.0, seed=1) == [reply]
+    assert chat.complete([], temperature=0.0, seed=1) == []
 
 
 def test_self_refine_runs_on_it(bases):

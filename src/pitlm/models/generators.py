@@ -108,6 +108,8 @@ class Generator:
         batch_size: int | None,
         advance: Advance | None,
     ) -> list[Answer]:
+        if not conversations:
+            return []  # of no rows the tokenizer would decode one
         prompt_ids = encode_prompts(self.tokenizer, conversations)
         self._check_length(max(map(len, prompt_ids), default=0))
         completions = generate(

@@ -40,7 +40,7 @@ def self_refine(
 
     Args:
         best: keep the best answer in place of the last: by the model's own scores, or by ``gap`` to the original.
-        temperature: 0.7 is the original's; PIT's paper found 0.6 to 0.8 best for Self-Refine.
+        temperature: PIT's paper found 0.6 to 0.8 best for Self-Refine.
 
     Returns:
         Traces that stopped as ``CONVERGED`` where the feedback asked for nothing more, else as ``ROUNDS``.
