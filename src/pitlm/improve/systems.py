@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,8 +82,8 @@ class Systems:
     @cached_property
     def samples(self) -> tuple[float, int]:
         """How many further samples cost what PIT costs, and the whole number of them that best-of-N has."""
-        each = sum(answer.generated_tokens for answer in self.originals)
-        wanted = sum(trace.generated_tokens for trace in self.loops[PIT]) / max(1, each)
+        spent = [trace.generated_tokens for trace in self.loops[PIT]]
+        wanted = sum(spent) / max(1, len(spent)) / self._answer_tokens
         return wanted, max(1, round(wanted))
 
     def traces(self) -> dict[str, list[Trace]]:
@@ -104,6 +105,11 @@ class Systems:
         if self.tokens is None:
             return given
         return {name: [held_to(trace, self.tokens) for trace in own] for name, own in given.items()}
+
+    @property
+    def _answer_tokens(self) -> float:
+        """What one answer takes on the mean."""
+        return sum(answer.generated_tokens for answer in self.originals) / max(1, len(self.originals)) or 1.0
 
     @property
     def _improvers(self) -> dict[str, Proposer]:
@@ -137,12 +143,14 @@ class Systems:
 
     def _draw(self, name: str, policy: Policy, samples: int) -> list[list[Answer]]:
         """As many samples as are wanted, or, under a budget, as many as it takes to spend it: each has a token."""
-        most = samples if self.tokens is None or name == BEFORE_RL else self.tokens
-        with progress_bar(f"{name}, further answers", samples * len(self.prompts)) as advance:
+        expected = samples
+        if self.tokens is not None and name != BEFORE_RL:
+            samples, expected = self.tokens, math.ceil(self.tokens / self._answer_tokens)
+        with progress_bar(f"{name}, further answers", expected * len(self.prompts)) as advance:
             return draw(
                 self.prompts,
                 policy=policy,
-                samples=most,
+                samples=samples,
                 tokens=self.tokens,
                 temperature=self.temperature,
                 seed=self.seed("best-of"),
