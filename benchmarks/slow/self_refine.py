@@ -291,12 +291,12 @@ def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
     return resample(desk.prompts, [y.text for y in desk.originals], drawn)
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over runs with its 95% interval by Student's t; without width where there is one run."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+def over_runs(intervals: Sequence[dict[str, float]]) -> tuple[float, float, float]:
+    """The mean over runs with its 95% interval by Student's t; of one run, its own interval by item."""
+    if len(intervals) == 1:
+        return bounds(intervals[0])
+    values = [interval["estimate"] for interval in intervals]
+    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean, mean - half, mean + half
 
 
@@ -320,7 +320,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {name} |" + " |" * (len(runs) + 3))
         for size in range(len(CRITERIA) + 1):
             cells = [percent(bounds(result["by_size"][name][size])) for result in results]
-            mean = over_seeds([result["by_size"][name][size]["estimate"] for result in results])
+            mean = over_runs([result["by_size"][name][size] for result in results])
             own = [
                 (line["delta"]["estimate"], line_of[result["run"]]["estimate"])
                 for result in results
@@ -331,9 +331,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             reach = f"{sum(d >= pit for d, pit in own)} of {len(own)}"
             lines.append(f"| {size} | {' | '.join(cells)} | {percent(mean)} | {spread} | {reach} |")
     cells = [percent(bounds(line_of[run])) for run in runs]
-    lines.append(
-        f"| PIT | {' | '.join(cells)} | {percent(over_seeds([d['estimate'] for d in line_of.values()]))} | | |"
-    )
+    lines.append(f"| PIT | {' | '.join(cells)} | {percent(over_runs(list(line_of.values())))} | | |")
     lines += ["", "| system | Delta | mean utility | generated tokens | prompt tokens | gain per 100 tokens | "
               + " | ".join(f"Delta within {budget} tokens" for budget in BUDGETS) + " |"]  # fmt: skip
     lines.append("| --- " * (6 + len(BUDGETS)) + "|")
@@ -341,7 +339,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         own = [line for result in results for line in result["systems"] if line["name"] == name]
         gains = [line["gain_per_100_tokens"] for line in own]
         row = [
-            percent(over_seeds([line["delta"]["estimate"] for line in own])),
+            percent(over_runs([line["delta"] for line in own])),
             f"{np.mean([line['quality']['estimate'] for line in own]):.2f}",
             f"{np.mean([line['generated_tokens'] for line in own]):.1f}",
             f"{np.mean([line['prompt_tokens'] for line in own]):.1f}",
@@ -351,13 +349,25 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             held = [x["delta"]["estimate"] for r in results for x in r["budgets"][budget] if x["name"] == name]
             row.append(f"{100 * float(np.mean(held)):+.1f}" if held else "")
         lines.append(f"| {name} | {' | '.join(row)} |")
-    lines += ["", "| criterion | fault seen | none seen | found | mended | fault gone |", "| --- " * 6 + "|"]
+    lines += [
+        "",
+        "| criterion | Delta alone | Delta of all others | fault seen | none seen | found | mended | fault gone |",
+    ]
+    lines.append("| --- " * 8 + "|")
     for name in CRITERIA:
-        shares = [
-            f"{100 * np.mean([result['exam'][name][task] for result in results]):.0f}%"
-            for task in ("fault seen", "none seen", "found", "mended", "fault gone")
-        ]
-        lines.append(f"| {name} | {' | '.join(shares)} |")
+        rest = tuple(other for other in CRITERIA if other != name)
+        cells = []
+        for rubric in ((name,), rest):
+            deltas = [
+                line["delta"]
+                for result in results
+                for line in result["rubrics"]
+                if line["name"] == LAST and tuple(line["criteria"]) == rubric
+            ]
+            cells.append(percent(over_runs(deltas)) if deltas else "")
+        for task in ("fault seen", "none seen", "found", "mended", "fault gone"):
+            cells.append(f"{100 * np.mean([result['exam'][name][task] for result in results]):.0f}%")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -378,13 +388,11 @@ def draw_figure(results: Sequence[dict[str, Any]], path: Path) -> None:
             if line["name"] == name
         ]
         axes.scatter(*zip(*points, strict=True), s=9, alpha=0.3, color=colour, linewidths=0)
-        means = [over_seeds([result["by_size"][name][size]["estimate"] for result in results]) for size in sizes]
+        means = [over_runs([result["by_size"][name][size] for result in results]) for size in sizes]
         middle = [100 * mean for mean, _, _ in means]
         reach = [[100 * (m - low) for m, low, _ in means], [100 * (high - m) for m, _, high in means]]
         axes.errorbar([s + shift for s in sizes], middle, reach, color=colour, capsize=3, label=name)
-    mean, low, high = over_seeds(
-        [next(s for s in r["systems"] if s["name"] == PIT)["delta"]["estimate"] for r in results]
-    )
+    mean, low, high = over_runs([next(s for s in r["systems"] if s["name"] == PIT)["delta"] for r in results])
     axes.axhline(100 * mean, color="tab:green", label="PIT, which sees no rubric")
     axes.axhspan(100 * low, 100 * high, color="tab:green", alpha=0.15, linewidth=0)
     axes.set_xlabel(f"k: criteria that the rubric names, of {len(CRITERIA)}")
@@ -410,7 +418,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0, help="of Self-Refine; greedy suits a small model")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.4, 0.8], help="further ones, full rubric")
-    parser.add_argument("--lessons", type=int, default=24_000)
+    parser.add_argument("--lessons", type=int, default=48_000)
     parser.add_argument("--layers", type=int, default=2, help="layers that the follower has beyond M_P's two")
     parser.add_argument("--rate", type=float, default=3e-3, help="the follower's learning rate")
     parser.add_argument("--batch", type=int, default=32)
