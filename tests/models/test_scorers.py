@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.loading import load_tokenizer
-from pitlm.models.scorers import GapModel, GuardedGap, RewardModel, score_ids
+from pitlm.models.scorers import GapModel, GuardedGap, RewardDifference, RewardModel, score_ids
+from pitlm.text.template import encode_completion, encode_prompts
 
 X = Prompt.of("what is the price ?")
 RESPONSES = [
@@ -27,8 +28,6 @@ def gap(request, bases, tmp_path):
 
 
 def rows_of(model, responses=RESPONSES, reference="silly question ."):
-    from pitlm.text.template import encode_completion, encode_prompts
-
     [prompt] = encode_prompts(model.tokenizer, [model.template.improver_messages(X, reference)])
     return [prompt + encode_completion(model.tokenizer, response) for response in responses]
 
@@ -115,12 +114,26 @@ def test_the_checkpoint_needs_nothing_of_ours(bases, tmp_path, family):
 
 def test_a_reward_model_reads_x_and_y_only(bases, tmp_path):
     reward = RewardModel.from_pretrained(scorer_checkpoint(bases("llama3"), tmp_path / "reward", "reward"))
-    from pitlm.text.template import encode_completion, encode_prompts
-
     [prompt] = encode_prompts(reward.tokenizer, [X.as_messages()])
     row = prompt + encode_completion(reward.tokenizer, "nine")
     assert reward.score("what is the price ?", "nine") == pytest.approx(reward.score_rows([row]).item(), abs=1e-6)
     assert reward.scores([X, X], ["nine", "nine"]).tolist() == pytest.approx([reward.score(X, "nine")] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["words", "llama3"])
+def test_the_difference_of_rewards_is_what_it_says(family, bases, tmp_path):
+    reward = RewardModel.from_pretrained(scorer_checkpoint(bases(family), tmp_path / "reward", "reward"))
+    difference = RewardDifference(reward)
+    items = [Improvement(X, y_ref, y) for y_ref in RESPONSES[:2] for y in RESPONSES]
+    by_hand = [reward.score(X, item.response) - reward.score(X, item.reference) for item in items]
+    assert difference.gaps(items).tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert difference.gaps([Improvement(X, "nine", "nine")]).item() == 0.0  # no change, no gap
+
+    # In RL the rows are tokens of x, y_ref, the request and y; R_P has to read them without y_ref.
+    prompts = encode_prompts(reward.tokenizer, [reward.template.improver_messages(X, i.reference) for i in items])
+    rows = [ids + encode_completion(reward.tokenizer, i.response) for ids, i in zip(prompts, items, strict=True)]
+    references = [(X, RESPONSES[0]), (Prompt.of("it ?"), "it is red ."), (X, RESPONSES[1])]
+    assert difference.row_reward(references)(rows).tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_pad_equal_to_end_is_refused(bases, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,27 @@ def test_models_load_without_pitlm(tiny_run: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_run.root / "gap" / "model")
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert AutoModelForCausalLM.from_pretrained(tiny_run.root / "rl-1-policy" / "model").num_parameters() > 0
+
+
+def test_the_reward_of_the_curriculum_and_the_tokens_of_each_system_can_be_set(
+    tiny_run: Any, shell: Any, tmp_path: Path
+) -> None:
+    """The ablation with R_P(y) - R_P(y_ref) trains RL anew and nothing before it; a budget holds every system."""
+    root = tmp_path / "ablation"
+    shutil.copytree(tiny_run.root, root)
+    sets = ["curriculum.reward=reward_difference", "evaluation.tokens=20"]
+    done = shell("run", tiny_run.recipe, "--out", root, "--update", *(word for s in sets for word in ("--set", s)))
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"\] (\S+) \(done before\)", done.stdout) == STAGES[:5]
+    record = json.loads((root / "rl-0-data" / "stage.json").read_text())
+    assert record["settings"]["reward"] == "reward_difference"
+    rewards, before = (
+        [json.loads(line).get("reward") for line in (run / "rl-0-data" / "metrics.jsonl").read_text().splitlines()]
+        for run in (root, tiny_run.root)
+    )
+    assert rewards[0] != before[0]  # the same first samples, another reward
+    evaluation = json.loads((root / "evaluation" / "stage.json").read_text())["result"]
+    spent = {line["name"]: line["generated_tokens"] for line in evaluation["systems"]}
+    assert {"resample", "best-of-N with R_PIT", "PIT with R_P difference"} <= set(spent)
+    assert max(spent.values()) <= 20
+    assert "held to 20 generated tokens" in (root / "report.html").read_text(encoding="utf-8")

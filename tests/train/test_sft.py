@@ -49,6 +49,16 @@ def test_the_loss_is_that_of_the_completion_tokens(bases, tmp_path, family, accu
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_every_reply_of_a_conversation_is_learnt_and_nothing_between(bases, tmp_path):
+    """Each reply weighs as if its conversation up to there were a row of its own."""
+    bench = workbench(tmp_path / "sft", bases("words"))
+    rows = improver_rows(PAIRS[:2], bench.tokenizer, Template(bench.card.ask))
+    (one, two), (three, four) = rows
+    train_sft([(one, two, three, four)], [(one, two)], train_section(), bench, "SFT")
+    apart = [(one, two), (one + two + three, four)]
+    assert logged(bench)[0]["loss"] == pytest.approx(nll(bases("words"), apart), rel=1e-4)
+
+
 def test_a_row_is_what_the_improver_will_be_shown_and_the_better_response(bases, tmp_path):
     bench = workbench(tmp_path / "sft", bases("words"))
     template = Template(bench.card.ask)

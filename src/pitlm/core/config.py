@@ -159,6 +159,9 @@ class CurriculumSection(Section):
 
     stages: list[ReferenceSource] = Field(["data", "policy"], min_length=1)
     rl: RLSection
+    reward: Literal["gap", "reward_difference"] = Field(
+        "gap", description="what RL maximises: R_PIT, or R_P(y) - R_P(y_ref) in its place (an ablation)"
+    )
     steps: list[PositiveInt] | None = Field(None, description="steps of each stage; default: rl.max_steps for all")
     reference_temperature: PositiveFloat = Field(1.0, description="temperature of sampled references")
 
@@ -193,6 +196,9 @@ class EvaluationSection(Section):
     items: PositiveInt = 400
     policy_temperature: Annotated[float, Field(ge=0)] = 1.0
     fresh_pairs: PositiveInt = Field(400, description="pairs of fresh policy answers that R_PIT is checked on")
+    tokens: PositiveInt | None = Field(
+        None, description="equal compute: what every system may generate for each item; null: as many as each takes"
+    )
     resamples: PositiveInt = 2000
     batch_size: PositiveInt = 128
 

@@ -139,8 +139,9 @@ class Round:
     """One round of the loop: the best of its proposals, the calibrated gap to the incumbent, and the decision.
 
     Attributes:
+        gap: in the units of whatever decides; 0 where a system accepts without measuring.
         gaps: of all k proposals in the order in which they were made; empty where there was only one.
-        tokens: generated for all of them.
+        tokens, prompt_tokens: what the round generated and read, for all proposals.
     """
 
     proposal: str
@@ -148,14 +149,16 @@ class Round:
     accepted: bool
     gaps: tuple[float, ...] = ()
     tokens: int = 0
+    prompt_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        own = {"proposal": self.proposal, "gap": self.gap, "accepted": self.accepted, "tokens": self.tokens}
+        own = {"proposal": self.proposal, "gap": self.gap, "accepted": self.accepted}
+        own |= {"tokens": self.tokens, "prompt_tokens": self.prompt_tokens}
         return {**own, "gaps": list(self.gaps)} if self.gaps else own
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Round:
-        return cls(row["proposal"], row["gap"], row["accepted"], tuple(row.get("gaps", ())), row["tokens"])
+        return cls(**{**row, "gaps": tuple(row.get("gaps", ()))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
+
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,31 +34,46 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     Raises:
         InputError: unreadable file, broken YAML, unknown key (the nearest right name is given) or impossible value.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the recipe: {error}") from error
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: found broken YAML, expected a recipe: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError.at(path, found=type(tree).__name__, expected="a mapping of sections")
+    tree = read_tree(path, "recipe")
     for key, value in (overrides or {}).items():
         _assign(tree, key, value)
     return parse_recipe(tree, str(path))
 
 
 def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
-    """Validate a recipe tree; ``origin`` names it in messages.
+    """Validate a recipe tree; see :func:`parse_tree`."""
+    return parse_tree(Recipe, tree, origin)
+
+
+def read_tree(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; ``what`` names the file in messages.
+
+    Raises:
+        InputError: unreadable file, or anything but a mapping in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the {what}: {error}") from error
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: found broken YAML, expected a {what}: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError.at(path, found=type(tree).__name__, expected="a mapping of sections")
+    return tree
+
+
+def parse_tree(kind: type[Tree], tree: dict[str, Any], origin: str) -> Tree:
+    """Validate a tree; ``origin`` names it in messages.
 
     Raises:
         InputError: unknown key or impossible value, each with its dotted name.
     """
     try:
-        return Recipe.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(origin, problem) for problem in error.errors()]
+        problems = [_explain(kind, origin, problem) for problem in error.errors()]
         raise InputError("\n".join(problems)) from error
 
 
@@ -76,24 +93,25 @@ def _assign(tree: dict[str, Any], dotted: str, text: str) -> None:
         raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
 
 
-def _explain(origin: str, problem: Any) -> str:
+def _explain(kind: type[BaseModel], origin: str, problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        names = _known_keys(location[:-1])
+        names = _known_keys(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
         return f"{origin}: unknown key '{dotted}'; {hint}"
     if problem["type"] == "missing":
         return f"{origin}: key '{dotted}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return f"{origin}: {message}"
     found = "a section" if isinstance(problem["input"], dict) else repr(problem["input"])
     return f"{origin}: key '{dotted}': found {found}: {message}"
 
 
-def _known_keys(sections: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for section in sections:
+def _known_keys(model: type[BaseModel], sections: list[str]) -> list[str]:
+    for section in (name for name in sections if not name.isdecimal()):  # a number is a place in a list
         annotation = model.model_fields[section].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,12 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True, slots=True)
 class SystemResult:
-    """One system against the original: rates are fractions, lengths and costs are tokens per item."""
+    """One system against the original: rates are fractions, lengths and costs are tokens per item.
+
+    Attributes:
+        gain_per_100_tokens: the quality that 100 generated tokens add to the original's; None where none were. Its
+            interval is that of the gain: the tokens are taken as they were counted.
+    """
 
     name: str
     tally: Tally
@@ -37,6 +42,7 @@ class SystemResult:
     answer_tokens: float
     generated_tokens: float
     prompt_tokens: float
+    gain_per_100_tokens: Interval | None
 
 
 def judge_systems(
@@ -78,6 +84,8 @@ def summarise(
     results = []
     for name, given in answers.items():
         own = rows_for(rows, name, ORIGINAL)
+        gains = [mine - theirs for mine, theirs in zip(scores[name], scores[ORIGINAL], strict=True)]
+        tokens = float(np.mean([answer.generated_tokens for answer in given]))
         results.append(
             SystemResult(
                 name=name,
@@ -87,11 +95,19 @@ def summarise(
                 win_rate=win_rate_interval(own, resamples=resamples) if own else Interval(0.0, 0.0, 0.0),
                 copy_rate=float(np.mean([answer.text == y for answer, y in zip(given, originals, strict=True)])),
                 answer_tokens=float(np.mean(lengths[name])),
-                generated_tokens=float(np.mean([answer.generated_tokens for answer in given])),
+                generated_tokens=tokens,
                 prompt_tokens=float(np.mean([answer.prompt_tokens for answer in given])),
+                gain_per_100_tokens=_scaled(mean_interval(gains, resamples=resamples), tokens / 100),
             )
         )
     return results
+
+
+def _scaled(gain: Interval, tokens: float) -> Interval | None:
+    """The interval of a mean, by hundreds of tokens."""
+    if not tokens:
+        return None
+    return replace(gain, estimate=gain.estimate / tokens, low=gain.low / tokens, high=gain.high / tokens)
 
 
 def difference(rows: Sequence[Row], first: str, second: str, *, resamples: int) -> Interval:

@@ -119,9 +119,9 @@ class Loop:
         changed = [index for index, proposal in enumerate(proposals) if proposal.text != self.best]
         best = max(changed, key=lambda index: -math.inf if math.isnan(gaps[index]) else gaps[index], default=0)
         accepted = bool(changed) and gaps[best] > self.margin
-        tokens = sum(proposal.generated_tokens for proposal in proposals)
         several = tuple(gaps) if len(gaps) > 1 else ()
-        self.rounds.append(Round(proposals[best].text, gaps[best], accepted, several, tokens))
+        tokens, read = (sum(getattr(p, name) for p in proposals) for name in ("generated_tokens", "prompt_tokens"))
+        self.rounds.append(Round(proposals[best].text, gaps[best], accepted, several, tokens, read))
         if not accepted:
             self.reason = StopReason.ACCEPTED_NONE if changed else StopReason.CONVERGED
             return

@@ -72,6 +72,8 @@ class Generator:
     """A causal model with its tokenizer, template and limits. Use :class:`Policy` or :class:`Improver`."""
 
     kind: Kind
+    batch_size = 128
+    """Conversations at a time, where a call does not say."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
         self.model = model
@@ -105,9 +107,11 @@ class Generator:
         conversations: Sequence[list[dict[str, str]]],
         temperature: float,
         seed: int,
-        batch_size: int,
+        batch_size: int | None,
         advance: Advance | None,
     ) -> list[Answer]:
+        if not conversations:
+            return []  # of no rows the tokenizer would decode one
         prompt_ids = encode_prompts(self.tokenizer, conversations)
         self._check_length(max(map(len, prompt_ids), default=0))
         completions = generate(
@@ -117,7 +121,7 @@ class Generator:
             max_new_tokens=self.card.max_new_tokens,
             temperature=temperature,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=batch_size or self.batch_size,
             advance=advance,
         )
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
@@ -148,7 +152,7 @@ class Policy(Generator):
         *,
         temperature: float = 1.0,
         seed: int = 0,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         advance: Advance | None = None,
     ) -> list[Answer]:
         """One answer per prompt."""
@@ -179,7 +183,7 @@ class Improver(Generator):
         *,
         temperature: float = 0.4,
         seed: int = 0,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         advance: Advance | None = None,
     ) -> list[Answer]:
         """One proposal per (x, y_ref). The default temperature is the paper's best for PIT (0.4)."""

@@ -138,6 +138,43 @@ class RewardModel(Scorer):
         return float(self.scores([Prompt.of(prompt)], [response])[0])
 
 
+class RewardDifference:
+    """R_P(x, y) - R_P(x, y_ref) in the place of R_PIT: the obvious alternative, which the paper argues against."""
+
+    def __init__(self, reward: RewardModel) -> None:
+        self.reward = reward
+
+    def gaps(self, items: Sequence[Improvement]) -> Tensor:
+        """Zero where nothing changed, without calibration. Shape (len(items),)."""
+        pairs = [(item.prompt, response) for item in items for response in (item.response, item.reference)]
+        unique = list(dict.fromkeys(pairs))
+        position = {pair: index for index, pair in enumerate(unique)}
+        scores = self.reward.scores([prompt for prompt, _ in unique], [response for _, response in unique])
+        both = scores[[position[pair] for pair in pairs]].view(-1, 2)
+        return both[:, 0] - both[:, 1]
+
+    def row_reward(self, references: Sequence[tuple[Prompt, str]]) -> Callable[[Sequence[list[int]]], Tensor]:
+        """The same for rows that the improver was shown and sampled, x and y_ref being among ``references``.
+
+        Returns:
+            Scores of prompt + completion token ids, read as R_P reads them: y after x, without y_ref; shape (rows,).
+        """
+        tokenizer, template = self.reward.tokenizer, self.reward.template
+        shown = encode_prompts(tokenizer, [template.improver_messages(x, y) for x, y in references])
+        asked = encode_prompts(tokenizer, [template.policy_messages(x) for x, _ in references])
+        base = self.reward.scores([x for x, _ in references], [y for _, y in references])
+        known = {tuple(ids): (x_ids, score) for ids, x_ids, score in zip(shown, asked, base, strict=True)}
+        lengths = sorted(set(map(len, shown)), reverse=True)
+
+        def score(rows: Sequence[list[int]]) -> Tensor:
+            cuts = [next(n for n in lengths if tuple(row[:n]) in known) for row in rows]
+            found = [known[tuple(row[:cut])] for row, cut in zip(rows, cuts, strict=True)]
+            own = [ids + row[cut:] for (ids, _), row, cut in zip(found, rows, cuts, strict=True)]
+            return self.reward.score_rows(own) - torch.stack([score for _, score in found])
+
+        return score
+
+
 class GapModel(Scorer):
     """R_PIT: r_gap(x, y, y_ref), how much better y is than y_ref."""
 

@@ -13,8 +13,8 @@ import numpy as np
 from pitlm.core.nouns import Trace
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
+from pitlm.improve.systems import PIT
 from pitlm.pipeline.context import Context
-from pitlm.pipeline.evaluation import PIT
 from pitlm.report.data import (
     HEALTH_KEYS,
     Curve,
@@ -163,6 +163,7 @@ def _system(line: dict[str, Any], evaluation: dict[str, Any]) -> SystemLine:
         length_change_tokens=None if original else line["answer_tokens"] - base_length,
         length_change_share=None if original or not base_length else line["answer_tokens"] / base_length - 1,
         generated_tokens=line["generated_tokens"],
+        gain_per_100_tokens=Interval(**line["gain_per_100_tokens"]) if line["gain_per_100_tokens"] else None,
     )
 
 
@@ -207,7 +208,9 @@ def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
         f"{data_line(stage_result(context.root, 'data'))}.",
         f"The loop stopped for these reasons: {stops}. "
         f"It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
-        f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "
+        f"Every system was held to {evaluation['tokens']} generated tokens per item; what went beyond them was cut off."
+        if evaluation["tokens"]
+        else f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "
         f"{evaluation['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]
     if not context.pocket:

@@ -18,9 +18,9 @@ from pitlm import __version__
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
+from pitlm.improve.systems import PIT
 from pitlm.models.loading import quiet
 from pitlm.pipeline.context import POCKET
-from pitlm.pipeline.evaluation import PIT
 from pitlm.pipeline.reporting import data_line, headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
@@ -111,7 +111,7 @@ def _systems(evaluation: dict[str, Any]) -> Table:
     table = Table(
         title=f"Against the original answer, {evaluation['items']} held-out prompts, judge: {evaluation['judge']}"
     )
-    for column in ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens"):
+    for column in ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens", "gain / 100"):
         table.add_column(column, justify="left" if column == "system" else "right")
     for line in evaluation["systems"]:
         tally, delta = line["tally"], line["delta"]
@@ -122,7 +122,9 @@ def _systems(evaluation: dict[str, Any]) -> Table:
         )
         copies = f"{100 * line['copy_rate']:.1f}%" if judged else "-"
         quality = f"{line['quality']['estimate']:.2f}"
-        table.add_row(line["name"], *shares, bounds, quality, copies, f"{line['generated_tokens']:.1f}")
+        per = line["gain_per_100_tokens"]
+        cost = (f"{line['generated_tokens']:.1f}", f"{per['estimate']:+.2f}" if per else "-")
+        table.add_row(line["name"], *shares, bounds, quality, copies, *cost)
     return table
 
 

@@ -149,11 +149,14 @@ def _curriculum(context: Context, policy: str, judges: list[str]) -> list[Stage]
             "train": curriculum.rl.model_dump(),
             "steps": curriculum.steps[number] if curriculum.steps else curriculum.rl.max_steps,
             "reference_temperature": curriculum.reference_temperature,
+            # Named only where it is not the usual one: runs from before there was a choice stay as they are.
+            **({} if curriculum.reward == "gap" else {"reward": curriculum.reward}),
         }
 
         def work(folder: Path, number: int = number, previous: str | None = previous) -> dict[str, Any]:
             return training.curriculum_stage(context, folder, number, previous, policy)
 
-        needs = ["data", "improver-sft", "gap", policy, *([previous] if previous else []), *judges]
+        scorer = "gap" if curriculum.reward == "gap" else "reward"
+        needs = ["data", "improver-sft", scorer, policy, *([previous] if previous else []), *judges]
         stages.append(Stage(f"rl-{number}-{source}", settings, needs, work))
     return stages

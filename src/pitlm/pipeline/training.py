@@ -16,7 +16,7 @@ from pitlm.core.nouns import Preference, Prompt
 from pitlm.evaluate.health import FreshPair, gap_health
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
 from pitlm.runs.atomic import write_text
@@ -24,7 +24,7 @@ from pitlm.runs.console import progress_bar
 from pitlm.train.common import read_metrics
 from pitlm.train.probe import Conversation, Probe, probe_file
 from pitlm.train.reward import train_gap, train_reward
-from pitlm.train.rl import train_rl
+from pitlm.train.rl import Reward, train_rl
 from pitlm.train.sft import train_sft
 
 T = TypeVar("T")
@@ -127,7 +127,10 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
     lora = context.recipe.peft is not None
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
     start = context.model(previous) if previous and not lora else anchor
-    gap = GapModel.from_pretrained(context.model("gap"))
+    if curriculum.reward == "gap":
+        reward: Reward = GapModel.from_pretrained(context.model("gap")).score_rows
+    else:
+        reward = RewardDifference(RewardModel.from_pretrained(context.model("reward"))).row_reward(rows)
     writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
     prompts = _held_out(context, section)
     temperature = context.recipe.evaluation.policy_temperature
@@ -135,7 +138,7 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
     held_out = [context.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
     train_rl(
         [context.template.improver_messages(prompt, reference) for prompt, reference in rows],
-        gap.score_rows,
+        reward,
         section,
         context.bench(folder, start, "improver"),
         title=f"RL stage {number} ({curriculum.stages[number]})",

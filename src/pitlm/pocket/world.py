@@ -79,12 +79,17 @@ class Marks:
 
 def mark(prompt: Prompt, response: str) -> Marks:
     """Count what a response does. A sentence that says none of the known things is padding."""
-    request = Request.parse(prompt)
-    answered: set[str] = set()
     counts = dict.fromkeys(Marks.__slots__, 0)
-    for sentence in filter(None, (part.strip() for part in response.split("."))):
-        counts[_kind(sentence, request, answered)] += 1
+    for _, kind in kinds(Request.parse(prompt), response):
+        counts[kind] += 1
     return Marks(**counts)
+
+
+def kinds(request: Request, response: str) -> list[tuple[str, str]]:
+    """Each sentence of a response and what it does: a name of :class:`Marks`."""
+    answered: set[str] = set()
+    sentences = filter(None, (part.strip() for part in response.split(".")))
+    return [(sentence, _kind(sentence, request, answered)) for sentence in sentences]
 
 
 def _kind(sentence: str, request: Request, answered: set[str]) -> str:

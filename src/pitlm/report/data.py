@@ -37,6 +37,7 @@ class SystemLine:
     length_change_tokens: float | None = None
     length_change_share: float | None = None
     generated_tokens: float | None = None
+    gain_per_100_tokens: Interval | None = None
     judge: str = ""
 
     @property

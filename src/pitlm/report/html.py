@@ -123,7 +123,8 @@ def _csp_hash(script: str) -> str:
 
 def _columns(report: Report) -> dict[str, bool]:
     """Which optional columns of the table of systems have anything to show."""
-    names = ("quality", "copy_rate", "length_change_tokens", "length_change_share", "generated_tokens")
+    lengths = ("length_change_tokens", "length_change_share")
+    names = ("quality", "copy_rate", *lengths, "generated_tokens", "gain_per_100_tokens")
     shown = {name: any(getattr(line, name) is not None for line in report.systems) for name in names}
     return shown | {
         "judge": any(line.judge for line in report.systems),

@@ -33,8 +33,8 @@ from pitlm.runs.atomic import write_text
 from pitlm.runs.console import make_progress
 from pitlm.train.batches import length_grouped
 
-TokenRow = tuple[list[int], list[int]]
-"""Prompt ids and completion ids (end token included)."""
+TokenRow = tuple[list[int], ...]
+"""Token ids that are read and that are learnt, in turn: a prompt and its completion (end token included), and so on."""
 
 SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl_sequence": "KL", "probe": "judge"}
 

@@ -18,7 +18,8 @@ def train_sft(
     """Minimise the negative log-likelihood of each completion given its prompt.
 
     For the policy a row is (x, y_w); for the improver (x with y_l, y_w): L = -sum log M_PIT(y_w | x, y_l).
-    Rows come tokenized, so that SFT, reward models and RL read the same tokens.
+    Rows come tokenized, so that SFT, reward models and RL read the same tokens. A row with more parts than two is a
+    conversation of several turns, each of which is learnt.
 
     Returns:
         Held-out metrics.
@@ -39,7 +40,7 @@ def train_sft(
     trainer = SFTTrainer(
         model=load_causal(bench.start, bench.tokenizer, bench.dtype),
         args=arguments,
-        train_dataset=arranged(_labelled(rows), [len(p) + len(c) for p, c in rows], section, bench),
+        train_dataset=arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench),
         eval_dataset=_labelled(held_out),
         processing_class=bench.tokenizer,
         peft_config=bench.lora("CAUSAL_LM"),
@@ -51,7 +52,9 @@ def train_sft(
 def _labelled(rows: Sequence[TokenRow]) -> Dataset:
     return Dataset.from_dict(
         {
-            "input_ids": [prompt + completion for prompt, completion in rows],
-            "labels": [[-100] * len(prompt) + completion for prompt, completion in rows],
+            "input_ids": [[token for part in row for token in part] for row in rows],
+            "labels": [
+                [token if number % 2 else -100 for number, part in enumerate(row) for token in part] for row in rows
+            ],
         }
     )

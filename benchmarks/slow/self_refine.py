@@ -1,0 +1,449 @@
+"""How complete must a rubric be before prompting matches learning from preferences? In the pocket world.
+
+    python benchmarks/slow/self_refine.py --runs runs/seeds/seed-0 runs/seeds/seed-1 --json build/bench/self_refine.json
+
+Reads finished runs of the quickstart; prompts, first answers, PIT and the judge are theirs. To each run one model is
+added: M_P trained further, alongside answering, on small instruction tasks, each criterion of the hidden utility apart
+(find what breaks it, mend it). Self-Refine on that model is then given rubrics that name k of the K = 6 criteria, and
+compared with PIT, which sees none. The policy after ordinary RLHF, at the same number of RL steps, is added too. A
+run's models are kept in --out and not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM
+
+from pitlm.core.config import TrainSection
+from pitlm.core.nouns import Answer, Prompt, Trace
+from pitlm.evaluate.compare import ORIGINAL, SystemResult, judge_systems, summarise
+from pitlm.evaluate.statistics import mean_interval
+from pitlm.improve.baselines.budget import held_to
+from pitlm.improve.baselines.chat import Conversation
+from pitlm.improve.baselines.guide import POCKET, Guide
+from pitlm.improve.baselines.sampling import draw, resample
+from pitlm.improve.baselines.self_refine import self_refine
+from pitlm.improve.systems import PIT, Models, Systems, answer_of
+from pitlm.models.chat import LocalChat
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.loading import load_causal, load_tokenizer, quiet
+from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.pipeline.context import Context
+from pitlm.pipeline.rows import policy_rows
+from pitlm.pipeline.run import stored_recipe
+from pitlm.pipeline.stages import improver_stage
+from pitlm.pipeline.training import policy_rl
+from pitlm.pocket.tasks import CRITERIA, Lesson, draw_lessons, lesson
+from pitlm.runs.atomic import write_text
+from pitlm.text.template import encode_completion, encode_prompts
+from pitlm.train.common import TokenRow, Workbench
+from pitlm.train.sft import train_sft
+
+LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"
+BUDGETS = (12, 25, 50, 100)
+GUIDE = Guide.load(POCKET)
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def said(told: Lesson) -> str:
+    """The true feedback in the words of the lessons."""
+    return f"yes {told.found}" if told.found else "no"
+
+
+def asked(told: Lesson) -> Conversation:
+    return GUIDE.ask(told.prompt, told.response, GUIDE.rubric[told.criterion])
+
+
+def to_mend(told: Lesson) -> Conversation:
+    return GUIDE.rewrite(told.prompt, [(told.response, GUIDE.rubric[told.criterion], said(told))])
+
+
+def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> list[TokenRow]:
+    """One conversation per lesson: some of the other criteria are asked about first, then the lesson's; then it is
+    mended. Each turn is learnt, so that a response that has been read is worth several questions."""
+    shown: list[Conversation] = []
+    replies: list[list[str]] = []
+    for told in lessons:
+        others = [lesson(told.prompt, told.response, name) for name in CRITERIA if name != told.criterion]
+        # Most criteria hold in most responses: fewer of those, or "no" is learnt and nothing else.
+        before = [turn for turn in others if rng.random() < (0.9 if turn.found else 0.3)]
+        rng.shuffle(before)
+        turns = [(asked(turn)[-1], said(turn)) for turn in (*before, told)]
+        turns += [(to_mend(told)[-1], told.mended)] if told.found else []
+        conversation = asked(told)[:-1]
+        for request, reply in turns:
+            shown.append([*conversation, request])
+            conversation = [*shown[-1], {"role": "assistant", "content": reply}]
+        replies.append([reply for _, reply in turns])
+    encoded = iter(encode_prompts(tokenizer, shown))
+    rows = []
+    for own in replies:
+        parts: list[list[int]] = []
+        for reply in own:
+            parts += [next(encoded)[sum(map(len, parts)) :], encode_completion(tokenizer, reply)]
+        rows.append(tuple(parts))
+    return rows
+
+
+def new_start(context: Context, folder: Path, layers: int) -> Any:
+    """M_P with tokens for the words of the instructions, and further layers that change nothing before training."""
+    source = context.model("policy-sft")
+    tokenizer = load_tokenizer(source)
+    model, known = load_causal(source, tokenizer), len(tokenizer)
+    texts = [t.replace("{rubric}", name) for t in (GUIDE.feedback, GUIDE.refine) for name in GUIDE.rubric.values()]
+    words = sorted({word for text in [*texts, "yes no"] for word in text.split()} - set(tokenizer.get_vocab()))
+    # A turn that ends says so, in what is read as in what is written; M_P's own template has one turn of each.
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
+    config = model.config
+    before, width = config.num_hidden_layers, config.hidden_size
+    config.num_hidden_layers = before + layers
+    torch.manual_seed(context.seed("follower-start"))
+    grown = AutoModelForCausalLM.from_config(config)
+    grown.load_state_dict(model.state_dict(), strict=False)
+    grown.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        # Drawn as wide as those that a model from scratch begins with: the library's narrow start learns late.
+        grown.get_input_embeddings().weight[known:].normal_(0, width**-0.5)
+        for layer in grown.model.layers[before:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    grown.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def teach(context: Context, folder: Path, options: argparse.Namespace) -> LocalChat:
+    """The follower: M_P trained further on answers and lessons; one that is there already is taken."""
+    section = TrainSection(learning_rate=options.rate, batch_size=options.batch)
+    rng = random.Random(context.seed("follower"))
+    if not (folder / "evaluation.json").is_file():
+        tokenizer = new_start(context, folder / "start", options.layers)
+        rows = rows_of(draw_lessons(rng, context.folds["sft"], options.lessons), tokenizer, rng)
+        answering = policy_rows(context.folds["sft"], tokenizer, context.template)
+        rows += rng.sample(answering, k=min(len(answering), len(rows) // 6))
+        held_out = rows_of(draw_lessons(rng, context.folds["validation"], 300), tokenizer, rng)
+        card = context.card("policy")
+        bench = Workbench(folder, folder / "start", tokenizer, card, context.seed("follower"))
+        train_sft(rows, held_out, section, bench, "rubric follower")
+    return LocalChat.from_pretrained(folder / "model", max_new_tokens=context.card("policy").max_new_tokens)
+
+
+def exam(chat: LocalChat, context: Context, count: int) -> dict[str, dict[str, float]]:
+    """Shares right on held-out prompts: fault seen where there is one and none where none is, found word for word,
+    and mended: word for word, and by the marks (gone, whatever else was changed)."""
+    lessons = draw_lessons(random.Random(context.seed("exam")), context.folds["test"], count)
+    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    replies = chat.complete([asked(told) for told in lessons], temperature=0.0, seed=0)
+    for told, reply in zip(lessons, replies, strict=True):
+        seen = not GUIDE.satisfied(reply.text)
+        right[told.criterion]["fault seen" if told.found else "none seen"].append(seen is bool(told.found))
+        if told.found:
+            right[told.criterion]["found"].append(reply.text == said(told))
+    faulty = [told for told in lessons if told.found]
+    replies = chat.complete([to_mend(told) for told in faulty], temperature=0.0, seed=0)
+    for told, reply in zip(faulty, replies, strict=True):
+        right[told.criterion]["mended"].append(reply.text == told.mended)
+        gone = not lesson(told.prompt, reply.text, told.criterion).found
+        right[told.criterion]["fault gone"].append(gone)
+    return {name: {task: float(np.mean(own)) for task, own in tasks.items()} for name, tasks in right.items()}
+
+
+@dataclass
+class Remembering:
+    """Under greedy decoding a conversation has one reply, so it is asked once, however many rubrics come to it."""
+
+    chat: LocalChat
+    replies: dict[str, Answer] = field(default_factory=dict)
+
+    def complete(self, conversations: Sequence[Conversation], *, temperature: float, seed: int) -> list[Answer]:
+        if temperature > 0:
+            return self.chat.complete(conversations, temperature=temperature, seed=seed)
+        keys = [json.dumps(conversation) for conversation in conversations]
+        fresh = {key: c for key, c in zip(keys, conversations, strict=True) if key not in self.replies}
+        made = self.chat.complete(list(fresh.values()), temperature=0.0, seed=0)
+        self.replies.update(zip(fresh, made, strict=True))
+        return [self.replies[key] for key in keys]
+
+
+def rubrics(options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """All subsets of the criteria, or a random sample of each size."""
+    rng = random.Random("rubrics")
+    found = []
+    for size in range(len(CRITERIA) + 1):
+        subsets = list(itertools.combinations(CRITERIA, size))
+        found += sorted(rng.sample(subsets, k=min(options.subsets, len(subsets))))
+    return found
+
+
+@dataclass
+class Desk:
+    """One run's prompts and first answers, and the judging of whatever is made of them."""
+
+    context: Context
+    prompts: list[Prompt]
+    originals: list[Answer]
+
+    def judge(self, systems: dict[str, list[Trace]]) -> tuple[list[SystemResult], dict[str, list[float]]]:
+        """The figures of each system, and each item's verdict as a number: 1, 0 or -1."""
+        answers = {ORIGINAL: [Answer(y.text) for y in self.originals]}
+        answers |= {name: [answer_of(trace) for trace in traces] for name, traces in systems.items()}
+        rows, scores = judge_systems(self.prompts, answers, self.context.judge())
+        count = {name: [len(y.text.split()) for y in given] for name, given in answers.items()}
+        lines = summarise(rows, answers, scores, count, resamples=self.context.recipe.evaluation.resamples)
+        signs = {
+            name: np.sign(np.array(own) - np.array(scores[ORIGINAL])).tolist()
+            for name, own in scores.items()
+            if name != ORIGINAL
+        }
+        return lines[1:], signs
+
+
+def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one run."""
+    context = Context(stored_recipe(root), root)
+    own = options.out / root.name
+    desk, systems = read_run(context, options)
+    began = time.perf_counter()
+    chat = Remembering(teach(context, own / "follower", options))
+    taught = time.perf_counter() - began
+    print(f"{root}: follower ready after {taught:.0f} s", flush=True)
+    result: dict[str, Any] = {"run": root.name, "seed": context.recipe.seed, "items": len(desk.prompts)}
+    result["parameters"] = chat.chat.model.num_parameters()
+    result["exam"] = exam(chat.chat, context, options.exam)
+    y0, settings = [y.text for y in desk.originals], {"chat": chat, "rounds": options.rounds}
+    lines: list[dict[str, Any]] = []
+    signs: dict[str, dict[int, list[list[float]]]] = {LAST: defaultdict(list), BEST: defaultdict(list)}
+    for names in rubrics(options):
+        made = {}
+        for name, best in ((LAST, False), (BEST, True)):
+            given = {**settings, "guide": GUIDE.only(names), "temperature": options.temperature, "best": best}
+            made[name] = self_refine(desk.prompts, y0, **given)
+        figures, verdicts = desk.judge(made)
+        for line in figures:
+            lines.append({"criteria": names, **asdict(line)})
+            signs[line.name][len(names)].append(verdicts[line.name])
+    result["rubrics"] = lines
+    result["by_size"] = {
+        name: {size: asdict(mean_interval(np.mean(own, axis=0).tolist())) for size, own in sizes.items()}
+        for name, sizes in signs.items()
+    }
+    whole = {**made, **systems.traces(), RLHF: rlhf(context, desk, own / "policy-rl")}
+    result["systems"] = [asdict(line) for line in desk.judge(whole)[0]]
+    result["budgets"] = {
+        budget: [asdict(x) for x in desk.judge({n: [held_to(t, budget) for t in ts] for n, ts in whole.items()})[0]]
+        for budget in BUDGETS
+    }
+    for temperature in options.temperatures:
+        given = {**settings, "guide": GUIDE, "temperature": temperature}
+        lines_at, _ = desk.judge({f"{LAST}, temperature {temperature:g}": self_refine(desk.prompts, y0, **given)})
+        result["systems"] += [asdict(line) for line in lines_at]
+    return result
+
+
+def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Systems]:
+    """The run's own prompts and first answers, and its systems, which may spend what the largest budget allows."""
+    text = (context.root / "evaluation" / "items.jsonl").read_text(encoding="utf-8")
+    items = [json.loads(line) for line in text.splitlines()][: options.items]
+    prompts = [Prompt.of(item["prompt"]) for item in items]
+    tokenizer = context.tokenizer
+    originals = [Answer(y, len(encode_completion(tokenizer, y))) for y in (item["answers"][ORIGINAL] for item in items)]
+    models = Models(
+        policy=Policy.from_pretrained(context.model("policy-sft")),
+        improver=Improver.from_pretrained(context.model(improver_stage(context.recipe))),
+        corrector=Improver.from_pretrained(context.model("improver-sft")),
+        gap=GapModel.from_pretrained(context.model("gap")),
+        reward=RewardModel.from_pretrained(context.model("reward")),
+    )
+    temperature, tokens = context.recipe.evaluation.policy_temperature, BUDGETS[-1]
+    systems = Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, tokens)
+    return Desk(context, prompts, originals), systems
+
+
+def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
+    """M_P after RLOO on R_P, for as many steps as PIT had in all its stages; it answers anew."""
+    curriculum = context.recipe.curriculum
+    steps = curriculum.rl.max_steps * len(curriculum.stages)
+    section = curriculum.rl.model_copy(update={"max_steps": steps})
+    folder.mkdir(parents=True, exist_ok=True)
+    policy_rl(Context(context.recipe.model_copy(update={"policy_rl": section}), context.root), folder)
+    policy = Policy.from_pretrained(folder / "model")
+    temperature = context.recipe.evaluation.policy_temperature
+    drawn = draw(desk.prompts, policy=policy, samples=1, temperature=temperature, seed=context.seed("original"))
+    return resample(desk.prompts, [y.text for y in desk.originals], drawn)
+
+
+def over_runs(intervals: Sequence[dict[str, float]]) -> tuple[float, float, float]:
+    """The mean over runs with its 95% interval by Student's t; of one run, its own interval by item."""
+    if len(intervals) == 1:
+        return bounds(intervals[0])
+    values = [interval["estimate"] for interval in intervals]
+    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def percent(low_high: tuple[float, float, float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in low_high))
+
+
+def bounds(interval: dict[str, float]) -> tuple[float, float, float]:
+    return interval["estimate"], interval["low"], interval["high"]
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Delta by k and run, PIT as the last line; then every system, and every system within each budget."""
+    runs = [result["run"] for result in results]
+    lines = [
+        f"| k | {' | '.join(runs)} | over runs | subsets, over runs | reach PIT |",
+        "| --- " * (len(runs) + 4) + "|",
+    ]
+    line_of = {r["run"]: next(s for s in r["systems"] if s["name"] == PIT)["delta"] for r in results}
+    for name in (LAST, BEST):
+        lines.append(f"| {name} |" + " |" * (len(runs) + 3))
+        for size in range(len(CRITERIA) + 1):
+            cells = [percent(bounds(result["by_size"][name][size])) for result in results]
+            mean = over_runs([result["by_size"][name][size] for result in results])
+            own = [
+                (line["delta"]["estimate"], line_of[result["run"]]["estimate"])
+                for result in results
+                for line in result["rubrics"]
+                if line["name"] == name and len(line["criteria"]) == size
+            ]
+            spread = f"{100 * min(d for d, _ in own):+.0f} to {100 * max(d for d, _ in own):+.0f}"
+            reach = f"{sum(d >= pit for d, pit in own)} of {len(own)}"
+            lines.append(f"| {size} | {' | '.join(cells)} | {percent(mean)} | {spread} | {reach} |")
+    cells = [percent(bounds(line_of[run])) for run in runs]
+    lines.append(f"| PIT | {' | '.join(cells)} | {percent(over_runs(list(line_of.values())))} | | |")
+    lines += ["", "| system | Delta | mean utility | generated tokens | prompt tokens | gain per 100 tokens | "
+              + " | ".join(f"Delta within {budget} tokens" for budget in BUDGETS) + " |"]  # fmt: skip
+    lines.append("| --- " * (6 + len(BUDGETS)) + "|")
+    for name in [line["name"] for line in results[0]["systems"]]:
+        own = [line for result in results for line in result["systems"] if line["name"] == name]
+        gains = [line["gain_per_100_tokens"] for line in own]
+        row = [
+            percent(over_runs([line["delta"] for line in own])),
+            f"{np.mean([line['quality']['estimate'] for line in own]):.2f}",
+            f"{np.mean([line['generated_tokens'] for line in own]):.1f}",
+            f"{np.mean([line['prompt_tokens'] for line in own]):.1f}",
+            f"{np.mean([gain['estimate'] for gain in gains]):+.2f}" if all(gains) else "-",
+        ]
+        for budget in BUDGETS:
+            held = [x["delta"]["estimate"] for r in results for x in r["budgets"][budget] if x["name"] == name]
+            row.append(f"{100 * float(np.mean(held)):+.1f}" if held else "")
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    lines += [
+        "",
+        "| criterion | Delta alone | Delta of all others | fault seen | none seen | found | mended | fault gone |",
+    ]
+    lines.append("| --- " * 8 + "|")
+    for name in CRITERIA:
+        rest = tuple(other for other in CRITERIA if other != name)
+        cells = []
+        for rubric in ((name,), rest):
+            deltas = [
+                line["delta"]
+                for result in results
+                for line in result["rubrics"]
+                if line["name"] == LAST and tuple(line["criteria"]) == rubric
+            ]
+            cells.append(percent(over_runs(deltas)) if deltas else "")
+        for task in ("fault seen", "none seen", "found", "mended", "fault gone"):
+            cells.append(f"{100 * np.mean([result['exam'][name][task] for result in results]):.0f}%")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_figure(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Delta against k, each rubric a point, with PIT as the line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    sizes = list(range(len(CRITERIA) + 1))
+    for name, colour, shift in ((LAST, "tab:blue", -0.06), (BEST, "tab:orange", 0.06)):
+        points = [
+            (len(line["criteria"]) + shift, 100 * line["delta"]["estimate"])
+            for result in results
+            for line in result["rubrics"]
+            if line["name"] == name
+        ]
+        axes.scatter(*zip(*points, strict=True), s=9, alpha=0.3, color=colour, linewidths=0)
+        means = [over_runs([result["by_size"][name][size] for result in results]) for size in sizes]
+        middle = [100 * mean for mean, _, _ in means]
+        reach = [[100 * (m - low) for m, low, _ in means], [100 * (high - m) for m, _, high in means]]
+        axes.errorbar([s + shift for s in sizes], middle, reach, color=colour, capsize=3, label=name)
+    mean, low, high = over_runs([next(s for s in r["systems"] if s["name"] == PIT)["delta"] for r in results])
+    axes.axhline(100 * mean, color="tab:green", label="PIT, which sees no rubric")
+    axes.axhspan(100 * low, 100 * high, color="tab:green", alpha=0.15, linewidth=0)
+    axes.set_xlabel(f"k: criteria that the rubric names, of {len(CRITERIA)}")
+    axes.set_ylabel("Delta against the original (points)")
+    axes.set_title(
+        f"Pocket world, {len(results)} seed{'s' * (len(results) > 1)}, judged by the true utility", fontsize=10
+    )
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished quickstart runs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/self-refine"), help="what is trained here is kept there"
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--items", type=int, help="held-out prompts; default: those of the run")
+    parser.add_argument("--subsets", type=int, default=20, help="at most so many rubrics of each size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--temperature", type=float, default=0.0, help="of Self-Refine; greedy suits a small model")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.4, 0.8], help="further ones, full rubric")
+    parser.add_argument("--lessons", type=int, default=48_000)
+    parser.add_argument("--layers", type=int, default=2, help="layers that the follower has beyond M_P's two")
+    parser.add_argument("--rate", type=float, default=3e-3, help="the follower's learning rate")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--exam", type=int, default=1200, help="lessons on held-out prompts that test the follower")
+    parser.add_argument("--again", action="store_true", help="measure anew where --out has figures already")
+    options = parser.parse_args()
+    quiet()
+    results = []
+    for root in options.runs:
+        stored = options.out / root.name / "result.json"
+        if options.again or not stored.is_file():
+            write_text(stored, json.dumps(measure(root, options), indent=2) + "\n")
+        results.append(json.loads(stored.read_text(encoding="utf-8"), object_hook=_numbered))
+    print(table(results))
+    if options.json:
+        write_text(options.json, json.dumps(results, indent=2) + "\n")
+    if options.figure:
+        draw_figure(results, options.figure)
+    return 0
+
+
+def _numbered(values: dict[str, Any]) -> dict[Any, Any]:
+    """JSON has no numbers as keys; k and the budgets are."""
+    return {int(key) if key.isdecimal() else key: value for key, value in values.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
