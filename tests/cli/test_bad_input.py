@@ -408,7 +408,7 @@ def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:
 SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "unknown section": (["curiculum.rl.beta=1"], ["unknown key 'curiculum'", "did you mean 'curriculum'?"]),
     "unknown key": (["curriculum.rl.betta=1"], ["unknown key 'curriculum.rl.betta'", "did you mean 'beta'?"]),
-    "unknown key, nothing near": (["loop.qqqq=1"], ["unknown key 'loop.qqqq'", "rounds, margin, temperature"]),
+    "unknown key, nothing near": (["loop.qqqq=1"], ["unknown key 'loop.qqqq'", "rounds, proposals, margin, temperature"]),
     "unknown key in a new section": (["peft.rank=4"], ["unknown key 'peft.rank'", "expected one of r,"]),
     "unknown key in init": (["model.init.layer=4"], ["unknown key 'model.init.layer'", "did you mean 'layers'?"]),
     "negative beta": (["curriculum.rl.beta=-0.1"], ["'curriculum.rl.beta': found -0.1", "greater than or equal to 0"]),
@@ -801,7 +801,7 @@ def test_an_unfinished_run_is_explained(cli: Cli) -> None:
     source = cli.source("pairs.jsonl", lines(*GOOD))
     assert cli.run_data(source) == (0, "")
     message = cli.refused("improve", "--run", cli.out, "--prompt", "q", "--response", "a")
-    assert "found no such folder, expected a model trained as improver" in message
+    assert "found no such folder, expected a model trained as gap" in message
 
 
 def test_from_a_shell_it_is_one_line_and_code_two(cli: Cli) -> None:

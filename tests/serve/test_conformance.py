@@ -375,7 +375,7 @@ def test_score_and_improve(proxy):
     assert HTTP.get(f"{proxy.url}/score").json() == {"margin": 0.5}
     trace = HTTP.post(f"{proxy.url}/improve", json={"prompt": ASK, "response": "4", "rounds": 1, "seed": 3}).json()
     assert (trace["final"], trace["original"], trace["stop_reason"]) == ("4 Better", "4", "rounds")
-    assert trace["rounds"] == [{"proposal": "4 Better", "gap": 1.0, "accepted": True, "tokens": 3}]
+    assert trace["rounds"] == [{"proposal": "4 Better", "gap": 1.0, "accepted": True, "tokens": 3, "prompt_tokens": 10}]
     assert proxy.writer.asked[0]["prompt"] == Prompt.of("2 + 2 ?")
 
 

@@ -35,9 +35,9 @@ VERBS = {
     "calibrate": Verb("pitlm.cli.calibrate:calibrate", "Choose the loop's margin for a promised rate of harm."),
     "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
     "judge": Verb("pitlm.cli.judge:judge", "Let a judge compare two systems' answers, in both orders."),
-    "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a local page."),
+    "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a page."),
     "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
-    "serve": Verb("pitlm.cli.serve:serve", "Stand in front of an OpenAI-compatible API and improve its answers."),
+    "serve": Verb("pitlm.cli.serve:serve", "Improve the answers of an OpenAI-compatible API: a proxy."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
 }
 
