@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from page_checks import CONTRAST, HOSTILE
 from PIL import Image
 
 from pitlm.core.nouns import Prompt
@@ -21,16 +22,6 @@ SYSTEMS = ("zebra-17b", "walrus-3b")
 COMPARISONS = [
     Comparison(Prompt.of(f"question {i}"), f"from the pen of z. {i}", f"w. wrote this {i}", f"secret-item-{i}", SYSTEMS)
     for i in range(4)
-]
-HOSTILE = [
-    "<script>alert('script')</script>",
-    "<img src=x onerror=\"alert('image')\">",
-    "<svg onload=alert('svg')><a href=\"javascript:alert('link')\">click me</a>",
-    "</p></section><iframe srcdoc=\"<script>alert('frame')</script>\"></iframe>",
-    "<style>* { display: none }</style><link rel=stylesheet href=//evil.example/x.css>",
-    "\u202e<b>desrever</b> \u2066\u2067isolated, never closed",
-    "{{ 7 * 7 }}${alert('template')}<!-- \u0000 \u2028 -->",
-    "<form action=//evil.example><button autofocus onfocus=alert('focus')>B is better</button></form>",
 ]
 
 
@@ -300,18 +291,6 @@ def test_it_fits_a_phone_and_can_be_read(votes, serve, new_page, scheme):
         assert page.locator(selector).evaluate(CONTRAST) >= 4.5, selector  # WCAG 2, AA
     page.get_by_role("button", name="B is better").tap()
     page.get_by_text("You rated all 1.").wait_for()
-
-
-CONTRAST = """node => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const luminance = (text) => rgb(text).slice(0, 3).map((v) => v / 255)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  let behind = node;
-  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
-  const [a, b] = [getComputedStyle(node).color, getComputedStyle(behind).backgroundColor].map(luminance);
-  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-}"""
 
 
 def test_the_names_that_assistive_technology_hears(app_url, new_page):

@@ -379,10 +379,19 @@ def test_score_and_improve(proxy):
     assert proxy.writer.asked[0]["prompt"] == Prompt.of("2 + 2 ?")
 
 
+def test_improve_keeps_what_the_response_was_asked_for_with(proxy):
+    body = {"prompt": "x", "response": "4", "stop": ["tter"], "temperature": 0.1, "rounds": 1}
+    assert HTTP.post(f"{proxy.url}/improve", json=body).json()["final"] == "4 Be"
+    assert proxy.writer.asked[0]["temperature"] == 0.1
+    reply = HTTP.post(f"{proxy.url}/improve", json={"prompt": "x", "response": "4", "max_tokens": 2}).json()
+    assert (reply["final"], reply["rounds"][0]["gap"]) == ("4", None)  # the proposal has 3
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
         ({"prompt": "x"}, 400, "response: Field required"),
+        ({"prompt": "x", "response": "y", "stop": [""]}, 400, "stop.0: String should have at least 1 character"),
         ({"prompt": [], "response": "y"}, 400, "prompt: found no user turn"),
         ({"prompt": "x", "response": "y", "round": 1}, 400, "round: Extra inputs"),
     ],

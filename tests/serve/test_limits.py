@@ -36,7 +36,12 @@ def test_a_token_is_asked_for_and_the_upstream_gets_its_own_key(guarded):
     assert guarded.client(api_key="door-key").chat.completions.create(**ASK).pit["outcome"] == "improved"
     assert guarded.upstream.requests[0]["headers"]["authorization"] == "Bearer sk-upstream"
     root = guarded.url.removesuffix("/v1")
-    assert [httpx.get(f"{root}/{path}").status_code for path in ("healthz", "metrics")] == [200, 401]
+    assert [httpx.get(f"{root}/{path}").status_code for path in ("healthz", "metrics", "")] == [200, 401, 200]
+    page = httpx.get(root)  # anybody may read it, as it says nothing; what it asks for needs the token
+    assert "script-src 'nonce-" in page.headers["content-security-policy"]
+    assert page.headers["x-frame-options"] == "DENY"
+    for secret in ("door-key", "sk-upstream", guarded.direct):
+        assert secret not in page.text
 
 
 def test_neither_keys_nor_conversations_are_logged(guarded, caplog):

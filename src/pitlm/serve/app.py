@@ -24,6 +24,7 @@ from pitlm.live.worker import Worker, load_models
 from pitlm.serve.errors import ApiError
 from pitlm.serve.limits import Limits
 from pitlm.serve.metrics import Metrics
+from pitlm.serve.pages import page
 from pitlm.serve.proxying import ChatCompletions, PassThrough
 from pitlm.serve.replies import finite
 from pitlm.serve.settings import Settings
@@ -104,6 +105,11 @@ def make_app(
     app.state.improving, app.state.scorer = improving, scorer
     app.include_router(router)
 
+    @app.get("/")
+    async def try_it() -> Response:
+        asked = "token" if settings.token else "key" if upstream and not settings.upstream_key else ""
+        return page("try.html", upstream=upstream is not None, improves=improving is not None, secret=asked)
+
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Alive; ``degraded`` where the models are being started again and answers go out as they come."""
@@ -140,13 +146,17 @@ class ScoreRequest(BaseModel):
 
 
 class ImproveRequest(BaseModel):
-    """A response to improve; ``rounds`` at most as many as the server's."""
+    """A response to improve; ``rounds`` at most as many as the server's. ``stop``, ``max_tokens`` and ``temperature``
+    are what the response was asked for with, and hold for what takes its place."""
 
     model_config = ConfigDict(extra="forbid")
     prompt: Messages
     response: Annotated[str, Field(min_length=1)]
     rounds: PositiveInt | None = None
     seed: int | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    max_tokens: PositiveInt | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
 
 
 @router.get("/score")
@@ -168,7 +178,8 @@ async def improve(request: Request, body: ImproveRequest) -> dict[str, Any]:
     improving: Improving | None = request.app.state.improving
     if improving is None:
         raise ApiError(404, "no_improver", "This server has no improver and gap model.")
-    outcome = await improving(Prompt.of(body.prompt), body.response, Bounds(rounds=body.rounds, seed=body.seed))
+    bounds = Bounds(**body.model_dump(exclude={"prompt", "response"}))
+    outcome = await improving(Prompt.of(body.prompt), body.response, bounds)
     if outcome.failure and not outcome.trace.rounds:
         raise Unavailable(outcome.failure)
     trace = outcome.trace.as_dict()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
+from collections.abc import Container
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pitlm.core.errors import InputError
+from pitlm.serve.settings import LOOPBACK
 
 COOKIE = "pit_token"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -28,6 +30,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_PORT = re.compile(r":\d+\Z")
 
 
 def make_token(host: str) -> str | None:
@@ -36,14 +39,15 @@ def make_token(host: str) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """A listening socket; port 0 takes a free one. What comes before the server runs waits, and is not refused.
 
     Raises:
         InputError: the address is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]  # the library repeats the address in brackets
         raise InputError(f"--host {host} --port {port}: cannot listen there ({why})") from error
@@ -65,12 +69,20 @@ def content_security_policy(nonce: str) -> str:
     )
 
 
+def from_other_site(headers: Headers) -> bool:
+    """Whether the page of another site sent this, as any that the user has open in a browser can."""
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
+
+
+def by_other_name(headers: Headers, hosts: Container[str]) -> bool:
+    """Whether this came by another name than ``hosts``: a foreign site's, made to resolve to here (DNS rebinding)."""
+    return _PORT.sub("", headers.get("host", "")) not in hosts
+
+
 def guard(app: FastAPI, token: str | None) -> None:
-    """Put the guard before ``app``. Without a token, only requests to a loopback name pass: so no foreign site's name,
-    made to resolve to this machine (DNS rebinding), reaches it from a browser."""
+    """Put the guard before ``app``. Without a token, only requests to a loopback name pass."""
     app.add_middleware(Guard, token=token)
-    if token is None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"], www_redirect=False)
 
 
 class Guard:
@@ -102,13 +114,14 @@ class Guard:
         await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers, given: str) -> PlainTextResponse | None:
+        if self.token is None and by_other_name(headers, LOOPBACK):
+            return PlainTextResponse("This request comes by a foreign name.\n", 400)
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         if self.token is not None and not self._right(given) and not (cookie and self._right(cookie.value)):
             return PlainTextResponse("Open the whole address that was printed, with ?token= and what follows.\n", 403)
         if method in ("GET", "HEAD"):
             return None
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host"):
+        if from_other_site(headers):
             return PlainTextResponse("This request comes from another site's page.\n", 403)
         length = headers.get("content-length", "")
         if not length.isdecimal():  # the server holds a client to the length that it names

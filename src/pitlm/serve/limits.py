@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+from starlette.datastructures import Headers
+
 from pitlm.serve.errors import ApiError, Receive, Scope, Send
+from pitlm.serve.guard import by_other_name, from_other_site
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.settings import Settings
 
@@ -19,7 +21,6 @@ log = logging.getLogger("pitlm.serve")
 
 UNLIMITED = frozenset({"/healthz", "/metrics"})
 BODY_SECONDS = 60.0
-_PORT = re.compile(r":\d+\Z")
 
 
 class Limits:
@@ -60,15 +61,12 @@ class Limits:
         log.info("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
 
     def _admit(self, scope: Scope) -> None:
-        headers = dict(scope["headers"])
-        host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
-        # Any page that the user has open in a browser can send requests to this machine, under a name of its own even.
-        foreign = origin is not None and origin.decode("latin-1").partition("://")[2] != host
-        if foreign or (self.settings.hosts is not None and _PORT.sub("", host) not in self.settings.hosts):
+        headers, hosts = Headers(scope=scope), self.settings.hosts
+        if from_other_site(headers) or (hosts is not None and by_other_name(headers, hosts)):
             raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
         if self.token is None or scope["path"] in self.settings.open_paths:
             return
-        if not hmac.compare_digest(headers.get(b"authorization", b""), self.token):
+        if not hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), self.token):
             raise ApiError(
                 401, "invalid_api_key", "A bearer token is needed.", headers=[(b"www-authenticate", b"Bearer")]
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -12,13 +11,13 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
-from jinja2 import Environment, PackageLoader
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
-from pitlm.serve.guard import address, bind, content_security_policy, guard, make_token
+from pitlm.serve.guard import address, bind, guard, make_token
+from pitlm.serve.pages import page
 
 CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}
 
@@ -56,7 +55,6 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
     """
     app = FastAPI(openapi_url=None)  # and so no page of documentation, which would load scripts from elsewhere
     guard(app, token)
-    page = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True).get_template("rate.html")
 
     @lru_cache(maxsize=64)
     def sheet(rater: str) -> dict[str, Ballot]:
@@ -76,10 +74,7 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
 
     @app.get("/")
     def index() -> HTMLResponse:
-        nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(
-            page.render(nonce=nonce), headers={"Content-Security-Policy": content_security_policy(nonce)}
-        )
+        return page("rate.html")
 
     @app.get("/api/ballots")
     def list_ballots(rater: Annotated[Rater, Query()]) -> list[dict[str, Any]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 
 import uvicorn
 from rich.text import Text
 
-from pitlm.core.errors import InputError
 from pitlm.runs.console import make_console
 from pitlm.serve.app import serving
+from pitlm.serve.guard import bind
 from pitlm.serve.settings import Settings
 
 BACKLOG = 2048
@@ -37,10 +36,10 @@ def run(settings: Settings, *, host: str, port: int, check: bool = False, access
 
 
 async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
-    with _listen(host, port) as listener:
+    with bind(host, port) as listener:  # before the models are loaded: a port in use is said at once
         async with serving(settings) as app:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-            listener.listen(BACKLOG)  # before it is said that somebody listens
+            listener.listen(BACKLOG)
             for line in _about(settings, address):
                 make_console().print(Text(line), soft_wrap=True)  # to be copied whole
             if check:
@@ -61,18 +60,6 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
             await uvicorn.Server(config).serve(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound before the models are loaded, so that a port in use is said at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
-    return listener
-
-
 def _about(settings: Settings, address: str) -> list[str]:
     improves = settings.improver is not None and settings.gap is not None
     what = {
@@ -87,5 +74,6 @@ def _about(settings: Settings, address: str) -> list[str]:
     return [
         f"Serving {address}/v1",
         *(f"  {name:10} {value}" for name, value in what.items()),
+        *([f"Try: {address}/ in a browser"] if improves else []),
         f"Try: curl {address}/v1/{path} -H 'content-type: application/json' -d '{chat if settings.upstream else pair}'",
     ]

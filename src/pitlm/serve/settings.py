@@ -20,7 +20,7 @@ class Settings:
         improver_model, improver_ask: a remote improver's name, and the turn that it was trained with.
         models_key: bearer token for remote improver and gap model.
         token: what clients have to send; None asks for none.
-        open_paths: need no token.
+        open_paths: need no token; the page at ``/`` asks for it, and is of no use without.
         hosts: names by which clients may call this server; None takes any.
         improve_seconds: for the improvement of one answer, after which the best so far stands.
         upstream_seconds: of the upstream's silence.
@@ -40,7 +40,7 @@ class Settings:
     models_key: str | None = None
     loop: LoopSection = field(default_factory=LoopSection)
     token: str | None = None
-    open_paths: frozenset[str] = frozenset({"/healthz"})
+    open_paths: frozenset[str] = frozenset({"/", "/healthz"})
     hosts: frozenset[str] | None = LOOPBACK
     improve_seconds: float = 20.0
     upstream_seconds: float = 600.0

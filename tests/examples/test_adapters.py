@@ -1,0 +1,202 @@
+"""The adapters against a real `pit serve` with scripted models; LiteLLM and optillm are stand-ins of their interfaces."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+from proxies import proxied
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ASKED = [{"role": "user", "content": "What is two and two?"}]
+
+
+def load(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reply(text="Four.", finish_reason="stop", **message):
+    """A chat completion with the attributes of OpenAI's and LiteLLM's classes."""
+    said = SimpleNamespace(content=text, role="assistant", **message)
+    choices = [SimpleNamespace(index=0, message=said, finish_reason=finish_reason)]
+    return SimpleNamespace(choices=choices, usage=SimpleNamespace(prompt_tokens=7, completion_tokens=5))
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with proxied(token="door-key", upstream_key="sk-upstream") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def pit(guarded, monkeypatch):
+    monkeypatch.setenv("PIT_URL", guarded.url)
+    monkeypatch.setenv("PIT_SERVE_TOKEN", "door-key")
+    guarded.writer.asked.clear()
+    guarded.writer.failure = guarded.judge.failure = ""
+    guarded.writer.seconds, guarded.writer.tokens = 0.0, 3
+    return guarded
+
+
+@pytest.fixture(scope="module")
+def litellm():
+    """LiteLLM as far as the callback imports it, and its proxy's way to call the hook."""
+
+    class CustomLogger:
+        def __init__(self, message_logging=True, **more):
+            self.message_logging = message_logging
+
+        async def async_post_call_success_hook(self, data, user_api_key_dict, response):
+            pass
+
+    module = ModuleType("litellm.integrations.custom_logger")
+    module.CustomLogger = CustomLogger
+    packages = {name: ModuleType(name) for name in ("litellm", "litellm.integrations")}
+    with patch.dict(sys.modules, {**packages, module.__name__: module}):
+        callback = load("litellm_callback").improves
+    assert isinstance(callback, CustomLogger)
+    assert callback.message_logging
+    loop = asyncio.Runner()
+
+    def call(data, response):
+        hook = callback.async_post_call_success_hook
+        changed = loop.run(hook(user_api_key_dict=object(), data=data, response=response))
+        assert changed is response  # changed in place and returned: older proxies look at the one, newer at the other
+        return changed.choices[0]
+
+    with loop:
+        yield call
+        loop.run(callback.client.aclose())
+
+
+def test_litellm_gets_the_improved_answer(pit, litellm):
+    choice = litellm({"model": "m", "messages": ASKED}, reply(finish_reason="length"))
+    assert (choice.message.content, choice.finish_reason) == ("Four. Better Better", "stop")
+    assert pit.writer.asked[0]["prompt"].as_messages() == ASKED
+
+
+def test_litellm_keeps_what_was_asked_of_the_answer(pit, litellm):
+    data = {
+        "messages": ASKED,
+        "max_tokens": 9,
+        "max_completion_tokens": 8,
+        "temperature": 0.1,
+        "seed": 5,
+        "stop": "tter",
+    }
+    assert litellm(data, reply()).message.content == "Four. Be Be Be"  # three rounds, each cut before `tter`
+    asked = pit.writer.asked[0]
+    assert (asked["max_tokens"], asked["temperature"], asked["seed"]) == (8, 0.1, 5)
+    assert litellm({"messages": ASKED, "max_tokens": 2}, reply()).message.content == "Four."  # it wrote 3
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        ({"messages": ASKED, "stream": True}, reply()),
+        ({"messages": ASKED, "tools": [{"type": "function"}]}, reply()),
+        ({"messages": ASKED, "response_format": {"type": "json_object"}}, reply()),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, reply()),
+        ({"input": "an embedding"}, SimpleNamespace(data=[], choices=reply().choices)),
+        ({"messages": ASKED}, reply(None, "tool_calls", tool_calls=[object()])),
+        ({"messages": ASKED}, reply(refusal="I will not.")),
+        ({"messages": ASKED}, reply("  ")),
+        ({"messages": ASKED, "n": 2}, SimpleNamespace(choices=reply().choices * 2)),
+    ],
+)
+def test_litellm_leaves_what_cannot_be_replaced(pit, litellm, data, answer):
+    before = answer.choices[0].message.content
+    assert litellm(data, answer).message.content == before
+    assert pit.writer.asked == []
+
+
+FAILURES = ["models", "token", "silence", "nobody", "nonsense"]
+
+
+def break_it(why, pit, monkeypatch):
+    match why:
+        case "models":
+            pit.writer.failure = "out of memory"
+        case "token":
+            monkeypatch.setenv("PIT_SERVE_TOKEN", "wrong")
+        case "silence":
+            pit.writer.seconds = 5.0
+            monkeypatch.setenv("PIT_SECONDS", "0.1")
+        case "nobody":
+            monkeypatch.setenv("PIT_URL", "http://127.0.0.1:9/v1")
+        case "nonsense":
+            monkeypatch.setenv("PIT_URL", pit.direct + "/models?")  # 200, and no trace
+
+
+@pytest.mark.parametrize("why", FAILURES)
+def test_litellm_fails_open(pit, litellm, monkeypatch, caplog, why):
+    break_it(why, pit, monkeypatch)
+    choice = litellm({"messages": ASKED}, reply(finish_reason="length"))
+    assert (choice.message.content, choice.finish_reason) == ("Four.", "length")
+    assert "not improved" in caplog.text
+    assert "two and two" not in caplog.text
+
+
+class Client:
+    """An OpenAI client as optillm hands it over, as strict about unknown arguments."""
+
+    def __init__(self, answer=None):
+        self.answer, self.asked = answer or reply(), {}
+        self.chat = SimpleNamespace(completions=self)
+
+    def create(self, *, model, messages, temperature=None, max_tokens=None, stop=None, response_format=None):
+        self.asked = {"model": model, "messages": messages, "temperature": temperature}
+        return self.answer
+
+
+def test_optillm_gets_the_improved_answer_and_all_the_tokens(pit):
+    plugin, client = load("optillm_plugin"), Client()
+    assert plugin.SLUG == "pit"
+    config = {"temperature": 0.2, "stream": False, "n": 1, "response_format": None, "mcts_depth": 1}
+    text, tokens = plugin.run("Be brief.", "User: What is two and two?", client, "m", request_config=config)
+    assert (text, tokens) == ("Four. Better Better", 5 + 3 * 3)  # three rounds, the last of which was not taken
+    messages = [{"role": "system", "content": "Be brief."}, *ASKED]
+    assert client.asked == {"model": "m", "messages": messages, "temperature": 0.2}
+    assert pit.writer.asked[0]["prompt"].as_messages() == messages
+    assert pit.writer.asked[0]["temperature"] == 0.2
+    assert plugin.run("", "What is two and two?", client, "m")[0] == "Four. Better Better"  # as older releases call it
+    assert client.asked["messages"] == ASKED
+
+
+def test_optillm_s_conversation_is_taken_apart_where_its_turns_alternate(pit):
+    plugin, client = load("optillm_plugin"), Client()
+    plugin.run("", "User: Hi\nthere\nAssistant: Hello\nUser: Two and two?", client, "m")
+    turns = [("user", "Hi\nthere"), ("assistant", "Hello"), ("user", "Two and two?")]
+    assert client.asked["messages"] == [{"role": role, "content": text} for role, text in turns]
+    assert pit.writer.asked[0]["prompt"].as_messages() == client.asked["messages"]
+    pit.writer.asked.clear()
+    for query in ("User: a\nUser: b", "Assistant: a\nUser: b", "User: a\nAssistant: b", "Say\nUser: a"):
+        assert plugin.run("", query, client, "m") == ("Four.", 5)
+        assert client.asked["messages"] == [{"role": "user", "content": query}]
+    assert pit.writer.asked == []
+
+
+def test_optillm_keeps_what_was_asked_of_the_answer(pit):
+    plugin = load("optillm_plugin")
+    assert plugin.run("", "User: Why?", Client(), "m", {"stop": ["tter"]})[0] == "Four. Be Be Be"
+    for config in ({"max_tokens": 2}, {"response_format": {"type": "json_object"}}):
+        assert plugin.run("", "User: Why?", Client(), "m", config)[0] == "Four."
+    for answer in (reply(None, "tool_calls"), reply("Fo", "content_filter")):
+        assert plugin.run("", "User: Why?", Client(answer), "m") == (answer.choices[0].message.content or "", 5)
+
+
+@pytest.mark.parametrize("why", FAILURES)
+def test_optillm_fails_open(pit, monkeypatch, caplog, why):
+    break_it(why, pit, monkeypatch)
+    assert load("optillm_plugin").run("", "User: two and two?", Client(), "m") == ("Four.", 5)
+    assert "not improved" in caplog.text
+    assert "two and two" not in caplog.text
