@@ -408,7 +408,10 @@ def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:
 SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "unknown section": (["curiculum.rl.beta=1"], ["unknown key 'curiculum'", "did you mean 'curriculum'?"]),
     "unknown key": (["curriculum.rl.betta=1"], ["unknown key 'curriculum.rl.betta'", "did you mean 'beta'?"]),
-    "unknown key, nothing near": (["loop.qqqq=1"], ["unknown key 'loop.qqqq'", "rounds, proposals, margin, temperature"]),
+    "unknown key, nothing near": (
+        ["loop.qqqq=1"],
+        ["unknown key 'loop.qqqq'", "rounds, proposals, margin, temperature"],
+    ),
     "unknown key in a new section": (["peft.rank=4"], ["unknown key 'peft.rank'", "expected one of r,"]),
     "unknown key in init": (["model.init.layer=4"], ["unknown key 'model.init.layer'", "did you mean 'layers'?"]),
     "negative beta": (["curriculum.rl.beta=-0.1"], ["'curriculum.rl.beta': found -0.1", "greater than or equal to 0"]),
