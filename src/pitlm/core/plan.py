@@ -7,7 +7,7 @@ where rows share them is the gap model's tree (Eq. 2): x + 3 w + 3 l tokens; RL 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -193,17 +193,10 @@ def _evaluation(p: Costs) -> StagePlan:
     rounds = min(p.recipe.loop.rounds, ACCEPTED_ROUNDS)
     p.write(tally, items * (1 + round(rounds)), p.x, evaluation.batch_size)
     p.write(tally, items * 2 * (3 + rounds), p.beside, evaluation.batch_size)
-    scored = items * (2 * 2 * rounds + 6 + 8 + 2 * 3) + 2 * p.test
-    p.encode(tally, items * 2 * (3 + rounds) + scored)
-    p.read(tally, scored * (p.beside + p.y), p.beside / 2, passes=20)
+    judged = (items * (6 + 8) + 2 * p.test) if p.work.judge else 0  # six systems, two curves of four points
+    gaps = items * (2 * rounds + 3)
+    p.encode(tally, items * 2 * (3 + rounds) + judged + 2 * gaps)
+    p.read(tally, judged * (p.x + p.y), p.x / 2 + p.y, passes=14)
+    p.read(tally, gaps * (p.beside + 2 * p.y), p.beside / 2, passes=6)  # candidate and reference itself, as a tree
     peak = p.weights(5 + p.work.judge) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
     return _done(p, "evaluation", tally, peak)
-
-
-def fewest_devices(make: Callable[[int], Plan]) -> Plan:
-    """The plan with the fewest devices (1, 2, 4, ...) that hold it."""
-    for doubling in range(12):
-        plan = make(2**doubling)
-        if plan.fits:
-            return plan
-    return plan

@@ -16,8 +16,9 @@ from functools import partial
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from pitlm.core.costs import Costs
-from pitlm.core.hardware import Hardware
+from pitlm.core.config import Recipe
+from pitlm.core.costs import Costs, Workload
+from pitlm.core.hardware import Hardware, assumed
 from pitlm.core.nouns import Prompt
 from pitlm.core.shapes import Shape
 from pitlm.models.forest import Forest
@@ -34,12 +35,13 @@ NEW_TOKENS, REPEATS = 12, 5
 Clock = Callable[[], float]
 
 
-def calibrate(costs: Costs, clock: Clock = time.perf_counter) -> Hardware:
-    """Rates of this machine for the recipe, shape and lengths of ``costs`` (its hardware is not looked at).
+def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) -> Hardware:
+    """Rates of this machine for a recipe's model and the lengths of its pairs.
 
     Args:
         clock: wall time, or the processor time of one thread, which other programs disturb less.
     """
+    costs = Costs(recipe, Shape.of_model(recipe.model), work, assumed("l4", recipe.model.dtype))
     shape = replace(
         costs.shape,
         layers=min(costs.shape.layers, LAYERS),

@@ -45,8 +45,8 @@ class Answers:
             PIT: Improver.from_pretrained(context.model(improver), self.dtype),
             SFT: Improver.from_pretrained(context.model("improver-sft"), self.dtype),
         }
-        self.gap = GapModel.from_pretrained(context.model("gap"))
-        self.reward = RewardModel.from_pretrained(context.model("reward"))
+        self.gap = GapModel.from_pretrained(context.model("gap"), self.dtype)
+        self.reward = RewardModel.from_pretrained(context.model("reward"), self.dtype)
         self.prompts = unique_prompts(context.folds["test"])[: context.recipe.evaluation.items]
 
     def originals(self) -> list[Answer]:

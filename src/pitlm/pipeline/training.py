@@ -86,8 +86,8 @@ def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
         )
     fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
     return gap_health(
-        GapModel.from_pretrained(folder / "model"),
-        RewardModel.from_pretrained(context.model("reward")),
+        GapModel.from_pretrained(folder / "model", context.recipe.model.dtype),
+        RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype),
         context.folds["test"],
         fresh,
         context.judge().score,
@@ -102,7 +102,7 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
     prompts = _take(rng, unique_prompts(context.folds["rl"]), section)
     conversations = [context.template.policy_messages(prompt) for prompt in prompts]
     anchor = context.model("policy-sft")
-    reward = RewardModel.from_pretrained(context.model("reward"))
+    reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype)
     held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
     train_rl(
         conversations,
@@ -127,11 +127,12 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
     lora = context.recipe.peft is not None
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
     start = context.model(previous) if previous and not lora else anchor
-    gap = GapModel.from_pretrained(context.model("gap"))
+    gap = GapModel.from_pretrained(context.model("gap"), context.recipe.model.dtype)
     writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
     prompts = _held_out(context, section)
     temperature = context.recipe.evaluation.policy_temperature
     answers = writer.answer(prompts, temperature=temperature, seed=context.seed("probe"))
+    del writer  # its memory is needed for training
     held_out = [context.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
     train_rl(
         [context.template.improver_messages(prompt, reference) for prompt, reference in rows],
