@@ -1,9 +1,9 @@
 """What the planner says that each stage takes, beside what it took.
 
 By default a small quickstart is run here, on one thread, and both the calibration and the stages are counted in this
-process's processor seconds: other programs then disturb less, though not nothing. With --run FOLDER the wall seconds of
-a finished run are taken from its stages, and the calibration is in wall seconds, on as many threads as torch takes: only
-worth something where the machine is as idle as it was then.
+process's processor seconds: other programs then disturb less, though not nothing. With --run FOLDER the wall seconds
+of a finished run are taken from its stages, and the calibration is in wall seconds, on as many threads as torch takes:
+only worth something where the machine is as idle as it was then.
 
 A ratio is predicted / measured. The machine is calibrated before and after the run, and the rates of each are planned
 with; the prediction is their mean.

@@ -125,21 +125,21 @@ def _reward(p: Costs, name: str, pairs: float) -> StagePlan:
     return _done(p, name, tally, p.states() + p.activations(section, micro))
 
 
-def _tree(x: float, w: float, l: float, marks: float) -> float:
+def tree_tokens(x: float, w: float, l: float, marks: float) -> float:
     """Tokens of Eq. 2's four rows as one tree: x, then each reference with its request, then each candidate twice."""
     return x + (l + marks) + (w + marks) + 2 * (w + l)
 
 
 def _gap(p: Costs) -> StagePlan:
     tally, section, evaluation = Tally(), p.recipe.gap, p.recipe.evaluation
-    tree = _tree(p.x, p.w, p.l, p.work.marks)
+    tree = tree_tokens(p.x, p.w, p.l, p.work.marks)
     p.encode(tally, 2 * p.fold)
     p.learn(tally, section, _steps(section, p.fold), section.batch_size * tree, p.beside / 2, tree=True)
     fresh = min(evaluation.fresh_pairs, p.test * p.work.prompts)
     p.write(tally, 2 * fresh, p.x, evaluation.batch_size)
     p.encode(tally, 3 * p.test + 6 * fresh)
     p.read(tally, (p.test + 2 * fresh) * tree, p.beside / 2, passes=1)
-    micro = section.batch_size / section.accumulation * _tree(p.longest_x, p.longest_y, p.longest_y, p.work.marks)
+    micro = section.batch_size / section.accumulation * tree_tokens(p.longest_x, p.longest_y, p.longest_y, p.work.marks)
     health = p.weights(3 + p.work.judge) + p.cache(evaluation.batch_size, p.longest_x + p.limit)
     return _done(p, "gap", tally, max(p.states() + p.activations(section, micro), health))
 
