@@ -29,13 +29,13 @@ from pitlm.core.plan import plan_run
 from pitlm.core.recipe_file import load_recipe
 from pitlm.core.shapes import Shape
 from pitlm.core.workloads import known_workload
-from pitlm.models.calibration import calibrate
 from pitlm.models.loading import quiet
 from pitlm.pipeline.stages import build_stages
 from pitlm.recipes import find_recipe
 from pitlm.runs.stage import RunFolder
+from pitlm.train.calibration import calibrate
 
-SHORT = {"curriculum.rl.max_steps": "20", "curriculum.rl.probe_items": "100", "evaluation.items": "200"}
+SHORT = {"curriculum.rl.probe_items": "100", "evaluation.items": "200", "evaluation.fresh_pairs": "200"}
 PROMISE = 1.25
 
 
@@ -43,6 +43,7 @@ def predicted(recipe: Recipe, wall: bool) -> dict[str, float]:
     work, _ = known_workload(recipe)
     hardware = calibrate(recipe, work, time.perf_counter if wall else time.process_time)
     plan = plan_run(recipe, Shape.of_model(recipe.model), work, hardware)
+    print(hardware, flush=True)
     return {stage.name: stage.seconds for stage in plan.stages}
 
 
@@ -54,6 +55,7 @@ def executed(recipe: Recipe, folder: Path) -> dict[str, float]:
     def listen(name: str, event: str, seconds: float) -> None:
         if event == "done":
             took[name] = time.process_time() - begins[name]
+            print(f"{name:14} took {took[name]:.1f} s", flush=True)
         begins[name] = time.process_time()
 
     RunFolder(folder, __version__).execute(build_stages(recipe, folder), recipe=recipe.model_dump(), listener=listen)
@@ -70,6 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="A finished run, instead of a small one made here.")
     parser.add_argument("--pairs", type=int, default=6_000, help="Of the small run.")
+    parser.add_argument("--steps", type=int, default=20, help="Of RL in each stage of the small run.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -81,7 +84,8 @@ def main() -> int:
         before, measured, after = predicted(recipe, wall), stored(options.run), predicted(recipe, wall)
     else:
         torch.set_num_threads(1)
-        recipe = load_recipe(find_recipe("quickstart"), {**SHORT, "data.pairs": str(options.pairs)})
+        sizes = {"data.pairs": str(options.pairs), "curriculum.rl.max_steps": str(options.steps)}
+        recipe = load_recipe(find_recipe("quickstart"), {**SHORT, **sizes})
         before = predicted(recipe, wall)
         with tempfile.TemporaryDirectory() as folder:
             measured = executed(recipe, Path(folder) / "run")

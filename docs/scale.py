@@ -96,11 +96,11 @@ def cost_table() -> str:
 
 def where_table() -> str:
     groups = {
-        "SFT": "sft",
+        "SFT": ("sft",),
         "R_P and judge": ("reward", "judge"),
-        "R_PIT": "gap",
-        "RL": "rl-",
-        "evaluation": "evaluation",
+        "R_PIT": ("gap",),
+        "RL": ("rl-",),
+        "evaluation": ("evaluation",),
     }
     rows = []
     for size, pairs in (("0.5B", 100_000), ("8B", 100_000), ("8B", 1_000_000), ("8B", 10_000_000)):

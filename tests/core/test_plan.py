@@ -150,6 +150,8 @@ def test_the_tables_of_the_document_are_the_planners():
     assert scale.filled(text) == text
     assert text.count("<!-- end -->") == len(scale.TABLES)
     assert all(len(make().splitlines()) > 3 and make() in text for make in scale.TABLES.values())
+    for line in scale.where_table().splitlines()[2:]:
+        assert sum(float(share) for share in line.replace("%", "").split("|")[2:-1]) == pytest.approx(100, abs=3)
 
 
 def test_shapes_come_from_configurations(tmp_path):

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pitlm.core.config import Recipe
     from pitlm.core.costs import Workload
     from pitlm.core.hardware import Hardware
-    from pitlm.core.plan import Plan
 
 EXAMPLES = """
 \b
@@ -75,7 +74,7 @@ def _machine() -> dict[str, Any]:
     from dataclasses import asdict
 
     from pitlm.cli.main import EXTRAS
-    from pitlm.runs.machine import look
+    from pitlm.runs.machine import look, machine_lines
 
     machine = look(EXTRAS, Path())
     cards: list[tuple[str, int]] = []
@@ -83,24 +82,8 @@ def _machine() -> dict[str, Any]:
         from pitlm.models.devices import accelerators
 
         cards = accelerators()
-    threads = f", OMP_NUM_THREADS={machine.threads}" if machine.threads else ""
-    click.echo(f"memory      {machine.memory / 1e9:.0f} GB; disk {machine.disk / 1e9:.0f} GB free here")
-    click.echo(f"processor   {machine.cores} cores{threads}")
-    shown = [f"{name}, {memory / 1e9:.0f} GB" for name, memory in cards]
-    click.echo(f"GPU         {'; '.join(shown) or 'none'}")
-    click.echo(f"versions    {', '.join(f'{name} {number}' for name, number in machine.versions.items())}")
-    for extra, missing in machine.missing.items():
-        state = f"lacks {', '.join(missing)}: pip install 'pitlm[{extra}]'" if missing else "installed"
-        click.echo(f"{extra:10}  {state}")
-    offline = f"offline ({', '.join(machine.offline)})" if machine.offline else "asked for what is not in its cache"
-    click.echo(f"hub         {offline}")
-    if machine.missing["train"] or machine.missing["evaluate"]:
-        able = "judging, rating and serving remote models; not pit run"
-    elif cards:
-        able = "every recipe that fits: pit doctor RECIPE"
-    else:
-        able = "quickstart and hh-small, in minutes; recipes with models of 0.5B and more want a GPU"
-    click.echo(f"can run     {able}")
+    for line in machine_lines(machine, cards):
+        click.echo(line)
     return {**asdict(machine), "accelerators": [{"name": name, "memory": memory} for name, memory in cards]}
 
 
@@ -118,33 +101,23 @@ def _planned(
 
     from pitlm.cli.run import read_overrides
     from pitlm.core.plan import plan_run
+    from pitlm.core.plan_text import plan_lines
     from pitlm.core.recipe_file import load_recipe
     from pitlm.core.shapes import Shape
     from pitlm.core.workloads import known_workload
     from pitlm.recipes import find_recipe
 
     changes = read_overrides(overrides)
-    if pairs is not None:
-        changes["data.pairs"] = "null"  # --pairs is for asking what more data would take
+    if pairs is not None:  # asks what so much data would take
+        changes["data.pairs"] = str(pairs)
     recipe = load_recipe(find_recipe(name), changes)
     shape = Shape.of_model(recipe.model)
     work, where = _measured(data) if data is not None else known_workload(recipe)
-    if pairs is not None:
-        work = replace(work, pairs=pairs)
+    work = replace(work, pairs=pairs or min(work.pairs, recipe.data.pairs or work.pairs))
     hardware = replace(_hardware(recipe, work, card, devices), price=price)
     plan = plan_run(recipe, shape, work, hardware)
-    lengths = f"x {work.prompt:.0f}, chosen {work.chosen:.0f}, rejected {work.rejected:.0f} tokens"
-    click.echo(f"data        {min(work.pairs, recipe.data.pairs or work.pairs):,} pairs; {lengths} ({where})")
-    click.echo(f"model       {shape.parameters / 1e6:,.1f} million parameters, {recipe.model.dtype}")
-    _show_hardware(hardware)
-    if every:
-        _show_stages(plan)
-    words = "fits" if plan.fits else "DOES NOT FIT"
-    click.echo(
-        f"memory      {_bytes(plan.peak)} at most (in {plan.largest.name}) of {_bytes(hardware.memory)}: {words}"
-    )
-    cost = "" if plan.cost is None else f", {plan.cost:,.2f} at {price:g} an hour"
-    click.echo(f"time        {_time(plan.seconds)}{cost}")
+    for line in plan_lines(plan, shape, work, where, every=every):
+        click.echo(line)
     totals = {"seconds": plan.seconds, "peak": plan.peak, "fits": plan.fits, "cost": plan.cost}
     return {**asdict(plan), "workload": asdict(work), "shape": asdict(shape), **totals}
 
@@ -155,8 +128,10 @@ def _measured(source: str) -> tuple[Workload, str]:
     from pitlm.text.dataset import load_preferences
 
     kept = load_preferences(source, skip_invalid=True, progress=True).preferences
-    texts = [(pair.prompt.text, pair.chosen, pair.rejected) for pair in kept]
-    x, w, l = (sum(len(text[part]) for text in texts) / 4 / len(texts) for part in range(3))
+    letters = [
+        (sum(len(m.content) for m in pair.prompt.messages), len(pair.chosen), len(pair.rejected)) for pair in kept
+    ]
+    x, w, l = (sum(part) / 4 / len(kept) for part in zip(*letters, strict=True))
     distinct = len({pair.prompt.key for pair in kept}) / len(kept)
     return Workload(len(kept), x, w, l, prompts=distinct), f"{source}, four characters a token"
 
@@ -166,35 +141,7 @@ def _hardware(recipe: Recipe, work: Workload, card: str | None, devices: int) ->
 
     if card is not None:
         return assumed(card, recipe.model.dtype, devices=devices)
-    from pitlm.models.calibration import calibrate
+    from pitlm.train.calibration import calibrate
 
     click.echo("Measuring this machine for some seconds ...", err=True)
     return calibrate(recipe, work)
-
-
-def _show_hardware(hardware: Hardware) -> None:
-    click.echo(
-        f"hardware    {hardware.devices} x {hardware.name}, "
-        + ("measured just now" if hardware.measured else "ASSUMED from its data sheet, not measured")
-        + f": {hardware.train_flops / 1e9:,.0f} GFLOP/s in training, {hardware.forward_flops / 1e9:,.0f} reading, "
-        + f"{hardware.bandwidth / 1e9:,.0f} GB/s, {1000 * hardware.step_seconds:.1f} ms a step"
-    )
-
-
-def _show_stages(plan: Plan) -> None:
-    click.echo(f"{'stage':14}{'trained':>11}{'written':>11}{'FLOP':>10}{'time':>10}{'memory':>10}")
-    for stage in plan.stages:
-        click.echo(
-            f"{stage.name:14}{stage.trained:11,.0f}{stage.generated:11,.0f}{stage.flops:10.1e}"
-            f"{_time(stage.seconds):>10}{_bytes(stage.peak):>10}"
-        )
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -60,3 +60,24 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine_lines(machine: Machine, cards: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """The machine and its accelerators (name, bytes) as a person reads them, and what can be run here."""
+    threads = f", OMP_NUM_THREADS={machine.threads}" if machine.threads else ""
+    yield f"memory      {machine.memory / 1e9:.0f} GB; disk {machine.disk / 1e9:.0f} GB free here"
+    yield f"processor   {machine.cores} cores{threads}"
+    yield f"GPU         {'; '.join(f'{name}, {memory / 1e9:.0f} GB' for name, memory in cards) or 'none'}"
+    yield f"versions    {', '.join(f'{name} {number}' for name, number in machine.versions.items())}"
+    for extra, missing in machine.missing.items():
+        state = f"lacks {', '.join(missing)}: pip install 'pitlm[{extra}]'" if missing else "installed"
+        yield f"{extra:10}  {state}"
+    offline = f"offline ({', '.join(machine.offline)})" if machine.offline else "asked for what is not in its cache"
+    yield f"hub         {offline}"
+    if machine.missing["train"] or machine.missing["evaluate"]:
+        able = "judging, rating and serving remote models; not pit run"
+    elif cards:
+        able = "every recipe that fits: pit doctor RECIPE"
+    else:
+        able = "quickstart and hh-small, in minutes; recipes with models of 0.5B and more want a GPU"
+    yield f"can run     {able}"

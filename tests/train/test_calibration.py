@@ -10,9 +10,9 @@ from pitlm.core.plan import plan_run, tree_tokens
 from pitlm.core.recipe_file import load_recipe
 from pitlm.core.shapes import Shape
 from pitlm.core.workloads import known_workload
-from pitlm.models.calibration import calibrate
 from pitlm.models.forest import Forest
 from pitlm.recipes import find_recipe
+from pitlm.train.calibration import calibrate
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True)])
