@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pitlm.core.errors import InputError
 from pitlm.core.plan import plan_run, tree_tokens
 from pitlm.core.recipe_file import load_recipe
 from pitlm.core.shapes import Shape
 from pitlm.core.workloads import known_workload
 from pitlm.models.forest import Forest
 from pitlm.recipes import find_recipe
+from pitlm.train import calibration
 from pitlm.train.calibration import calibrate
 
 
@@ -39,7 +41,7 @@ def test_a_tree_has_the_tokens_that_are_planned_with():
     assert Forest.of(rows * 2).input_ids_1T.shape[1] == tree_tokens(len(x), len(w), len(l), len(marks))
 
 
-def test_a_measured_machine_gives_a_plan(monkeypatch):
+def test_a_measured_machine_gives_a_plan():
     small = {"model.init": "{layers: 1, hidden: 8, heads: 2, mlp: 8}", "policy_sft.batch_size": "8"}
     recipe = load_recipe(find_recipe("quickstart"), small)
     work, _ = known_workload(recipe)
@@ -52,3 +54,10 @@ def test_a_measured_machine_gives_a_plan(monkeypatch):
     assert hardware.step_seconds >= 0
     plan = plan_run(recipe, Shape.of_model(recipe.model), work, hardware)
     assert all(stage.seconds > 0 for stage in plan.stages)
+
+
+def test_a_large_model_is_not_measured_on_a_processor(monkeypatch):
+    monkeypatch.setattr(calibration, "device", lambda: torch.device("cpu"))
+    recipe = load_recipe(find_recipe("hh-llama-8b"))
+    with pytest.raises(InputError, match=r"8\.0 billion parameters and no GPU.*--hardware"):
+        calibrate(recipe, known_workload(recipe)[0])

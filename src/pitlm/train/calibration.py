@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from pitlm.core.config import Recipe
 from pitlm.core.costs import Costs, Workload
+from pitlm.core.errors import InputError
 from pitlm.core.hardware import Hardware, assumed
 from pitlm.core.nouns import Prompt
 from pitlm.core.shapes import Shape
@@ -27,8 +28,11 @@ from pitlm.models.trees import enable_trees, score_tree
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 LAYERS, VOCABULARY = 2, 8_192
-FLOP_PER_STEP = 1e11
-"""About what one measured step may take, so that a processor is done in seconds."""
+FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
+"""About what one measured step may take, so that it is done in seconds, and yet as busy as training is."""
+
+CPU_PARAMETERS = 1e9
+"""Larger models are not trained on a processor, and would take minutes and much memory to measure."""
 
 NEW_TOKENS, REPEATS = 12, 5
 
@@ -40,6 +44,9 @@ def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) 
 
     Args:
         clock: wall time, or the processor time of one thread, which other programs disturb less.
+
+    Raises:
+        InputError: a model of more than 10^9 parameters and no accelerator.
     """
     costs = Costs(recipe, Shape.of_model(recipe.model), work, assumed("l4", recipe.model.dtype))
     shape = replace(
@@ -47,10 +54,16 @@ def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) 
         layers=min(costs.shape.layers, LAYERS),
         vocabulary=min(costs.shape.vocabulary, VOCABULARY),
     )
+    where = device()
+    if where.type == "cpu" and costs.shape.parameters > CPU_PARAMETERS:
+        raise InputError(
+            f"found {costs.shape.parameters / 1e9:.1f} billion parameters and no GPU, expected one, or the name of a "
+            "card to plan for: --hardware h100"
+        )
     deep = costs.shape.layers / shape.layers
     section = costs.recipe.policy_sft
     row = round(costs.x + costs.w)
-    most = FLOP_PER_STEP / (6 * shape.linear + 6 * shape.head) / row
+    most = FLOP_PER_STEP[where.type] / (6 * shape.linear + 6 * shape.head) / row
     rows = max(2, min(section.batch_size // section.accumulation, round(most)))
     few = max(1, rows // 8)
     with torch.random.fork_rng():
@@ -71,8 +84,8 @@ def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) 
     weights = (shape.linear + shape.head) * costs.bytes
     threads = torch.get_num_threads()
     return Hardware(
-        torch.cuda.get_device_name() if measure.device.type == "cuda" else f"{platform.machine()}, {threads} threads",
-        _memory(measure.device),
+        torch.cuda.get_device_name() if where.type == "cuda" else f"{platform.machine()}, {threads} threads",
+        _memory(where),
         train_flops=3 * flops / rate,
         forward_flops=flops / forward,
         decode_flops=_flops(shape, 1, head=True) / per_row,
