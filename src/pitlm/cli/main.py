@@ -39,6 +39,7 @@ VERBS = {
     "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
     "serve": Verb("pitlm.cli.serve:serve", "Improve the answers of an OpenAI-compatible API: a proxy."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
+    "doctor": Verb("pitlm.cli.doctor:doctor", "Say what this machine can run, and what a recipe takes."),
 }
 
 # Set before anything heavy is imported, because the libraries read these once, at import. What the user set stays.

@@ -49,16 +49,10 @@ def run(
     """
     import json
 
-    from pitlm.core.errors import InputError
     from pitlm.core.recipe_file import load_recipe
     from pitlm.recipes import find_recipe
 
-    changes = {}
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
-        changes[key] = value
+    changes = read_overrides(overrides)
     if data is not None:
         changes["data.source"] = json.dumps(data)  # overrides are YAML, where 2024-11-25 would be a date
     if seed is not None:
@@ -71,3 +65,20 @@ def run(
     from pitlm.pipeline.run import run_recipe
 
     run_recipe(loaded, out or Path("runs") / loaded.name, update=update, until=until, begin=begin)
+
+
+def read_overrides(items: tuple[str, ...]) -> dict[str, str]:
+    """What the options `--set KEY=VALUE` say, by key.
+
+    Raises:
+        InputError: one has no key or no value.
+    """
+    from pitlm.core.errors import InputError
+
+    changes = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
+        changes[key] = value
+    return changes

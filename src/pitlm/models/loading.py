@@ -191,7 +191,7 @@ def make_from_scratch(
         words: for a word tokenizer, the whole vocabulary where it is known.
     """
     tokenizer = (
-        _words_tokenizer(words or {w for t in texts for w in t.split()})
+        make_words_tokenizer(words or {w for t in texts for w in t.split()})
         if init.tokenizer == "words"
         else (_bpe_tokenizer(texts, init.vocabulary))
     )
@@ -232,7 +232,7 @@ def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+def make_words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(set(words))))}

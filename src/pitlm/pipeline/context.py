@@ -77,12 +77,12 @@ class Context:
         """The truth in the pocket world; elsewhere a reward model that neither R_P nor R_PIT shares a pair with."""
         if self.pocket:
             return ScoreJudge("true utility", true_utility)
-        return ScoreJudge("held-out R_P", reward_score(self.model("judge")))
+        return ScoreJudge("held-out R_P", reward_score(self.model("judge"), self.recipe.model.dtype))
 
 
-def reward_score(path: Path) -> Score:
+def reward_score(path: Path, dtype: str = "float32") -> Score:
     """A score function from a reward model's checkpoint, loaded once."""
-    model = RewardModel.from_pretrained(path)
+    model = RewardModel.from_pretrained(path, dtype)
 
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         scores: list[float] = model.scores(prompts, responses).tolist()

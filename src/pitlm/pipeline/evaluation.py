@@ -42,8 +42,8 @@ def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict
         policy=Policy.from_pretrained(context.model(policy), dtype),
         improver=Improver.from_pretrained(context.model(improver), dtype),
         corrector=Improver.from_pretrained(context.model("improver-sft"), dtype),
-        gap=GapModel.from_pretrained(context.model("gap")),
-        reward=RewardModel.from_pretrained(context.model("reward")),
+        gap=GapModel.from_pretrained(context.model("gap"), dtype),
+        reward=RewardModel.from_pretrained(context.model("reward"), dtype),
         policy_before=Policy.from_pretrained(context.model("policy-sft"), dtype) if context.recipe.policy_rl else None,
     )
     for model in filter(None, (models.policy, models.improver, models.corrector, models.policy_before)):

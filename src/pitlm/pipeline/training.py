@@ -86,8 +86,8 @@ def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
         )
     fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
     return gap_health(
-        GapModel.from_pretrained(folder / "model"),
-        RewardModel.from_pretrained(context.model("reward")),
+        GapModel.from_pretrained(folder / "model", context.recipe.model.dtype),
+        RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype),
         context.folds["test"],
         fresh,
         context.judge().score,
@@ -102,7 +102,7 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
     prompts = _take(rng, unique_prompts(context.folds["rl"]), section)
     conversations = [context.template.policy_messages(prompt) for prompt in prompts]
     anchor = context.model("policy-sft")
-    reward = RewardModel.from_pretrained(context.model("reward"))
+    reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype)
     held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
     train_rl(
         conversations,
@@ -124,17 +124,18 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
         section = section.model_copy(update={"max_steps": curriculum.steps[number]})
     rows = _references(context, folder, number, previous, policy, section)
     anchor = context.model("improver-sft")
-    lora = context.recipe.peft is not None
+    lora, dtype = context.recipe.peft is not None, context.recipe.model.dtype
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
     start = context.model(previous) if previous and not lora else anchor
     if curriculum.reward == "gap":
-        reward: Reward = GapModel.from_pretrained(context.model("gap")).score_rows
+        reward: Reward = GapModel.from_pretrained(context.model("gap"), dtype).score_rows
     else:
-        reward = RewardDifference(RewardModel.from_pretrained(context.model("reward"))).row_reward(rows)
+        reward = RewardDifference(RewardModel.from_pretrained(context.model("reward"), dtype)).row_reward(rows)
     writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
     prompts = _held_out(context, section)
     temperature = context.recipe.evaluation.policy_temperature
     answers = writer.answer(prompts, temperature=temperature, seed=context.seed("probe"))
+    del writer  # its memory is needed for training
     held_out = [context.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
     train_rl(
         [context.template.improver_messages(prompt, reference) for prompt, reference in rows],

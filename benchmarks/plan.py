@@ -1,0 +1,116 @@
+"""What the planner says that each stage takes, beside what it took.
+
+By default a small quickstart is run here, on one thread, and both the calibration and the stages are counted in this
+process's processor seconds: other programs then disturb less, though not nothing. With --run FOLDER the wall seconds
+of a finished run are taken from its stages, and the calibration is in wall seconds, on as many threads as torch takes:
+only worth something where the machine is as idle as it was then.
+
+A ratio is predicted / measured. The machine is calibrated before and after the run, and the rates of each are planned
+with; the prediction is their mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from pitlm import __version__
+from pitlm.core.config import Recipe
+from pitlm.core.plan import plan_run
+from pitlm.core.recipe_file import load_recipe
+from pitlm.core.shapes import Shape
+from pitlm.core.workloads import known_workload
+from pitlm.models.loading import quiet
+from pitlm.pipeline.stages import build_stages
+from pitlm.recipes import find_recipe
+from pitlm.runs.stage import RunFolder
+from pitlm.train.calibration import calibrate
+
+SHORT = {"curriculum.rl.probe_items": "100", "evaluation.items": "200", "evaluation.fresh_pairs": "200"}
+PROMISE = 1.25
+
+
+def predicted(recipe: Recipe, wall: bool) -> dict[str, float]:
+    work, _ = known_workload(recipe)
+    hardware = calibrate(recipe, work, time.perf_counter if wall else time.process_time)
+    plan = plan_run(recipe, Shape.of_model(recipe.model), work, hardware)
+    print(hardware, flush=True)
+    return {stage.name: stage.seconds for stage in plan.stages}
+
+
+def executed(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Processor seconds of each stage of a run here."""
+    begins: dict[str, float] = {}
+    took: dict[str, float] = {}
+
+    def listen(name: str, event: str, seconds: float) -> None:
+        if event == "done":
+            took[name] = time.process_time() - begins[name]
+            print(f"{name:14} took {took[name]:.1f} s", flush=True)
+        begins[name] = time.process_time()
+
+    RunFolder(folder, __version__).execute(build_stages(recipe, folder), recipe=recipe.model_dump(), listener=listen)
+    return took
+
+
+def stored(folder: Path) -> dict[str, float]:
+    """Wall seconds of each stage of a finished run."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/stage.json")]
+    return {stage["name"]: stage["seconds"] for stage in files}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="A finished run, instead of a small one made here.")
+    parser.add_argument("--pairs", type=int, default=6_000, help="Of the small run.")
+    parser.add_argument("--steps", type=int, default=20, help="Of RL in each stage of the small run.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    quiet()
+    wall = options.run is not None
+    if wall:
+        recipe = load_recipe(options.run / "recipe.json")
+        before, measured, after = predicted(recipe, wall), stored(options.run), predicted(recipe, wall)
+    else:
+        torch.set_num_threads(1)
+        sizes = {"data.pairs": str(options.pairs), "curriculum.rl.max_steps": str(options.steps)}
+        recipe = load_recipe(find_recipe("quickstart"), {**SHORT, **sizes})
+        before = predicted(recipe, wall)
+        with tempfile.TemporaryDirectory() as folder:
+            measured = executed(recipe, Path(folder) / "run")
+        after = predicted(recipe, wall)
+    rows = {}
+    for name in before:
+        mean = statistics.mean((before[name], after[name]))
+        rows[name] = {"predicted": mean, "measured": measured[name], "ratio": mean / measured[name]}
+    total = {part: sum(row[part] for row in rows.values()) for part in ("predicted", "measured")}
+    total["ratio"] = total["predicted"] / total["measured"]
+    drift = sum(after.values()) / sum(before.values())
+    for name, row in {**rows, "in all": total}.items():
+        print(f"{name:14} predicted {row['predicted']:7.1f} s  measured {row['measured']:7.1f} s  x{row['ratio']:.2f}")
+    print(f"the second calibration says x{drift:.2f} of the first; held within 25% in all: {held(total['ratio'])}")
+    figures = {"clock": "wall" if wall else "processor", "threads": torch.get_num_threads(), "drift": drift}
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        figures = {**figures, "stages": rows, "total": total, "holds": held(total["ratio"])}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0 if held(total["ratio"]) else 1
+
+
+def held(ratio: float) -> bool:
+    return 1 / PROMISE <= ratio <= PROMISE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

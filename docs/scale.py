@@ -1,0 +1,139 @@
+"""The tables of docs/scale.md and the planned figures in the recipes: printed, or with --write put in their places."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from pitlm.core.config import Recipe
+from pitlm.core.costs import Workload
+from pitlm.core.hardware import assumed
+from pitlm.core.plan import Plan, plan_run
+from pitlm.core.recipe_file import load_recipe
+from pitlm.core.shapes import KNOWN, Shape
+from pitlm.core.workloads import recipe_note
+from pitlm.recipes import FOLDER, find_recipe
+
+DOCUMENT = Path(__file__).with_name("scale.md")
+PLANNED = re.compile(r"^# (PLANNED|Planned \(.*)$", re.MULTILINE)
+PAIRS = (10_000, 100_000, 1_000_000, 10_000_000)
+SIZES = {
+    "0.5B": "Qwen/Qwen2.5-0.5B-Instruct",
+    "3B": "meta-llama/Llama-3.2-3B-Instruct",
+    "8B": "meta-llama/Llama-3.1-8B-Instruct",
+    "70B": "meta-llama/Llama-3.3-70B-Instruct",
+}
+PRICE = 3.0
+"""Assumed, for one H100 and an hour, in dollars."""
+
+
+def base_recipe(steps: int) -> Recipe:
+    """hh-llama-8b without its cap on pairs, with so many steps of RL in each stage."""
+    return load_recipe(find_recipe("hh-llama-8b"), {"curriculum.rl.max_steps": str(steps)})
+
+
+def plan_of(shape: Shape, pairs: int, *, peft: bool = True, most: int = 4096) -> Plan:
+    """On as few H100 as hold it. Steps of RL grow with the root of the pairs, from 200 at 160,800."""
+    recipe = base_recipe(max(50, round(200 * (pairs / 160_800) ** 0.5)))
+    if not peft:
+        recipe = recipe.model_copy(update={"peft": None})
+    work = Workload(pairs, 169, 85, 86)
+    for devices in (2**doubling for doubling in range(13)):
+        plan = plan_run(recipe, shape, work, assumed("h100", "bfloat16", devices=devices, price=PRICE))
+        if plan.fits or devices >= most:
+            break
+    return plan
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def memory_table() -> str:
+    rows = []
+    for size, name in SIZES.items():
+        shape = KNOWN[name]
+        held = plan_of(shape, 100_000), plan_of(shape, 100_000, peft=False)
+        one = plan_of(shape, 100_000, most=1), plan_of(shape, 100_000, peft=False, most=1)
+        rows.append(
+            [
+                size,
+                f"{shape.parameters / 1e9:.2f}",
+                *(f"{plan.peak / 1e9:,.0f} ({plan.largest.name})" for plan in one),
+                *(str(plan.hardware.devices) for plan in held),
+            ]
+        )
+    header = ["size", "parameters, 10^9", "LoRA: GB, one device", "full: GB, one device", "H100s, LoRA", "H100s, full"]
+    return table(header, rows)
+
+
+def cost_table() -> str:
+    rows = []
+    for size, name in SIZES.items():
+        for pairs in PAIRS:
+            plan = plan_of(KNOWN[name], pairs)
+            trained = sum(stage.trained for stage in plan.stages)
+            written = sum(stage.generated for stage in plan.stages)
+            flops = sum(stage.flops for stage in plan.stages)
+            hours = plan.seconds / 3600
+            rows.append(
+                [
+                    size,
+                    f"10^{len(str(pairs)) - 1}",
+                    f"{trained / 1e6:,.0f}",
+                    f"{written / 1e6:,.1f}",
+                    f"{flops:.1e}",
+                    str(plan.hardware.devices),
+                    f"{hours:,.1f}",
+                    f"{plan.cost or 0:,.0f}",
+                ]
+            )
+    header = ["size", "pairs", "M tokens trained", "M written", "FLOP", "H100s", "hours", "dollars"]
+    return table(header, rows)
+
+
+def where_table() -> str:
+    groups = {
+        "SFT": ("sft",),
+        "R_P and judge": ("reward", "judge"),
+        "R_PIT": ("gap",),
+        "RL": ("rl-",),
+        "evaluation": ("evaluation",),
+    }
+    rows = []
+    for size, pairs in (("0.5B", 100_000), ("8B", 100_000), ("8B", 1_000_000), ("8B", 10_000_000)):
+        plan = plan_of(KNOWN[SIZES[size]], pairs)
+        shares = []
+        for names in groups.values():
+            spent = sum(s.seconds for s in plan.stages if any(name in s.name for name in names))
+            shares.append(f"{100 * spent / plan.seconds:.0f}%")
+        rows.append([f"{size}, 10^{len(str(pairs)) - 1}", *shares])
+    return table(["size, pairs", *groups], rows)
+
+
+TABLES = {"memory": memory_table, "cost": cost_table, "where": where_table}
+
+
+def filled(text: str) -> str:
+    """The document with its tables made anew, each between its two marks."""
+    for name, make in TABLES.items():
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(marks, lambda m, make=make: m[1] + make() + m[2], text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    if "--write" not in sys.argv:
+        print("\n".join(make() for make in TABLES.values()))
+        return
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in FOLDER.glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        if PLANNED.search(text):
+            path.write_text(PLANNED.sub(recipe_note(load_recipe(path)), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""The accelerators that torch sees."""
+
+from __future__ import annotations
+
+import torch
+
+
+def accelerators() -> list[tuple[str, int]]:
+    """Name and bytes of memory of each."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [torch.cuda.get_device_properties(number) for number in range(count)]
+    return [(card.name, int(card.total_memory)) for card in found]

@@ -1,0 +1,218 @@
+"""A few seconds of this machine's own rates, on a model of the shape that is planned for. Ours.
+
+A large shape is stood in for by one of its width with few layers and a small vocabulary: rates are per FLOP.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from pitlm.core.config import Recipe
+from pitlm.core.costs import Costs, Workload
+from pitlm.core.errors import InputError
+from pitlm.core.hardware import Hardware, assumed
+from pitlm.core.nouns import Prompt
+from pitlm.core.shapes import Shape
+from pitlm.models.forest import Forest
+from pitlm.models.loading import device, make_words_tokenizer
+from pitlm.models.trees import enable_trees, score_tree
+from pitlm.text.template import Template, encode_completion, encode_prompts
+
+LAYERS, VOCABULARY = 2, 8_192
+FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
+"""About what one measured step may take, so that it is done in seconds, and yet as busy as training is."""
+
+CPU_PARAMETERS = 1e9
+"""Larger models are not trained on a processor, and would take minutes and much memory to measure."""
+
+NEW_TOKENS, REPEATS = 12, 5
+
+Clock = Callable[[], float]
+
+
+def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) -> Hardware:
+    """Rates of this machine for a recipe's model and the lengths of its pairs.
+
+    Args:
+        clock: wall time, or the processor time of one thread, which other programs disturb less.
+
+    Raises:
+        InputError: a model of more than 10^9 parameters and no accelerator.
+    """
+    costs = Costs(recipe, Shape.of_model(recipe.model), work, assumed("l4", recipe.model.dtype))
+    shape = replace(
+        costs.shape,
+        layers=min(costs.shape.layers, LAYERS),
+        vocabulary=min(costs.shape.vocabulary, VOCABULARY),
+    )
+    where = device()
+    if where.type == "cpu" and costs.shape.parameters > CPU_PARAMETERS:
+        raise InputError(
+            f"found {costs.shape.parameters / 1e9:.1f} billion parameters and no GPU, expected one, or the name of a "
+            "card to plan for: --hardware h100"
+        )
+    deep = costs.shape.layers / shape.layers
+    section = costs.recipe.policy_sft
+    row = round(costs.x + costs.w)
+    most = FLOP_PER_STEP[where.type] / (6 * shape.linear + 6 * shape.head) / row
+    rows = max(2, min(section.batch_size // section.accumulation, round(most)))
+    few = max(1, rows // 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        measure = _Measure(shape, costs.recipe.model.dtype, clock)
+        many_s, few_s = measure.training(rows, row), measure.training(few, row)
+        rate = (many_s - few_s) / (rows - few)
+        forward = (measure.forward(rows, row) - measure.forward(few, row)) / (rows - few)
+        tree_s, tree_tokens = measure.tree(max(2, rows // 4), costs)
+        many_d, few_d = measure.decoding(rows, row), measure.decoding(few, row)
+        per_row = max((many_d - few_d) / (rows - few), 1e-9)
+        encoding = measure.encoding(row)
+    rate, forward = max(rate, many_s / rows / 10), max(forward, rate / 10)
+    fixed = max(many_s - rows * rate, 0.0)
+    flops = _flops(shape, row, head=True)
+    tree = (tree_s - fixed) / (3 * tree_tokens * _flops(shape, row, head=False) / row * rate / (3 * flops))
+    bandwidth = measure.bandwidth()
+    weights = (shape.linear + shape.head) * costs.bytes
+    threads = torch.get_num_threads()
+    return Hardware(
+        torch.cuda.get_device_name() if where.type == "cuda" else f"{platform.machine()}, {threads} threads",
+        _memory(where),
+        train_flops=3 * flops / rate,
+        forward_flops=flops / forward,
+        decode_flops=_flops(shape, 1, head=True) / per_row,
+        bandwidth=bandwidth,
+        step_seconds=fixed * deep,
+        decode_seconds=max((many_d - rows * per_row - weights / bandwidth) / shape.layers, 0.0),
+        tree_factor=max(tree, 1.0),
+        row_seconds=encoding,
+        stage_seconds=1.0,
+        measured=True,
+    )
+
+
+def _flops(shape: Shape, tokens: int, *, head: bool) -> float:
+    """FLOP of a row read once."""
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens / 2
+    return tokens * (2 * shape.linear + attention + (2 * shape.head if head else 0))
+
+
+def _memory(where: torch.device) -> float:
+    if where.type == "cuda":
+        return float(torch.cuda.get_device_properties(where).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+class _Measure:
+    """Medians of a few repeats on models with random weights."""
+
+    def __init__(self, shape: Shape, dtype: str, clock: Clock) -> None:
+        self.shape, self.clock, self.device = shape, clock, device()
+        config = AutoConfig.for_model(
+            "llama",
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.mlp,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            max_position_embeddings=32_768,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            eos_token_id=1,
+            num_labels=1,
+        )
+        kind = getattr(torch, dtype)
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
+        self.scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=kind)
+        self.scorer.to(self.device)
+        enable_trees(self.scorer)
+
+    def ids(self, *size: int) -> torch.Tensor:
+        return torch.randint(2, self.shape.vocabulary, size)
+
+    def median(self, work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(REPEATS + 1):
+            self._wait()
+            begin = self.clock()
+            work()
+            self._wait()
+            times.append(self.clock() - begin)
+        return statistics.median(times[1:])  # the first one warms up
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def training(self, rows: int, row: int) -> float:
+        ids = self.ids(rows, row).to(self.device)
+        return self.median(self._step(self.model, lambda: self.model(input_ids=ids, labels=ids).loss))
+
+    def _step(self, model: PreTrainedModel, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+        def step() -> None:
+            loss().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def forward(self, rows: int, row: int) -> float:
+        ids = self.ids(rows, row).to(self.device)
+        with torch.inference_mode():
+            return self.median(partial(self.model, input_ids=ids, use_cache=False))
+
+    def tree(self, triples: int, costs: Costs) -> tuple[float, int]:
+        """Seconds of a step on Eq. 2's four rows of so many triples, and the tokens that it reads."""
+        marks = round(costs.work.marks)
+        lengths = (round(costs.x), round(costs.w), round(costs.l), marks, marks)
+        rows: list[list[int]] = []
+        for _ in range(triples):
+            x, w, l, ask, mark = (self.ids(n).tolist() for n in lengths)
+            rows += [x + y_ref + [*ask, *mark][:marks] + y for y_ref in (w, l) for y in (w, l)]
+        tokens = Forest.of(rows).input_ids_1T.shape[1]
+        return self.median(self._step(self.scorer, lambda: score_tree(self.scorer, Forest.of(rows)).sum())), tokens
+
+    def decoding(self, rows: int, row: int) -> float:
+        """Seconds of one step of decoding so many rows."""
+        ids = self.ids(rows, row).to(self.device)
+        mask = torch.ones_like(ids)
+
+        def write(count: int) -> float:
+            sampled = {"do_sample": True, "top_k": 0, "min_new_tokens": count, "max_new_tokens": count}
+            return self.median(lambda: self.model.generate(input_ids=ids, attention_mask=mask, **sampled))
+
+        with torch.inference_mode():
+            return (write(NEW_TOKENS) - write(2)) / (NEW_TOKENS - 2)
+
+    def encoding(self, row: int) -> float:
+        """Seconds of putting one conversation and its answer into tokens."""
+        words = [f"w{number}" for number in range(50)]
+        tokenizer = make_words_tokenizer(words)
+        text = " ".join((words * (row // 50 + 1))[: max(1, row // 2)])
+        conversations = [Template("w0").policy_messages(Prompt.of(text))] * 200
+
+        def encode() -> None:
+            encode_prompts(tokenizer, conversations)
+            for _ in conversations:
+                encode_completion(tokenizer, text)
+
+        return self.median(encode) / len(conversations)
+
+    def bandwidth(self) -> float:
+        """Bytes a second that are read and written in a copy."""
+        source = torch.zeros(8_000_000, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / self.median(lambda: target.copy_(source))
