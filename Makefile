@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration clean
+.PHONY: help venv quickstart test test-slow chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,9 @@ bench-rl: $(READY) ## A step of RL that reads each prompt once, against TRL's ow
 
 seeds: $(READY) ## The quickstart's claims over five seeds (half an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
+
+self-refine: $(READY) ## Self-Refine against k of K criteria, over the runs of make seeds (40 minutes)
+	$(BIN)/python benchmarks/slow/self_refine.py --runs $(sort $(wildcard runs/seeds/seed-*)) --json build/bench/self_refine.json --figure docs/self-refine.png
 
 calibration: $(READY) ## What pit calibrate promises, over the runs of make seeds (15 minutes)
 	$(BIN)/python benchmarks/slow/calibration.py --json build/bench/calibration.json

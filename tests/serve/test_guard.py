@@ -116,3 +116,10 @@ def test_the_address_is_one_that_can_be_opened():
         assert address(listener, "t") == f"http://{socket.gethostname()}:{listener.getsockname()[1]}/?token=t"
     with pytest.raises(InputError, match=r"198\.51\.100\.1"):
         bind("198.51.100.1", 0)
+
+
+def test_no_part_of_a_reply_waits_for_an_acknowledgement():
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
