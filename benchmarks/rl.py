@@ -106,7 +106,7 @@ class Stopwatch:
 
     def __init__(self, trainer: RLOOTrainer) -> None:
         self.trainer, self.spent = trainer, 0.0
-        generate: Callable[..., Any] = trainer.model.generate
+        generate: Callable[..., Any] = trainer._generate_single_turn
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
@@ -114,10 +114,10 @@ class Stopwatch:
             self.spent += time.perf_counter() - begin
             return output
 
-        trainer.model.generate = timed
+        trainer._generate_single_turn = timed
 
     def stop(self) -> float:
-        del self.trainer.model.generate
+        del self.trainer._generate_single_turn
         return self.spent
 
 

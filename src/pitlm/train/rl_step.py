@@ -114,6 +114,7 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
 def _shared_prefill(model: Any) -> Iterator[None]:
     """While open, ``model.generate`` reads rows that are the same once, and repeats the cache for the others."""
     plain = model.generate
+    before = vars(model).get("generate")
 
     def generate(input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         counts = torch.unique_consecutive(torch.cat([input_ids, attention_mask], 1), dim=0, return_counts=True)[1]
@@ -136,3 +137,5 @@ def _shared_prefill(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.generate
+        if before is not None:
+            model.generate = before
