@@ -294,7 +294,7 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "csv with a short row": ("pairs.csv", b"prompt,chosen,rejected\nq,a\n", ["pairs.csv:2:", "2 cells", "expected 3"]),
     "csv with an open quote": ("pairs.csv", b'prompt,chosen,rejected\nq,"a,b\n', ["pairs.csv:2:", "broken CSV"]),
     "csv without header": ("pairs.csv", csv_text(["q", "a", "b"], ["q", "a", "b"]), ["pairs.csv:2: field 'chosen'"]),
-    "cut gzip": ("pairs.jsonl.gz", gzip.compress(lines(*GOOD))[:-20], ["damaged gzip"]),
+    "cut gzip": ("pairs.jsonl.gz", gzip.compress(lines(*GOOD), mtime=0)[:-20], ["damaged gzip"]),
     "no gzip": ("pairs.jsonl.gz", lines(*GOOD), ["damaged gzip"]),
     "no parquet": ("pairs.parquet", b"PAR1 nonsense", ["damaged parquet"]),
     "empty parquet": ("pairs.parquet", b"", ["damaged parquet"]),

@@ -38,7 +38,7 @@ def write(path: Path) -> Path:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
         return path
     raw = text.encode()
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
     return path
 
 
@@ -143,7 +143,7 @@ def test_ragged_csv_rows_are_marked(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n1,\xff\n", ["a.csv", "not UTF-8"]),
         ("a.csv", b'a,b\n1,2\n"never closed,3\n4,5\n', ["a.csv:3", "broken CSV"]),
         ("a.jsonl.gz", b"plain text", ["a.jsonl.gz", "damaged gzip"]),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-12], ["a.jsonl.gz", "damaged gzip"]),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-12], ["a.jsonl.gz", "damaged gzip"]),
         ("a.csv.gz", b"plain text", ["a.csv.gz", "damaged gzip"]),
         ("a.parquet", b"plain text", ["a.parquet", "damaged parquet"]),
         ("a.txt", b"plain text", ["a.txt", "'.txt'", "expected .jsonl"]),
@@ -166,7 +166,7 @@ def test_a_parquet_file_cut_short_is_named(tmp_path: Path) -> None:
 
 def test_jsonl_is_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000)[:-12])
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000, mtime=0)[:-12])
     assert next(iter(read_rows(path))).data == {"a": 1}  # the damage at the end has not been reached
 
 
