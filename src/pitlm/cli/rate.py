@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,10 +97,10 @@ def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) ->
     def ready(url: str) -> None:
         click.echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {votes_file}. Ctrl-C ends.")
 
-    try:
+    # Ctrl-C is how a person ends this, and no mishap. The server swallows it where it comes at certain moments.
+    with suppress(KeyboardInterrupt):
         serve_rating(comparisons, votes, host=host, port=port, ready=ready)
-    except KeyboardInterrupt:  # how a person ends this, and no mishap
-        click.echo(f"\nStopped. Votes in {votes_file}: {_by_rater(votes.rows())}")
+    click.echo(f"\nStopped. Votes in {votes_file}: {_by_rater(votes.rows())}")
 
 
 def _by_rater(rows: Sequence[Row]) -> str:
