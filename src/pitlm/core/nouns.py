@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -13,6 +13,9 @@ from pitlm.core.errors import InputError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+Advance = Callable[[int], None]
+"""Told how many items have just been finished; drives progress bars."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from pitlm.core.config import LoopSection
-from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
+from pitlm.core.nouns import Advance, Improvement, Preference, Prompt, Trace
 from pitlm.evaluate.health import share
 from pitlm.improve.calibration import Chains, Outcome, always_accept, rescored
 from pitlm.improve.health import first_growth
-from pitlm.improve.loop import Advance, GapScorer, Proposer
+from pitlm.improve.loop import GapScorer, Proposer
 from pitlm.judge.scores import ScoreJudge
 from pitlm.models.calibration import Calibration
 

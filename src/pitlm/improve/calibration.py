@@ -24,8 +24,8 @@ from scipy.stats import binomtest
 
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Improvement, Prompt, StopReason, Trace
-from pitlm.improve.loop import Advance, GapScorer, Loop, Proposer, run_loops
+from pitlm.core.nouns import Advance, Improvement, Prompt, StopReason, Trace
+from pitlm.improve.loop import GapScorer, Loop, Proposer, run_loops
 
 MARGINS = tuple(step / 16 for step in range(256, -1, -1))
 """The margins that are tested, in log odds, the safest first. Fixed beforehand, as the guarantee asks."""

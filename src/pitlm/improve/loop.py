@@ -19,9 +19,8 @@ from pydantic import ValidationError
 
 from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Improvement, Message, Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Advance, Answer, Improvement, Message, Prompt, Round, StopReason, Trace
 
-Advance = Callable[[int], None]
 Clock = Callable[[], float]
 BUDGETS = (StopReason.TOKENS, StopReason.SECONDS, StopReason.COST)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pitlm.core.nouns import Prompt
+from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
 from pitlm.judge.parsing import parse_verdict, row_of_replies
-from pitlm.judge.protocol import Advance
 from pitlm.judge.template import JudgePrompt
 from pitlm.models.endpoint import ChatEndpoint, Completion
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from pitlm.core.nouns import Advance
 from pitlm.core.verdicts import Comparison, Row
-
-Advance = Callable[[int], None]
-"""Told how many comparisons have just been judged; drives progress bars."""
 
 
 class Judge(Protocol):

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pitlm.core.nouns import Improvement, Prompt
+from pitlm.core.nouns import Advance, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
 from pitlm.judge.parsing import row_of_replies
-from pitlm.judge.protocol import Advance
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 Gap = Callable[[Sequence[Improvement]], list[float]]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import Advance
 from pitlm.core.verdicts import Comparison, Row
 from pitlm.judge.llm import read_reply
 from pitlm.judge.parsing import row_of_replies
-from pitlm.judge.protocol import Advance
 from pitlm.models.endpoint import Completion
 from pitlm.text.pairs import describe
 from pitlm.text.readers import read_sound_rows

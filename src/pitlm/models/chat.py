@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pitlm.core.nouns import Answer
-from pitlm.models.generators import Advance, Generator
+from pitlm.core.nouns import Advance, Answer
+from pitlm.models.generators import Generator
 from pitlm.models.loading import Card, device, load_causal, load_tokenizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,12 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Prompt
+from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_shape, load_tokenizer
 from pitlm.text.template import Template, encode_completion, encode_prompts
-
-Advance = Callable[[int], None]
-"""Told how many items have just been finished; drives progress bars."""
 
 
 @torch.inference_mode()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pitlm.core.nouns import Prompt, Round, StopReason, Trace
-from pitlm.improve.loop import Advance, Proposer
+from pitlm.core.nouns import Advance, Prompt, Round, StopReason, Trace
+from pitlm.improve.loop import Proposer
 
 
 def correct(

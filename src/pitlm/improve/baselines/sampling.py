@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from pitlm.core.nouns import Answer, Improvement, Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Advance, Answer, Improvement, Prompt, Round, StopReason, Trace
 from pitlm.improve.loop import GapScorer
-
-Advance = Callable[[int], None]
 
 
 class Answerer(Protocol):

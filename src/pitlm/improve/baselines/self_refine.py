@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Improvement, Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Advance, Answer, Improvement, Prompt, Round, StopReason, Trace
 from pitlm.improve.baselines.chat import Chat, Conversation
 from pitlm.improve.baselines.guide import Guide
-from pitlm.improve.loop import Advance, GapScorer
+from pitlm.improve.loop import GapScorer
 
 
 def self_refine(
