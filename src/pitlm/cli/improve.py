@@ -62,9 +62,10 @@ def _check_models(models: Models) -> None:
 
 def _check_prompt(prompt: str | None, response: str | None) -> None:
     from pitlm.core.errors import InputError
+    from pitlm.text.rows import is_unicode
 
     for name, text in (("--prompt", prompt), ("--response", response)):
-        if text is not None and text != text.encode(errors="replace").decode():
+        if text is not None and not is_unicode(text):
             raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
     if prompt is not None and not prompt.strip():
         raise InputError("--prompt: found nothing, expected the question that was answered")

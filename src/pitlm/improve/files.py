@@ -11,8 +11,8 @@ from typing import Any
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.text.readers import RawRow, Unreadable, read_rows
+from pitlm.text.rows import PROMPT_FIELDS, check_unicode, prompt_in, prompt_text
 
-PROMPT_FIELDS = ("prompt", "messages", "instruction")
 RESPONSE_FIELDS = ("response", "output")
 
 
@@ -95,16 +95,11 @@ def _parse(raw: RawRow) -> tuple[Prompt, str | None, Mapping[str, Any]]:
     field = next((name for name in PROMPT_FIELDS if name in row), None)
     if field is None:
         raise at(field="prompt", found="nothing", expected="a string or a list of messages")
-    try:
-        prompt = Prompt.of(row[field])
-    except InputError as error:
-        raise InputError(f"{raw.file}:{raw.line}: field '{field}': {error}") from error
+    prompt = prompt_in(row, field, raw.file, raw.line)
     answer = next((name for name in RESPONSE_FIELDS if row.get(name) is not None), "response")
     response = row.get(answer)
     if response is not None and not isinstance(response, str):
         raise at(field=answer, found=type(response).__name__, expected="a string")
-    for name, text in ((field, "".join(message.content for message in prompt.messages)), (answer, response or "")):
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            found = "half a character (a lone surrogate)"
-            raise at(field=name, found=found, expected="valid Unicode")
+    for name, text in ((field, prompt_text(prompt)), (answer, response or "")):
+        check_unicode(text, raw.file, raw.line, name)
     return prompt, response, row

@@ -10,7 +10,7 @@ from typing import Any
 
 from pitlm.live.driver import Outcome
 from pitlm.serve.errors import Headers
-from pitlm.serve.requests import is_text
+from pitlm.text.rows import is_unicode
 
 IMPROVABLE_ENDS = ("stop", "length")
 BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
@@ -89,7 +89,7 @@ class Reply:
         if not self.obstacle and choice.get("finish_reason") not in IMPROVABLE_ENDS:
             self.obstacle = "finish_reason"
         text = choice["message"].get("content") if not self.obstacle else ""
-        if not self.obstacle and not (isinstance(text, str) and text.strip() and is_text(text)):
+        if not self.obstacle and not (isinstance(text, str) and text.strip() and is_unicode(text)):
             self.obstacle = "no text"
         self.text = "" if self.obstacle else text
 
@@ -163,7 +163,7 @@ class StreamedReply:
 
     def _text(self, chunk: dict[str, Any], choice: dict[str, Any], event: bytes) -> bytes:
         text, end = choice["delta"].get("content"), choice.get("finish_reason")
-        if (end and end not in IMPROVABLE_ENDS) or not isinstance(text, str | None) or not is_text(text or ""):
+        if (end and end not in IMPROVABLE_ENDS) or not isinstance(text, str | None) or not is_unicode(text or ""):
             return self._give_up("finish_reason" if end else "not understood", event)
         self._shape = self._shape or {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
         if end:

@@ -11,6 +11,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
 from pitlm.live.driver import Bounds
 from pitlm.serve.errors import ApiError
+from pitlm.text.rows import is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,6 @@ def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
         content = content[0].get("text") if content[0].get("type") == "text" else None
-    if not isinstance(content, str) or not is_text(content):
+    if not isinstance(content, str) or not is_unicode(content):
         raise InputError("content other than one text")
     return content
-
-
-def is_text(text: str) -> bool:
-    """Whether a string is valid Unicode, which JSON's need not be."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

@@ -15,8 +15,8 @@ from pitlm.core.verdicts import Comparison
 from pitlm.runs.atomic import write_text
 from pitlm.text.pairs import describe
 from pitlm.text.readers import read_sound_rows
+from pitlm.text.rows import PROMPT_FIELDS, check_unicode, prompt_in, prompt_text
 
-PROMPT_FIELDS = ("prompt", "messages", "instruction")
 ANSWER_FIELDS = ("final", "response", "output")
 """What `pit improve` made comes before what it was given."""
 SHOWN = 60
@@ -70,20 +70,13 @@ def _answer(row: object, file: str, line: int) -> GivenAnswer:
     if not isinstance(row, Mapping):
         raise InputError.at(file, line=line, found=describe(row), expected="an object with a prompt and an answer")
     prompt_field, answer_field = (_field(row, names, file, line) for names in (PROMPT_FIELDS, ANSWER_FIELDS))
-    try:
-        prompt = Prompt.of(row[prompt_field])
-    except InputError as error:
-        raise InputError(f"{file}:{line}: field '{prompt_field}': {error}") from error
+    prompt = prompt_in(row, prompt_field, file, line)
     text = row[answer_field]
     if not isinstance(text, str):
         raise InputError.at(file, line=line, field=answer_field, found=describe(text), expected="a string")
-    written = {prompt_field: "".join(m.content for m in prompt.messages), answer_field: text}
+    written = {prompt_field: prompt_text(prompt), answer_field: text}
     for name, value in {**written, "id": str(row.get("id")), "generator": str(row.get("generator"))}.items():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            found = "half a character (a lone surrogate)"
-            raise InputError.at(file, line=line, field=name, found=found, expected="valid Unicode") from error
+        check_unicode(value, file, line, name)
     return GivenAnswer(prompt, text, row, f"{file}:{line}")
 
 
