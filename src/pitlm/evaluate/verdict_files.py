@@ -11,7 +11,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Row
 from pitlm.evaluate.alpaca import Annotation, annotation_as_dict, annotation_from_dict
 from pitlm.runs.atomic import write_text
-from pitlm.text.readers import Unreadable, read_rows
+from pitlm.text.readers import read_sound_rows
 
 _EXPECTED = "a verdict row (with a field 'verdict') or an AlpacaEval annotation (with a field 'preference')"
 
@@ -25,9 +25,7 @@ def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
     found: list[Annotation] = []
     for source in sources:
         before = len(found)
-        for raw in read_rows(source):
-            if isinstance(raw.data, Unreadable):
-                raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
+        for raw in read_sound_rows(source):
             found.append(_verdict(raw.data, raw.file, raw.line))
         if len(found) == before:
             raise InputError.at(source, found="no verdicts", expected=_EXPECTED)
