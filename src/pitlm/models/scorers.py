@@ -265,11 +265,9 @@ class GuardedGap:
 
         0 for no change, and never above 0 in both directions: what was left for something better cannot come back.
         """
-        count, prompts = len(items), [item.prompt for item in items]
-        swapped = [_swapped(item) for item in items]
-        responses = [*(item.response for item in items), *(item.reference for item in items)]
-        gaps, rewards = self.gap.raw([*items, *swapped]), self.reward.scores([*prompts, *prompts], responses)
-        return torch.minimum(gaps[:count] - gaps[count:], rewards[:count] - rewards[count:])
+        count = len(items)
+        gaps = self.gap.raw([*items, *map(_swapped, items)])
+        return torch.minimum(gaps[:count] - gaps[count:], RewardDifference(self.reward).gaps(items))
 
     def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
         """:meth:`gaps` of each group as if it were scored alone; see :meth:`GapModel.gaps_apart`."""
