@@ -100,7 +100,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
     except Exception as error:  # a damaged tokenizer.json raises no narrower type
-        raise InputError(f"{path}: cannot load a tokenizer: {_first_line(error)}") from error
+        raise InputError(f"{path}: cannot load a tokenizer: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -122,7 +122,7 @@ def load_window(path: str | Path) -> int | None:
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot load a model: {_first_line(error)}") from error
+        raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -151,7 +151,7 @@ def _load(auto: Any, path: str | Path, dtype: str, **kwargs: Any) -> PreTrainedM
             str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot load a model: {_first_line(error)}") from error
+        raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
     return model
 
 
@@ -170,7 +170,7 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     return model
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.models.loading import device
+from pitlm.models.loading import device, first_line
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS
 
 TOKENS_PER_BATCH = 8_192
@@ -56,7 +56,7 @@ class ForeignRewardModel:
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot load a reward model: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"{path}: cannot load a reward model: {first_line(error)}") from error
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise InputError(
