@@ -12,7 +12,6 @@ import click
 
 TOKEN = "PIT_SERVE_TOKEN"
 MODELS_KEY = "PIT_MODELS_KEY"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 EXAMPLES = f"""
 \b
@@ -99,11 +98,11 @@ def serve(
     loop |= {name: value for name, value in given.items() if value is not None}
 
     from pitlm.improve.loop import loop_settings
-    from pitlm.serve.settings import Settings
+    from pitlm.serve.settings import LOOPBACK_HOSTS, Settings
 
     with _extra("serve"):
         from pitlm.serve.server import run
-    if host not in LOOPBACK or token is not None:
+    if host not in LOOPBACK_HOSTS or token is not None:
         settings["hosts"] = None
     if improver_ask is not None:
         settings["improver_ask"] = improver_ask
@@ -141,13 +140,15 @@ def _extra(name: str) -> Iterator[None]:
 def _check_host(host: str, key: str | None, token: str | None) -> None:
     """Refuse to lend the upstream's key to a network; warn where the network may use the rest."""
     from pitlm.core.errors import InputError
+    from pitlm.serve.settings import LOOPBACK_HOSTS
 
-    if host not in LOOPBACK and key is not None and token is None:
+    if host in LOOPBACK_HOSTS or token is not None:
+        return
+    if key is not None:
         raise InputError(
             f"--host {host}: others could use the upstream's key; set {TOKEN}, which they then have to send"
         )
-    if host not in LOOPBACK and token is None:
-        click.echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
+    click.echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
 
 
 def _secret(variable: str) -> str:

@@ -17,10 +17,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pitlm.core.errors import InputError
-from pitlm.serve.settings import LOOPBACK
+from pitlm.serve.settings import LOOPBACK, LOOPBACK_HOSTS
 
 COOKIE = "pit_token"
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_BODY = 64 * 1024
 HEADERS = {
     "Cache-Control": "no-store",

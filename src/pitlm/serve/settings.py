@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 from pitlm.core.config import LoopSection, TemplateSection
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+"""What a server may be bound to that only this machine reaches."""
+
+LOOPBACK = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK_HOSTS)
+"""The same as a client's Host header names them."""
 
 
 @dataclass(frozen=True, slots=True)
