@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlm.core.hardware import CARDS
+
 if TYPE_CHECKING:
     from pitlm.core.config import Recipe
     from pitlm.core.costs import Workload
@@ -26,8 +28,6 @@ Without --hardware the machine at hand is measured for some seconds. The cards' 
 sheets' peaks. More than one device assumes that memory and work divide evenly.
 """
 
-CARDS = click.Choice(["l4", "rtx4090", "a100", "h100", "h200"])
-
 
 @click.command(epilog=EXAMPLES)
 @click.argument("recipe", required=False)
@@ -35,7 +35,9 @@ CARDS = click.Choice(["l4", "rtx4090", "a100", "h100", "h200"])
 @click.option("--pairs", type=click.IntRange(min=1), help="Plan for so many pairs.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value of the recipe.")
 @click.option("--plan", is_flag=True, help="Show every stage, not only the whole.")
-@click.option("--hardware", type=CARDS, help="Plan for this card; default: measure the machine at hand.")
+@click.option(
+    "--hardware", type=click.Choice(list(CARDS)), help="Plan for this card; default: measure the machine at hand."
+)
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many of the card.")
 @click.option("--price", type=click.FloatRange(min=0), help="Of one device for an hour, in any currency.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures here, too.")
