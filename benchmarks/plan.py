@@ -33,7 +33,7 @@ from pitlm.models.loading import quiet
 from pitlm.pipeline.stages import build_stages
 from pitlm.recipes import find_recipe
 from pitlm.runs.stage import RunFolder
-from pitlm.train.calibration import calibrate
+from pitlm.train.rates import measure_rates
 
 SHORT = {"curriculum.rl.probe_items": "100", "evaluation.items": "200", "evaluation.fresh_pairs": "200"}
 PROMISE = 1.25
@@ -41,7 +41,7 @@ PROMISE = 1.25
 
 def predicted(recipe: Recipe, wall: bool) -> dict[str, float]:
     work, _ = known_workload(recipe)
-    hardware = calibrate(recipe, work, time.perf_counter if wall else time.process_time)
+    hardware = measure_rates(recipe, work, time.perf_counter if wall else time.process_time)
     plan = plan_run(recipe, Shape.of_model(recipe.model), work, hardware)
     print(hardware, flush=True)
     return {stage.name: stage.seconds for stage in plan.stages}

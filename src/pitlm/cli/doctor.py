@@ -143,7 +143,7 @@ def _hardware(recipe: Recipe, work: Workload, card: str | None, devices: int) ->
 
     if card is not None:
         return assumed(card, recipe.model.dtype, devices=devices)
-    from pitlm.train.calibration import calibrate
+    from pitlm.train.rates import measure_rates
 
     click.echo("Measuring this machine for some seconds ...", err=True)
-    return calibrate(recipe, work)
+    return measure_rates(recipe, work)

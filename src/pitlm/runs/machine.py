@@ -38,11 +38,9 @@ class Machine:
 
 def look(extras: Mapping[str, Set[str]], folder: Path) -> Machine:
     """This machine, with the extras by the modules that each brings, and the disk that ``folder`` is on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return Machine(
-        min(memory, int(limit)) if limit.isdigit() else memory,
+        memory_bytes(),
         shutil.disk_usage(folder).free,
         len(affinity(0)) if affinity else os.cpu_count() or 1,
         os.environ.get("OMP_NUM_THREADS"),
@@ -50,6 +48,13 @@ def look(extras: Mapping[str, Set[str]], folder: Path) -> Machine:
         {extra: tuple(sorted(m for m in modules if find_spec(m) is None)) for extra, modules in extras.items()},
         tuple(name for name in OFFLINE if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}),
     )
+
+
+def memory_bytes() -> int:
+    """What the machine has, or what a container allows of it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
+    return min(memory, int(limit)) if limit.isdigit() else memory
 
 
 def _versions() -> dict[str, str]:

@@ -13,8 +13,8 @@ from pitlm.core.shapes import Shape
 from pitlm.core.workloads import known_workload
 from pitlm.models.forest import Forest
 from pitlm.recipes import find_recipe
-from pitlm.train import calibration
-from pitlm.train.calibration import calibrate
+from pitlm.train import rates
+from pitlm.train.rates import measure_rates
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True)])
@@ -46,7 +46,7 @@ def test_a_measured_machine_gives_a_plan():
     recipe = load_recipe(find_recipe("quickstart"), small)
     work, _ = known_workload(recipe)
     before = torch.random.get_rng_state()
-    hardware = calibrate(recipe, work)
+    hardware = measure_rates(recipe, work)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert hardware.measured
     assert min(hardware.train_flops, hardware.forward_flops, hardware.decode_flops, hardware.bandwidth) > 0
@@ -57,7 +57,7 @@ def test_a_measured_machine_gives_a_plan():
 
 
 def test_a_large_model_is_not_measured_on_a_processor(monkeypatch):
-    monkeypatch.setattr(calibration, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(rates, "device", lambda: torch.device("cpu"))
     recipe = load_recipe(find_recipe("hh-llama-8b"))
     with pytest.raises(InputError, match=r"8\.0 billion parameters and no GPU.*--hardware"):
-        calibrate(recipe, known_workload(recipe)[0])
+        measure_rates(recipe, known_workload(recipe)[0])

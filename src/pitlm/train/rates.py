@@ -5,7 +5,6 @@ A large shape is stood in for by one of its width with few layers and a small vo
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -22,9 +21,11 @@ from pitlm.core.errors import InputError
 from pitlm.core.hardware import Hardware, assumed
 from pitlm.core.nouns import Prompt
 from pitlm.core.shapes import Shape
+from pitlm.models.devices import accelerators
 from pitlm.models.forest import Forest
 from pitlm.models.loading import device, make_words_tokenizer
 from pitlm.models.trees import enable_trees, score_tree
+from pitlm.runs.machine import memory_bytes
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 LAYERS, VOCABULARY = 2, 8_192
@@ -39,7 +40,7 @@ NEW_TOKENS, REPEATS = 12, 5
 Clock = Callable[[], float]
 
 
-def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) -> Hardware:
+def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) -> Hardware:
     """Rates of this machine for a recipe's model and the lengths of its pairs.
 
     Args:
@@ -85,7 +86,7 @@ def calibrate(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) 
     threads = torch.get_num_threads()
     return Hardware(
         torch.cuda.get_device_name() if where.type == "cuda" else f"{platform.machine()}, {threads} threads",
-        _memory(where),
+        float(accelerators()[0][1] if where.type == "cuda" else memory_bytes()),
         train_flops=3 * flops / rate,
         forward_flops=flops / forward,
         decode_flops=_flops(shape, 1, head=True) / per_row,
@@ -103,12 +104,6 @@ def _flops(shape: Shape, tokens: int, *, head: bool) -> float:
     """FLOP of a row read once."""
     attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens / 2
     return tokens * (2 * shape.linear + attention + (2 * shape.head if head else 0))
-
-
-def _memory(where: torch.device) -> float:
-    if where.type == "cuda":
-        return float(torch.cuda.get_device_properties(where).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 class _Measure:
