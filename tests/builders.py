@@ -182,6 +182,27 @@ def bpe(folder: Path) -> Path:
     return folder
 
 
+TINY_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def random_model(auto, architecture: str, **shape):
+    """Random weights, large enough that a token seen or not seen shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto.from_config(AutoConfig.for_model(architecture, **shape))
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.2)
+    return model.eval()
+
+
 FAMILIES = {"words": words, "bpe": bpe, "llama3": llama3, "qwen3": qwen3, "gpt": gpt_style}
 CHAT = ("words", "bpe", "llama3", "qwen3", "gpt")
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from builders import TINY_LLAMA, random_model
+from transformers import AutoModelForCausalLM
 
 from pitlm.engines import decoding
 from pitlm.engines.decoding import Decoder, Row, _log_fallback, choose
@@ -17,15 +18,7 @@ from pitlm.models.trees import ARCHITECTURES
 
 PAD, END, VOCABULARY = 0, 1, 40
 TOKENIZER = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)
-LLAMA = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
+LLAMA = {**TINY_LLAMA, "max_position_embeddings": 256}
 WINDOW = {**LLAMA, "sliding_window": 12}  # shorter than most prompts below
 SHAPES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
@@ -40,16 +33,8 @@ SHAPES = {
 
 
 def tiny(architecture: str):
-    """Random weights, large enough that a token seen or not seen shows."""
     shape = {**SHAPES.get(architecture, LLAMA), "vocab_size": VOCABULARY, "bos_token_id": None}
-    config = AutoConfig.for_model(architecture, **shape, pad_token_id=PAD, eos_token_id=END)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.2)
-    return model.eval()
+    return random_model(AutoModelForCausalLM, architecture, **shape, pad_token_id=PAD, eos_token_id=END)
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from verdict_rows import rows_of
 
-from pitlm.core.verdicts import Row, Verdict
 from pitlm.evaluate.significance import delta_test, detectable_delta, difference_test, holm, items_needed
 
-LETTERS = {
-    "w": Verdict.WIN,
-    "t": Verdict.TIE,
-    "l": Verdict.LOSS,
-    "i": Verdict.INCONSISTENT,
-    "u": Verdict.UNPARSABLE,
-}
 ITEMS = st.lists(st.text("wtliu", min_size=1, max_size=3), min_size=1, max_size=8)
-
-
-def rows_of(*items: str, first: str = "pit") -> list[Row]:
-    return [Row(f"{n:04d}", first, "original", LETTERS[letter]) for n, text in enumerate(items) for letter in text]
 
 
 def test_sign_test_is_mcnemars_exact_test():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verdict_rows import rows_of
 
 from pitlm.core.verdicts import Row, Verdict
 from pitlm.evaluate.statistics import (
@@ -22,23 +23,7 @@ from pitlm.evaluate.statistics import (
     win_rate_interval,
 )
 
-LETTERS = {
-    "w": Verdict.WIN,
-    "t": Verdict.TIE,
-    "l": Verdict.LOSS,
-    "i": Verdict.INCONSISTENT,
-    "u": Verdict.UNPARSABLE,
-}
 SIGN = {"w": 1, "t": 0, "l": -1, "i": 0}
-
-
-def rows_of(*items: str, first: str = "pit", second: str = "original") -> list[Row]:
-    """One string of verdict letters per item."""
-    return [
-        Row(f"item-{number}", first, second, LETTERS[letter])
-        for number, letters in enumerate(items)
-        for letter in letters
-    ]
 
 
 ITEMS = st.lists(st.text("wtliu", min_size=1, max_size=4), min_size=1, max_size=12)

@@ -8,8 +8,8 @@ import random
 
 import pytest
 import torch
-from builders import scorer_checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from builders import TINY_LLAMA, random_model, scorer_checkpoint
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pitlm.core.equations import gap_loss
 from pitlm.models.forest import Forest
@@ -25,15 +25,7 @@ from pitlm.models.trees import (
 )
 
 PAD, END, VOCABULARY = 0, 1, 100
-LLAMA = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-}
+LLAMA = {**TINY_LLAMA, "max_position_embeddings": 512}
 SHAPES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neox": {key: value for key, value in LLAMA.items() if "key_value" not in key and key != "head_dim"},
@@ -47,16 +39,9 @@ CANNOT = ("bloom", "falcon", "gemma2")
 
 
 def tiny(architecture: str, *, auto=AutoModelForSequenceClassification, **changes):
-    """Random weights, large enough that a token seen or not seen shows."""
     ids = {"pad_token_id": PAD, "bos_token_id": END, "eos_token_id": END}
     shape = {**SHAPES.get(architecture, LLAMA), "vocab_size": VOCABULARY, "num_labels": 1, **ids, **changes}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = auto.from_config(AutoConfig.for_model(architecture, **shape))
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.2)
-    return model.eval()
+    return random_model(auto, architecture, **shape)
 
 
 def tokens(rng: random.Random, count: int) -> list[int]:
