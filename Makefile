@@ -70,7 +70,7 @@ bench-rl: $(READY) ## A step of RL that reads each prompt once, against TRL's ow
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/rl.py --json build/bench/rl.json
 
-seeds: $(READY) ## The quickstart's claims over five seeds (half an hour)
+seeds: $(READY) ## The quickstart's claims over five seeds (a quarter of an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
 
 self-refine: $(READY) ## Self-Refine against k of K criteria, over the runs of make seeds (40 minutes)
