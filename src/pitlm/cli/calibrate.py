@@ -21,9 +21,9 @@ Examples:
   pit calibrate --run runs/quickstart --confidence 0.95 --json curve.json
   pit calibrate --run runs/mine --prompts logged.jsonl
 
-A promise of 2% takes about 1.3% of 1,000 answers made worse, and 1.7% of 5,000: further --prompts, which need no labels,
-keep more of the gain. A row of them has "prompt" (a string or chat messages), and "response" where the loop will improve
-the answers of another model than the run's policy.
+A promise of 2% takes about 1.3% of 1,000 answers made worse, and 1.7% of 5,000: further --prompts, which need no
+labels, keep more of the gain. A row of them has "prompt" (a string or chat messages), and "response" where the loop
+will improve the answers of another model than the run's policy.
 
 The promise: of all answers that the loop gets, at most --harm become worse in the eyes of the judge (the truth in the
 pocket world, else the run's held-out R_P), with --confidence over the answers that the margin was chosen on. It holds

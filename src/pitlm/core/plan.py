@@ -187,16 +187,18 @@ def _rl(
 
 
 def _evaluation(p: Costs) -> StagePlan:
-    """Originals, three rounds of both improvers, both loops, best-of-N at the loop's tokens, and every score."""
-    tally, evaluation = Tally(), p.recipe.evaluation
+    """Originals, three rounds of both improvers, three loops, best-of-N at the loop's tokens, and every score."""
+    tally, recipe, evaluation = Tally(), p.recipe, p.recipe.evaluation
     items = min(evaluation.items, p.test * p.work.prompts)
-    rounds = min(p.recipe.loop.rounds, ACCEPTED_ROUNDS)
-    p.write(tally, items * (1 + round(rounds)), p.x, evaluation.batch_size)
-    p.write(tally, items * 2 * (3 + rounds), p.beside, evaluation.batch_size)
-    judged = (items * (6 + 8) + 2 * p.test) if p.work.judge else 0  # six systems, two curves of four points
-    gaps = items * (2 * rounds + 3)
-    p.encode(tally, items * 2 * (3 + rounds) + judged + 2 * gaps)
-    p.read(tally, judged * (p.x + p.y), p.x / 2 + p.y, passes=14)
-    p.read(tally, gaps * (p.beside + 2 * p.y), p.beside / 2, passes=6)  # candidate and reference itself, as a tree
-    peak = p.weights(5 + p.work.judge) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
+    rounds, rlhf = min(recipe.loop.rounds, ACCEPTED_ROUNDS), recipe.policy_rl is not None
+    samples = round(rounds)
+    p.write(tally, items * (1 + samples + rlhf), p.x, evaluation.batch_size)
+    p.write(tally, items * (2 * 3 + 3 * rounds), p.beside, evaluation.batch_size)
+    judged = (items * (10 + rlhf + 2 * 4) + 2 * p.test) if p.work.judge else 0  # systems, and two curves of four points
+    rewards = items * (1 + samples + 2 * rounds)  # R_P chooses among samples, and is one loop's scorer
+    gaps = items * (2 * rounds + samples + 3)
+    p.encode(tally, items * (2 * 3 + 3 * rounds) + judged + rewards + 2 * gaps)
+    p.read(tally, (judged + rewards) * (p.x + p.y), p.x / 2 + p.y, passes=22)
+    p.read(tally, gaps * (p.beside + 2 * p.y), p.beside / 2, passes=7)  # candidate and reference itself, as a tree
+    peak = p.weights(5 + rlhf + p.work.judge) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
     return _done(p, "evaluation", tally, peak)
