@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import TextColumn
@@ -46,34 +48,58 @@ def run_job(
     before = len(journal)
     if before:
         console.print(Text(f"{before} rows are finished already; going on from there."))
-    with make_progress(TextColumn("{task.fields[speed]}")) as progress:
-        task = progress.add_task("improving", total=count_rows(file), completed=before, speed="")
-        rows, tokens, begin = 0, 0, monotonic()
+    with job_progress(count_rows(file), before) as advance:
         for finished in make_job(unfinished()):
             journal.add(finished)
-            rows += len(finished)
-            tokens += sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure))
-            passed = monotonic() - begin
-            speed = f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s"
-            progress.update(task, advance=len(finished), speed=speed)
-    said = _summary(journal, calibration)
+            advance(len(finished), sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure)))
+    said = summary(journal.made(), len(journal), len(journal.failed), journal, calibration)
     journal.finish(read)
     for line in said:
         console.print(Text(line), soft_wrap=True)
 
 
-def _summary(journal: Journal, calibration: Calibration | None) -> list[str]:
-    traces, stride = list[Trace](), 1 + len(journal) // WATCHED
+@contextmanager
+def job_progress(total: int | None, finished: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the rows of a job; yields what is told how many rows were finished, and tokens generated."""
+    with make_progress(TextColumn("{task.fields[speed]}")) as progress:
+        task = progress.add_task("improving", total=total, completed=finished, speed="")
+        rows, tokens, begin = 0, 0, monotonic()
+
+        def advance(more: int, generated: int) -> None:
+            nonlocal rows, tokens
+            rows, tokens, passed = rows + more, tokens + generated, monotonic() - begin
+            progress.update(task, advance=more, speed=f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s")
+
+        yield advance
+
+
+class Written(Protocol):
+    """Where a job writes; :class:`pitlm.improve.journal.Journal` is one."""
+
+    output: Path
+    failed_path: Path
+
+
+def summary(
+    made: Iterable[Mapping[str, Any]], rows: int, failed: int, where: Written, calibration: Calibration | None
+) -> list[str]:
+    """What a job has done, for a person to read.
+
+    Args:
+        made: the rows of the output, in the order of the input.
+        rows: of the input, of which so many ``failed``.
+    """
+    traces, stride = list[Trace](), 1 + rows // WATCHED
     reasons, changed = Counter[str](), 0
-    for number, made in enumerate(journal.made()):
-        reasons[made["stop_reason"]] += 1
-        changed += made["final"] != made["original"]
+    for number, row in enumerate(made):
+        reasons[row["stop_reason"]] += 1
+        changed += row["final"] != row["original"]
         if number % stride == 0:
-            traces.append(Trace.from_dict({**made, "prompt": ""}))
+            traces.append(Trace.from_dict({**row, "prompt": ""}))
     listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {journal.output}"]
-    if journal.failed:
-        said.append(f"{len(journal.failed)} rows failed; they and the reasons are in {journal.failed_path}")
+    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {where.output}"]
+    if failed:
+        said.append(f"{failed} rows failed; they and the reasons are in {where.failed_path}")
     return [*said, *health(traces, calibration).sentences()]
 
 
