@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Message, Prompt
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.forest import Forest, shared_prefix
@@ -105,6 +106,13 @@ class Scorer:
     def _score(self, conversations: Sequence[list[dict[str, str]]], responses: Sequence[str]) -> Tensor:
         prompts = encode_prompts(self.tokenizer, conversations)
         rows = [p + encode_completion(self.tokenizer, r) for p, r in zip(prompts, responses, strict=True)]
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(map(len, rows), default=0)
+        if window is not None and longest > window:
+            raise InputError(
+                f"found a conversation of {longest} tokens with its answer, expected at most {window}: the {self.kind} "
+                "model's window"
+            )
         return self.score_rows(rows)
 
     def _apart(
