@@ -125,3 +125,11 @@ def test_a_killed_worker_loses_and_repeats_nothing_and_no_process_stays(
     assert lines[1].startswith(f"{ROWS - 41} answers")
     assert lines[2] == f"41 rows failed; they and the reasons are in {tmp_path / 'out.failed.jsonl'}"
     assert "Traceback" not in errors
+
+
+def test_an_output_inside_of_the_input_is_refused(
+    models: Path, answers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments(models, answers, answers / "out", "--engine", "ray")) == 2
+    assert "found a folder inside the source" in capsys.readouterr().err
+    assert not (answers / "out").exists()

@@ -20,7 +20,7 @@ Examples:
   pit serve --improver path/to/model --gap path/to/model --upstream https://api.example.com/v1
   pit serve --improver http://127.0.0.1:8002/v1 --improver-model my-improver --gap http://127.0.0.1:8003/v1 \\\\
       --upstream https://api.example.com/v1
-  pit serve --gap path/to/model --port 8003     # only /v1/score, for others to use
+  pit serve --gap path/to/model --port 8003     # only scores, for others to use: /v1/score, /get_reward
 
 Then give your client this server as its base_url. Secrets come from the environment: {TOKEN} is what clients have to
 send as bearer token, {MODELS_KEY} goes to a remote improver and gap model. docs/serve.md says what is improved, what is

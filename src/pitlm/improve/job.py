@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import TextColumn
@@ -18,6 +17,7 @@ from pitlm.improve.batch import BatchJob
 from pitlm.improve.files import Failure, Item, count_rows, read_items
 from pitlm.improve.health import health
 from pitlm.improve.journal import Journal
+from pitlm.improve.parts import PartedJob
 from pitlm.models.calibration import Calibration
 from pitlm.runs.console import make_console, make_progress
 
@@ -51,8 +51,9 @@ def run_job(
     with job_progress(count_rows(file), before) as advance:
         for finished in make_job(unfinished()):
             journal.add(finished)
-            advance(len(finished), sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure)))
-    said = summary(journal.made(), len(journal), len(journal.failed), journal, calibration)
+            tokens = sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure))
+            advance(len(finished), tokens)
+    said = summary(journal, len(journal), len(journal.failed), calibration)
     journal.finish(read)
     for line in said:
         console.print(Text(line), soft_wrap=True)
@@ -73,33 +74,23 @@ def job_progress(total: int | None, finished: int) -> Iterator[Callable[[int, in
         yield advance
 
 
-class Written(Protocol):
-    """Where a job writes; :class:`pitlm.improve.journal.Journal` is one."""
-
-    output: Path
-    failed_path: Path
-
-
-def summary(
-    made: Iterable[Mapping[str, Any]], rows: int, failed: int, where: Written, calibration: Calibration | None
-) -> list[str]:
+def summary(job: Journal | PartedJob, rows: int, failed: int, calibration: Calibration | None) -> list[str]:
     """What a job has done, for a person to read.
 
     Args:
-        made: the rows of the output, in the order of the input.
         rows: of the input, of which so many ``failed``.
     """
     traces, stride = list[Trace](), 1 + rows // WATCHED
     reasons, changed = Counter[str](), 0
-    for number, row in enumerate(made):
+    for number, row in enumerate(job.made()):
         reasons[row["stop_reason"]] += 1
         changed += row["final"] != row["original"]
         if number % stride == 0:
             traces.append(Trace.from_dict({**row, "prompt": ""}))
     listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {where.output}"]
+    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {job.output}"]
     if failed:
-        said.append(f"{failed} rows failed; they and the reasons are in {where.failed_path}")
+        said.append(f"{failed} rows failed; they and the reasons are in {job.failed_path}")
     return [*said, *health(traces, calibration).sentences()]
 
 

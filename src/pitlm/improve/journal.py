@@ -29,6 +29,12 @@ SYNC_EVERY = 2.0
 class NothingImproved(InputError):
     """Every row of a job failed; what is to be written is written."""
 
+    @classmethod
+    def of(cls, first: Mapping[str, Any], rows: int, path: Path) -> Self:
+        """Say why the first of so many rows failed, and where they are."""
+        others = f" (all {rows} rows failed: {path})" if rows > 1 else ""
+        return cls(f"{first['where']}: {first['reason']}{others}")
+
 
 def failed_path(output: Path) -> Path:
     """Where the rows go that could not be improved."""
@@ -61,7 +67,7 @@ class Journal:
         self.output = output
         self.path = output.with_name(output.name + ".partial")
         self.failed_path = failures or failed_path(output)
-        self.settings = as_json(settings)
+        self.settings = json.loads(json_line(settings))
         self.fresh = fresh
         self.first = first
         self.failed: set[int] = set()
@@ -192,13 +198,7 @@ class Journal:
                 file.writelines(map(json_line, self.made()))
         self.path.unlink()
         if len(failures) == rows:
-            raise nothing_improved(failures[0], rows, self.failed_path)
-
-
-def nothing_improved(first: Mapping[str, Any], rows: int, path: Path) -> NothingImproved:
-    """The error that says why the first of so many rows failed, as all did."""
-    others = f" (all {rows} rows failed: {path})" if rows > 1 else ""
-    return NothingImproved(f"{first['where']}: {first['reason']}{others}")
+            raise NothingImproved.of(failures[0], rows, self.failed_path)
 
 
 def open_alone(path: Path) -> BinaryIO:
@@ -214,12 +214,6 @@ def open_alone(path: Path) -> BinaryIO:
         file.close()
         raise InputError(f"{path}: another process is writing it") from error
     return file
-
-
-def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are read back from a file."""
-    read: dict[str, Any] = json.loads(json_line(settings))
-    return read
 
 
 def check_settings(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:

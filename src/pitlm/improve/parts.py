@@ -19,16 +19,7 @@ from typing import Any, BinaryIO, Self
 from pitlm.core.errors import InputError
 from pitlm.improve.batch import BatchJob
 from pitlm.improve.files import Failure, Item, read_items
-from pitlm.improve.journal import (
-    Journal,
-    NothingImproved,
-    as_json,
-    check_settings,
-    failed_path,
-    json_line,
-    nothing_improved,
-    open_alone,
-)
+from pitlm.improve.journal import Journal, NothingImproved, check_settings, failed_path, json_line, open_alone
 from pitlm.runs.atomic import atomic_writer, write_text
 
 PATTERN = "part-*.jsonl"
@@ -71,7 +62,7 @@ class PartedJob:
         self.output = output
         self.folder = output.with_name(output.name + ".partial")
         self.failed_path = failed_path(output)
-        self.settings = as_json(settings)
+        self.settings: dict[str, Any] = json.loads(json_line(settings))
         self.fresh = fresh
 
     def __enter__(self) -> Self:
@@ -178,7 +169,7 @@ class PartedJob:
             made.rename(self.output)
         shutil.rmtree(self.folder)
         if not some:
-            raise nothing_improved(failures[0], len(failures), self.failed_path)
+            raise NothingImproved.of(failures[0], len(failures), self.failed_path)
         return len(failures)
 
     def made(self) -> Iterator[dict[str, Any]]:

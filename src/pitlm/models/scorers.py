@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
-from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Message, Prompt
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.forest import Forest, shared_prefix
-from pitlm.models.loading import Card, Kind, device, load_card, load_scorer, load_tokenizer
+from pitlm.models.loading import Card, Kind, check_window, device, load_card, load_scorer, load_tokenizer
 from pitlm.models.trees import reads_trees, score_tree
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
@@ -106,13 +105,7 @@ class Scorer:
     def _score(self, conversations: Sequence[list[dict[str, str]]], responses: Sequence[str]) -> Tensor:
         prompts = encode_prompts(self.tokenizer, conversations)
         rows = [p + encode_completion(self.tokenizer, r) for p, r in zip(prompts, responses, strict=True)]
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, rows), default=0)
-        if window is not None and longest > window:
-            raise InputError(
-                f"found a conversation of {longest} tokens with its answer, expected at most {window}: the {self.kind} "
-                "model's window"
-            )
+        check_window(self.model, rows, f"the {self.kind} model's window")
         return self.score_rows(rows)
 
     def _apart(

@@ -81,7 +81,7 @@ def improve_parts(
                         advance(part["rows"], part["tokens"])
                     rows, parts = rows + part["rows"], max(parts, part["number"])
             failed = job.finish(parts)
-            said = summary(job.made(), rows, failed, job, setup.calibration)
+            said = summary(job, rows, failed, setup.calibration)
     for line in said:
         console.print(Text(line), soft_wrap=True)
     setup.doubt()
@@ -90,7 +90,9 @@ def improve_parts(
 def _absolute(models: Models) -> Models:
     """Its folders by names that hold in other processes."""
     values: dict[str, Any] = {field.name: getattr(models, field.name) for field in fields(models)}
-    return Models(**{name: v.absolute() if isinstance(v, Path) else v for name, v in values.items()})
+    for name, value in values.items():
+        values[name] = value.absolute() if isinstance(value, Path) else value
+    return Models(**values)
 
 
 def _stamp(source: Path) -> str:
