@@ -167,8 +167,7 @@ def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     if folder is None:
         return {}, {}
     with _extra("train"):
-        from pitlm.pipeline.run import stored_recipe
-        from pitlm.pipeline.stages import improver_stage
+        from pitlm.pipeline.finished import improver_stage, stored_recipe
 
     recipe = stored_recipe(folder)
     models = {"improver": folder / improver_stage(recipe) / "model", "gap": folder / "gap" / "model"}

@@ -25,8 +25,7 @@ from pitlm.models.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.pipeline.run import stored_recipe
-from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.runs.console import make_console
 
 
