@@ -8,27 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from builders import generator_checkpoint, scorer_checkpoint
 
 from pitlm.cli.main import main
 
 pytestmark = pytest.mark.timeout(600)
 ROWS, PART = 180, 40
 WORDS = ["price", "lamp", "small", "red", "nine", "help", "question", "many"]
-
-
-@pytest.fixture(scope="module")
-def models(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for kind in ("improver", "policy"):
-        generator_checkpoint(bases("words"), folder / kind, kind)
-    scorer_checkpoint(bases("words"), folder / "gap", "gap")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def improve_parts(
             finished = job.finished()
             if finished:
                 console.print(Text(f"{len(finished)} parts are finished already; going on from there."))
-            rows, parts = 0, 0
+            rows, parts = 0, -1
             worker = (output, named, inner, settings, seed)
             with job_progress(count_rows(source), len(finished) * part_rows) as advance:
                 count = workers or gpus or int(resources["CPU"])
@@ -79,7 +79,9 @@ def improve_parts(
                         raise InputError(part["error"])
                     if part["number"] not in finished:
                         advance(part["rows"], part["tokens"])
-                    rows, parts = rows + part["rows"], max(parts, part["number"])
+                    rows, parts = rows + part["rows"], parts if part["rows"] else part["number"]
+            if parts < 0:
+                raise RuntimeError("Ray Data ended before the input did")
             failed = job.finish(parts)
             said = summary(job, rows, failed, setup.calibration)
     for line in said:
