@@ -16,6 +16,7 @@ geometric, with the mean of HH-RLHF's chosen answers (85 tokens; theirs deviate 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import random
@@ -259,7 +260,8 @@ def llama(options: argparse.Namespace, folder: Path, shape: dict[str, int] = LLA
     config.num_labels = 1
     torch.manual_seed(0)
     mean = statistics.mean(w for _, w, _ in sizes)
-    writer = ending(mean, specials, tokenizer.eos_token_id)(config).eval()
+    # A configuration each, as two checkpoints have: it holds which attention a model computes.
+    writer = ending(mean, specials, tokenizer.eos_token_id)(copy.deepcopy(config)).eval()
     scorer = LlamaForSequenceClassification(config).eval()
     torch.nn.init.normal_(scorer.score.weight)
     rng = random.Random(0)

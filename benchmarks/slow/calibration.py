@@ -3,8 +3,9 @@
     python benchmarks/slow/calibration.py runs/seeds/seed-0 runs/seeds/seed-1 --json calibration.json
 
 Each run is copied, because calibrating writes beside its gap model. The margin is chosen on prompts of the validation
-fold and on those of the test fold that the run's evaluation leaves. "Held out" are those that it has; "fresh" are new
-prompts of the world that are in no fold, on which the loop is run as a user would run it. "Always" is "always accept,
+fold, on those of the test fold that the run's evaluation leaves, and on further prompts of the world (``--further``).
+"Held out" are those that the evaluation has; "fresh" are other new prompts, on which the loop is run as a user would
+run it. No new prompt is in a fold. "Always" is "always accept,
 five rounds". The truth judges. Exit code 1 if, with R_PIT and R_P together, the share of fresh answers made worse is
 above the promise, less than 90% of the gain is kept, or more than half of the tokens are generated.
 """
@@ -41,18 +42,23 @@ GAIN, TOKENS = 0.9, 0.5
 AROUND = "R_PIT around the SFT-only improver"
 
 
-def calibrated(run: Path, fresh: int) -> dict[str, Any]:
+def calibrated(run: Path, fresh: int, further: int) -> dict[str, Any]:
     """The figures of one run, by scorer."""
+    prompts = fresh_prompts(run, fresh + further)
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(run, Path(folder) / run.name, ignore=shutil.ignore_patterns("logs", "checkpoint*"))
         out = Path(folder) / "curve.json"
         command = [sys.executable, "-m", "pitlm.cli.main", "calibrate", "--run", copy, "--json", out]
         settings = ["--harm", HARM, "--confidence", CONFIDENCE, "--rounds", ROUNDS]
+        if further:
+            more = Path(folder) / "further.jsonl"
+            more.write_text("".join(json.dumps({"prompt": x.as_messages()}) + "\n" for x in prompts[fresh:]))
+            settings += ["--prompts", more]
         done = subprocess.run([str(part) for part in (*command, *settings)], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             sys.exit(f"{run}: pit calibrate ended with {done.returncode}")
         figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        figures[GUARDED]["fresh"] = in_use(copy, fresh)
+        figures[GUARDED]["fresh"] = in_use(copy, prompts[:fresh])
         figures[AROUND] = around_another(copy)
         return figures
 
@@ -77,10 +83,9 @@ def around_another(run: Path) -> dict[str, Any]:
     ).as_dict()
 
 
-def in_use(run: Path, count: int) -> dict[str, Any]:
+def in_use(run: Path, prompts: list[Prompt]) -> dict[str, Any]:
     """The share of fresh answers that the calibrated loop makes worse, with its exact 95% interval."""
     recipe = stored_recipe(run)
-    prompts = fresh_prompts(run, count)
     policy, improver = run / policy_stage(recipe) / "model", run / improver_stage(recipe) / "model"
     temperature = recipe.evaluation.policy_temperature
     answers = Policy.from_pretrained(policy).answer(prompts, temperature=temperature, seed=1)
@@ -96,7 +101,7 @@ def in_use(run: Path, count: int) -> dict[str, Any]:
     )
     before, after = true_utility(prompts, originals), true_utility(prompts, [trace.final for trace in traces])
     harm = share([b - a > 1e-6 for b, a in zip(before, after, strict=True)])
-    return {"items": count, "worse": round(harm["estimate"] * count), "harm": harm}
+    return {"items": len(prompts), "worse": round(harm["estimate"] * len(prompts)), "harm": harm}
 
 
 def fresh_prompts(run: Path, count: int) -> list[Prompt]:
@@ -149,11 +154,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", default=sorted(Path("runs/seeds").glob("seed-*")))
     parser.add_argument("--fresh", type=int, default=3000, help="prompts of the world that are in no fold")
+    parser.add_argument("--further", type=int, default=0, help="other such prompts that the margin is chosen on too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not arguments.runs:
         parser.error("found no runs; make seeds makes them, or name some")
-    found = {str(run): calibrated(run, arguments.fresh) for run in arguments.runs}
+    found = {str(run): calibrated(run, arguments.fresh, arguments.further) for run in arguments.runs}
     held = True
     for scorer in next(iter(found.values())):
         runs = [figures[scorer] for figures in found.values()]

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from pitlm.pipeline.calibrating import fresh_answers
+from pitlm.pipeline.context import Context
+from pitlm.pipeline.run import stored_recipe
+
 PROMPT = "lamp : price nine color red size small . price ?"
 pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else runs
 
@@ -54,6 +58,28 @@ def test_calibrating_stores_a_margin_that_improving_then_uses(
     printed = " ".join(done.stdout.split())  # lines may be folded
     assert re.search(r"Gaps of the first proposals: .* Distance from the calibration's: gaps 0\.", printed)
     assert "Warning: margin 0 is set; the promise about harm can be kept by no margin." in printed
+
+
+def test_further_prompts_are_chosen_on_beside_the_held_out_ones(calibrated: Path, tmp_path: Path) -> None:
+    run, file = Context(stored_recipe(calibrated), calibrated), tmp_path / "more.jsonl"
+    trained_on = run.folds["sft"][0].prompt.as_messages()
+    rows = [{"prompt": PROMPT}, {"prompt": PROMPT + " color ?", "response": "color red ."}, {"prompt": trained_on}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before, shown_before = fresh_answers(run, None)
+    chosen, shown = fresh_answers(run, None, file)
+    assert shown == shown_before
+    assert [p.text for p in chosen.prompts[len(before.prompts) :]] == [PROMPT, PROMPT + " color ?"]
+    assert chosen.responses[-1] == "color red ."
+    assert chosen.responses[-2] != "color red ."
+    assert len(fresh_answers(run, 5, file)[0].prompts) == 5
+
+
+def test_a_bad_row_among_the_further_prompts_is_named(calibrated: Path, shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n{}\n")
+    done = shell("calibrate", "--run", calibrated, "--prompts", tmp_path / "more.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "more.jsonl:2: field 'prompt': found nothing, expected" in " ".join(done.stderr.split())
+    assert not (calibrated / "gap" / "model" / "calibration.json").exists()
 
 
 @pytest.mark.parametrize(

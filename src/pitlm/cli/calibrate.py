@@ -19,6 +19,11 @@ Examples:
   pit calibrate --run runs/quickstart
   pit calibrate --run runs/quickstart --harm 0.05 --rounds 5
   pit calibrate --run runs/quickstart --confidence 0.95 --json curve.json
+  pit calibrate --run runs/mine --prompts logged.jsonl
+
+A promise of 2% takes about 1.3% of 1,000 answers made worse, and 1.7% of 5,000: further --prompts, which need no labels,
+keep more of the gain. A row of them has "prompt" (a string or chat messages), and "response" where the loop will improve
+the answers of another model than the run's policy.
 
 The promise: of all answers that the loop gets, at most --harm become worse in the eyes of the judge (the truth in the
 pocket world, else the run's held-out R_P), with --confidence over the answers that the margin was chosen on. It holds
@@ -50,10 +55,21 @@ for answers of the kind that it was calibrated on. `pit improve --run` then uses
     "--items", type=click.IntRange(min=1), help="Choose on at most this many answers. Default: all there are."
 )
 @click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="A file of further prompts to choose on, in none of the run's folds; --items counts them too.",
+)
+@click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here."
 )
 def calibrate(
-    run_folder: Path, harm: float, confidence: float, rounds: int | None, items: int | None, json_file: Path | None
+    run_folder: Path,
+    harm: float,
+    confidence: float,
+    rounds: int | None,
+    items: int | None,
+    prompts: Path | None,
+    json_file: Path | None,
 ) -> None:
     """Choose the margin of the loop so that at most a wanted share of answers is made worse.
 
@@ -67,7 +83,7 @@ def calibrate(
     from pitlm.runs.atomic import write_text
     from pitlm.runs.console import make_console
 
-    made = calibrate_run(run_folder, Promise(harm, confidence), rounds=rounds, items=items)
+    made = calibrate_run(run_folder, Promise(harm, confidence), rounds=rounds, items=items, prompts=prompts)
     console = make_console()
     for found in made.values():
         _print(console, found)
