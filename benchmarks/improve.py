@@ -42,8 +42,7 @@ from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import Card, load_tokenizer, make_from_scratch, quiet
 from pitlm.models.scorers import GapModel
 from pitlm.models.trees import enable_trees
-from pitlm.pipeline.run import stored_recipe
-from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.text.dataset import load_preferences
 from pitlm.text.template import encode_completion, encode_prompts
 

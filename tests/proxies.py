@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,3 +71,30 @@ def proxied(improves: bool = True, **settings: Any):
 
         with served(application()) as here:
             yield Proxy(f"{here}/v1", f"{up}/v1", scripted, writer, judge)
+
+
+HEAVY = "torch transformers trl peft accelerate datasets tokenizers scipy statsmodels sklearn pandas matplotlib pyarrow numpy"
+WITHOUT = f"""
+import sys
+for name in {HEAVY.split()}:
+    sys.modules[name] = None  # to import it is an error
+from pitlm.cli.main import main
+main()
+"""
+
+
+@contextmanager
+def running(*arguments, program=("-c", WITHOUT), **environment):
+    """A `pit serve` on a free port: yields process and URL once it serves."""
+    command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            first = process.stdout.readline()
+            found = re.match(r"Serving (\S+)", first)
+            assert found, first + (process.kill() or process.stdout.read())
+            yield process, found[1]
+        finally:
+            process.kill()

@@ -33,8 +33,7 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.pipeline.calibrating import fresh_answers
 from pitlm.pipeline.context import Context, true_utility
-from pitlm.pipeline.run import stored_recipe
-from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.pocket import world
 from pitlm.text.folds import read_folds
 

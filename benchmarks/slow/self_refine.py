@@ -43,9 +43,8 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
+from pitlm.pipeline.finished import improver_stage, stored_recipe
 from pitlm.pipeline.rows import policy_rows
-from pitlm.pipeline.run import stored_recipe
-from pitlm.pipeline.stages import improver_stage
 from pitlm.pipeline.training import policy_rl
 from pitlm.pocket.tasks import CRITERIA, Lesson, draw_lessons, lesson
 from pitlm.runs.atomic import write_text

@@ -786,6 +786,12 @@ def test_a_damaged_model_is_named(cli: Cli, models: Path) -> None:
         (["--prompt", "q", "--run", "x", "--temperature", "inf"], "--temperature"),
         (["--prompt", "q", "--run", "x", "--seed", "99999999999999999999"], "--seed"),
         (["--promt", "q"], "--prompt"),
+        (["FILE", "-o", "OUT", "--run", "x", "--workers", "2"], "--workers: found beside --engine transformers"),
+        (["FILE", "-o", "OUT", "--run", "x", "--part-rows", "9"], "--part-rows: found beside --engine transformers"),
+        (["--prompt", "q", "--run", "x", "--engine", "ray"], "--engine ray: found beside --prompt"),
+        (["FILE", "-o", "FILE", "--run", "x", "--engine", "ray"], "found a file, expected the folder"),
+        (["FILE", "-o", "FOLDER", "--run", "x", "--engine", "ray"], "exists already"),
+        (["FILE", "-o", "FOLDER/..", "--run", "x", "--engine", "ray", "--force"], "only part-*.jsonl to replace"),
     ],
 )
 def test_options_of_improve_at_fault_are_named(cli: Cli, options: list[str], wanted: str) -> None:

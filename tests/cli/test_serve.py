@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import httpx
 import pytest
 from builders import generator_checkpoint, scorer_checkpoint
 from click.testing import CliRunner
-from proxies import proxied
+from proxies import proxied, running
 from scripted_upstream import TEXT, Upstream, served
 
 from pitlm.cli.serve import serve
 from pitlm.core.errors import InputError
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
-HEAVY = "torch transformers trl peft accelerate datasets tokenizers scipy statsmodels sklearn pandas matplotlib pyarrow numpy"
-WITHOUT = f"""
-import sys
-for name in {HEAVY.split()}:
-    sys.modules[name] = None  # to import it is an error
-from pitlm.cli.main import main
-main()
-"""
-
-
-@contextmanager
-def running(*arguments, program=("-c", WITHOUT), **environment):
-    """A `pit serve` on a free port: yields process and URL once it serves."""
-    command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        try:
-            first = process.stdout.readline()
-            found = re.match(r"Serving (\S+)", first)
-            assert found, first + (process.kill() or process.stdout.read())
-            yield process, found[1]
-        finally:
-            process.kill()
 
 
 def test_it_serves_without_torch_and_finishes_what_is_in_flight():

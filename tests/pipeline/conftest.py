@@ -6,12 +6,14 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from builders import generator_checkpoint, scorer_checkpoint
 
 SFT = {"batch_size": 8, "log_every": 1, "save_every": 3}
 RECIPE: dict[str, Any] = {
@@ -91,3 +93,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TinyRu
             assert done.returncode == 0, done.stderr
             printed.write_text(done.stdout)
     return TinyRun(run, recipe, printed.read_text())
+
+
+@pytest.fixture(scope="module")
+def models(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an improver, a policy and a gap model, all untrained."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("improver", "policy"):
+        generator_checkpoint(bases("words"), folder / kind, kind)
+    scorer_checkpoint(bases("words"), folder / "gap", "gap")
+    return folder

@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders import generator_checkpoint, scorer_checkpoint
 from scripted_endpoint import ScriptedEndpoint
 
 from pitlm.cli.main import main
@@ -20,15 +18,6 @@ from pitlm.improve.journal import Journal
 
 pytestmark = pytest.mark.timeout(600)
 ROWS = 1000
-
-
-@pytest.fixture(scope="module")
-def models(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for kind in ("improver", "policy"):
-        generator_checkpoint(bases("words"), folder / kind, kind)
-    scorer_checkpoint(bases("words"), folder / "gap", "gap")
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from pitlm.pipeline.calibrating import fresh_answers
 from pitlm.pipeline.context import Context
-from pitlm.pipeline.run import stored_recipe
+from pitlm.pipeline.finished import stored_recipe
 
 PROMPT = "lamp : price nine color red size small . price ?"
 pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else runs

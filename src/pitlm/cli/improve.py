@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.cli.outputs import check_output
+from pitlm.cli.outputs import check_output, check_output_folder
 
 if TYPE_CHECKING:
     from pitlm.core.config import Models
@@ -22,6 +22,7 @@ Examples:
   pit improve answers.jsonl -o better.jsonl --improver path/to/model --gap path/to/model --rounds 5
   pit improve model_outputs.json -o better.jsonl --run runs/mine --engine endpoint \\
       --base-url http://localhost:8000/v1 --model my-improver
+  pit improve answers/ -o better/ --run runs/mine --engine ray --workers 8
 
 FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
 and "response", or AlpacaEval's "instruction" and "output"; a row without a response is answered first, by the run's
@@ -31,6 +32,11 @@ policy or what --policy names. The output has the rows in their order, with thei
 A job that was stopped goes on when the same command is given again: what is finished is kept in OUT.partial. A row
 that cannot be improved is set aside in OUT.failed.jsonl, with the reason; the others go on, and the exit code is 0
 unless every row failed.
+
+With --engine ray the work is shared by the processes of a Ray cluster: the one at RAY_ADDRESS, which has to see the
+same folders, or one that is started on this machine and ends with the command. FILE may be a folder of files, and OUT
+is a folder of part files, --part-rows rows each; one after the other they are what one process would have written. A
+worker that is killed is replaced, and nothing is lost or done twice. docs/engines.md says more.
 """
 
 
@@ -60,6 +66,18 @@ def _check_models(models: Models) -> None:
         raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
 
 
+def _check_cluster(engine: str, file: Path | None, **given: int | None) -> None:
+    """Refuse what goes with --engine ray without it, and that without a file."""
+    from pitlm.core.errors import InputError
+
+    for name, value in given.items():
+        if engine != "ray" and value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: found beside --engine {engine}, expected beside --engine ray")
+    if engine == "ray" and file is None:
+        raise InputError("--engine ray: found beside --prompt, expected beside FILE")
+
+
 def _check_prompt(prompt: str | None, response: str | None) -> None:
     from pitlm.core.errors import InputError
     from pitlm.text.rows import is_unicode
@@ -84,10 +102,10 @@ def _check_prompt(prompt: str | None, response: str | None) -> None:
 @click.option("--policy-model", metavar="NAME", help="The model to ask there.")
 @click.option(
     "--engine",
-    type=click.Choice(["transformers", "vllm", "endpoint"]),
+    type=click.Choice(["transformers", "vllm", "endpoint", "ray"]),
     default="transformers",
     show_default=True,
-    help="What runs the improver: this process, vLLM (extra 'vllm'), or a server.",
+    help="What runs the improver: this process, vLLM (extra 'vllm'), a server, or a Ray cluster (extra 'ray').",
 )
 @click.option("--base-url", metavar="URL", help="The OpenAI-compatible server of --engine endpoint.")
 @click.option("--model", metavar="NAME", help="The improver's name there.")
@@ -95,6 +113,16 @@ def _check_prompt(prompt: str | None, response: str | None) -> None:
     "--tokens-per-batch",
     type=click.IntRange(min=1),
     help="Tokens that are in flight at once, prompts included; more is faster and takes more memory. Default: 16384.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes of --engine ray, with the models in each. Default: one a GPU, or else one a CPU core.",
+)
+@click.option(
+    "--part-rows",
+    type=click.IntRange(min=1),
+    help="Rows that a worker of --engine ray takes at once. Default: 1000; with more, vLLM is kept fuller.",
 )
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
@@ -129,6 +157,8 @@ def improve(
     temperature: float | None,
     seed: int,
     force: bool,
+    workers: int | None,
+    part_rows: int | None,
     **models: Any,
 ) -> None:
     """Improve one answer, or each answer of FILE, and say why each loop stopped."""
@@ -144,15 +174,23 @@ def improve(
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if file is None and output is not None:
         raise InputError("-o: found beside --prompt, expected beside FILE")
-    if output is not None:
-        check_output(output, force, "the improved answers")
     chosen = Models(**models)
+    if output is not None and chosen.engine == "ray":
+        check_output_folder(output, force, "the improved answers", "part-*.jsonl")
+    elif output is not None:
+        check_output(output, force, "the improved answers")
     _check_models(chosen)
+    _check_cluster(chosen.engine, file, workers=workers, part_rows=part_rows)
 
     from pitlm.pipeline.improving import improve_file, improve_one
 
     settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
-    if file is not None and output is not None:
+    if file is not None and output is not None and chosen.engine == "ray":
+        from pitlm.pipeline.cluster import improve_parts
+
+        part_rows = part_rows or 1000
+        improve_parts(file, output, chosen, settings, seed=seed, workers=workers, part_rows=part_rows, force=force)
+    elif file is not None and output is not None:
         improve_file(file, output, chosen, settings, seed=seed, force=force)
     else:
         improve_one(prompt or "", response, chosen, settings, seed=seed)

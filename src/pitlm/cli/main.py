@@ -80,6 +80,7 @@ EXTRAS = {
     "evaluate": {"numpy", "scipy", "statsmodels", "sklearn", "matplotlib", "pyarrow"},
     "serve": {"fastapi", "uvicorn", "httpx", "prometheus_client", "starlette"},
     "vllm": {"vllm"},
+    "ray": {"ray"},
 }
 """What each extra of the package brings, by the names that are imported."""
 

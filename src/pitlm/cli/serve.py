@@ -20,7 +20,7 @@ Examples:
   pit serve --improver path/to/model --gap path/to/model --upstream https://api.example.com/v1
   pit serve --improver http://127.0.0.1:8002/v1 --improver-model my-improver --gap http://127.0.0.1:8003/v1 \\\\
       --upstream https://api.example.com/v1
-  pit serve --gap path/to/model --port 8003     # only /v1/score, for others to use
+  pit serve --gap path/to/model --port 8003     # only scores, for others to use: /v1/score, /get_reward
 
 Then give your client this server as its base_url. Secrets come from the environment: {TOKEN} is what clients have to
 send as bearer token, {MODELS_KEY} goes to a remote improver and gap model. docs/serve.md says what is improved, what is
@@ -167,8 +167,7 @@ def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     if folder is None:
         return {}, {}
     with _extra("train"):
-        from pitlm.pipeline.run import stored_recipe
-        from pitlm.pipeline.stages import improver_stage
+        from pitlm.pipeline.finished import improver_stage, stored_recipe
 
     recipe = stored_recipe(folder)
     models = {"improver": folder / improver_stage(recipe) / "model", "gap": folder / "gap" / "model"}

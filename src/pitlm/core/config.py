@@ -239,7 +239,7 @@ class Models:
     improver: Path | None = None
     gap: Path | None = None
     policy: Path | None = None
-    engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
+    engine: Literal["transformers", "vllm", "endpoint", "ray"] = "transformers"
     base_url: str | None = None
     model: str | None = None
     policy_url: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -16,6 +17,7 @@ from pitlm.improve.batch import BatchJob
 from pitlm.improve.files import Failure, Item, count_rows, read_items
 from pitlm.improve.health import health
 from pitlm.improve.journal import Journal
+from pitlm.improve.parts import PartedJob
 from pitlm.models.calibration import Calibration
 from pitlm.runs.console import make_console, make_progress
 
@@ -46,34 +48,49 @@ def run_job(
     before = len(journal)
     if before:
         console.print(Text(f"{before} rows are finished already; going on from there."))
-    with make_progress(TextColumn("{task.fields[speed]}")) as progress:
-        task = progress.add_task("improving", total=count_rows(file), completed=before, speed="")
-        rows, tokens, begin = 0, 0, monotonic()
+    with job_progress(count_rows(file), before) as advance:
         for finished in make_job(unfinished()):
             journal.add(finished)
-            rows += len(finished)
-            tokens += sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure))
-            passed = monotonic() - begin
-            speed = f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s"
-            progress.update(task, advance=len(finished), speed=speed)
-    said = _summary(journal, calibration)
+            tokens = sum(one[1].generated_tokens for one in finished if not isinstance(one, Failure))
+            advance(len(finished), tokens)
+    said = summary(journal, len(journal), len(journal.failed), calibration)
     journal.finish(read)
     for line in said:
         console.print(Text(line), soft_wrap=True)
 
 
-def _summary(journal: Journal, calibration: Calibration | None) -> list[str]:
-    traces, stride = list[Trace](), 1 + len(journal) // WATCHED
+@contextmanager
+def job_progress(total: int | None, finished: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the rows of a job; yields what is told how many rows were finished, and tokens generated."""
+    with make_progress(TextColumn("{task.fields[speed]}")) as progress:
+        task = progress.add_task("improving", total=total, completed=finished, speed="")
+        rows, tokens, begin = 0, 0, monotonic()
+
+        def advance(more: int, generated: int) -> None:
+            nonlocal rows, tokens
+            rows, tokens, passed = rows + more, tokens + generated, monotonic() - begin
+            progress.update(task, advance=more, speed=f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s")
+
+        yield advance
+
+
+def summary(job: Journal | PartedJob, rows: int, failed: int, calibration: Calibration | None) -> list[str]:
+    """What a job has done, for a person to read.
+
+    Args:
+        rows: of the input, of which so many ``failed``.
+    """
+    traces, stride = list[Trace](), 1 + rows // WATCHED
     reasons, changed = Counter[str](), 0
-    for number, made in enumerate(journal.made()):
-        reasons[made["stop_reason"]] += 1
-        changed += made["final"] != made["original"]
+    for number, row in enumerate(job.made()):
+        reasons[row["stop_reason"]] += 1
+        changed += row["final"] != row["original"]
         if number % stride == 0:
-            traces.append(Trace.from_dict({**made, "prompt": ""}))
+            traces.append(Trace.from_dict({**row, "prompt": ""}))
     listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {journal.output}"]
-    if journal.failed:
-        said.append(f"{len(journal.failed)} rows failed; they and the reasons are in {journal.failed_path}")
+    said = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {job.output}"]
+    if failed:
+        said.append(f"{failed} rows failed; they and the reasons are in {job.failed_path}")
     return [*said, *health(traces, calibration).sentences()]
 
 

@@ -26,39 +26,61 @@ SYNC_EVERY = 2.0
 """Seconds; what is finished survives a kill at once, and a power cut after so long."""
 
 
+class NothingImproved(InputError):
+    """Every row of a job failed; what is to be written is written."""
+
+    @classmethod
+    def of(cls, first: Mapping[str, Any], rows: int, path: Path) -> Self:
+        """Say why the first of so many rows failed, and where they are."""
+        others = f" (all {rows} rows failed: {path})" if rows > 1 else ""
+        return cls(f"{first['where']}: {first['reason']}{others}")
+
+
+def failed_path(output: Path) -> Path:
+    """Where the rows go that could not be improved."""
+    return output.with_name(output.name.removesuffix(".jsonl") + ".failed.jsonl")
+
+
 class Journal:
-    """The finished rows of one job; a context manager.
+    """The finished rows of one job, or of one part of it; a context manager.
 
     Args:
         output: where the rows go in the end.
         settings: everything that changes an answer; another job's journal is refused.
         fresh: begin anew, whatever is there.
+        first: the number of the first row.
+        failures: where the rows go that failed; by default beside the output.
 
     Raises:
         InputError: a journal of other settings, or one that another process is writing.
     """
 
-    def __init__(self, output: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path,
+        settings: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        first: int = 0,
+        failures: Path | None = None,
+    ) -> None:
         self.output = output
         self.path = output.with_name(output.name + ".partial")
-        self.failed_path = output.with_name(output.name.removesuffix(".jsonl") + ".failed.jsonl")
-        self.settings = json.loads(_line(settings))
+        self.failed_path = failures or failed_path(output)
+        self.settings = json.loads(json_line(settings))
         self.fresh = fresh
+        self.first = first
         self.failed: set[int] = set()
         self._offsets = array("q")  # of each row's line, or -1
         self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = self.path.open("a+b")
+        self._file = open_alone(self.path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.fresh:
                 self._file.truncate(0)
             self._load()
-        except BlockingIOError as error:
-            self._file.close()
-            raise InputError(f"{self.path}: another process is writing it") from error
         except BaseException:
             self._file.close()
             raise
@@ -84,7 +106,7 @@ class Journal:
             if not isinstance(row, dict):
                 break
             if first:
-                self._check_settings(row)
+                check_settings(self.path, row, self.settings)
                 first = False
             else:
                 self._note(row["item"], good, failed="failed" in row)
@@ -93,18 +115,10 @@ class Journal:
         if first:
             self._append([self.settings])
 
-    def _check_settings(self, found: Mapping[str, Any]) -> None:
-        changed = [name for name in {**found, **self.settings} if found.get(name) != self.settings.get(name)]
-        if changed:
-            listed = "; ".join(f"{name}: found {found.get(name)}, now {self.settings.get(name)}" for name in changed)
-            raise InputError(
-                f"{self.path}: was begun with other settings ({listed}); give the same, or another -o, or --force to "
-                "begin anew"
-            )
-
     def _note(self, number: int, offset: int, *, failed: bool) -> None:
-        self._offsets.extend([-1] * (number + 1 - len(self._offsets)))
-        self._offsets[number] = offset
+        place = number - self.first
+        self._offsets.extend([-1] * (place + 1 - len(self._offsets)))
+        self._offsets[place] = offset
         if failed:
             self.failed.add(number)
 
@@ -114,7 +128,8 @@ class Journal:
         Raises:
             InputError: another row was finished in its place.
         """
-        if item.number >= len(self._offsets) or self._offsets[item.number] < 0:
+        place = item.number - self.first
+        if place >= len(self._offsets) or self._offsets[place] < 0:
             return False
         if self._read(item.number)["row"] != _digest(item.row):
             raise InputError(
@@ -137,7 +152,7 @@ class Journal:
     def _append(self, rows: list[dict[str, Any]]) -> None:
         offset = self._file.seek(0, os.SEEK_END)
         for row in rows:
-            line = _line(row).encode()
+            line = json_line(row).encode()
             self._file.write(line)
             if "item" in row:
                 self._note(row["item"], offset, failed="failed" in row)
@@ -148,13 +163,14 @@ class Journal:
             self._synced = time.monotonic()
 
     def _read(self, number: int) -> dict[str, Any]:
-        self._file.seek(self._offsets[number])
+        self._file.seek(self._offsets[number - self.first])
         row: dict[str, Any] = json.loads(self._file.readline())
         return row
 
     def made(self) -> Iterator[dict[str, Any]]:
         """The rows that did not fail, in the order of the input."""
-        return (self._read(number)["made"] for number in range(len(self._offsets)) if number not in self.failed)
+        numbers = range(self.first, self.first + len(self._offsets))
+        return (self._read(number)["made"] for number in numbers if number not in self.failed)
 
     def finish(self, rows: int) -> None:
         """Write the output and the failures, each whole or not at all, and take the journal away.
@@ -163,7 +179,8 @@ class Journal:
             rows: of the input.
 
         Raises:
-            InputError: fewer rows than the journal has, or no row that did not fail.
+            NothingImproved: no row that did not fail.
+            InputError: fewer rows than the journal has.
         """
         if rows < len(self._offsets):
             raise InputError(
@@ -173,22 +190,47 @@ class Journal:
         failures = [self._read(number)["failed"] for number in sorted(self.failed)]
         if failures:
             with atomic_writer(self.failed_path) as file:
-                file.writelines(map(_line, failures))
+                file.writelines(map(json_line, failures))
         else:
             self.failed_path.unlink(missing_ok=True)
         if len(failures) < rows:
             with atomic_writer(self.output) as file:
-                file.writelines(map(_line, self.made()))
+                file.writelines(map(json_line, self.made()))
         self.path.unlink()
         if len(failures) == rows:
-            first = failures[0]
-            raise InputError(
-                f"{first['where']}: {first['reason']}"
-                + (f" (all {rows} rows failed: {self.failed_path})" if rows > 1 else "")
-            )
+            raise NothingImproved.of(failures[0], rows, self.failed_path)
 
 
-def _line(row: Any) -> str:
+def open_alone(path: Path) -> BinaryIO:
+    """Open a file to read and append, for this process alone.
+
+    Raises:
+        InputError: another process has it.
+    """
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(f"{path}: another process is writing it") from error
+    return file
+
+
+def check_settings(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a job that was begun otherwise.
+
+    Raises:
+        InputError: which settings are others.
+    """
+    changed = [name for name in {**found, **now} if found.get(name) != now.get(name)]
+    if changed:
+        listed = "; ".join(f"{name}: found {found.get(name)}, now {now.get(name)}" for name in changed)
+        raise InputError(
+            f"{path}: was begun with other settings ({listed}); give the same, or another -o, or --force to begin anew"
+        )
+
+
+def json_line(row: Any) -> str:
     """One line of JSON. Dates and the like, which parquet has, become strings."""
     text = json.dumps(row, ensure_ascii=False, default=str)
     try:

@@ -168,8 +168,8 @@ def loop_settings(**settings: Any) -> LoopSection:
         raise InputError("; ".join(problems)) from error
 
 
-def margin_for(gap: GapScorer, settings: LoopSection) -> float:
-    """The margin that holds: the one that is set, else the one that the scorer was calibrated to, else 0."""
+def margin_for(gap: object, settings: LoopSection) -> float:
+    """The margin that holds: the one that is set, else that of the scorer or its calibration, if it has one, else 0."""
     calibrated: float | None = getattr(gap, "margin", None)
     return next(margin for margin in (settings.margin, calibrated, 0.0) if margin is not None)
 

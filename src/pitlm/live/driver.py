@@ -21,6 +21,10 @@ class Unavailable(Exception):
     """An improver or gap model that cannot do its work now; the message says why, and quotes no conversation."""
 
 
+class Unfit(Unavailable):
+    """What was asked for can never be had: the message says why, and quotes no conversation either."""
+
+
 class AsyncProposer(Protocol):
     """Writes a better version of a reference."""
 

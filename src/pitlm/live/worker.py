@@ -23,7 +23,7 @@ from typing import Any
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.improve.loop import GapScorer, Proposer
-from pitlm.live.driver import Unavailable
+from pitlm.live.driver import Unavailable, Unfit
 
 log = logging.getLogger("pitlm.live")
 
@@ -199,7 +199,7 @@ class Worker:
             if fine:
                 job.done.set_result(value)
             else:
-                job.done.set_exception(Unavailable(value))
+                job.done.set_exception(value if isinstance(value, Unfit) else Unavailable(value))
 
     async def _begin(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -269,4 +269,6 @@ def _answers(
     except Exception as error:  # whatever a model raises, the requests beside it go on
         if len(items) > 1:
             return [reply for item in items for reply in _answers(models, propose, [item], temperature, seed)]
+        if isinstance(error, InputError):
+            return [(False, Unfit(str(error)))]
         return [(False, f"{type(error).__name__} in the {'improver' if propose else 'gap model'}")]

@@ -126,6 +126,18 @@ def load_window(path: str | Path) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_window(model: PreTrainedModel, rows: Iterable[list[int]], what: str) -> None:
+    """Refuse rows of prompt and answer that are longer than the model can see at once.
+
+    Raises:
+        InputError: the longest is.
+    """
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, rows), default=0)
+    if window is not None and longest > window:
+        raise InputError(f"found a conversation of {longest} tokens with its answer, expected at most {window}: {what}")
+
+
 def load_causal(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
     """A causal language model fitted to the tokenizer (pad id, size of the embedding)."""
     return _fit(_load(AutoModelForCausalLM, path, dtype), tokenizer)

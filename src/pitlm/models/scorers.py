@@ -14,7 +14,7 @@ from pitlm.core.equations import calibrated_gap
 from pitlm.core.nouns import Improvement, Message, Prompt
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.forest import Forest, shared_prefix
-from pitlm.models.loading import Card, Kind, device, load_card, load_scorer, load_tokenizer
+from pitlm.models.loading import Card, Kind, check_window, device, load_card, load_scorer, load_tokenizer
 from pitlm.models.trees import reads_trees, score_tree
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
@@ -105,6 +105,7 @@ class Scorer:
     def _score(self, conversations: Sequence[list[dict[str, str]]], responses: Sequence[str]) -> Tensor:
         prompts = encode_prompts(self.tokenizer, conversations)
         rows = [p + encode_completion(self.tokenizer, r) for p, r in zip(prompts, responses, strict=True)]
+        check_window(self.model, rows, f"the {self.kind} model's window")
         return self.score_rows(rows)
 
     def _apart(

@@ -15,8 +15,7 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.pipeline.context import Context
-from pitlm.pipeline.run import stored_recipe
-from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.pipeline.training import unique_prompts
 from pitlm.report.margins import draw_margins
 from pitlm.runs.console import progress_bar

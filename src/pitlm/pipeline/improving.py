@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from pitlm.improve.files import Failure, Item, read_items
 from pitlm.improve.job import print_trace, run_job
 from pitlm.improve.journal import Journal
 from pitlm.improve.loop import margin_for
+from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.loading import quiet
+from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.pipeline.run import stored_recipe
-from pitlm.pipeline.stages import improver_stage, policy_stage
+from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.runs.console import make_console
 
 
@@ -40,10 +41,10 @@ def improve_file(
             improved.
     """
     next(read_items(file))  # what is wrong with the whole file shows before a model is loaded
-    setup = _Setup(models, settings, seed)
+    setup = Setup(models, settings, seed)
     named = {"input": str(file.resolve()), **setup.named}
     with Journal(output, named, fresh=force) as journal:
-        run_job(file, journal, setup.job, setup.scorer.calibration)
+        run_job(file, journal, setup.job, setup.calibration)
     setup.doubt()
 
 
@@ -53,7 +54,7 @@ def improve_one(prompt: str, response: str | None, models: Models, settings: Map
     Raises:
         InputError: missing models, a prompt that is too long, or no response and no policy.
     """
-    setup = _Setup(models, settings, seed)
+    setup = Setup(models, settings, seed)
     [[done]] = setup.job(iter([Item(0, Prompt.of(prompt), response, {}, "--prompt")]))
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
@@ -62,8 +63,12 @@ def improve_one(prompt: str, response: str | None, models: Models, settings: Map
     return done[1]
 
 
-class _Setup:
-    """The loaded models of a job, and what it was told."""
+class Setup:
+    """What a job was told, and its models, which are loaded when they are first needed.
+
+    Raises:
+        InputError: no models of the right kinds there, or a calibration that cannot be read.
+    """
 
     def __init__(self, models: Models, settings: Mapping[str, Any], seed: int) -> None:
         quiet()
@@ -73,9 +78,10 @@ class _Setup:
             update={name: value for name, value in settings.items() if value is not None}
         )
         named = {**asdict(models), "tokens_per_batch": None}
-        self.scorer = self._scorer(named)
-        self.margin = margin_for(self.scorer, self.settings)
-        self.engine = self._engine(named)
+        self.calibration: Calibration | None = None
+        self._load_scorer = self._scorer(named)
+        self._load_engine = self._engine(named)
+        self.margin = margin_for(self.calibration, self.settings)
         self.named = {
             **{name: value for name, value in named.items() if value is not None},
             **self.settings.model_dump(),
@@ -83,11 +89,16 @@ class _Setup:
             "seed": seed,
         }
 
+    @cached_property
+    def _loaded(self) -> tuple[GapModel | GuardedGap, Engine]:
+        return self._load_scorer(), self._load_engine()
+
     def job(self, items: Iterator[Item | Failure]) -> BatchJob:
+        scorer, engine = self._loaded
         return BatchJob(
             items,
-            engine=self.engine,
-            gap=self.scorer,
+            engine=engine,
+            gap=scorer,
             settings=self.settings,
             margin=self.margin,
             seed=self.seed,
@@ -97,34 +108,36 @@ class _Setup:
 
     def doubt(self) -> None:
         """Say where the loop is not the one that the margin was calibrated for."""
-        if self.scorer.calibration and (doubt := self.scorer.calibration.doubt(self.settings)):
+        if self.calibration and (doubt := self.calibration.doubt(self.settings)):
             make_console().print(Text(f"Warning: {doubt}."))
 
     def _of_run(self, stage: str) -> Path:
         assert self.models.run is not None
         return self.models.run / stage / "model"
 
-    def _scorer(self, named: dict[str, Any]) -> GapModel | GuardedGap:
-        """A run's R_PIT with R_P's second opinion, or a gap model by itself."""
-        gap = self.models.gap or self._of_run("gap")
-        named["gap"] = _stamp(gap)
-        if self.models.gap is not None:
-            return GapModel.from_pretrained(gap)
-        named["reward"] = _stamp(self._of_run("reward"))
-        return GuardedGap.from_pretrained(gap, self._of_run("reward"))
+    def _model(self, folder: Path, kind: Kind, named: dict[str, Any]) -> Path:
+        load_card(folder, kind)
+        named[kind] = _stamp(folder)
+        return folder
 
-    def _engine(self, named: dict[str, Any]) -> Engine:
+    def _scorer(self, named: dict[str, Any]) -> Callable[[], GapModel | GuardedGap]:
+        """Loads a run's R_PIT with R_P's second opinion, or a gap model by itself."""
+        gap = self._model(self.models.gap or self._of_run("gap"), "gap", named)
+        self.calibration = load_calibrations(gap).get(ALONE if self.models.gap else GUARDED)
+        if self.models.gap is not None:
+            return partial(GapModel.from_pretrained, gap)
+        return partial(GuardedGap.from_pretrained, gap, self._model(self._of_run("reward"), "reward", named))
+
+    def _engine(self, named: dict[str, Any]) -> Callable[[], Engine]:
         models, recipe = self.models, self.recipe
         if models.engine == "endpoint":
             template = recipe.template if recipe else TemplateSection()
-            return EndpointEngine(
-                self._endpoint(models.model, models.base_url, self.settings.temperature), template.ask
-            )
-        path = models.improver or self._of_run(improver_stage(recipe) if recipe else "")
-        named["improver"] = _stamp(path)
+            endpoint = self._endpoint(models.model, models.base_url, self.settings.temperature)
+            return partial(EndpointEngine, endpoint, template.ask)
+        path = self._model(models.improver or self._of_run(improver_stage(recipe) if recipe else ""), "improver", named)
         if models.engine == "vllm":
-            return VLLMEngine(Improver.from_pretrained(path, weights=False), path)
-        return LocalEngine(Improver.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+            return lambda: VLLMEngine(Improver.from_pretrained(path, weights=False), path)
+        return lambda: LocalEngine(Improver.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
 
     def _answerer(self) -> Callable[[], Engine] | None:
         models, recipe = self.models, self.recipe

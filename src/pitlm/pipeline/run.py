@@ -17,7 +17,6 @@ from rich.text import Text
 from pitlm import __version__
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
-from pitlm.core.recipe_file import load_recipe
 from pitlm.improve.systems import PIT
 from pitlm.models.loading import quiet
 from pitlm.pipeline.context import POCKET
@@ -75,18 +74,6 @@ def run_recipe(
         console.print(
             Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}")
         )
-
-
-def stored_recipe(root: Path) -> Recipe:
-    """The recipe of an earlier run.
-
-    Raises:
-        InputError: the folder holds no run.
-    """
-    path = root / "recipe.json"
-    if not path.is_file():
-        raise InputError(f"{root}: found no recipe.json, expected the folder of a run")
-    return load_recipe(path)
 
 
 def summary(console: Console, root: Path, stages: Sequence[str]) -> None:

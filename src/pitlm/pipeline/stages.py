@@ -9,6 +9,7 @@ from pitlm.core.config import Recipe
 from pitlm.pipeline import training
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.evaluation import evaluate
+from pitlm.pipeline.finished import policy_stage
 from pitlm.pipeline.prepare import prepare
 from pitlm.pipeline.reporting import report
 from pitlm.runs.digest import digest
@@ -106,17 +107,6 @@ def _improvers(context: Context, policy: str, judges: list[str]) -> list[Stage]:
             lambda folder: training.gap_model(context, folder, policy),
         ),
     ]
-
-
-def policy_stage(recipe: Recipe) -> str:
-    """The name of the stage that holds the policy whose answers are improved."""
-    return "policy-rl" if recipe.policy_rl else "policy-sft"
-
-
-def improver_stage(recipe: Recipe) -> str:
-    """The name of the stage that holds the finished improver."""
-    last = len(recipe.curriculum.stages) - 1
-    return f"rl-{last}-{recipe.curriculum.stages[last]}"
 
 
 def _contents(key: str, source: str | None, found: str | None) -> dict[str, str | None]:

@@ -18,15 +18,17 @@ from pitlm import __version__
 from pitlm.core.config import PositiveInt
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.live.driver import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable
+from pitlm.live.driver import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable, Unfit
 from pitlm.live.remote import RemoteImprover, RemoteScorer
 from pitlm.live.worker import Worker, load_models
+from pitlm.serve import rewards
 from pitlm.serve.errors import ApiError
 from pitlm.serve.limits import Limits
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.pages import page
 from pitlm.serve.proxying import ChatCompletions, PassThrough
 from pitlm.serve.replies import finite
+from pitlm.serve.rewards import scorer_of
 from pitlm.serve.settings import Settings
 from pitlm.serve.upstream import Upstream
 
@@ -104,6 +106,7 @@ def make_app(
         app.add_exception_handler(kind, _plain_error)
     app.state.improving, app.state.scorer = improving, scorer
     app.include_router(router)
+    app.include_router(rewards.router)
 
     @app.get("/")
     async def try_it() -> Response:
@@ -162,14 +165,14 @@ class ImproveRequest(BaseModel):
 @router.get("/score")
 async def margin(request: Request) -> dict[str, float | None]:
     """The margin that the gap model was calibrated to, 0 where it was not; null: nothing is to be accepted."""
-    return {"margin": finite(await _scorer(request).margin())}
+    return {"margin": finite(await scorer_of(request).margin())}
 
 
 @router.post("/score")
 async def score(request: Request, body: ScoreRequest) -> dict[str, float | None]:
     """The gap: how much better ``response`` is than ``reference`` as an answer to ``prompt``; 0 is no change."""
     item = Improvement(Prompt.of(body.prompt), body.reference, body.response)
-    return {"gap": finite(await _scorer(request).gap(item))}
+    return {"gap": finite(await scorer_of(request).gap(item))}
 
 
 @router.post("/improve")
@@ -189,19 +192,12 @@ async def improve(request: Request, body: ImproveRequest) -> dict[str, Any]:
     return trace
 
 
-def _scorer(request: Request) -> AsyncScorer:
-    scorer: AsyncScorer | None = request.app.state.scorer
-    if scorer is None:
-        raise ApiError(404, "no_gap_model", "This server has no gap model.")
-    return scorer
-
-
 async def _plain_error(request: Request, error: Exception) -> Response:
     """Errors of the framework and of bad input, in the shape of all the others."""
     status, code, message = 400, "invalid_value", str(error)
     if isinstance(error, HTTPException):
         status, code, message = error.status_code, "http_error", f"{error.detail}; the API is below /v1"
-    elif isinstance(error, Unavailable):
+    elif isinstance(error, Unavailable) and not isinstance(error, Unfit):
         status, code = 503, "models_unavailable"
     elif isinstance(error, RequestValidationError):
         problem = error.errors()[0]

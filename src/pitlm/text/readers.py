@@ -71,15 +71,20 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
         yield from reader(file)
 
 
-def check_outside(source: str | Path, out: Path) -> None:
+def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
     """Refuse an output folder from which the next reading of ``source`` would take what this one wrote.
+
+    Args:
+        option: what names the output.
 
     Raises:
         InputError: ``source`` is a folder, and ``out`` is in it.
     """
     folder = Path(source)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise InputError.at(out, found=f"a folder inside the source {source}", expected="one outside it; give --out")
+        raise InputError.at(
+            out, found=f"a folder inside the source {source}", expected=f"one outside it; give {option}"
+        )
 
 
 def read_sound_rows(source: str | Path) -> Iterator[RawRow]:

@@ -1,0 +1,124 @@
+"""`pit improve --engine ray` with two workers of this machine: what one process would have written, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pitlm.cli.main import main
+
+pytestmark = pytest.mark.timeout(600)
+ROWS, PART = 180, 40
+WORDS = ["price", "lamp", "small", "red", "nine", "help", "question", "many"]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three files; some rows have no response, some fail, among them a whole part."""
+    folder = tmp_path_factory.mktemp("answers")
+    for name, numbers in (("a", range(70)), ("b", range(70, 150)), ("c", range(150, ROWS))):
+        with (folder / f"{name}.jsonl").open("w") as lines:
+            for n in numbers:
+                row = {"id": n, "prompt": f"{WORDS[n % 8]} {WORDS[n // 8 % 8]} ?", "response": f"the {WORDS[n % 7]} ."}
+                if n % 10 == 3:
+                    del row["response"]
+                if n == 7 or 80 <= n < 120:
+                    row["prompt"] = "price " * 400
+                lines.write(json.dumps(row) + "\n")
+    return folder
+
+
+def arguments(models: Path, answers: Path, out: Path, *more: str) -> list[str]:
+    options = [f"--{kind}={models / kind}" for kind in ("improver", "gap", "policy")]
+    return ["improve", str(answers), "-o", str(out), *options, "--temperature", "1", *more]
+
+
+def run(command: list[str]) -> int | str | None:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def whole(models: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process writes."""
+    out = tmp_path_factory.mktemp("whole") / "out.jsonl"
+    assert run(arguments(models, answers, out)) == 0
+    return out
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    assert b"".join(path.read_bytes() for path in sorted(out.glob("*"))) == whole.read_bytes()
+    failed = out.with_name("out.failed.jsonl")
+    assert failed.read_bytes() == whole.with_name("out.failed.jsonl").read_bytes()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out", "out.failed.jsonl"]
+
+
+def opened_by(process: psutil.Process, path: Path) -> bool:
+    try:
+        return process.name().startswith("ray::") and any(file.path == str(path) for file in process.open_files())
+    except psutil.Error:
+        return False
+
+
+def kill_a_writer(command: subprocess.Popen[str], parts: Path) -> list[psutil.Process]:
+    """Kill a worker in the middle of its part; returns the command's processes as they were."""
+    end = time.monotonic() + 150
+    while command.poll() is None and time.monotonic() < end:
+        for journal in parts.glob("*.partial"):
+            kept = journal.read_bytes() if journal.exists() else b""
+            if 3 < kept.count(b"\n") < PART:
+                processes = psutil.Process(command.pid).children(recursive=True)
+                if writer := next((process for process in processes if opened_by(process, journal)), None):
+                    writer.send_signal(signal.SIGKILL)
+                    return processes
+        time.sleep(0.002)
+    raise AssertionError(f"there was no worker to kill: {command.communicate()}")
+
+
+def test_a_killed_worker_loses_and_repeats_nothing_and_no_process_stays(
+    models: Path, answers: Path, whole: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    options = ["--engine", "ray", "--workers", "2", "--part-rows", str(PART), "--tokens-per-batch", "64"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pitlm.cli.main", *arguments(models, answers, out, *options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+    ) as command:
+        try:
+            processes = kill_a_writer(command, tmp_path / "out.partial" / "parts")
+            printed, errors = command.communicate(timeout=300)
+        finally:
+            command.kill()
+    assert command.returncode == 0, errors
+    assert len(processes) > 3
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
+    assert_same(out, whole)
+    assert [path.name for path in sorted(out.iterdir())] == [f"part-{n:06}.jsonl" for n in (0, 1, 2, 3, 4) if n != 2]
+    # Of Ray itself nothing is heard but that a process died and its task is tried again.
+    lines = [line.strip() for line in printed.splitlines() if "(raylet)" not in line]
+    assert lines[0].startswith("improving")
+    assert lines[1].startswith(f"{ROWS - 41} answers")
+    assert lines[2] == f"41 rows failed; they and the reasons are in {tmp_path / 'out.failed.jsonl'}"
+    assert "Traceback" not in errors
+
+
+def test_an_output_inside_of_the_input_is_refused(
+    models: Path, answers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments(models, answers, answers / "out", "--engine", "ray")) == 2
+    assert "found a folder inside the source" in capsys.readouterr().err
+    assert not (answers / "out").exists()
