@@ -109,7 +109,7 @@ class TrainSection(Section):
     learning_rate: PositiveFloat
     epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = Field(None, description="stop after this many steps, whatever the epochs")
-    batch_size: PositiveInt = Field(32, description="examples per optimizer step and process")
+    batch_size: PositiveInt = Field(32, description="examples per optimizer step, over all processes")
     accumulation: PositiveInt = Field(1, description="micro-batches that a step is cut into")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of steps with rising learning rate")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

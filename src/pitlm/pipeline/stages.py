@@ -13,11 +13,16 @@ from pitlm.pipeline.prepare import prepare
 from pitlm.pipeline.reporting import report
 from pitlm.runs.digest import digest
 from pitlm.runs.stage import Stage
+from pitlm.train.launch import Launch
 
 
-def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
-    """Every stage of a run, each with the settings that it depends on and the stages that it reads."""
-    context = Context(recipe, root)
+def build_stages(recipe: Recipe, root: Path, *, launch: Launch | None = None, rank: bool = False) -> list[Stage]:
+    """Every stage of a run, each with the settings that it depends on and the stages that it reads.
+
+    Args:
+        launch, rank: how training is spread over processes; see :class:`Context`. The outcome does not depend on it.
+    """
+    context = Context(recipe, root, launch, rank)
     policy = policy_stage(recipe)
     judges = [] if context.pocket else ["judge"]
     learning = [*_policies(context, judges), *_improvers(context, policy, judges)]

@@ -1,0 +1,59 @@
+"""One of the processes that do a stage's training together: ``python -m pitlm.pipeline.rank RUN STAGE``.
+
+Started by accelerate's launcher; nothing heavy is imported before it is clear where messages go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Train, and write messages to ``rank-N.log`` in the stage's folder; the console has rank 0's progress alone."""
+    parent = os.getppid()
+    if sys.platform == "linux":  # the launcher's death by SIGKILL would leave this process to train on unseen
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+    root, stage, rank = Path(sys.argv[1]), sys.argv[2], os.environ["RANK"]
+    log = os.open(root / stage / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(log, sys.stderr.fileno())
+    if rank != "0":
+        os.dup2(log, sys.stdout.fileno())
+
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(train)(root, stage)
+
+
+def train(root: Path, stage: str) -> None:
+    """Do the training of one stage of the run in ``root``, together with the other ranks."""
+    import warnings
+
+    import torch
+    from accelerate import PartialState
+
+    from pitlm.core.recipe_file import load_recipe
+    from pitlm.models.loading import quiet
+    from pitlm.pipeline.context import Trained
+    from pitlm.pipeline.stages import build_stages
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
+    quiet()
+    if torch.cuda.is_available():  # models that are loaded before the trainer is made go to "the" GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    stages = {found.name: found for found in build_stages(load_recipe(root / "recipe.json"), root, rank=True)}
+    try:
+        stages[stage].work(root / stage)
+    except Trained:
+        PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
