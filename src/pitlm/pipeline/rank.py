@@ -30,6 +30,8 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     record(train)(root, stage)
+    sys.stdout.flush()
+    os._exit(0)  # all is written; threads of gloo that outlive the interpreter sometimes abort the process
 
 
 def train(root: Path, stage: str) -> None:

@@ -59,6 +59,10 @@ def read_launch(path: Path) -> Launch:
     if not isinstance(config, ClusterConfig) or kind not in KINDS:
         hint = f"{', '.join(KINDS)} (CPUs: MULTI_GPU with use_cpu: true)"
         raise InputError.at(path, field="distributed_type", found=kind, expected=hint)
+    if kind != "MULTI_GPU" and config.use_cpu:
+        raise InputError.at(
+            path, field="use_cpu", found=f"true with {kind}", expected="GPUs: weights are sharded there"
+        )
     if kind == "FSDP" and config.fsdp_config.get("fsdp_version", 1) != 2:
         raise InputError.at(path, field="fsdp_version", found="FSDP 1", expected="2")
     if kind == "DEEPSPEED" and not is_deepspeed_available():
