@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -27,9 +28,9 @@ def main() -> None:
     if rank != "0":
         os.dup2(log, sys.stdout.fileno())
 
-    from torch.distributed.elastic.multiprocessing.errors import record
+    from pitlm.train.launch import run_rank
 
-    record(train)(root, stage)
+    run_rank(lambda: train(root, stage))
     sys.stdout.flush()
     os._exit(0)  # all is written; threads of gloo that outlive the interpreter sometimes abort the process
 
@@ -38,9 +39,6 @@ def train(root: Path, stage: str) -> None:
     """Do the training of one stage of the run in ``root``, together with the other ranks."""
     import warnings
 
-    import torch
-    from accelerate import PartialState
-
     from pitlm.core.recipe_file import load_recipe
     from pitlm.models.loading import quiet
     from pitlm.pipeline.context import Trained
@@ -48,13 +46,9 @@ def train(root: Path, stage: str) -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
-    if torch.cuda.is_available():  # models that are loaded before the trainer is made go to "the" GPU
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     stages = {found.name: found for found in build_stages(load_recipe(root / "recipe.json"), root, rank=True)}
-    try:
+    with suppress(Trained):
         stages[stage].work(root / stage)
-    except Trained:
-        PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ process that died is put into one line.
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import is_deepspeed_available
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
 from pitlm.core.errors import InputError, RankFailed
 from pitlm.models.loading import first_line
@@ -101,6 +103,14 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
             signal.signal(number, handler)
     if stop is not None:
         signal.raise_signal(stop)
+
+
+def run_rank(work: Callable[[], None]) -> None:
+    """Do what one of the processes does; what it raises reaches :func:`run_ranks`."""
+    if torch.cuda.is_available():  # models that are loaded before the trainer is made go to "the" GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    record(work)()
+    PartialState().destroy_process_group()
 
 
 def _reason(failures: dict[int, ProcessFailure], processes: int) -> str:
