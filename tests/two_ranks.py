@@ -1,4 +1,4 @@
-"""What `tests/train/test_distributed.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE``."""
+"""What `tests/train/test_distributed.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from builders import ASK, preference, rl_section, train_section, workbench
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pitlm.core.config import LoraSection
@@ -43,7 +46,10 @@ class Keeper(TrainerCallback):
         self.folder = folder
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        weights = {name.removeprefix("module."): weight for name, weight in model.state_dict().items()}
+        weights = {
+            name.removeprefix("module."): weight.full_tensor() if isinstance(weight, DTensor) else weight
+            for name, weight in model.state_dict().items()
+        }
         torch.save(weights, self.folder / f"ended-{rank()}.pt")
 
 
@@ -101,8 +107,24 @@ def train_curriculum(bench) -> None:
     (bench.folder / f"asked-{rank()}.json").write_text(json.dumps(asked))
 
 
+def shard_without_gpus() -> None:
+    """accelerate takes FSDP for GPUs alone, and silently replicates elsewhere; torch's own works with gloo as well."""
+    genuine = AcceleratorState.__init__
+
+    def init(self, *args, **kwargs):
+        known = PartialState(cpu=True)._shared_state
+        if known["distributed_type"] == DistributedType.MULTI_CPU:
+            known["distributed_type"] = DistributedType.MULTI_GPU
+        genuine(self, *args, **kwargs)
+        assert self.is_fsdp2
+
+    AcceleratorState.__init__ = init
+
+
 if __name__ == "__main__":
     quiet()
+    if sys.argv[3:] == ["sharded"]:
+        shard_without_gpus()
     train_all(Path(sys.argv[1]), Path(sys.argv[2]))
     sys.stdout.flush()
     os._exit(0)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from builders import rl_section, train_section
+from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from two_ranks import GROUP, train_all
 
@@ -89,6 +90,25 @@ def test_files_are_written_once(runs):
         assert {
             path.name for path in (runs[1] / training).iterdir() if not path.name.startswith(("ended", "asked"))
         } == {path.name for path in (runs[0] / training).iterdir() if not path.name.startswith(("ended", "asked"))}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sharded_weights_train_as_whole_ones(runs, bases, tmp_path, monkeypatch):
+    """FSDP2 over gloo, with the packaged configuration: the trees, the probe, the anchor's check, what is saved."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}", prepend=":")
+    run_ranks(Launch(find_launch("fsdp2"), 2), "two_ranks", [str(tmp_path), str(bases("words")), "sharded"])
+    for training in TRAININGS:
+        one, sharded = runs[0] / training, tmp_path / training
+        losses = [[row["loss"] for row in logged(folder)] for folder in (one, sharded)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+        weights, trained = (torch.load(folder / "ended-0.pt") for folder in (one, sharded))
+        saved, loaded = (load_file(folder / "model" / "model.safetensors") for folder in (one, sharded))
+        assert trained.keys() == weights.keys()
+        assert saved.keys() <= loaded.keys()  # a tied head is written once more
+        for expected, found in ((weights, trained), (saved, loaded)):
+            for name, weight in expected.items():
+                torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("processes", "share"), [(1, 24), (2, 12), (3, 8), (4, 6), (6, 4), (12, 2)])
