@@ -12,8 +12,17 @@ from pitlm.cli.main import VERBS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
-DOCUMENTS = ["README.md", "PAPER.md", "LOG.md", "CONTRIBUTING.md", "docs/rate.md", "docs/scale.md", "docs/serve.md"]
-HOW_TO = ["README.md", "CONTRIBUTING.md", "docs/rate.md", "docs/scale.md", "docs/serve.md"]
+DOCUMENTS = [
+    "README.md",
+    "PAPER.md",
+    "LOG.md",
+    "CONTRIBUTING.md",
+    "docs/distributed.md",
+    "docs/rate.md",
+    "docs/scale.md",
+    "docs/serve.md",
+]
+HOW_TO = ["README.md", "CONTRIBUTING.md", "docs/distributed.md", "docs/rate.md", "docs/scale.md", "docs/serve.md"]
 
 FOLDERS = ("src/", "tests/", "benchmarks/", "docs/", "examples/", "recipes/", ".ci/")
 SOURCES = (".py", ".md", ".yaml", ".yml", ".toml", ".j2")

@@ -142,6 +142,11 @@ class RLSection(TrainSection):
         description="taken from the reward of an answer without end token; null leaves such answers out of the group",
     )
     share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step, as it stands")
+    rollouts: Literal["transformers", "vllm-colocate", "vllm-server"] = Field(
+        "transformers",
+        description="what samples: the model in training, vLLM beside it, or vLLM as a server of its own",
+    )
+    rollout_server: str = Field("http://127.0.0.1:8000", description="of vllm-server, the address")
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
     probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")

@@ -28,6 +28,7 @@ from pitlm.runs.stage import RunFolder, stage_result
 from pitlm.text.readers import check_outside
 from pitlm.train.common import check_trackers, share_of_batch
 from pitlm.train.launch import read_launch
+from pitlm.train.rl import check_rollouts
 
 
 def run_recipe(
@@ -55,6 +56,8 @@ def run_recipe(
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     check_trackers(recipe.report_to)
+    for section in filter(None, (recipe.policy_rl, recipe.curriculum.rl)):
+        check_rollouts(section)
     if recipe.data.source:
         check_outside(recipe.data.source, out)
     launch = None if accelerate is None else read_launch(accelerate)

@@ -21,7 +21,7 @@ from pitlm.pipeline.context import Context
 from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
 from pitlm.runs.atomic import write_text
 from pitlm.runs.console import progress_bar
-from pitlm.train.common import read_metrics
+from pitlm.train.logs import read_metrics
 from pitlm.train.probe import Conversation, Probe, probe_file
 from pitlm.train.reward import train_gap, train_reward
 from pitlm.train.rl import Reward, train_rl

@@ -13,7 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from pitlm.models.generators import generate
 from pitlm.text.template import encode_prompts
-from pitlm.train.common import Workbench, read_metrics, replace_rows
+from pitlm.train.common import Workbench
+from pitlm.train.logs import read_metrics, replace_rows
 
 Conversation = list[dict[str, str]]
 

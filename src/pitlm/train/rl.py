@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import RLOOConfig, RLOOTrainer
+from trl.import_utils import is_vllm_available
 
 from pitlm.core.config import RLSection
+from pitlm.core.errors import InputError
 from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
 from pitlm.train.common import Workbench, callbacks, fit, seed_stage, trainer_arguments
@@ -83,6 +85,16 @@ def train_rl(
     return fit(trainer, bench)
 
 
+def check_rollouts(section: RLSection) -> None:
+    """Before anything is spent: is there what samples?
+
+    Raises:
+        InputError: vLLM is wanted and not installed.
+    """
+    if section.rollouts != "transformers" and not is_vllm_available():
+        raise InputError(f"rollouts: found {section.rollouts}, expected vLLM installed: pip install 'pitlm[vllm]'")
+
+
 def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: Workbench) -> Dataset:
     """As many conversations as the steps take, shuffled anew each time they come again.
 
@@ -120,7 +132,9 @@ def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
         remove_unused_columns=False,
         chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
         cache_implementation=None,
-        use_vllm=False,
+        use_vllm=section.rollouts != "transformers",
+        vllm_mode=section.rollouts.removeprefix("vllm-") if section.rollouts != "transformers" else "colocate",
+        vllm_server_base_url=section.rollout_server if section.rollouts == "vllm-server" else None,
         log_completions=False,
     )
 
