@@ -221,5 +221,7 @@ def test_the_reason_is_what_died_by_itself(tmp_path):
     assert launch._reason(killed, 3) == "rank 1 of 3 was killed (SIGKILL)"
     raised = dict([failed(0, -15), failed(1, 1, "ValueError: no\nmore", tmp_path)])
     assert launch._reason(raised, 2) == "rank 1 of 2 failed: ValueError: no"
+    alike = dict(failed(rank, 1, f"ValueError: {text}", tmp_path) for rank, text in enumerate("aab"))
+    assert launch._reason(alike, 3) == "rank 0 of 3 failed: ValueError: a; rank 2 of 3 failed: ValueError: b"
     assert launch._reason(dict([failed(1, 3)]), 2) == "rank 1 of 2 failed: exit code 3"
     assert launch._reason(dict([failed(0, -15), failed(1, -15)]), 2) == "rank 0 of 2 was killed (SIGTERM)"

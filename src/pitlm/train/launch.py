@@ -88,8 +88,10 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
         RankFailed: one ended early; the others have then been stopped.
     """
     command = ["--config_file", str(launch.config), "--num_processes", str(launch.processes)]
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # several screens, for what RankFailed says in a line
+    for name in ("elastic", "elastic.agent.server.api", "run"):
+        logging.getLogger(f"torch.distributed.{name}").setLevel(
+            logging.CRITICAL
+        )  # several screens, for what RankFailed says in a line
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     stop = None
     try:
@@ -119,7 +121,10 @@ def _reason(failures: dict[int, ProcessFailure], processes: int) -> str:
     for rank, failure in own.items():
         if failure.exitcode < 0:
             return f"rank {rank} of {processes} was killed ({failure.signal_name()})"
-    lines = [f"rank {rank} of {processes} failed: {_message(failure)}" for rank, failure in own.items()]
+    told: dict[str, int] = {}
+    for rank, failure in own.items():
+        told.setdefault(_message(failure), rank)
+    lines = [f"rank {rank} of {processes} failed: {message}" for message, rank in told.items()]
     return "; ".join(lines[:SHOWN])
 
 
