@@ -17,12 +17,21 @@ DOCUMENTS = [
     "PAPER.md",
     "LOG.md",
     "CONTRIBUTING.md",
+    "docs/distributed.md",
     "docs/engines.md",
     "docs/rate.md",
     "docs/scale.md",
     "docs/serve.md",
 ]
-HOW_TO = ["README.md", "CONTRIBUTING.md", "docs/engines.md", "docs/rate.md", "docs/scale.md", "docs/serve.md"]
+HOW_TO = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/distributed.md",
+    "docs/engines.md",
+    "docs/rate.md",
+    "docs/scale.md",
+    "docs/serve.md",
+]
 
 FOLDERS = ("src/", "tests/", "benchmarks/", "docs/", "examples/", "recipes/", ".ci/")
 SOURCES = (".py", ".md", ".yaml", ".yml", ".toml", ".j2")

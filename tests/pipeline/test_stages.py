@@ -19,6 +19,8 @@ RL = {"rl-0-data", "rl-1-policy", "evaluation", "report"}
     [
         ({"loop.rounds": "5"}, {"evaluation", "report"}),
         ({"curriculum.rl.beta": "0.2"}, RL),
+        ({"curriculum.rl.rollouts": "vllm-colocate"}, RL),
+        ({"curriculum.rl.rollouts": "transformers"}, set()),
         # The fresh answers of the gap stage and the references of the RL stages are sampled in such batches.
         ({"evaluation.batch_size": "64"}, {"gap", *RL}),
         ({"evaluation.policy_temperature": "0.9"}, {"gap", *RL}),

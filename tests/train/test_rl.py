@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import pitlm.train.rl as rl
 from pitlm.core.config import LoraSection
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.models.loading import Card, load_tokenizer, save
 from pitlm.text.template import Template, encode_prompts
@@ -243,6 +244,28 @@ def test_without_kl_no_anchor_is_needed(bases, tmp_path):
     bench = workbench(tmp_path / "rl", anchor)
     train(bench, anchor, section=rl_section(beta=0.0, max_steps=1))
     assert bench.model_folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "use", "mode", "server"),
+    [
+        ("transformers", False, "colocate", None),
+        ("vllm-colocate", True, "colocate", None),
+        ("vllm-server", True, "server", "http://gpu:8001"),
+    ],
+)
+def test_what_samples_is_told_to_trl(unit, rollouts, use, mode, server):
+    section = rl_section(rollouts=rollouts, rollout_server="http://gpu:8001")
+    told = rl._arguments(section, unit[0])
+    assert (told.use_vllm, told.vllm_mode, told.vllm_server_base_url) == (use, mode, server)
+    assert (told.temperature, told.top_p, told.top_k) == (section.temperature, 1.0, 0)
+
+
+def test_without_vllm_its_rollouts_are_refused_before_anything_starts(monkeypatch):
+    rl.check_rollouts(rl_section())
+    monkeypatch.setattr(rl, "is_vllm_available", lambda: False)
+    with pytest.raises(InputError, match=r"^rollouts: found vllm-server, expected vLLM installed"):
+        rl.check_rollouts(rl_section(rollouts="vllm-server"))
 
 
 def test_the_reward_goes_up(bases, tmp_path):

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from pitlm import __version__
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, RankFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except InputError as error:
         _fail(str(error), error.exit_code)
+    except RankFailed as error:
+        _fail(str(error), 1)
     except BrokenPipeError:
         _close_quietly()
         sys.exit(1)

@@ -14,6 +14,8 @@ Examples:
   pit run recipes/hh-small.yaml --data path/to/pairs
   pit run hh-small --data mypairs.jsonl --set curriculum.rl.beta=0.1
   pit run quickstart --seed 3 --out runs/seed-3
+  pit run quickstart --accelerate cpu
+  pit run hh-llama-8b --data mypairs.jsonl --accelerate fsdp2
 
 The same command again goes on where an interrupted run stopped, and skips what is done.
 """
@@ -32,6 +34,11 @@ The same command again goes on where an interrupted run stopped, and skips what 
     help="Set invalid rows aside in data/rejects.jsonl, instead of stopping.",
 )
 @click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap; an unknown name lists them.")
+@click.option(
+    "--accelerate",
+    metavar="CONFIG",
+    help="Train on several processes: ddp, fsdp2, zero2, zero3, cpu, or a file that `accelerate config` wrote.",
+)
 def run(
     recipe: str,
     data: str | None,
@@ -41,6 +48,7 @@ def run(
     update: bool,
     skip_invalid: bool,
     until: str | None,
+    accelerate: str | None,
 ) -> None:
     """Train an improver from preference pairs and compare it honestly.
 
@@ -50,7 +58,7 @@ def run(
     import json
 
     from pitlm.core.recipe_file import load_recipe
-    from pitlm.recipes import find_recipe
+    from pitlm.recipes import find_launch, find_recipe
 
     changes = read_overrides(overrides)
     if data is not None:
@@ -60,11 +68,13 @@ def run(
     if skip_invalid:
         changes["data.skip_invalid"] = "true"
     loaded = load_recipe(find_recipe(recipe), changes)
+    launch = find_launch(accelerate) if accelerate is not None else None
     begin = time.perf_counter()
 
     from pitlm.pipeline.run import run_recipe
 
-    run_recipe(loaded, out or Path("runs") / loaded.name, update=update, until=until, begin=begin)
+    out = out or Path("runs") / loaded.name
+    run_recipe(loaded, out, update=update, until=until, begin=begin, accelerate=launch)
 
 
 def read_overrides(items: tuple[str, ...]) -> dict[str, str]:

@@ -109,7 +109,7 @@ class TrainSection(Section):
     learning_rate: PositiveFloat
     epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = Field(None, description="stop after this many steps, whatever the epochs")
-    batch_size: PositiveInt = Field(32, description="examples per optimizer step and process")
+    batch_size: PositiveInt = Field(32, description="examples per optimizer step, over all processes")
     accumulation: PositiveInt = Field(1, description="micro-batches that a step is cut into")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of steps with rising learning rate")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -142,6 +142,11 @@ class RLSection(TrainSection):
         description="taken from the reward of an answer without end token; null leaves such answers out of the group",
     )
     share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step, as it stands")
+    rollouts: Literal["transformers", "vllm-colocate", "vllm-server"] = Field(
+        "transformers",
+        description="what samples: the model in training, vLLM beside it, or vLLM as a server of its own",
+    )
+    rollout_server: str = Field("http://127.0.0.1:8000", description="of vllm-server, the address")
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
     probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")

@@ -29,6 +29,13 @@ class InputError(ValueError):
         return cls(f"{where}: found {found}, expected {expected}")
 
 
+class RankFailed(RuntimeError):
+    """A process that trained together with others ended early: shown as one message, exit code 1, no traceback.
+
+    What was trained is kept, and the same command goes on.
+    """
+
+
 class BudgetSpent(InputError):
     """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 
@@ -10,3 +12,10 @@ def accelerators() -> list[tuple[str, int]]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [torch.cuda.get_device_properties(number) for number in range(count)]
     return [(card.name, int(card.total_memory)) for card in found]
+
+
+def release_memory() -> None:
+    """Give back what dropped models held, for other processes to take."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from pitlm.models.loading import Card, Kind, device, load_card, load_causal, loa
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

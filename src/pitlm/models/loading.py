@@ -186,9 +186,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card, folder: Path) -> None:
-    """Write one loadable checkpoint: safetensors, tokenizer with its chat template, card."""
-    model.save_pretrained(folder)
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Card,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write one loadable checkpoint: safetensors, tokenizer with its chat template, card.
+
+    Args:
+        weights: in place of the model's own, where those are sharded over processes.
+    """
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     card.save(folder)
 

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pitlm.core.config import Recipe
+from pitlm.core.errors import RankFailed
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.judge.scores import Score, ScoreJudge
+from pitlm.models.devices import release_memory
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
 from pitlm.models.scorers import RewardModel
 from pitlm.pipeline.judging import true_utility
 from pitlm.text.folds import read_folds
 from pitlm.text.template import Template
-from pitlm.train.common import Workbench
+from pitlm.train.common import Workbench, finished_metrics
+from pitlm.train.launch import Launch, run_ranks
 
 POCKET = "pocket"
 
 
+class Trained(Exception):
+    """How a rank leaves a stage, whose other parts are not its own."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """One run: its recipe and its root folder."""
+    """One run: its recipe and its root folder.
+
+    Attributes:
+        launch: where set, each training is done by further processes.
+        rank: this is one of them.
+    """
 
     recipe: Recipe
     root: Path
+    launch: Launch | None = None
+    rank: bool = False
 
     @property
     def pocket(self) -> bool:
@@ -68,6 +82,33 @@ class Context:
             peft=self.recipe.peft,
             report_to=self.recipe.report_to,
         )
+
+    def train(self, folder: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Do the training of a stage, and nothing else of it, here or in as many processes as the launch says.
+
+        Each of those does the stage over again as far as this call, from the files that are there by now: what comes
+        before it must be in files, what is needed for training alone belongs into ``work``.
+
+        Returns:
+            The last evaluation's metrics.
+
+        Raises:
+            RankFailed: a process died; the others have been stopped.
+        """
+        if self.rank:
+            work()
+            raise Trained
+        if self.launch is None:
+            return work()
+        if (finished := finished_metrics(folder)) is not None:
+            return finished
+        release_memory()
+        try:
+            run_ranks(self.launch, "pitlm.pipeline.rank", [str(self.root), folder.name])
+        except RankFailed as error:
+            logs = folder / "rank-*.log"
+            raise RankFailed(f"{folder.name}: {error}. See {logs}; the same command goes on.") from error
+        return finished_metrics(folder) or {}
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose, so that no two purposes share a stream of random numbers."""

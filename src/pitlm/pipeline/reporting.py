@@ -29,7 +29,7 @@ from pitlm.report.data import (
 from pitlm.report.html import write
 from pitlm.runs.stage import stage_result
 from pitlm.text.dataset import reading
-from pitlm.train.common import read_metrics
+from pitlm.train.logs import read_metrics
 from pitlm.train.probe import probe_file
 
 EXAMPLES = 400

@@ -25,28 +25,44 @@ from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_result
 from pitlm.text.readers import check_outside
-from pitlm.train.common import check_trackers
+from pitlm.train.common import check_trackers, share_of_batch
+from pitlm.train.launch import read_launch
+from pitlm.train.rl import check_rollouts
 
 
 def run_recipe(
-    recipe: Recipe, out: Path, *, update: bool = False, until: str | None = None, begin: float = 0.0
+    recipe: Recipe,
+    out: Path,
+    *,
+    update: bool = False,
+    until: str | None = None,
+    begin: float = 0.0,
+    accelerate: Path | None = None,
 ) -> None:
     """Run every stage that is not done, then print what the run found.
 
     Args:
         until: the last stage to run; all by default.
         begin: when the command started, on the ``time.perf_counter`` clock.
+        accelerate: a configuration of accelerate's launcher, which then starts the processes of each training.
 
     Raises:
-        InputError: bad data, an unknown stage or tracker, or a folder that holds another run.
+        InputError: bad data, an unknown stage or tracker, a folder that holds another run, or a launch that this
+            machine or the recipe's batches do not fit.
+        RankFailed: one of the processes of a training died.
     """
     console = make_console()
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     check_trackers(recipe.report_to)
+    for section in filter(None, (recipe.policy_rl, recipe.curriculum.rl)):
+        check_rollouts(section)
     if recipe.data.source:
         check_outside(recipe.data.source, out)
-    stages = build_stages(recipe, out)
+    launch = None if accelerate is None else read_launch(accelerate)
+    if launch is not None:
+        check_shares(recipe, launch.processes)
+    stages = build_stages(recipe, out, launch=launch)
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
@@ -74,6 +90,20 @@ def run_recipe(
         console.print(
             Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}")
         )
+
+
+def check_shares(recipe: Recipe, processes: int) -> None:
+    """Before anything is spent: can so many processes share the batches of every training?
+
+    Raises:
+        InputError: those of one they cannot.
+    """
+    sections = {name: getattr(recipe, name) for name in ("policy_sft", "reward", "policy_rl", "improver_sft", "gap")}
+    for name, section in {**sections, "curriculum.rl": recipe.curriculum.rl}.items():
+        try:
+            _ = section and share_of_batch(section, processes)
+        except InputError as error:
+            raise InputError(f"{name}.{error}") from error
 
 
 def summary(console: Console, root: Path, stages: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.config import Recipe
+from pitlm.core.config import Recipe, RLSection
 from pitlm.pipeline import training
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.evaluation import evaluate
@@ -14,11 +14,16 @@ from pitlm.pipeline.prepare import prepare
 from pitlm.pipeline.reporting import report
 from pitlm.runs.digest import digest
 from pitlm.runs.stage import Stage
+from pitlm.train.launch import Launch
 
 
-def build_stages(recipe: Recipe, root: Path) -> list[Stage]:
-    """Every stage of a run, each with the settings that it depends on and the stages that it reads."""
-    context = Context(recipe, root)
+def build_stages(recipe: Recipe, root: Path, *, launch: Launch | None = None, rank: bool = False) -> list[Stage]:
+    """Every stage of a run, each with the settings that it depends on and the stages that it reads.
+
+    Args:
+        launch, rank: how training is spread over processes; see :class:`Context`. The outcome does not depend on it.
+    """
+    context = Context(recipe, root, launch, rank)
     policy = policy_stage(recipe)
     judges = [] if context.pocket else ["judge"]
     learning = [*_policies(context, judges), *_improvers(context, policy, judges)]
@@ -76,7 +81,7 @@ def _policies(context: Context, judges: list[str]) -> list[Stage]:
         stages.append(
             Stage(
                 "policy-rl",
-                {**common, "train": recipe.policy_rl.model_dump()},
+                {**common, "train": _rl(recipe.policy_rl)},
                 ["data", "policy-sft", "reward", *judges],
                 lambda folder: training.policy_rl(context, folder),
             )
@@ -126,6 +131,12 @@ def _common(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _rl(section: RLSection) -> dict[str, Any]:
+    """The settings of RL; the sampler only where it is not the usual one: older runs stay as they are."""
+    usual = section.rollouts == "transformers"
+    return section.model_dump(exclude={"rollouts", "rollout_server"} if usual else None)
+
+
 def _curriculum(context: Context, policy: str, judges: list[str]) -> list[Stage]:
     """The stages of curriculum RL, each going on from the one before."""
     common = _common(context.recipe)
@@ -136,7 +147,7 @@ def _curriculum(context: Context, policy: str, judges: list[str]) -> list[Stage]
         settings = {
             **common,
             "source": source,
-            "train": curriculum.rl.model_dump(),
+            "train": _rl(curriculum.rl),
             "steps": curriculum.steps[number] if curriculum.steps else curriculum.rl.max_steps,
             "reference_temperature": curriculum.reference_temperature,
             # Named only where it is not the usual one: runs from before there was a choice stay as they are.

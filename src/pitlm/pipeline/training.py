@@ -21,7 +21,7 @@ from pitlm.pipeline.context import Context
 from pitlm.pipeline.rows import gap_rows, improver_rows, policy_rows, reward_rows
 from pitlm.runs.atomic import write_text
 from pitlm.runs.console import progress_bar
-from pitlm.train.common import read_metrics
+from pitlm.train.logs import read_metrics
 from pitlm.train.probe import Conversation, Probe, probe_file
 from pitlm.train.reward import train_gap, train_reward
 from pitlm.train.rl import Reward, train_rl
@@ -35,7 +35,8 @@ def policy_sft(context: Context, folder: Path) -> dict[str, Any]:
     rows = policy_rows(context.folds["sft"], context.tokenizer, context.template)
     held_out = policy_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
     bench = context.bench(folder, context.start, "policy")
-    return {"pairs": len(rows), **train_sft(rows, held_out, section, bench, "policy SFT")}
+    metrics = context.train(folder, lambda: train_sft(rows, held_out, section, bench, "policy SFT"))
+    return {"pairs": len(rows), **metrics}
 
 
 def improver_sft(context: Context, folder: Path) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def improver_sft(context: Context, folder: Path) -> dict[str, Any]:
     held_out = improver_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
     start = context.model("policy-sft") if context.recipe.model.improver_start == "policy" else context.start
     bench = context.bench(folder, start, "improver")
-    return {"pairs": len(rows), **train_sft(rows, held_out, section, bench, "improver SFT")}
+    metrics = context.train(folder, lambda: train_sft(rows, held_out, section, bench, "improver SFT"))
+    return {"pairs": len(rows), **metrics}
 
 
 def reward_model(context: Context, folder: Path, folds: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def reward_model(context: Context, folder: Path, folds: Sequence[str]) -> dict[s
     held_out = reward_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
     start = context.recipe.model.reward_base or context.model("policy-sft")
     bench = context.bench(folder, start, "reward")
-    return {"pairs": len(rows), **train_reward(rows, held_out, section, bench)}
+    return {"pairs": len(rows), **context.train(folder, lambda: train_reward(rows, held_out, section, bench))}
 
 
 def gap_model(context: Context, folder: Path, policy: str) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def gap_model(context: Context, folder: Path, policy: str) -> dict[str, Any]:
     held_out = gap_rows(context.folds["validation"][: section.eval_rows], context.tokenizer, context.template)
     start = context.recipe.model.reward_base or context.model("improver-sft")
     bench = context.bench(folder, start, "gap")
-    metrics = train_gap(rows, held_out, section, bench)
+    metrics = context.train(folder, lambda: train_gap(rows, held_out, section, bench))
     return {"pairs": len(rows), **metrics, "health": _health(context, folder, policy)}
 
 
@@ -102,17 +104,21 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
     prompts = _take(rng, unique_prompts(context.folds["rl"]), section)
     conversations = [context.template.policy_messages(prompt) for prompt in prompts]
     anchor = context.model("policy-sft")
-    reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype)
-    held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
-    train_rl(
-        conversations,
-        reward.score_rows,
-        section,
-        context.bench(folder, anchor, "policy"),
-        title="policy RL",
-        anchor=anchor,
-        probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation)),
-    )
+
+    def train() -> dict[str, float]:
+        reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype)
+        held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
+        return train_rl(
+            conversations,
+            reward.score_rows,
+            section,
+            context.bench(folder, anchor, "policy"),
+            title="policy RL",
+            anchor=anchor,
+            probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation)),
+        )
+
+    context.train(folder, train)
     return {"prompts": len(prompts), "trend": quality_trend(read_metrics(probe_file(folder)))}
 
 
@@ -123,6 +129,21 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
     if curriculum.steps is not None:
         section = section.model_copy(update={"max_steps": curriculum.steps[number]})
     rows = _references(context, folder, number, previous, policy, section)
+    context.train(folder, lambda: _train_curriculum(context, folder, rows, number, previous, policy, section))
+    trend = quality_trend(read_metrics(probe_file(folder)))
+    return {"references": len(rows), "source": curriculum.stages[number], "trend": trend}
+
+
+def _train_curriculum(
+    context: Context,
+    folder: Path,
+    rows: Sequence[tuple[Prompt, str]],
+    number: int,
+    previous: str | None,
+    policy: str,
+    section: RLSection,
+) -> dict[str, float]:
+    curriculum = context.recipe.curriculum
     anchor = context.model("improver-sft")
     lora, dtype = context.recipe.peft is not None, context.recipe.model.dtype
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
@@ -137,7 +158,7 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
     answers = writer.answer(prompts, temperature=temperature, seed=context.seed("probe"))
     del writer  # its memory is needed for training
     held_out = [context.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
-    train_rl(
+    return train_rl(
         [context.template.improver_messages(prompt, reference) for prompt, reference in rows],
         reward,
         section,
@@ -147,8 +168,6 @@ def curriculum_stage(context: Context, folder: Path, number: int, previous: str 
         adapter=context.root / previous / "adapter" if previous and lora else None,
         probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation[:-2])),
     )
-    trend = quality_trend(read_metrics(probe_file(folder)))
-    return {"references": len(rows), "source": curriculum.stages[number], "trend": trend}
 
 
 def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

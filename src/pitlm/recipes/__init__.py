@@ -1,4 +1,4 @@
-"""Complete configurations, each a YAML file beside this module."""
+"""Complete configurations, each a YAML file beside this module; those of accelerate's launcher in a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from pitlm.core.errors import InputError
 
 FOLDER = Path(__file__).parent
+LAUNCHES = FOLDER / "accelerate"
 
 
 def recipe_names() -> list[str]:
@@ -20,9 +21,23 @@ def find_recipe(name: str) -> Path:
     Raises:
         InputError: neither a packaged name nor a file.
     """
-    if name in recipe_names():
-        return FOLDER / f"{name}.yaml"
+    return _find(name, FOLDER, "recipe")
+
+
+def find_launch(name: str) -> Path:
+    """The file of a packaged configuration of accelerate's launcher, or the file that was named.
+
+    Raises:
+        InputError: neither a packaged name nor a file.
+    """
+    return _find(name, LAUNCHES, "configuration of accelerate")
+
+
+def _find(name: str, folder: Path, what: str) -> Path:
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name in names:
+        return folder / f"{name}.yaml"
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"{name}: found no such recipe, expected a YAML file or one of {', '.join(recipe_names())}")
+        raise InputError(f"{name}: found no such {what}, expected a YAML file or one of {', '.join(names)}")
     return path

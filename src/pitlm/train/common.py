@@ -7,36 +7,36 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from rich.progress import Progress, TextColumn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     set_seed,
 )
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from pitlm.core.config import LoraSection, RLSection, TrainSection
 from pitlm.core.errors import InputError
-from pitlm.models.loading import Card, save
+from pitlm.models.loading import Card, load_causal, load_scorer, save
 from pitlm.runs.atomic import write_text
-from pitlm.runs.console import make_progress
 from pitlm.train.batches import length_grouped
+from pitlm.train.logs import MetricsWriter, ProgressBar
 
 TokenRow = tuple[list[int], ...]
 """Token ids that are read and that are learnt, in turn: a prompt and its completion (end token included), and so on."""
 
-SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl_sequence": "KL", "probe": "judge"}
+EVALUATION = "evaluation.json"
+"""Written last: a stage's folder that holds it holds a trained model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ def seed_stage(bench: Workbench) -> None:
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
     """The fields that every TRL configuration here sets, explicitly: TRL's defaults move between minors."""
+    share = share_of_batch(section)
     # Trackers read their folder from the environment since transformers 5.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")
     return {
@@ -106,8 +107,8 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
         "num_train_epochs": section.epochs if isinstance(section, RLSection) else 1.0,  # see arranged()
         "train_sampling_strategy": "sequential",
         "max_steps": section.max_steps or -1,
-        "per_device_train_batch_size": section.batch_size // section.accumulation,
-        "per_device_eval_batch_size": section.batch_size,
+        "per_device_train_batch_size": share // section.accumulation,
+        "per_device_eval_batch_size": share,
         "gradient_accumulation_steps": section.accumulation,
         "warmup_steps": section.warmup,
         "lr_scheduler_type": section.schedule,
@@ -140,85 +141,29 @@ def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, be
     """All epochs of a training set as one sequence, rows of like length in one batch."""
     order = length_grouped(lengths, batch_size=section.batch_size, epochs=section.epochs, seed=bench.seed)
     if section.max_steps is not None:
-        order = order[: section.max_steps * section.batch_size * processes()]
+        # Not more: the trainer would make a further step when it goes on from its last checkpoint.
+        order = order[: section.max_steps * section.batch_size]
     return dataset.select(order)
 
 
-def processes() -> int:
-    """How many processes train together.
+def share_of_batch(section: TrainSection, processes: int | None = None) -> int:
+    """How much of each batch one process takes: a recipe means the same on any number of them.
 
-    A training set holds exactly the rows that its steps take: with more of them, the trainer makes a further step
-    when it goes on from its last checkpoint.
+    Args:
+        processes: how many train together; default: as many as were started with this one.
+
+    Raises:
+        InputError: the batch cannot be shared evenly, or the share of RL would not hold whole groups.
     """
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-class MetricsWriter(TrainerCallback):
-    """Appends every log of the trainer to ``metrics.jsonl``, less what an interrupted run had beyond its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-        replace_rows(self.path, kept)
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **kwargs["logs"]}) + "\n")
-
-
-def replace_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a file of JSON lines anew."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-class ProgressBar(TrainerCallback):
-    """One line with the time left and the metrics that matter."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.progress: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        self.progress = make_progress(TextColumn("{task.fields[metrics]}"))
-        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, metrics="")
-        self.progress.start()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
-            logs = kwargs["logs"]
-            shown = [
-                f"{word} {float(logs[name]):.2f}"
-                for name, word in SHOWN.items()
-                # The policy-gradient loss says nothing: its mean is zero by construction.
-                if logs.get(name) is not None and not (name == "loss" and "reward" in logs)
-            ]
-            if shown:
-                self.progress.update(self.task, metrics="  ".join(shown))
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    whole = lcm(section.accumulation, section.group) if isinstance(section, RLSection) else section.accumulation
+    if section.batch_size % (whole * processes):
+        named = "accumulation and group" if isinstance(section, RLSection) else "accumulation"
+        raise InputError(
+            f"batch_size: found {section.batch_size}, expected a multiple of {whole * processes}: of {processes}"
+            f" processes, each with a multiple of {whole} ({named})"
+        )
+    return section.batch_size // processes
 
 
 def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
@@ -236,9 +181,8 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
         The last evaluation's metrics, where the trainer has an evaluation set.
     """
     trainer.remove_callback(PrinterCallback)
-    checkpoints, evaluation = bench.folder / "checkpoints", bench.folder / "evaluation.json"
-    if evaluation.is_file():  # written last; what came after training was interrupted
-        finished: dict[str, float] = json.loads(evaluation.read_text(encoding="utf-8"))
+    checkpoints = bench.folder / "checkpoints"
+    if (finished := finished_metrics(bench.folder)) is not None:  # what came after training was interrupted
         return finished
     last = last_whole_checkpoint(checkpoints, delete=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
@@ -249,17 +193,40 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
             if isinstance(callback, ProgressBar):
                 callback.on_train_end(trainer.args, trainer.state, trainer.control)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"])
-        model = model.merge_and_unload()
-    save(model, bench.tokenizer, bench.card, bench.model_folder)
+    _save(trainer, bench)
     # TRL's count of tokens starts anew where an interrupted run goes on: a figure that would depend on that.
     figures = {name: v for name, v in metrics.items() if isinstance(v, float) and not name.endswith("num_tokens")}
     if trainer.is_world_process_zero():
-        write_text(evaluation, json.dumps(figures, indent=2) + "\n")
+        write_text(bench.folder / EVALUATION, json.dumps(figures, indent=2) + "\n")
         shutil.rmtree(checkpoints, ignore_errors=True)
     return figures
+
+
+def finished_metrics(folder: Path) -> dict[str, float] | None:
+    """The last evaluation of a stage whose model is trained and saved; None where it is not."""
+    path = folder / EVALUATION
+    if not path.is_file():
+        return None
+    metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics
+
+
+def _save(trainer: Trainer, bench: Workbench) -> None:
+    """Write model and adapter, on the main process; sharded weights are gathered there by all of them."""
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if not trainer.is_world_process_zero():
+        return
+    if isinstance(model, PeftModel):
+        model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"], state_dict=state)
+        if sharded:  # a shard cannot be merged
+            unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
+            load = load_scorer if bench.card.kind in ("reward", "gap") else load_causal
+            base = load(bench.start, bench.tokenizer, bench.dtype)
+            model, state = PeftModel.from_pretrained(base, bench.folder / "adapter"), None
+        model = model.merge_and_unload()
+    save(model, bench.tokenizer, bench.card, bench.model_folder, state)
 
 
 def last_whole_checkpoint(folder: Path, *, delete: bool) -> Path | None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from pitlm.models.generators import generate
 from pitlm.text.template import encode_prompts
-from pitlm.train.common import Workbench, read_metrics, replace_rows
+from pitlm.train.common import Workbench
+from pitlm.train.logs import read_metrics, replace_rows
 
 Conversation = list[dict[str, str]]
 
@@ -38,13 +40,17 @@ class HeldOutProbe(TrainerCallback):
 
     def __init__(self, probe: Probe, bench: Workbench, *, every: int, temperature: float) -> None:
         self.probe = probe
+        self.held_out = list(probe.held_out)
         self.bench = bench
         self.every = every
         self.temperature = temperature
         self.path = probe_file(bench.folder)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        replace_rows(self.path, [row for row in read_metrics(self.path) if row["step"] <= state.global_step])
+        # Sharded weights are gathered for each token, so every process has to read and write the same.
+        broadcast_object_list(self.held_out)
+        if state.is_world_process_zero:
+            replace_rows(self.path, [row for row in read_metrics(self.path) if row["step"] <= state.global_step])
         if state.global_step == 0:
             self._measure(state)
 
@@ -53,7 +59,7 @@ class HeldOutProbe(TrainerCallback):
             self._measure(state)
 
     def _measure(self, state: TrainerState) -> None:
-        conversations = list(self.probe.held_out)
+        conversations = self.held_out
         completions = generate(
             self.trainer.accelerator.unwrap_model(self.trainer.model),
             self.bench.tokenizer,

@@ -15,14 +15,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.utils.integrations import gather_params_ctx
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import RLOOConfig, RLOOTrainer
+from trl.import_utils import is_vllm_available
 
 from pitlm.core.config import RLSection
+from pitlm.core.errors import InputError
 from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
-from pitlm.train.common import Workbench, callbacks, fit, processes, seed_stage, trainer_arguments
+from pitlm.train.common import Workbench, callbacks, fit, seed_stage, trainer_arguments
 from pitlm.train.probe import Conversation, HeldOutProbe, Probe
 from pitlm.train.rl_step import SharedPromptRLOOTrainer
 
@@ -40,7 +44,7 @@ def train_rl(
     anchor: Path,
     adapter: Path | None = None,
     probe: Probe | None = None,
-) -> None:
+) -> dict[str, float]:
     """One round of RLOO from ``bench.start``, anchored to ``anchor``.
 
     Args:
@@ -50,6 +54,9 @@ def train_rl(
         anchor: the SFT checkpoint of the KL term.
         adapter: with LoRA, the adapter that training goes on with; ``bench.start`` is then the anchor itself.
         probe: a quality that is measured on the samples and on held-out items, and never trained on.
+
+    Returns:
+        Nothing: there is no loss to evaluate.
 
     Raises:
         RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
@@ -75,7 +82,17 @@ def train_rl(
             callback.trainer = trainer
     if lora is not None and adapter is not None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
-    fit(trainer, bench)
+    return fit(trainer, bench)
+
+
+def check_rollouts(section: RLSection) -> None:
+    """Before anything is spent: is there what samples?
+
+    Raises:
+        InputError: vLLM is wanted and not installed.
+    """
+    if section.rollouts != "transformers" and not is_vllm_available():
+        raise InputError(f"rollouts: found {section.rollouts}, expected vLLM installed: pip install 'pitlm[vllm]'")
 
 
 def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: Workbench) -> Dataset:
@@ -84,7 +101,7 @@ def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: 
     Fixed beforehand: TRL's sampler draws each epoch's order as it goes, and an interrupted run would meet others.
     """
     rng = random.Random(bench.seed)
-    wanted = section.max_steps * processes() * section.batch_size // section.group
+    wanted = section.max_steps * section.batch_size // section.group
     order: list[Conversation] = []
     while len(order) < wanted:
         order += rng.sample(list(conversations), k=len(conversations))
@@ -115,7 +132,9 @@ def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
         remove_unused_columns=False,
         chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
         cache_implementation=None,
-        use_vllm=False,
+        use_vllm=section.rollouts != "transformers",
+        vllm_mode=section.rollouts.removeprefix("vllm-") if section.rollouts != "transformers" else "colocate",
+        vllm_server_base_url=section.rollout_server if section.rollouts == "vllm-server" else None,
         log_completions=False,
     )
 
@@ -170,17 +189,23 @@ class AnchorCheck(TrainerCallback):
         assert self.trainer is not None
         if self.trainer.beta == 0.0:
             return
-        wanted = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype).state_dict()
+        anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype)
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if isinstance(policy, PeftModel):
-            if "ref" in policy.peft_config:
-                raise RuntimeError("the KL anchor is a copy of the adapter, not the SFT checkpoint")
-            found = _base_weights(policy)
-        else:
-            found = self.trainer.accelerator.unwrap_model(self.trainer.ref_model).state_dict()
-        for name, weight in wanted.items():
-            if name not in found or not torch.equal(found[name].cpu(), weight.cpu()):
-                raise RuntimeError(f"the KL anchor differs from {self.anchor} in {name}")
+        if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
+            raise RuntimeError("the KL anchor is a copy of the adapter, not the SFT checkpoint")
+        frozen = (
+            policy if isinstance(policy, PeftModel) else self.trainer.accelerator.unwrap_model(self.trainer.ref_model)
+        )
+        with gather_params_ctx([*anchor.parameters(), *frozen.parameters()]):  # ZeRO-3 shards both
+            found = _base_weights(frozen) if isinstance(frozen, PeftModel) else frozen.state_dict()
+            for name, weight in anchor.state_dict().items():
+                if name not in found or not torch.equal(_whole(found[name]), weight.cpu()):
+                    raise RuntimeError(f"the KL anchor differs from {self.anchor} in {name}")
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight on the CPU, gathered from all processes where FSDP shards it."""
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu()
 
 
 def _base_weights(model: PeftModel) -> dict[str, Tensor]:

@@ -46,7 +46,8 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if self.use_vllm or images is not None or not reads_trees(model):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        with _shared_prefill(model):
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        with _shared_prefill(model, group):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
 
     def _get_per_token_logps_and_entropies(
@@ -111,15 +112,18 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
 
 
 @contextmanager
-def _shared_prefill(model: Any) -> Iterator[None]:
-    """While open, ``model.generate`` reads rows that are the same once, and repeats the cache for the others."""
+def _shared_prefill(model: Any, group: int) -> Iterator[None]:
+    """While open, ``model.generate`` reads each prompt once, and repeats the cache for the others of its group.
+
+    TRL's batches are whole groups, so all processes do the same: sharded weights make them take each pass together.
+    """
     plain = model.generate
     before = vars(model).get("generate")
 
     def generate(input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        counts = torch.unique_consecutive(torch.cat([input_ids, attention_mask], 1), dim=0, return_counts=True)[1]
-        group = int(counts[0])
-        if group > 1 and bool((counts == group).all()) and input_ids.shape[1] > 1:
+        rows = torch.cat([input_ids, attention_mask], 1)
+        grouped = len(rows) % group == 0 and torch.equal(rows, rows[::group].repeat_interleave(group, 0))
+        if group > 1 and grouped and input_ids.shape[1] > 1:
             first, mask = input_ids[::group, :-1], attention_mask[::group, :-1]
             cache = model(
                 input_ids=first,

@@ -1,0 +1,135 @@
+"""Training on several processes: accelerate's launcher starts them, torch's agent watches them.
+
+Nothing distributed is written here: a configuration is read and checked, the launcher is called, and what it says of a
+process that died is put into one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils import is_deepspeed_available
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
+
+from pitlm.core.errors import InputError, RankFailed
+from pitlm.models.loading import first_line
+
+KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that torch's agent takes over, and does not give back."""
+
+SHOWN = 3
+"""Failures in one message; the others mostly say that a peer has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How training is spread over processes.
+
+    Attributes:
+        config: a configuration of accelerate, as ``accelerate config`` writes it.
+        processes: how many train together, on all machines.
+    """
+
+    config: Path
+    processes: int
+
+
+def read_launch(path: Path) -> Launch:
+    """Check a configuration against this machine. Without ``num_processes`` there is one process for each GPU.
+
+    Raises:
+        InputError: not a configuration of accelerate, or one of a kind that is not supported or that cannot run here.
+    """
+    try:
+        config = load_config_from_file(str(path))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot read a configuration of accelerate: {first_line(error)}") from error
+    kind = config.distributed_type.value
+    if not isinstance(config, ClusterConfig) or kind not in KINDS:
+        hint = f"{', '.join(KINDS)} (CPUs: MULTI_GPU with use_cpu: true)"
+        raise InputError.at(path, field="distributed_type", found=kind, expected=hint)
+    if kind != "MULTI_GPU" and config.use_cpu:
+        raise InputError.at(
+            path, field="use_cpu", found=f"true with {kind}", expected="GPUs: weights are sharded there"
+        )
+    if kind == "FSDP" and config.fsdp_config.get("fsdp_version", 1) != 2:
+        raise InputError.at(path, field="fsdp_version", found="FSDP 1", expected="2")
+    if kind == "DEEPSPEED" and not is_deepspeed_available():
+        raise InputError.at(path, field="distributed_type", found=kind, expected="deepspeed installed: pip install it")
+    cards = torch.cuda.device_count()
+    processes = config.num_processes if config.num_processes > 0 else cards * config.num_machines
+    if not config.use_cpu and not 0 < processes <= cards * config.num_machines:
+        raise InputError.at(
+            path,
+            field="num_processes",
+            found=f"{processes or 'none'}, and {cards or 'no'} GPUs here",
+            expected="a GPU for each process, or use_cpu: true (--accelerate cpu)",
+        )
+    return Launch(path, processes)
+
+
+def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
+    """Run ``python -m module arguments`` in every process, and wait until all are done.
+
+    Raises:
+        RankFailed: one ended early; the others have then been stopped.
+    """
+    command = ["--config_file", str(launch.config), "--num_processes", str(launch.processes)]
+    for name in ("elastic", "elastic.agent.server.api", "run"):
+        logging.getLogger(f"torch.distributed.{name}").setLevel(
+            logging.CRITICAL
+        )  # several screens, for what RankFailed says in a line
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
+    stop = None
+    try:
+        launch_command(launch_command_parser().parse_args([*command, "--module", module, *arguments]))
+    except ChildFailedError as error:
+        raise RankFailed(_reason(error.failures, launch.processes)) from error
+    except SignalException as error:
+        stop = error.sigval
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stop is not None:
+        signal.raise_signal(stop)
+
+
+def run_rank(work: Callable[[], None]) -> None:
+    """Do what one of the processes does; what it raises reaches :func:`run_ranks`."""
+    if torch.cuda.is_available():  # models that are loaded before the trainer is made go to "the" GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    record(work)()
+    PartialState().destroy_process_group()
+
+
+def _reason(failures: dict[int, ProcessFailure], processes: int) -> str:
+    """What died first, in one line. The agent ends the others with SIGTERM, and a lost peer makes them fail as well."""
+    own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
+    for rank, failure in own.items():
+        if failure.exitcode < 0:
+            return f"rank {rank} of {processes} was killed ({failure.signal_name()})"
+    told: dict[str, int] = {}
+    for rank, failure in own.items():
+        told.setdefault(_message(failure), rank)
+    lines = [f"rank {rank} of {processes} failed: {message}" for message, rank in told.items()]
+    return "; ".join(lines[:SHOWN])
+
+
+def _message(failure: ProcessFailure) -> str:
+    told: Any = failure.message  # declared str; a dict where the process recorded its exception
+    if isinstance(told, dict):
+        return str(told["message"]).strip().splitlines()[0]
+    return f"exit code {failure.exitcode}"

@@ -1,0 +1,130 @@
+"""What `tests/train/test_distributed.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from builders import ASK, preference, rl_section, train_section, workbench
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from pitlm.core.config import LoraSection
+from pitlm.core.nouns import Prompt
+from pitlm.models.loading import quiet
+from pitlm.pipeline.rows import gap_rows, improver_rows, reward_rows
+from pitlm.text.template import Template
+from pitlm.train import reward, rl, sft
+from pitlm.train.probe import Probe
+from pitlm.train.rl_step import SharedPromptRLOOTrainer
+
+WORDS = [
+    "the price is nine",
+    "happy to help",
+    "it is small",
+    "silly question",
+    "read it yourself",
+    "nine",
+    "red",
+    "lamp",
+]
+PAIRS = [preference(f"is it {w} ?", w, l) for w in WORDS for l in WORDS if w != l][:24]
+GROUP = 4
+
+
+class Keeper(TrainerCallback):
+    """Writes down, on each rank, the weights that it ended with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        weights = {
+            name.removeprefix("module."): weight.full_tensor() if isinstance(weight, DTensor) else weight
+            for name, weight in model.state_dict().items()
+        }
+        torch.save(weights, self.folder / f"ended-{rank()}.pt")
+
+
+def rank() -> str:
+    return os.environ.get("RANK", "0")
+
+
+def scripted(self, prompt_ids, images, fields):
+    """Samples that depend on the prompt and the place in its group alone, where real ones depend on the rank."""
+    drawn = []
+    for place, prompt in enumerate(prompt_ids):
+        rng = random.Random(repr((list(prompt), place % GROUP)))
+        drawn.append([*rng.choices(range(6, 20), k=rng.randint(1, 5)), self.processing_class.eos_token_id])
+    return drawn
+
+
+def train_all(root: Path, base: Path) -> None:
+    template = Template(ASK)
+    for name, module, work in (
+        ("sft", sft, lambda b: sft.train_sft(
+            improver_rows(PAIRS, b.tokenizer, template), improver_rows(PAIRS[:8], b.tokenizer, template),
+            train_section(batch_size=8, accumulation=2, epochs=2), b, "SFT")),
+        ("lora", sft, lambda b: sft.train_sft(
+            improver_rows(PAIRS, b.tokenizer, template), improver_rows(PAIRS[:8], b.tokenizer, template),
+            train_section(batch_size=8), b, "LoRA")),
+        ("reward", reward, lambda b: reward.train_reward(
+            reward_rows(PAIRS, b.tokenizer, template), reward_rows(PAIRS[:8], b.tokenizer, template),
+            train_section(batch_size=8, max_steps=3), b)),
+        ("gap", reward, lambda b: reward.train_gap(
+            gap_rows(PAIRS, b.tokenizer, template), gap_rows(PAIRS[:8], b.tokenizer, template),
+            train_section(batch_size=4, max_steps=4), b)),
+        ("rl", rl, train_curriculum),
+    ):  # fmt: skip
+        peft = LoraSection(r=4, alpha=8) if name == "lora" else None
+        bench = workbench(root / name, base, "gap" if module is reward else "improver", peft=peft, seed=3)
+        genuine = module.callbacks
+        with patch.object(
+            module, "callbacks", lambda b, title, genuine=genuine: [*genuine(b, title), Keeper(b.folder)]
+        ):
+            work(bench)
+
+
+def train_curriculum(bench) -> None:
+    asked = []
+
+    def score(rows):
+        asked.extend(rows)
+        return torch.tensor([-sum(row[-4:]) / 10 for row in rows])
+
+    conversations = [Template(ASK).improver_messages(Prompt.of("what is it ?"), word) for word in WORDS]
+    probe = Probe(lambda held_out, texts: [float(len(text)) for text in texts], conversations[:2])
+    section = rl_section(batch_size=16, accumulation=2, group=GROUP, max_steps=3, probe_every=2)
+    with patch.object(SharedPromptRLOOTrainer, "_generate_single_turn", scripted):
+        rl.train_rl(conversations, score, section, bench, title="RL", anchor=bench.start, probe=probe)
+    (bench.folder / f"asked-{rank()}.json").write_text(json.dumps(asked))
+
+
+def shard_without_gpus() -> None:
+    """accelerate takes FSDP for GPUs alone, and silently replicates elsewhere; torch's own works with gloo as well."""
+    genuine = AcceleratorState.__init__
+
+    def init(self, *args, **kwargs):
+        known = PartialState(cpu=True)._shared_state
+        if known["distributed_type"] == DistributedType.MULTI_CPU:
+            known["distributed_type"] = DistributedType.MULTI_GPU
+        genuine(self, *args, **kwargs)
+        assert self.is_fsdp2
+
+    AcceleratorState.__init__ = init
+
+
+if __name__ == "__main__":
+    quiet()
+    if sys.argv[3:] == ["sharded"]:
+        shard_without_gpus()
+    train_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)
