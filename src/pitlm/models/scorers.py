@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
 from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.forest import Forest, shared_prefix
 from pitlm.models.loading import Card, Kind, device, load_card, load_scorer, load_tokenizer
@@ -88,15 +89,19 @@ class Scorer:
         self.template = Template(card.ask)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, bases: Bases | None = None) -> Self:
         """Load a checkpoint that a training stage wrote.
+
+        Args:
+            bases: opens it beside others, over the base that they share.
 
         Raises:
             InputError: no checkpoint of this kind there.
         """
         card = load_card(path, cls.kind)
         tokenizer = load_tokenizer(path)
-        return cls(load_scorer(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
+        load = load_scorer if bases is None else bases.scorer
+        return cls(load(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
     def score_rows(self, rows: Sequence[list[int]]) -> Tensor:
         """Scores of prompt + completion token ids; shape (len(rows),)."""
@@ -182,14 +187,14 @@ class GapModel(Scorer):
     calibration: Calibration | None = None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, bases: Bases | None = None) -> Self:
         """Load a checkpoint that a training stage wrote, with its calibration where there is one.
 
         Raises:
             InputError: no gap model there, or a calibration that cannot be read.
         """
         calibration = load_calibrations(path).get(ALONE)
-        model = super().from_pretrained(path, dtype)
+        model = super().from_pretrained(path, dtype, bases=bases)
         model.calibration = calibration
         return model
 
@@ -246,14 +251,20 @@ class GuardedGap:
         self.calibration = calibration
 
     @classmethod
-    def from_pretrained(cls, gap: str | Path, reward: str | Path) -> Self:
+    def from_pretrained(
+        cls, gap: str | Path, reward: str | Path, dtype: str = "float32", *, bases: Bases | None = None
+    ) -> Self:
         """Load both, and the calibration of the two together where there is one.
 
         Raises:
             InputError: no model of its kind there, or a calibration that cannot be read.
         """
         calibration = load_calibrations(gap).get(GUARDED)
-        return cls(GapModel.from_pretrained(gap), RewardModel.from_pretrained(reward), calibration)
+        both = (
+            GapModel.from_pretrained(gap, dtype, bases=bases),
+            RewardModel.from_pretrained(reward, dtype, bases=bases),
+        )
+        return cls(*both, calibration)
 
     @property
     def margin(self) -> float | None:

@@ -19,6 +19,7 @@ from pitlm.improve.files import Failure, Item, read_items
 from pitlm.improve.job import print_trace, run_job
 from pitlm.improve.journal import Journal
 from pitlm.improve.loop import margin_for
+from pitlm.models.adapters import Bases
 from pitlm.models.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
@@ -72,6 +73,10 @@ class _Setup:
         self.settings = (self.recipe.loop if self.recipe else LoopSection()).model_copy(
             update={name: value for name, value in settings.items() if value is not None}
         )
+        self.opened: dict[str, Any] = {
+            "dtype": self.recipe.model.dtype if self.recipe else "float32",
+            "bases": Bases(),  # of a run that was trained with LoRA, one base carries all
+        }
         named = {**asdict(models), "tokens_per_batch": None}
         self.scorer = self._scorer(named)
         self.margin = margin_for(self.scorer, self.settings)
@@ -109,9 +114,9 @@ class _Setup:
         gap = self.models.gap or self._of_run("gap")
         named["gap"] = _stamp(gap)
         if self.models.gap is not None:
-            return GapModel.from_pretrained(gap)
+            return GapModel.from_pretrained(gap, **self.opened)
         named["reward"] = _stamp(self._of_run("reward"))
-        return GuardedGap.from_pretrained(gap, self._of_run("reward"))
+        return GuardedGap.from_pretrained(gap, self._of_run("reward"), **self.opened)
 
     def _engine(self, named: dict[str, Any]) -> Engine:
         models, recipe = self.models, self.recipe
@@ -124,7 +129,8 @@ class _Setup:
         named["improver"] = _stamp(path)
         if models.engine == "vllm":
             return VLLMEngine(Improver.from_pretrained(path, weights=False), path)
-        return LocalEngine(Improver.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+        improver = Improver.from_pretrained(path, **self.opened)
+        return LocalEngine(improver, models.tokens_per_batch or TOKENS_PER_BATCH)
 
     def _answerer(self) -> Callable[[], Engine] | None:
         models, recipe = self.models, self.recipe
@@ -134,7 +140,8 @@ class _Setup:
         if models.policy is None and recipe is None:
             return None
         path = models.policy or self._of_run(policy_stage(recipe) if recipe else "")
-        return lambda: LocalEngine(Policy.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+        tokens = models.tokens_per_batch or TOKENS_PER_BATCH
+        return lambda: LocalEngine(Policy.from_pretrained(path, **self.opened), tokens)
 
     def _endpoint(self, model: str | None, base_url: str | None, temperature: float) -> ChatEndpoint:
         assert model is not None

@@ -28,6 +28,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from pitlm.core.config import LoraSection, RLSection, TrainSection
 from pitlm.core.errors import InputError
+from pitlm.models.adapters import save_over_base
 from pitlm.models.loading import Card, save
 from pitlm.runs.atomic import write_text
 from pitlm.runs.console import make_progress
@@ -228,8 +229,9 @@ def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
 def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
     """Train, going on from the last whole checkpoint where there is one, and save the model.
 
-    With LoRA the adapter is merged into ``model`` (so that every engine can load it) and kept beside it in
-    ``adapter`` (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
+    With LoRA the adapter is merged into ``model`` (so that every engine can load it), which also has it over the base
+    of the run (so that the models of a run can share that in memory), and is kept in ``adapter`` over the weights that
+    the stage began with (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
     their optimizer states are larger than it. A model that is there already is not trained again.
 
     Returns:
@@ -252,6 +254,7 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"])
+        save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
         model = model.merge_and_unload()
     save(model, bench.tokenizer, bench.card, bench.model_folder)
     # TRL's count of tokens starts anew where an interrupted run goes on: a figure that would depend on that.
