@@ -94,8 +94,7 @@ def serve(
     if run_folder is None and improver is None and gap is None and settings["upstream"] is None:
         raise InputError("nothing to serve; give --upstream with --run or --improver and --gap, or --gap alone")
     loop, models = _from_run(run_folder)
-    models |= {"improver": improver} if improver else {}
-    models |= {"gap": gap, "reward": None} if gap else {}  # R_P's second opinion is of the run's gap model
+    models |= ({"improver": improver} if improver else {}) | ({"gap": gap, "reward": None} if gap else {})
     given = {"rounds": rounds, "proposals": proposals, "margin": margin, "temperature": temperature}
     loop |= {name: value for name, value in given.items() if value is not None}
 
@@ -164,7 +163,10 @@ def _secret(variable: str) -> str:
 
 
 def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The loop's settings of a finished run, its models' folders and dtype; nothing without one."""
+    """The loop's settings of a finished run, its models' folders and dtype; nothing without one.
+
+    R_P gives its second opinion beside the run's own gap model only.
+    """
     if folder is None:
         return {}, {}
     with _extra("train"):

@@ -39,7 +39,9 @@ class Models:
     scorer: GapScorer | None
 
 
-def load_models(improver: Path | None, gap: Path | None, reward: Path | None = None, *, dtype: str = "float32") -> Models:
+def load_models(
+    improver: Path | None, gap: Path | None, reward: Path | None = None, *, dtype: str = "float32"
+) -> Models:
     """Load checkpoints, over one base where they are adapters; imports torch, so only the worker's process calls it.
 
     Args:

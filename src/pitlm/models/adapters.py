@@ -13,10 +13,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +23,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pitlm.core.errors import InputError
 from pitlm.models.loading import device, load_causal, load_scorer
 from pitlm.models.trees import enable_trees
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 OVER_BASE = "over-base"
 """In a checkpoint's folder: its adapter over the base that its ``adapter_config.json`` names, in PEFT's format."""
@@ -43,6 +45,8 @@ def save_over_base(adapter: Path, start: Path, model: Path) -> None:
 
     Adapters of embeddings cannot be joined so: then nothing is written, and the merged weights stand alone.
     """
+    from peft import LoraConfig
+
     own = load_file(adapter / WEIGHTS)
     if any("lora_embedding" in name for name in own):
         return
@@ -172,6 +176,9 @@ class _Shared:
         return view
 
     def _add(self, path: Path) -> str:
+        # Only here: it brings bitsandbytes along where that is installed, which whole models do without.
+        from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
         if path in self.adapters:
             return self.adapters[path]
         name = self.adapters[path] = f"adapter{len(self.adapters)}"
