@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -9,6 +10,7 @@ import threading
 
 import httpx
 import pytest
+import yaml
 from builders import generator_checkpoint, scorer_checkpoint
 from click.testing import CliRunner
 from proxies import proxied, running
@@ -16,6 +18,11 @@ from scripted_upstream import TEXT, Upstream, served
 
 from pitlm.cli.serve import serve
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import Improvement, Prompt
+from pitlm.core.recipe_file import parse_recipe
+from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.pipeline.stages import improver_stage
+from pitlm.recipes import find_recipe
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
 
@@ -61,6 +68,25 @@ def test_it_serves_models_of_this_machine(bases, tmp_path):
             assert httpx.post(f"{url}/score", json=score, timeout=60).json() == {"gap": 0.0}
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
+
+
+def test_of_a_run_both_opinions_are_asked_unless_another_gap_model_is_named(bases, tmp_path):
+    recipe = yaml.safe_load(find_recipe("quickstart").read_text(encoding="utf-8"))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    generator_checkpoint(bases("words"), tmp_path / improver_stage(parse_recipe(recipe, "it")) / "model", "improver")
+    gap = scorer_checkpoint(bases("words"), tmp_path / "gap" / "model", "gap")
+    reward = scorer_checkpoint(bases("words"), tmp_path / "reward" / "model", "reward", seed=2)
+    item = Improvement(Prompt.of("is it small ?"), "silly question .", "the price is nine .")
+    asked = {"prompt": "is it small ?", "reference": item.reference, "response": item.response}
+    found = {}
+    for options in ((), ("--gap", gap)):
+        program = ("-m", "pitlm.cli.main")
+        with running("--run", tmp_path, *options, program=program, OMP_NUM_THREADS="1") as (_, url):
+            found[options] = httpx.post(f"{url}/score", json=asked, timeout=60).json()["gap"]
+    both, alone = GuardedGap.from_pretrained(gap, reward), GapModel.from_pretrained(gap)
+    expected = [float(scorer.gaps([item])[0]) for scorer in (both, alone)]
+    assert list(found.values()) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3
 
 
 @pytest.mark.parametrize(

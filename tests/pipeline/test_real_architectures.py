@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe_file import parse_recipe
+from pitlm.models.adapters import OVER_BASE, Bases, base_name
 from pitlm.models.generators import Improver
 from pitlm.models.scorers import GapModel
 from pitlm.pipeline.run import run_recipe
@@ -151,12 +153,18 @@ def check_adapters(out: Path, base: Path) -> None:
             elif (difference := merged[key] - weight).abs().max() > 0:
                 values = torch.linalg.svdvals(difference.double())
                 assert (values[4:] < 1e-5).all(), f"{name}: {key}"
+        over = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / name / "model" / OVER_BASE)
+        for key, weight in over.merge_and_unload().state_dict().items():
+            torch.testing.assert_close(merged[key], weight, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
+    for name in ("reward", "judge", "gap"):
+        assert base_name(out / name / "model") == str(base)
 
 
 def check_use(out: Path) -> None:
     """The two models that a user takes home work together."""
-    improver = Improver.from_pretrained(out / "rl-2-improver" / "model")
-    gap = GapModel.from_pretrained(out / "gap" / "model")
+    bases = Bases()
+    improver = Improver.from_pretrained(out / "rl-2-improver" / "model", bases=bases)
+    gap = GapModel.from_pretrained(out / "gap" / "model", bases=bases)
     x = Prompt.of("What does the lamp cost?")
     answer = improver.propose([x], ["Silly question."])[0]
     assert 0 < answer.generated_tokens <= 5

@@ -94,6 +94,7 @@ def serve(
     if run_folder is None and improver is None and gap is None and settings["upstream"] is None:
         raise InputError("nothing to serve; give --upstream with --run or --improver and --gap, or --gap alone")
     loop, models = _from_run(run_folder)
+    models |= ({"improver": improver} if improver else {}) | ({"gap": gap, "reward": None} if gap else {})
     given = {"rounds": rounds, "proposals": proposals, "margin": margin, "temperature": temperature}
     loop |= {name: value for name, value in given.items() if value is not None}
 
@@ -109,8 +110,7 @@ def serve(
     run(
         Settings(
             **settings,
-            improver=improver or models.get("improver"),
-            gap=gap or models.get("gap"),
+            **models,
             models_key=os.environ.get(MODELS_KEY) or None,
             upstream_key=key,
             token=token,
@@ -162,13 +162,17 @@ def _secret(variable: str) -> str:
     return value
 
 
-def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """The loop's settings and the models' folders of a finished run; nothing without one."""
+def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The loop's settings of a finished run, its models' folders and dtype; nothing without one.
+
+    R_P gives its second opinion beside the run's own gap model only.
+    """
     if folder is None:
         return {}, {}
     with _extra("train"):
         from pitlm.pipeline.finished import improver_stage, stored_recipe
 
     recipe = stored_recipe(folder)
-    models = {"improver": folder / improver_stage(recipe) / "model", "gap": folder / "gap" / "model"}
-    return recipe.loop.model_dump(), {name: str(path) for name, path in models.items()}
+    stages = {"improver": improver_stage(recipe), "gap": "gap", "reward": "reward"}
+    models = {name: str(folder / stage / "model") for name, stage in stages.items()}
+    return recipe.loop.model_dump(), {**models, "dtype": recipe.model.dtype}

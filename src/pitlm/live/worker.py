@@ -39,21 +39,30 @@ class Models:
     scorer: GapScorer | None
 
 
-def load_models(improver: Path | None, gap: Path | None) -> Models:
-    """Load checkpoints; imports torch, so only the worker's process calls it.
+def load_models(
+    improver: Path | None, gap: Path | None, reward: Path | None = None, *, dtype: str = "float32"
+) -> Models:
+    """Load checkpoints, over one base where they are adapters; imports torch, so only the worker's process calls it.
+
+    Args:
+        reward: of an R_P that has to agree with the gap model.
 
     Raises:
         InputError: no checkpoint of the right kind there.
     """
+    from pitlm.models.adapters import Bases
     from pitlm.models.generators import Improver
     from pitlm.models.loading import quiet
-    from pitlm.models.scorers import GapModel
+    from pitlm.models.scorers import GapModel, GuardedGap
 
     quiet()
-    return Models(
-        None if improver is None else Improver.from_pretrained(improver),
-        None if gap is None else GapModel.from_pretrained(gap),
-    )
+    bases = Bases()
+    scorer: GapScorer | None = None
+    if gap is not None and reward is not None:
+        scorer = GuardedGap.from_pretrained(gap, reward, dtype, bases=bases)
+    elif gap is not None:
+        scorer = GapModel.from_pretrained(gap, dtype, bases=bases)
+    return Models(None if improver is None else Improver.from_pretrained(improver, dtype, bases=bases), scorer)
 
 
 @dataclass(frozen=True, slots=True)

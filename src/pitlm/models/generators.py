@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
+from pitlm.models.adapters import Bases
 from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_shape, load_tokenizer
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
@@ -79,8 +80,13 @@ class Generator:
         self.template = Template(card.ask)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, weights: bool = True) -> Self:
+    def from_pretrained(
+        cls, path: str | Path, dtype: str = "float32", *, weights: bool = True, bases: Bases | None = None
+    ) -> Self:
         """Load a checkpoint that a training stage wrote; without weights it can encode, and no more.
+
+        Args:
+            bases: opens it beside others, over the base that they share.
 
         Raises:
             InputError: no checkpoint of this kind there.
@@ -89,7 +95,8 @@ class Generator:
         tokenizer = load_tokenizer(path)
         if not weights:
             return cls(load_shape(path), tokenizer, card)
-        return cls(load_causal(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
+        load = load_causal if bases is None else bases.causal
+        return cls(load(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
     def _check_length(self, longest: int) -> None:
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

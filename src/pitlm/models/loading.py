@@ -169,7 +169,7 @@ def _load(auto: Any, path: str | Path, dtype: str, **kwargs: Any) -> PreTrainedM
 
 def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        _grow(model, len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
@@ -180,6 +180,15 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             pad_token_id=tokenizer.pad_token_id,
         )
     return model
+
+
+def _grow(model: PreTrainedModel, size: int) -> None:
+    """New tokens, each the mean of the old: nothing is drawn, so that each loading of a base is the same model."""
+    old = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+            layer.weight[old:] = layer.weight[:old].mean(0, dtype=torch.float32).to(layer.weight.dtype)
 
 
 def first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,66 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
 from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
-from pitlm.models.forest import Forest, shared_prefix
 from pitlm.models.loading import Card, Kind, check_window, device, load_card, load_scorer, load_tokenizer
-from pitlm.models.trees import reads_trees, score_tree
+from pitlm.models.scoring import score_groups, score_ids
 from pitlm.text.template import Template, encode_completion, encode_prompts
 
 AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
-TOKENS_PER_BATCH = 16_384
-
-
-@torch.inference_mode()
-def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batch: int = TOKENS_PER_BATCH) -> Tensor:
-    """Scores of whole token sequences, float32 on the CPU; shape (len(rows),).
-
-    Each is read at its last token. Rows that begin alike are read as one tree, whoever asks for them.
-    """
-    scores = torch.zeros(len(rows))
-    was_training = model.training
-    model.eval()
-    for chosen in _batches(rows, tokens_per_batch, trees=reads_trees(model)):
-        scores[chosen] = score_tree(model, Forest.of([rows[i] for i in chosen])).float().cpu()
-    model.train(was_training)
-    return scores
-
-
-@torch.inference_mode()
-def score_groups(
-    model: PreTrainedModel, groups: Sequence[Sequence[list[int]]], tokens_per_batch: int = TOKENS_PER_BATCH
-) -> list[Tensor]:
-    """Scores of the rows of each group, none of them empty, as if the group were scored alone; float32 on the CPU.
-
-    Groups are read in passes of about so many tokens, in which they share nothing.
-    """
-    if not reads_trees(model):
-        return list(score_ids(model, [row for group in groups for row in group]).split([len(g) for g in groups]))
-    found: list[Tensor] = []
-    batch: list[Forest] = []
-    for number, group in enumerate(groups, 1):
-        batch.append(Forest.of(group))
-        if number == len(groups) or sum(f.input_ids_1T.shape[1] for f in batch) >= tokens_per_batch:
-            scores = score_tree(model, Forest.join(batch)).float().cpu()
-            found += scores.split([len(forest.rows) for forest in batch])
-            batch = []
-    return found
-
-
-def _batches(rows: Sequence[list[int]], tokens: int, *, trees: bool) -> Iterator[list[int]]:
-    """Rows whose tokens fit into a budget: as trees, neighbours by what they begin with; else rows of like length."""
-    batch: list[int] = []
-    used, before = 0, list[int]()
-    for index in sorted(range(len(rows)), key=rows.__getitem__ if trees else lambda i: len(rows[i])):
-        row = rows[index]
-        used = used + len(row) - shared_prefix(before, row) if trees else (len(batch) + 1) * len(row)
-        if batch and used > tokens:
-            yield batch
-            batch, used = [], len(row)
-        batch.append(index)
-        before = row
-    if batch:
-        yield batch
 
 
 class Scorer:
@@ -88,15 +35,19 @@ class Scorer:
         self.template = Template(card.ask)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, bases: Bases | None = None) -> Self:
         """Load a checkpoint that a training stage wrote.
+
+        Args:
+            bases: opens it beside others, over the base that they share.
 
         Raises:
             InputError: no checkpoint of this kind there.
         """
         card = load_card(path, cls.kind)
         tokenizer = load_tokenizer(path)
-        return cls(load_scorer(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
+        load = load_scorer if bases is None else bases.scorer
+        return cls(load(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
     def score_rows(self, rows: Sequence[list[int]]) -> Tensor:
         """Scores of prompt + completion token ids; shape (len(rows),)."""
@@ -183,14 +134,14 @@ class GapModel(Scorer):
     calibration: Calibration | None = None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32", *, bases: Bases | None = None) -> Self:
         """Load a checkpoint that a training stage wrote, with its calibration where there is one.
 
         Raises:
             InputError: no gap model there, or a calibration that cannot be read.
         """
         calibration = load_calibrations(path).get(ALONE)
-        model = super().from_pretrained(path, dtype)
+        model = super().from_pretrained(path, dtype, bases=bases)
         model.calibration = calibration
         return model
 
@@ -247,14 +198,20 @@ class GuardedGap:
         self.calibration = calibration
 
     @classmethod
-    def from_pretrained(cls, gap: str | Path, reward: str | Path) -> Self:
+    def from_pretrained(
+        cls, gap: str | Path, reward: str | Path, dtype: str = "float32", *, bases: Bases | None = None
+    ) -> Self:
         """Load both, and the calibration of the two together where there is one.
 
         Raises:
             InputError: no model of its kind there, or a calibration that cannot be read.
         """
         calibration = load_calibrations(gap).get(GUARDED)
-        return cls(GapModel.from_pretrained(gap), RewardModel.from_pretrained(reward), calibration)
+        both = (
+            GapModel.from_pretrained(gap, dtype, bases=bases),
+            RewardModel.from_pretrained(reward, dtype, bases=bases),
+        )
+        return cls(*both, calibration)
 
     @property
     def margin(self) -> float | None:

@@ -10,6 +10,7 @@ from pitlm.core.nouns import Prompt
 from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate, play, rounds_to_play
 from pitlm.improve.files import Failure, read_items
 from pitlm.improve.loop import GapScorer
+from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, save_calibrations
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
@@ -45,9 +46,10 @@ def calibrate_run(
     unbounded = {"margin": None, "tokens": None, "seconds": None, "cost": None}
     settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
     sets = fresh_answers(context, items, prompts)
-    improver = Improver.from_pretrained(context.model(improver_stage(recipe)), recipe.model.dtype)
-    gap = GapModel.from_pretrained(context.model("gap"))
-    both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward")))
+    dtype, bases = recipe.model.dtype, Bases()
+    improver = Improver.from_pretrained(context.model(improver_stage(recipe)), dtype, bases=bases)
+    gap = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases)
+    both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases))
     scorers: dict[str, GapScorer] = {ALONE: gap, GUARDED: both}
     with progress_bar("calibrating", rounds_to_play(len(scorers), sets, settings)) as advance:
         seed = context.seed("calibration")

@@ -27,6 +27,7 @@ from pitlm.improve.systems import (
     answer_of,
 )
 from pitlm.judge.scores import ScoreJudge
+from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
@@ -37,14 +38,16 @@ from pitlm.runs.console import progress_bar
 
 def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:
     """Answer, judge and summarise; the answers, rows and traces are kept beside the result."""
-    section, dtype = context.recipe.evaluation, context.recipe.model.dtype
+    section, dtype, bases = context.recipe.evaluation, context.recipe.model.dtype, Bases()
     models = Models(
-        policy=Policy.from_pretrained(context.model(policy), dtype),
-        improver=Improver.from_pretrained(context.model(improver), dtype),
-        corrector=Improver.from_pretrained(context.model("improver-sft"), dtype),
-        gap=GapModel.from_pretrained(context.model("gap"), dtype),
-        reward=RewardModel.from_pretrained(context.model("reward"), dtype),
-        policy_before=Policy.from_pretrained(context.model("policy-sft"), dtype) if context.recipe.policy_rl else None,
+        policy=Policy.from_pretrained(context.model(policy), dtype, bases=bases),
+        improver=Improver.from_pretrained(context.model(improver), dtype, bases=bases),
+        corrector=Improver.from_pretrained(context.model("improver-sft"), dtype, bases=bases),
+        gap=GapModel.from_pretrained(context.model("gap"), dtype, bases=bases),
+        reward=RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases),
+        policy_before=Policy.from_pretrained(context.model("policy-sft"), dtype, bases=bases)
+        if context.recipe.policy_rl
+        else None,
     )
     for model in filter(None, (models.policy, models.improver, models.corrector, models.policy_before)):
         model.batch_size = section.batch_size

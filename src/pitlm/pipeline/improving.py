@@ -20,6 +20,7 @@ from pitlm.improve.files import Failure, Item, read_items
 from pitlm.improve.job import print_trace, run_job
 from pitlm.improve.journal import Journal
 from pitlm.improve.loop import margin_for
+from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
@@ -77,6 +78,10 @@ class Setup:
         self.settings = (self.recipe.loop if self.recipe else LoopSection()).model_copy(
             update={name: value for name, value in settings.items() if value is not None}
         )
+        self.opened: dict[str, Any] = {
+            "dtype": self.recipe.model.dtype if self.recipe else "float32",
+            "bases": Bases(),  # of a run that was trained with LoRA, one base carries all
+        }
         named = {**asdict(models), "tokens_per_batch": None}
         self.calibration: Calibration | None = None
         self._load_scorer = self._scorer(named)
@@ -125,8 +130,9 @@ class Setup:
         gap = self._model(self.models.gap or self._of_run("gap"), "gap", named)
         self.calibration = load_calibrations(gap).get(ALONE if self.models.gap else GUARDED)
         if self.models.gap is not None:
-            return partial(GapModel.from_pretrained, gap)
-        return partial(GuardedGap.from_pretrained, gap, self._model(self._of_run("reward"), "reward", named))
+            return partial(GapModel.from_pretrained, gap, **self.opened)
+        reward = self._model(self._of_run("reward"), "reward", named)
+        return partial(GuardedGap.from_pretrained, gap, reward, **self.opened)
 
     def _engine(self, named: dict[str, Any]) -> Callable[[], Engine]:
         models, recipe = self.models, self.recipe
@@ -137,7 +143,8 @@ class Setup:
         path = self._model(models.improver or self._of_run(improver_stage(recipe) if recipe else ""), "improver", named)
         if models.engine == "vllm":
             return lambda: VLLMEngine(Improver.from_pretrained(path, weights=False), path)
-        return lambda: LocalEngine(Improver.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+        tokens = models.tokens_per_batch or TOKENS_PER_BATCH
+        return lambda: LocalEngine(Improver.from_pretrained(path, **self.opened), tokens)
 
     def _answerer(self) -> Callable[[], Engine] | None:
         models, recipe = self.models, self.recipe
@@ -147,7 +154,8 @@ class Setup:
         if models.policy is None and recipe is None:
             return None
         path = models.policy or self._of_run(policy_stage(recipe) if recipe else "")
-        return lambda: LocalEngine(Policy.from_pretrained(path), models.tokens_per_batch or TOKENS_PER_BATCH)
+        tokens = models.tokens_per_batch or TOKENS_PER_BATCH
+        return lambda: LocalEngine(Policy.from_pretrained(path, **self.opened), tokens)
 
     def _endpoint(self, model: str | None, base_url: str | None, temperature: float) -> ChatEndpoint:
         assert model is not None

@@ -15,6 +15,7 @@ from pitlm.core.config import RLSection
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.evaluate.health import FreshPair, gap_health
 from pitlm.evaluate.statistics import mean_interval
+from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
 from pitlm.pipeline.context import Context
@@ -74,7 +75,8 @@ def gap_model(context: Context, folder: Path, policy: str) -> dict[str, Any]:
 def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
     evaluation = context.recipe.evaluation
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
-    writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
+    dtype, bases = context.recipe.model.dtype, Bases()
+    writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
     with progress_bar("fresh answers", 2 * len(prompts)) as advance:
         first, second = (
             writer.answer(
@@ -88,8 +90,8 @@ def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
         )
     fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
     return gap_health(
-        GapModel.from_pretrained(folder / "model", context.recipe.model.dtype),
-        RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype),
+        GapModel.from_pretrained(folder / "model", dtype, bases=bases),
+        RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases),
         context.folds["test"],
         fresh,
         context.judge().score,
@@ -145,14 +147,16 @@ def _train_curriculum(
 ) -> dict[str, float]:
     curriculum = context.recipe.curriculum
     anchor = context.model("improver-sft")
-    lora, dtype = context.recipe.peft is not None, context.recipe.model.dtype
+    lora, dtype, bases = context.recipe.peft is not None, context.recipe.model.dtype, Bases()
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
+    # So reward model and policy share the run's base, but not with what is trained: that sits on merged weights.
     start = context.model(previous) if previous and not lora else anchor
     if curriculum.reward == "gap":
-        reward: Reward = GapModel.from_pretrained(context.model("gap"), dtype).score_rows
+        reward: Reward = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases).score_rows
     else:
-        reward = RewardDifference(RewardModel.from_pretrained(context.model("reward"), dtype)).row_reward(rows)
-    writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
+        judge = RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases)
+        reward = RewardDifference(judge).row_reward(rows)
+    writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
     prompts = _held_out(context, section)
     temperature = context.recipe.evaluation.policy_temperature
     answers = writer.answer(prompts, temperature=temperature, seed=context.seed("probe"))
@@ -218,12 +222,13 @@ def _sample_references(
     batch = context.recipe.evaluation.batch_size
     improving = source == "improver"
     with progress_bar("references", len(prompts) * (2 if improving else 1)) as advance:
-        writer = Policy.from_pretrained(context.model(policy), context.recipe.model.dtype)
+        dtype, bases = context.recipe.model.dtype, Bases()
+        writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
         seed = context.seed(f"references-{number}")
         answers = writer.answer(prompts, temperature=temperature, seed=seed, batch_size=batch, advance=advance)
         if improving:
             assert previous is not None
-            improver = Improver.from_pretrained(context.model(previous), context.recipe.model.dtype)
+            improver = Improver.from_pretrained(context.model(previous), dtype, bases=bases)
             texts = [answer.text for answer in answers]
             answers = improver.propose(
                 prompts, texts, temperature=temperature, seed=seed, batch_size=batch, advance=advance

@@ -72,15 +72,19 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
 
 async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Worker | None:
     """The worker with those models that are not remote; None where both are."""
-    paths = [Path(place) if place and not is_url(place) else None for place in (settings.improver, settings.gap)]
-    if paths == [None, None]:
+    places = (settings.improver, settings.gap, settings.reward)
+    paths = [Path(place) if place and not is_url(place) else None for place in places]
+    if paths[:2] == [None, None]:
         return None
     for path in filter(None, paths):
         if not path.is_dir():  # known at once, where loading would first import torch
             raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
     patience = 2 * settings.improve_seconds
     worker = Worker(
-        partial(load_models, *paths), patience=patience, largest=settings.batch, observe=metrics.batch.observe
+        partial(load_models, *paths, dtype=settings.dtype),
+        patience=patience,
+        largest=settings.batch,
+        observe=metrics.batch.observe,
     )
     stack.push_async_callback(worker.stop)
     await worker.start()

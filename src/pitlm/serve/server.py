@@ -65,7 +65,7 @@ def _about(settings: Settings, address: str) -> list[str]:
     what = {
         "upstream": settings.upstream or "none",
         "improver": settings.improver or "none",
-        "gap model": settings.gap or "none",
+        "gap model": " with ".join(filter(None, (settings.gap, settings.reward))) or "none",
         "rounds": f"{settings.loop.rounds}, at most {settings.improve_seconds:g} s" if improves else "none",
     }
     path = "chat/completions" if settings.upstream else "score"

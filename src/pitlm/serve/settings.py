@@ -21,6 +21,8 @@ class Settings:
         upstream: base URL of the API in front of which the proxy stands, or None: then only scoring and improving.
         upstream_key: sent to it in place of the client's; needed where clients send ``token``.
         improver, gap: a checkpoint's folder, or the base URL of a server that has it.
+        reward: the folder of an R_P that has to agree with a gap model of this machine.
+        dtype: of the weights of models of this machine.
         improver_model, improver_ask: a remote improver's name, and the turn that it was trained with.
         models_key: bearer token for remote improver and gap model.
         token: what clients have to send; None asks for none.
@@ -39,6 +41,8 @@ class Settings:
     upstream_key: str | None = None
     improver: str | None = None
     gap: str | None = None
+    reward: str | None = None
+    dtype: str = "float32"
     improver_model: str = "improver"
     improver_ask: str = TemplateSection().ask
     models_key: str | None = None

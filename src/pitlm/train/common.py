@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from pitlm.core.config import LoraSection, RLSection, TrainSection
 from pitlm.core.errors import InputError
+from pitlm.models.adapters import save_over_base
 from pitlm.models.loading import Card, load_causal, load_scorer, save
 from pitlm.runs.atomic import write_text
 from pitlm.train.batches import length_grouped
@@ -173,8 +174,9 @@ def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
 def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
     """Train, going on from the last whole checkpoint where there is one, and save the model.
 
-    With LoRA the adapter is merged into ``model`` (so that every engine can load it) and kept beside it in
-    ``adapter`` (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
+    With LoRA the adapter is merged into ``model`` (so that every engine can load it), which also has it over the base
+    of the run (so that the models of a run can share that in memory), and is kept in ``adapter`` over the weights that
+    the stage began with (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
     their optimizer states are larger than it. A model that is there already is not trained again.
 
     Returns:
@@ -220,6 +222,7 @@ def _save(trainer: Trainer, bench: Workbench) -> None:
         return
     if isinstance(model, PeftModel):
         model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"], state_dict=state)
+        save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
         if sharded:  # a shard cannot be merged
             unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
             load = load_scorer if bench.card.kind in ("reward", "gap") else load_causal

@@ -1,0 +1,197 @@
+"""One base model in memory, and what was trained from it as adapters over it. Ours.
+
+A stage trains its adapter on the merged weights of the stage that it starts from. Over the base of the run a chain of
+stages is one adapter of their summed rank, exactly: W + s_1 B_1 A_1 + s_2 B_2 A_2 = W + [s_1 B_1, s_2 B_2] [A_1; A_2].
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from pitlm.core.errors import InputError
+from pitlm.models.loading import device, load_causal, load_scorer
+from pitlm.models.trees import enable_trees
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+OVER_BASE = "over-base"
+"""In a checkpoint's folder: its adapter over the base that its ``adapter_config.json`` names, in PEFT's format."""
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+HEAD = PREFIX + "score.weight"
+A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+def save_over_base(adapter: Path, start: Path, model: Path) -> None:
+    """Write, beside the merged weights in ``model``, its adapter over the base of the run.
+
+    Args:
+        adapter: what the stage trained on the weights of ``start``, as PEFT saves it.
+        start: the base itself, or a checkpoint that has such an adapter; the two are joined.
+
+    Adapters of embeddings cannot be joined so: then nothing is written, and the merged weights stand alone.
+    """
+    from peft import LoraConfig
+
+    own = load_file(adapter / WEIGHTS)
+    if any("lora_embedding" in name for name in own):
+        return
+    settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    own = {n: w * (settings["lora_alpha"] / settings["r"]) if n.endswith(B) else w for n, w in own.items()}
+    base, before = str(start.resolve() if start.is_dir() else start), dict[str, Tensor]()
+    if (start / OVER_BASE).is_dir():
+        base, before = base_name(start), load_file(start / OVER_BASE / WEIGHTS)
+    joined = _join(before, own)
+    if HEAD in own:
+        joined[HEAD] = own[HEAD]
+    names = sorted(name.removeprefix(PREFIX).removesuffix(A) for name in joined if name.endswith(A))
+    rank = max(len(weight) for name, weight in joined.items() if name.endswith(A))
+    config = LoraConfig(
+        base_model_name_or_path=base,
+        task_type=settings["task_type"],
+        r=rank,
+        lora_alpha=rank,
+        target_modules=names,
+        modules_to_save=["score"] if HEAD in own else None,
+        inference_mode=True,
+    )
+    folder = model / OVER_BASE
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.contiguous() for name, weight in joined.items()}, folder / WEIGHTS)
+    config.save_pretrained(str(folder))
+
+
+def _join(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors of the sum of two adapters whose scale is 1; where one has no factor, zeros stand for it."""
+    joined: dict[str, Tensor] = {}
+    ranks = [max((len(w) for n, w in factors.items() if n.endswith(A)), default=0) for factors in (first, second)]
+    for name in sorted({*first, *second}):
+        dim = 0 if name.endswith(A) else 1
+        if not name.endswith((A, B)):
+            continue
+        some = first.get(name, second.get(name))
+        assert some is not None
+        empty = [some.new_zeros((r, some.shape[1]) if dim == 0 else (some.shape[0], r)) for r in ranks]
+        joined[name] = torch.cat([first.get(name, empty[0]), second.get(name, empty[1])], dim)
+    return joined
+
+
+def base_name(folder: Path) -> str:
+    """The path or hub name of the base under a checkpoint's adapter."""
+    name: str = json.loads((folder / OVER_BASE / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return name
+
+
+@dataclass
+class Bases:
+    """Opens checkpoints for one thread; those that are adapters over one base share its weights in memory.
+
+    A model that this gives is switched to at each of its calls. A checkpoint without an adapter, or one whose base
+    is gone, is loaded with its own merged weights, which are the same model.
+    """
+
+    _open: dict[tuple[str, str], _Shared | None] = field(default_factory=dict)
+
+    def causal(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
+        """See :func:`pitlm.models.loading.load_causal`."""
+        shared = self._shared(Path(path), tokenizer, dtype)
+        return load_causal(path, tokenizer, dtype) if shared is None else shared.writer(Path(path))
+
+    def scorer(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
+        """See :func:`pitlm.models.loading.load_scorer`."""
+        shared = self._shared(Path(path), tokenizer, dtype)
+        return load_scorer(path, tokenizer, dtype) if shared is None else shared.scorer(Path(path))
+
+    def _shared(self, path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str) -> _Shared | None:
+        if not (path / OVER_BASE).is_dir():
+            return None
+        key = base_name(path), dtype
+        if key not in self._open:
+            try:
+                self._open[key] = _Shared(load_causal(key[0], tokenizer, dtype).to(device()).eval())
+            except InputError as error:
+                logging.getLogger(__name__).warning("%s; loading each model by itself", error)
+                self._open[key] = None
+        return self._open[key]
+
+
+class _Shared:
+    """A causal model with adapters, of which one is active."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.adapters: dict[Path, str] = {}
+        self.heads: dict[Path, Tensor] = {}
+        self.active = ""
+        self.peft: PeftModel | None = None
+
+    def writer(self, path: Path) -> PreTrainedModel:
+        """The causal model with this checkpoint's adapter."""
+        view: PreTrainedModel = copy.copy(self.model)  # the same modules
+        view._forward_pre_hooks = OrderedDict()
+        view.config = copy.deepcopy(self.model.config)
+        return self._switched(view, path)
+
+    def scorer(self, path: Path) -> PreTrainedModel:
+        """A model with one logit over the same backbone."""
+        config = copy.deepcopy(self.model.config)
+        config.num_labels = 1
+        with torch.device("meta"):
+            view: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        self._add(path)
+        setattr(view, view.base_model_prefix, self.model.base_model)
+        head = self.heads[path].to(self.model.device, self.model.dtype)
+        view.score.load_state_dict({"weight": head}, assign=True)
+        left = [name for name, weight in view.named_parameters() if weight.is_meta]
+        assert not left, left
+        enable_trees(view)
+        return self._switched(view, path).eval()
+
+    def _switched(self, view: PreTrainedModel, path: Path) -> PreTrainedModel:
+        name = self._add(path)
+
+        def switch(*_: Any) -> None:
+            # A layer reads how it is to attend from the one configuration that all have in common.
+            self.model.config._attn_implementation = view.config._attn_implementation
+            if self.active != name:
+                assert self.peft is not None
+                self.peft.base_model.set_adapter(name, inference_mode=True)
+                self.active = name
+
+        view.register_forward_pre_hook(switch)
+        return view
+
+    def _add(self, path: Path) -> str:
+        # Only here: it brings bitsandbytes along where that is installed, which whole models do without.
+        from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
+        if path in self.adapters:
+            return self.adapters[path]
+        name = self.adapters[path] = f"adapter{len(self.adapters)}"
+        weights = load_file(path / OVER_BASE / WEIGHTS)
+        if HEAD in weights:
+            self.heads[path] = weights.pop(HEAD)
+        config = LoraConfig.from_pretrained(str(path / OVER_BASE))
+        config.modules_to_save, config.task_type = None, None  # a head stays with its own model
+        if self.peft is None:
+            self.peft = PeftModel(self.model, config, adapter_name=name)
+        else:
+            self.peft.add_adapter(name, config)
+        set_peft_model_state_dict(self.peft, weights, adapter_name=name)
+        self.peft.requires_grad_(False)
+        self.active = ""
+        return name

@@ -1,0 +1,199 @@
+"""Models as adapters over one base: the same numbers as their merged checkpoints, in the memory of one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import ASK, random_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from pitlm.core.nouns import Improvement, Prompt
+from pitlm.engines.engines import LocalEngine, Request
+from pitlm.models.adapters import OVER_BASE, Bases, base_name, save_over_base
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.loading import Card, load_causal, load_scorer, load_tokenizer, save
+from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
+
+X = [Prompt.of("what is the price of the red lamp ?"), Prompt.of("is it small ?")]
+Y_REF = ["silly question .", "read it yourself ."]
+ITEMS = [
+    Improvement(x, y, z)
+    for x, y in zip(X, Y_REF, strict=True)
+    for z in ("the price is nine .", "it is small .", "happy to help .")
+]
+LORA = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}
+
+
+def trained(start: Path, folder: Path, kind: str, seed: int, **lora) -> Path:
+    """A stage with LoRA as :func:`pitlm.train.common.fit` leaves it, its adapter and head drawn instead of trained."""
+    tokenizer, scores = load_tokenizer(start), kind in ("reward", "gap")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = (load_scorer if scores else load_causal)(start, tokenizer)
+        task = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if scores else {"task_type": "CAUSAL_LM"}
+        wrapped = get_peft_model(model, LoraConfig(**{**LORA, **lora}, **task))
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+    wrapped.save_pretrained(folder / "adapter")
+    save_over_base(folder / "adapter", start, folder / "model")
+    save(wrapped.merge_and_unload(), tokenizer, Card(kind, ASK, 8), folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module", params=["llama3", "qwen3", "gpt"])
+def run(request, bases, tmp_path_factory):
+    """Stages as in a run: qwen3 has a tied head, gpt one token less than its stages, llama3 neither."""
+    root = tmp_path_factory.mktemp(request.param)
+    made = {"base": bases(request.param)}
+    stages = (
+        ("policy", "policy", "base", {}),
+        ("reward", "reward", "policy", {"r": 2, "lora_alpha": 2}),
+        ("sft", "improver", "base", {"target_modules": ["q_proj", "up_proj"]}),
+        ("gap", "gap", "sft", {}),
+        ("rl", "improver", "sft", {}),
+    )
+    for seed, (name, kind, start, lora) in enumerate(stages):
+        made[name] = trained(made[start], root / name, kind, seed, **lora)
+    return made
+
+
+def storages(*models: torch.nn.Module) -> dict[int, int]:
+    """Bytes of each stretch of memory that holds parameters of these models."""
+    held = [weight.untyped_storage() for model in models for weight in model.parameters()]
+    return {storage.data_ptr(): storage.nbytes() for storage in held}
+
+
+def test_each_gives_what_its_merged_checkpoint_gives_whoever_was_asked_before(run):
+    bases = Bases()
+    kinds = {"policy": Policy, "rl": Improver, "gap": GapModel, "reward": RewardModel}
+    shared = {name: kind.from_pretrained(run[name], bases=bases) for name, kind in kinds.items()}
+    alone = {name: kind.from_pretrained(run[name]) for name, kind in kinds.items()}
+    ids = torch.tensor([alone["policy"].encode(X[0])])
+    for _ in range(2):
+        for name in ("policy", "rl"):
+            got, want = (m[name].model(input_ids=ids).logits for m in (shared, alone))
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(shared["gap"].gaps(ITEMS), alone["gap"].gaps(ITEMS), rtol=1e-4, atol=1e-4)
+        assert shared["policy"].answer(X, temperature=0) == alone["policy"].answer(X, temperature=0)
+        got, want = (m["reward"].scores(X, Y_REF) for m in (shared, alone))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        got, want = (m["rl"].propose(X, Y_REF, temperature=0.4, seed=3) for m in (shared, alone))
+        assert got == want
+        both = GuardedGap(shared["gap"], shared["reward"]), GuardedGap(alone["gap"], alone["reward"])
+        got, want = (guarded.gaps_apart([ITEMS[:3], ITEMS[3:]]) for guarded in both)
+        assert got == [pytest.approx(group, abs=1e-4) for group in want]
+    # They are not one model either: an adapter that was never switched to would pass all of the above.
+    assert abs(alone["gap"].gaps(ITEMS)).max() > 1e-2
+    base = load_causal(run["base"], alone["policy"].tokenizer)
+    assert (base(input_ids=ids).logits - shared["policy"].model(input_ids=ids).logits).abs().max() > 1e-2
+
+
+def test_an_engine_and_a_scorer_take_turns_over_one_base(run):
+    """The engine reads places and the scorer trees, through the attention of the same layers."""
+    answers = []
+    for bases in (Bases(), None):
+        improver, gap = (
+            Improver.from_pretrained(run["rl"], bases=bases),
+            GapModel.from_pretrained(run["gap"], bases=bases),
+        )
+        engine = LocalEngine(improver)
+        for key, (x, y) in enumerate(zip(X, Y_REF, strict=True)):
+            engine.submit(Request(key, x, y, 0.4, seed=key))
+        done, gaps = [], []
+        while engine.pending:
+            done += engine.step()
+            gaps += gap.gaps_apart([ITEMS[:2]])
+        answers.append((sorted((f.key, f.answer) for f in done), gaps))
+    assert answers[0][0] == answers[1][0]
+    assert answers[0][1] == [pytest.approx(found, abs=1e-4) for found in answers[1][1]]
+
+
+def test_memory_holds_one_base_and_small_adapters(run):
+    bases = Bases()
+    models = [
+        kind.from_pretrained(run[name], bases=bases).model
+        for name, kind in (
+            ("policy", Policy),
+            ("sft", Improver),
+            ("rl", Improver),
+            ("gap", GapModel),
+            ("reward", RewardModel),
+        )
+    ]
+    base = storages(load_causal(run["base"], load_tokenizer(run["base"])))
+    files = [
+        load_file(run[name] / OVER_BASE / "adapter_model.safetensors")
+        for name in ("policy", "sft", "rl", "gap", "reward")
+    ]
+    adapters = sum(weight.nbytes for file in files for weight in file.values())
+    assert sum(storages(*models).values()) == sum(base.values()) + adapters
+
+
+def test_the_adapter_of_a_chain_is_one_that_peft_itself_can_load(run):
+    """Rank and base are those of the whole chain, and a plain PeftModel over the base is the merged model."""
+    assert [base_name(run[name]) for name in ("policy", "gap", "rl")] == [str(run["base"].resolve())] * 3
+    config = json.loads((run["rl"] / OVER_BASE / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["task_type"]) == (6, 6, "CAUSAL_LM")
+    tokenizer = load_tokenizer(run["rl"])
+    ids = torch.tensor([tokenizer.encode("the price is nine .")])
+    for name, load, auto in (
+        ("rl", load_causal, AutoModelForCausalLM),
+        ("gap", load_scorer, AutoModelForSequenceClassification),
+    ):
+        over = PeftModel.from_pretrained(load(run["base"], tokenizer), run[name] / OVER_BASE)
+        merged = auto.from_pretrained(run[name])
+        torch.testing.assert_close(over(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_that_is_gone_leaves_the_merged_weights(run, bases, tmp_path, caplog):
+    shutil.copytree(run["policy"], tmp_path / "policy")
+    config = tmp_path / "policy" / OVER_BASE / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(run["base"].resolve()), str(tmp_path / "gone")))
+    with caplog.at_level(logging.WARNING):
+        opened = Policy.from_pretrained(tmp_path / "policy", bases=Bases())
+    assert "gone" in caplog.text
+    assert opened.answer(X, temperature=0) == Policy.from_pretrained(run["policy"]).answer(X, temperature=0)
+
+
+def test_adapters_of_embeddings_stay_merged_only(bases, tmp_path):
+    folder = trained(bases("llama3"), tmp_path, "policy", 0, target_modules=["embed_tokens", "q_proj"])
+    assert not (folder / OVER_BASE).exists()
+    Policy.from_pretrained(folder, bases=Bases())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox"])
+def test_other_architectures_have_their_backbone_in_common_too(architecture, bases, tmp_path):
+    """GPT-2 keeps its matrices the other way round, Gemma 2 is scored as rows, GPT-NeoX has other names for all."""
+    tokenizer = load_tokenizer(bases("llama3"))
+    model = random_model(
+        AutoModelForCausalLM,
+        architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+    )
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    trained(tmp_path / "base", tmp_path / "sft", "improver", 1)
+    trained(tmp_path / "sft" / "model", tmp_path / "gap", "gap", 2)
+    opened = Bases()
+    improver = Improver.from_pretrained(tmp_path / "sft" / "model", bases=opened)
+    gap = GapModel.from_pretrained(tmp_path / "gap" / "model", bases=opened)
+    assert gap.model.base_model is improver.model.base_model
+    want = GapModel.from_pretrained(tmp_path / "gap" / "model").gaps(ITEMS)
+    torch.testing.assert_close(gap.gaps(ITEMS), want, rtol=1e-3, atol=1e-3)
+    proposals = Improver.from_pretrained(tmp_path / "sft" / "model").propose(X, Y_REF, temperature=0)
+    assert improver.propose(X, Y_REF, temperature=0) == proposals
