@@ -21,7 +21,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.pipeline.stages import improver_stage
+from pitlm.pipeline.finished import improver_stage
 from pitlm.recipes import find_recipe
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}

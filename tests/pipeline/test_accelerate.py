@@ -66,6 +66,7 @@ def assert_as_one_process(root: Path, whole: Path, stage: str) -> None:
     assert all((others[name] - weight).abs().max() < 1e-4 for name, weight in weights.items())
 
 
+@pytest.mark.slow  # two launches, half a minute
 def test_a_killed_rank_ends_the_run_with_one_line_and_it_goes_on(shell: Any, tiny_run: Any) -> None:
     root = shell.folder / "run"
     arguments: list[object] = ["run", tiny_run.recipe, "--out", root, "--accelerate", "cpu", "--until", "policy-sft"]

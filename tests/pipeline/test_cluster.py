@@ -84,6 +84,7 @@ def kill_a_writer(command: subprocess.Popen[str], parts: Path) -> list[psutil.Pr
     raise AssertionError(f"there was no worker to kill: {command.communicate()}")
 
 
+@pytest.mark.slow  # Ray takes half a minute to come up
 def test_a_killed_worker_loses_and_repeats_nothing_and_no_process_stays(
     models: Path, answers: Path, whole: Path, tmp_path: Path
 ) -> None:
