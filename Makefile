@@ -76,7 +76,7 @@ seeds: $(READY) ## The quickstart's claims over five seeds (a quarter of an hour
 self-refine: $(READY) ## Self-Refine against k of K criteria, over the runs of make seeds (40 minutes)
 	$(BIN)/python benchmarks/slow/self_refine.py --runs $(sort $(wildcard runs/seeds/seed-*)) --json build/bench/self_refine.json --figure docs/self-refine.png
 
-calibration: $(READY) ## What pit calibrate promises, over the runs of make seeds (15 minutes)
+calibration: $(READY) ## What pit calibrate promises, over the runs of make seeds (five minutes)
 	$(BIN)/python benchmarks/slow/calibration.py --json build/bench/calibration.json
 
 clean: ## Remove what was built and cached; .venv and runs stay
