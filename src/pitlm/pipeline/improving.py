@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -72,6 +73,9 @@ class Setup:
     """
 
     def __init__(self, models: Models, settings: Mapping[str, Any], seed: int) -> None:
+        # Else MKL sums differently where a thread's buffers lie differently, and a job that was resumed would not end
+        # with the same bytes on several threads. It reads this at its first product of matrices.
+        os.environ.setdefault("MKL_CBWR", "AUTO")
         quiet()
         self.models, self.seed = models, seed
         self.recipe: Recipe | None = stored_recipe(models.run) if models.run is not None else None
