@@ -1,6 +1,6 @@
 """What reading rows as trees saves the gap model, against the bound that the token count sets.
 
-For each shape, in one process and in turn, on the same texts:
+For each shape, in a process of its own and in turn, on the same texts:
 
 * a training step of Eq. 2 (collation, forward, backward, AdamW): the tree, four separate rows, and TRL's own
   RewardTrainer with its pairwise loss on the same four rows;
@@ -28,6 +28,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,12 +89,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--scale", type=int, default=1, help="Times as many texts a round; for a GPU.")
     options = parser.parse_args()
-    quiet()
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about TRL
     figures = {}
-    for name in options.shapes:
-        figures[name] = measure(name, options)
-        print(describe(name, figures[name]), flush=True)
+    # A process for each shape: to see the peak, the allocator is told to keep nothing, which would slow down the next.
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+        for name in options.shapes:
+            figures[name] = alone.submit(measure, name, options).result()
+            print(describe(name, figures[name]), flush=True)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -111,6 +113,8 @@ def describe(name: str, f: dict[str, float]) -> str:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
+    quiet()
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers about TRL
     with tempfile.TemporaryDirectory() as folder:
         make, rounds = SHAPES[name]
         rowwise, texts = make(options, Path(folder)), rounds(options, Path(folder))

@@ -213,6 +213,16 @@ def test_a_base_whose_window_is_too_short_is_refused_before_anything_is_spent(ba
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reward_base_with_other_tokens_is_refused_before_anything_is_spent(bases, tmp_path):
+    tree = recipe(bases("llama3"), write_pairs(tmp_path / "pairs.jsonl"), lora=False).model_dump()
+    tree["model"]["reward_base"] = str(bases("qwen3"))
+    with pytest.raises(
+        InputError, match=r"model\.reward_base: found .*, whose vocabulary is not that of .*, expected the"
+    ):
+        run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_without_pad_and_chat_template_runs_and_a_second_run_skips(bases, tmp_path, capsys):
     """A plain base model: its end token pads as well, so every stage works with one token more than the base has."""
     data = write_pairs(tmp_path / "pairs.jsonl", 40)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from builders import ASK, CHAT
+from builders import ASK, CHAT, LLAMA3_TEMPLATE, QWEN3_TEMPLATE
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.models.loading import load_tokenizer
-from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, Template, encode_completion, encode_prompts
+from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, Template, check_template, encode_completion, encode_prompts
 
 TEMPLATE = Template(ASK)
 X = Prompt.of(
@@ -113,3 +114,90 @@ def test_a_tokenizer_without_end_token_is_refused(bases):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no end token"):
         encode_completion(tokenizer, Y)
+
+
+EACH = "{% for message in messages %}"
+QWEN25 = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
+    + EACH
+    + "<|im_start|>"
+    "{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + EACH
+    + "<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}" + EACH + "{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [LLAMA3_TEMPLATE, QWEN25, QWEN3_TEMPLATE, GEMMA, MISTRAL],
+    ids=["llama3", "qwen2.5", "qwen3", "gemma", "mistral"],
+)
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "gpt"])
+def test_the_families_templates_are_fit(bases, shape, family):
+    tokenizer = load_tokenizer(bases(family))
+    tokenizer.chat_template = shape
+    check_template(tokenizer, "model")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        # It asks for an answer in another way than it begins one.
+        (
+            EACH
+            + "<{{ message['role'] }}>{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>\n\n{% endif %}",
+            r"model: found a chat template that asks with '.*sistant>\\n\\n' and goes on with '.*sistant>it is.*', "
+            "expected the same, up to the answer",
+        ),
+        # It thinks in the last answer only, so what was asked looks otherwise once it is answered.
+        (
+            EACH
+            + "{{ message['role'] }}:{% if loop.last and message['role'] == 'assistant' %}<think>{% endif %}{{ message['content'] }}"
+            "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+            "writes the answer 'it is a red lamp' as '<think>it is a red lamp', expected the answer as it is",
+        ),
+        # It forgets what the assistant said before.
+        (
+            EACH
+            + "{% if message['role'] == 'user' or loop.last %}{{ message['role'] }}:{{ message['content'] }}\n{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            "leaves out the assistant's 'a lamp', expected every turn in it",
+        ),
+        # It wants the user alone.
+        (
+            EACH
+            + "{% if message['role'] != 'user' %}{{ raise_exception('users only') }}{% endif %}{{ message['content'] }}{% endfor %}",
+            "model: the chat template refuses this conversation: users only",
+        ),
+    ],
+)
+def test_a_template_that_tears_prompt_and_completion_apart_is_named(bases, shape, message):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = shape
+    with pytest.raises(InputError, match=message):
+        check_template(tokenizer, "model")
+
+
+def test_a_model_with_such_a_template_is_not_loaded(bases, tmp_path):
+    tokenizer = load_tokenizer(bases("qwen3"))
+    tokenizer.chat_template = EACH + "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="model: found a chat template that asks with"):
+        load_tokenizer(tmp_path / "model")
+
+
+def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = GEMMA
+    with pytest.raises(InputError, match="the chat template refuses this conversation: System role not supported"):
+        encode_prompts(tokenizer, [TEMPLATE.policy_messages(X)])

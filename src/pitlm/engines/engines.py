@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
@@ -74,13 +72,6 @@ class Engine(Protocol):
         """
 
 
-def _encode(model: Policy | Improver, request: Request) -> list[int]:
-    try:
-        return model.encode(request.prompt, request.reference)
-    except TemplateError as error:  # of the model's own template, which may not know every role
-        raise InputError(f"the chat template refuses this conversation: {error}") from error
-
-
 class LocalEngine:
     """A model in this process; places that fall free are filled at once (:class:`pitlm.engines.decoding.Decoder`).
 
@@ -103,7 +94,7 @@ class LocalEngine:
     def submit(self, request: Request) -> None:
         self.decoder.submit(
             request.key,
-            _encode(self.model, request),
+            self.model.encode(request.prompt, request.reference),
             max_new_tokens=self.model.card.max_new_tokens,
             temperature=request.temperature,
             seed=request.seed,
@@ -150,7 +141,7 @@ class VLLMEngine:
         return self.pending < self.WAITING
 
     def submit(self, request: Request) -> None:
-        ids = _encode(self.model, request)
+        ids = self.model.encode(request.prompt, request.reference)
         name = str(self._submitted)
         parameters = self._vllm.SamplingParams(
             temperature=request.temperature,

@@ -27,7 +27,7 @@ from pitlm.core.config import InitSection
 from pitlm.core.errors import InputError
 from pitlm.models.trees import enable_trees
 from pitlm.runs.atomic import write_text
-from pitlm.text.template import PLAIN_CHAT_TEMPLATE
+from pitlm.text.template import PLAIN_CHAT_TEMPLATE, check_template
 
 PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -95,7 +95,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     end, the end token is never read (and an answer that never ends scores like one that does).
 
     Raises:
-        InputError: nothing loadable there, or no end token.
+        InputError: nothing loadable there, no end token, or a chat template under which prompt and completion are not
+            the conversation.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
@@ -110,6 +111,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     tokenizer.padding_side = "right"
+    check_template(tokenizer, path)
     return tokenizer
 
 

@@ -29,6 +29,7 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
         _make_base(context, folder / "base", [pair for name in ("sft", "reward", "rl") for pair in raw[name]])
     tokenizer = load_tokenizer(context.start)
     _check_window(context)
+    _check_reward_base(context)
     limits = Limits(data.max_prompt_tokens, data.max_response_tokens, data.over_long)
     fitted = fit_preferences(loaded.preferences, tokenizer, context.template, limits)
     if not fitted.preferences:
@@ -57,6 +58,15 @@ def _check_window(context: Context) -> None:
         raise InputError(
             f"{context.start}: found a window of {window} tokens, expected at least {longest}: data.max_prompt_tokens, "
             f"twice data.max_response_tokens (or max_new_tokens) and {TEMPLATE_TOKENS} for the template; lower them"
+        )
+
+
+def _check_reward_base(context: Context) -> None:
+    """Policy, improver and both reward models read the same token ids."""
+    base = context.recipe.model.reward_base
+    if base is not None and load_tokenizer(base).get_vocab() != context.tokenizer.get_vocab():
+        raise InputError(
+            f"model.reward_base: found {base}, whose vocabulary is not that of {context.start}, expected the same"
         )
 
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 
 PLAIN_CHAT_TEMPLATE = (
@@ -32,6 +36,8 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
     def encode(self, text: str, **kwargs: Any) -> list[int]: ...
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any: ...
 
 
 CHAT_TEMPLATE_ARGUMENTS: dict[str, Any] = {"enable_thinking": False}
@@ -59,14 +65,14 @@ class Template:
 
 
 def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
-    """Token ids of each conversation, up to where the assistant begins to write."""
+    """Token ids of each conversation, up to where the assistant begins to write.
+
+    Raises:
+        InputError: the chat template refuses one; it may not know every role, or every order of them.
+    """
     if not conversations:
         return []
-    encoded = tokenizer.apply_chat_template(
-        list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, **CHAT_TEMPLATE_ARGUMENTS
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    return _render(tokenizer, list(conversations), add_generation_prompt=True)
 
 
 def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
@@ -74,3 +80,58 @@ def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token")
     return [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def check_template(tokenizer: Tokenizer, where: str | Path) -> None:
+    """Is what a model is shown how the answered conversation begins, with x, y_ref and the request all in it?
+
+    Only then do policy, improver and gap model, which read a prompt and a completion, read the conversation that the
+    chat template means. Templates that leave out earlier answers, or begin an answer otherwise than they ask for one,
+    break it. The end of an answer is ours: a template's own may be another token, or none.
+
+    Args:
+        where: the model, for the message.
+
+    Raises:
+        InputError: it is not, with what differs.
+    """
+    x, reference, ask, answer = "what is it", "a lamp", "a better answer", "it is a red lamp"
+    asked = [{"role": "user", "content": x}]
+    for messages in (asked, [*asked, {"role": "assistant", "content": reference}, {"role": "user", "content": ask}]):
+        try:
+            [prompt] = encode_prompts(tokenizer, [messages])
+            [whole] = _render(tokenizer, [[*messages, {"role": "assistant", "content": answer}]])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if whole[: len(prompt)] != prompt:
+            at = next(i for i, token in enumerate(prompt) if whole[i : i + 1] != [token])
+            shown, goes_on = (tokenizer.decode(ids[max(0, at - 8) : at + 8]) for ids in (prompt, whole))
+            raise _unfit(where, f"asks with {shown!r} and goes on with {goes_on!r}", "the same, up to the answer")
+        said = _words(tokenizer, prompt)
+        for message in messages:
+            if _words(tokenizer, tokenizer.encode(message["content"], add_special_tokens=False)) not in said:
+                raise _unfit(where, f"leaves out the {message['role']}'s {message['content']!r}", "every turn in it")
+        completion = tokenizer.encode(answer, add_special_tokens=False)
+        if not _words(tokenizer, whole[len(prompt) :]).startswith(_words(tokenizer, completion)):
+            shown = tokenizer.decode(whole[len(prompt) :][: len(completion) + 16])
+            raise _unfit(where, f"writes the answer {answer!r} as {shown!r}", "the answer as it is")
+
+
+def _render(tokenizer: Tokenizer, conversations: list[list[dict[str, str]]], **options: Any) -> list[list[int]]:
+    try:
+        encoded = tokenizer.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, **options, **CHAT_TEMPLATE_ARGUMENTS
+        )
+    except TemplateError as error:
+        raise InputError(f"the chat template refuses this conversation: {error}") from error
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _words(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """What tokens say; how words are parted differs between the middle of a text and its beginning."""
+    return "".join(tokenizer.decode(ids).split())
+
+
+def _unfit(where: str | Path, found: str, expected: str) -> InputError:
+    return InputError.at(where, found=f"a chat template that {found}", expected=expected)
