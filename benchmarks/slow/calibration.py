@@ -31,7 +31,7 @@ from pitlm.improve.loop import improve_many
 from pitlm.models.calibration import GUARDED
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.pipeline.calibrating import fresh_answers
+from pitlm.jobs.calibrating import fresh_answers
 from pitlm.pipeline.context import Context, true_utility
 from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.pocket import world

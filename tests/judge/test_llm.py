@@ -15,8 +15,8 @@ from pitlm.core.verdicts import Comparison, Row, Verdict
 from pitlm.judge.choice import JudgeOptions, make_judge, run_judge, spent_on
 from pitlm.judge.llm import LLMJudge
 from pitlm.judge.scripted import ScriptedJudge
-from pitlm.models.endpoint import ChatEndpoint
-from pitlm.models.prices import Price
+from pitlm.engines.endpoint import ChatEndpoint
+from pitlm.engines.prices import Price
 from pitlm.runs.replies import ReplyCache
 
 X = Prompt.of("q")

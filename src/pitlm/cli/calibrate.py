@@ -79,7 +79,7 @@ def calibrate(
     import json
 
     from pitlm.evaluate.margins import Promise
-    from pitlm.pipeline.calibrating import calibrate_run
+    from pitlm.jobs.calibrating import calibrate_run
     from pitlm.runs.atomic import write_text
     from pitlm.runs.console import make_console
 

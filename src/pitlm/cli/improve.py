@@ -182,11 +182,11 @@ def improve(
     _check_models(chosen)
     _check_cluster(chosen.engine, file, workers=workers, part_rows=part_rows)
 
-    from pitlm.pipeline.improving import improve_file, improve_one
+    from pitlm.jobs.improving import improve_file, improve_one
 
     settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
     if file is not None and output is not None and chosen.engine == "ray":
-        from pitlm.pipeline.cluster import improve_parts
+        from pitlm.jobs.cluster import improve_parts
 
         part_rows = part_rows or 1000
         improve_parts(file, output, chosen, settings, seed=seed, workers=workers, part_rows=part_rows, force=force)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
-from pitlm.models.endpoint import ChatEndpoint, Completion
+from pitlm.engines.endpoint import ChatEndpoint, Completion
 from pitlm.models.generators import Improver, Policy
 from pitlm.text.template import Template
 

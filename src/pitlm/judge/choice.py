@@ -16,8 +16,8 @@ from pitlm.judge.protocol import Judge
 from pitlm.judge.scores import GapJudge, ScoreJudge
 from pitlm.judge.scripted import ScriptedJudge
 from pitlm.judge.template import DEFAULT, JudgePrompt
-from pitlm.models.endpoint import NOT_ASKED, ChatEndpoint
-from pitlm.models.prices import Price
+from pitlm.engines.endpoint import NOT_ASKED, ChatEndpoint
+from pitlm.engines.prices import Price
 from pitlm.runs.console import progress_bar
 from pitlm.runs.replies import ReplyCache
 

@@ -9,7 +9,7 @@ from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
 from pitlm.judge.parsing import parse_verdict, row_of_replies
 from pitlm.judge.template import JudgePrompt
-from pitlm.models.endpoint import ChatEndpoint, Completion
+from pitlm.engines.endpoint import ChatEndpoint, Completion
 
 
 @dataclass
@@ -37,7 +37,7 @@ class LLMJudge:
         """One row per comparison, in their order, seen from each one's first response.
 
         Raises:
-            InputError: as :meth:`pitlm.models.endpoint.ChatEndpoint.complete` does.
+            InputError: as :meth:`pitlm.engines.endpoint.ChatEndpoint.complete` does.
         """
         different = [index for index, c in enumerate(comparisons) if c.first != c.second]
         if advance is not None:

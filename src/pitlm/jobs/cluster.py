@@ -31,7 +31,7 @@ from pitlm.core.errors import InputError
 from pitlm.improve.files import count_rows, read_items
 from pitlm.improve.job import job_progress, summary
 from pitlm.improve.parts import Part, PartedJob, cut
-from pitlm.pipeline.improving import Setup
+from pitlm.jobs.improving import Setup
 from pitlm.runs.console import make_console
 from pitlm.text.readers import check_outside
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pitlm.pipeline.calibrating import fresh_answers
+from pitlm.jobs.calibrating import fresh_answers
 from pitlm.pipeline.context import Context
 from pitlm.pipeline.finished import stored_recipe
 

@@ -12,8 +12,8 @@ from scripted_endpoint import CutOff, Fail, Nonsense, Say, ScriptedEndpoint, Sta
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
-from pitlm.models.endpoint import ChatEndpoint, Completion, read_completion
-from pitlm.models.prices import Price
+from pitlm.engines.endpoint import ChatEndpoint, Completion, read_completion
+from pitlm.engines.prices import Price
 from pitlm.runs.replies import ReplyCache
 
 PRICE = Price(2.0, 1.0, 10.0)
@@ -276,5 +276,5 @@ def test_the_scripted_server_streams_what_it_would_have_said(server, endpoint):
 
 
 def test_the_endpoint_is_light():
-    script = "import sys, pitlm.models.endpoint; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'openai')))"
+    script = "import sys, pitlm.engines.endpoint; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'openai')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -23,7 +23,7 @@ from pitlm.improve.journal import Journal
 from pitlm.improve.loop import margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
-from pitlm.models.endpoint import ChatEndpoint
+from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap

@@ -16,7 +16,7 @@ import torch
 from pitlm.core.config import Models
 from pitlm.models.scoring import score_groups
 from pitlm.models.trees import enable_trees
-from pitlm.pipeline.improving import Setup
+from pitlm.jobs.improving import Setup
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 Setup(Models(improver=Path(sys.argv[1]), gap=Path(sys.argv[2])), {}, 0)

@@ -1,0 +1,3 @@
+from tiny_run import models, shell, tiny_run
+
+__all__ = ["models", "shell", "tiny_run"]
