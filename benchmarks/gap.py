@@ -36,14 +36,14 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from trl import RewardConfig, RewardTrainer
 
 from pitlm.core.config import InitSection
 from pitlm.core.equations import gap_loss
 from pitlm.core.recipe_file import load_recipe
 from pitlm.models.forest import shared_prefix
-from pitlm.models.loading import load_scorer, load_tokenizer, make_from_scratch, quiet
+from pitlm.models.loading import load_scorer, load_tokenizer, quiet
 from pitlm.models.scorers import score_ids
+from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees, score_tree
 from pitlm.pipeline.rows import gap_rows
 from pitlm.pocket import world
@@ -115,6 +115,8 @@ def describe(name: str, f: dict[str, float]) -> str:
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     quiet()
     warnings.simplefilter("ignore", FutureWarning)  # of transformers about TRL
+    from trl import RewardConfig, RewardTrainer  # after pitlm, which quiets what it imports
+
     with tempfile.TemporaryDirectory() as folder:
         make, rounds = SHAPES[name]
         rowwise, texts = make(options, Path(folder)), rounds(options, Path(folder))

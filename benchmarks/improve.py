@@ -39,8 +39,9 @@ from pitlm.improve.batch import BatchJob
 from pitlm.improve.files import Failure, Item
 from pitlm.improve.loop import Loop
 from pitlm.models.generators import Improver, Policy, generate
-from pitlm.models.loading import Card, load_tokenizer, make_from_scratch, quiet
+from pitlm.models.loading import Card, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel
+from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees
 from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.text.dataset import load_preferences

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from pitlm.core.config import Recipe
+from pitlm.core.config import LoraSection, Quantization, Recipe
 from pitlm.core.costs import Workload
 from pitlm.core.hardware import assumed
 from pitlm.core.plan import Plan, plan_run
@@ -33,11 +34,13 @@ def base_recipe(steps: int) -> Recipe:
     return load_recipe(find_recipe("hh-llama-8b"), {"curriculum.rl.max_steps": str(steps)})
 
 
-def plan_of(shape: Shape, pairs: int, *, peft: bool = True, most: int = 4096) -> Plan:
+def plan_of(
+    shape: Shape, pairs: int, *, peft: bool = True, quantize: Quantization | None = None, most: int = 4096
+) -> Plan:
     """On as few H100 as hold it. Steps of RL grow with the root of the pairs, from 200 at 160,800."""
     recipe = base_recipe(max(50, round(200 * (pairs / 160_800) ** 0.5)))
-    if not peft:
-        recipe = recipe.model_copy(update={"peft": None})
+    adapters = LoraSection(quantize=quantize) if peft else None
+    recipe = recipe.model_copy(update={"peft": adapters})
     work = Workload(pairs, 169, 85, 86)
     for devices in (2**doubling for doubling in range(13)):
         plan = plan_run(recipe, shape, work, assumed("h100", "bfloat16", devices=devices, price=PRICE))
@@ -55,8 +58,9 @@ def memory_table() -> str:
     rows = []
     for size, name in SIZES.items():
         shape = KNOWN[name]
-        held = plan_of(shape, 100_000), plan_of(shape, 100_000, peft=False)
-        one = plan_of(shape, 100_000, most=1), plan_of(shape, 100_000, peft=False, most=1)
+        kinds: tuple[dict[str, Any], ...] = ({"quantize": "nf4"}, {}, {"peft": False})
+        held = [plan_of(shape, 100_000, **kind) for kind in kinds]
+        one = [plan_of(shape, 100_000, most=1, **kind) for kind in kinds]
         rows.append(
             [
                 size,
@@ -65,7 +69,8 @@ def memory_table() -> str:
                 *(str(plan.hardware.devices) for plan in held),
             ]
         )
-    header = ["size", "parameters, 10^9", "LoRA: GB, one device", "full: GB, one device", "H100s, LoRA", "H100s, full"]
+    names = ("QLoRA", "LoRA", "full")
+    header = ["size", "parameters, 10^9", *(f"{n}: GB, one device" for n in names), *(f"H100s, {n}" for n in names)]
     return table(header, rows)
 
 

@@ -16,7 +16,8 @@ from transformers import (
 
 from pitlm.core.config import InitSection, RLSection, TrainSection
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.models.loading import Card, load_tokenizer, make_from_scratch, save
+from pitlm.models.loading import Card, load_tokenizer, save
+from pitlm.models.scratch import make_from_scratch
 from pitlm.train.common import Workbench
 
 ASK = "Please write a better answer."

@@ -28,10 +28,10 @@ from pitlm.core.nouns import Prompt
 from pitlm.evaluate.health import share
 from pitlm.evaluate.margins import Promise, calibrate, play
 from pitlm.improve.loop import improve_many
+from pitlm.jobs.calibrating import fresh_answers
 from pitlm.models.calibration import GUARDED
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.jobs.calibrating import fresh_answers
 from pitlm.pipeline.context import Context, true_utility
 from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
 from pitlm.pocket import world

@@ -5,6 +5,7 @@ The names below are imported on first use, so that ``import pitlm`` stays light.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from pitlm.improve.loop import improve
     from pitlm.models.generators import Improver
     from pitlm.models.scorers import GapModel, RewardModel
+
+# On a CPU bitsandbytes warns of a kernel that it does without, as soon as peft imports it.
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -112,6 +112,21 @@ def test_a_bfloat16_model_in_full_training_takes_eight_bytes_a_parameter():
     assert Costs(recipe(), SMALL, WORK, FLAT).states() == 16 * SMALL.parameters
 
 
+def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
+    whole = SMALL.parameters
+    adapters = 2 * SMALL.lora(16) * 4  # of two stages, in float32
+    for changes, held in (
+        ({}, 3 * whole * 2),
+        ({"peft": "{}"}, whole * 2 + 3 * adapters),
+        ({"peft": "{}", "model__reward_base": "other"}, 2 * whole * 2 + 3 * adapters),
+    ):
+        assert Costs(recipe(model__dtype="bfloat16", **changes), SMALL, WORK, FLAT).readers(3) == held
+    four = Costs(recipe(model__dtype="bfloat16", peft="{quantize: nf4}"), SMALL, WORK, FLAT)
+    # A block of 64 weights: 32 bytes, a constant of one byte, and a 256th of 4 bytes for the constants' own.
+    linear = SMALL.linear * (32 + 1 + 4 / 256) / 64
+    assert four.weights(1) == pytest.approx(linear + (whole - SMALL.linear) * 2)
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_plan_has_the_stages_of_the_run(name, tmp_path):
     from pitlm.pipeline.stages import build_stages

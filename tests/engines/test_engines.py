@@ -11,8 +11,8 @@ from scripted_endpoint import Fail, ScriptedEndpoint
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.engines.engines import EndpointEngine, LocalEngine, Request, VLLMEngine
 from pitlm.engines.endpoint import ChatEndpoint
+from pitlm.engines.engines import EndpointEngine, LocalEngine, Request, VLLMEngine
 from pitlm.models.generators import Improver, Policy
 
 X = [Prompt.of(text) for text in ("what is the price ?", "is it small ?", "price ?")]

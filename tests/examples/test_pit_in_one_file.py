@@ -19,8 +19,9 @@ from pitlm.core.nouns import Answer, Preference, Prompt, StopReason
 from pitlm.core.verdicts import Row, Verdict
 from pitlm.evaluate.statistics import delta_interval
 from pitlm.improve.loop import improve_many
-from pitlm.models.loading import load_tokenizer, make_from_scratch
+from pitlm.models.loading import load_tokenizer
 from pitlm.models.scorers import score_ids
+from pitlm.models.scratch import make_from_scratch
 from pitlm.pocket.world import ASK, make_preferences, utility, vocabulary
 from pitlm.text.template import Template, encode_completion, encode_prompts
 

@@ -12,11 +12,11 @@ from scripted_endpoint import Fail, Say, ScriptedEndpoint
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison, Row, Verdict
+from pitlm.engines.endpoint import ChatEndpoint
+from pitlm.engines.prices import Price
 from pitlm.judge.choice import JudgeOptions, make_judge, run_judge, spent_on
 from pitlm.judge.llm import LLMJudge
 from pitlm.judge.scripted import ScriptedJudge
-from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.engines.prices import Price
 from pitlm.runs.replies import ReplyCache
 
 X = Prompt.of("q")

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pitlm.core.config import InitSection
 from pitlm.core.errors import InputError
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.loading import Card, load_card, load_causal, load_scorer, load_tokenizer, make_from_scratch, save
+from pitlm.models.loading import Card, load_card, load_causal, load_scorer, load_tokenizer, save
 from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.models.scratch import make_from_scratch
 from pitlm.text.template import PLAIN_CHAT_TEMPLATE
 
 

@@ -16,7 +16,7 @@ from two_ranks import GROUP, train_all
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
-from pitlm.pipeline.run import check_shares
+from pitlm.pipeline.run import check_launch
 from pitlm.recipes import LAUNCHES, find_launch, find_recipe
 from pitlm.train import launch
 from pitlm.train.common import share_of_batch
@@ -132,11 +132,18 @@ def test_a_batch_that_cannot_be_shared_says_what_could(section, processes, multi
 
 def test_every_section_of_a_recipe_is_checked_before_anything_starts():
     quickstart = find_recipe("quickstart")
-    check_shares(load_recipe(quickstart), 8)
+    check_launch(load_recipe(quickstart), Launch(Path(), 8))
     with pytest.raises(InputError, match=r"^curriculum\.rl\.batch_size: found 64, expected a multiple of 128"):
-        check_shares(load_recipe(quickstart), 16)
+        check_launch(load_recipe(quickstart), Launch(Path(), 16))
     with pytest.raises(InputError, match=r"^gap\.batch_size: found 36, expected a multiple of 8"):
-        check_shares(load_recipe(quickstart, {"gap.batch_size": "36"}), 8)
+        check_launch(load_recipe(quickstart, {"gap.batch_size": "36"}), Launch(Path(), 8))
+
+
+def test_four_bits_are_not_sharded():
+    recipe = load_recipe(find_recipe("hh-llama-8b"), {"peft.quantize": "nf4"})
+    check_launch(recipe, Launch(Path("ddp.yaml"), 1))
+    with pytest.raises(InputError, match=r"^peft\.quantize: found nf4 and fsdp2\.yaml, which shards, expected"):
+        check_launch(recipe, Launch(Path("fsdp2.yaml"), 1, sharded=True))
 
 
 @pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero2", "zero3"])

@@ -262,10 +262,12 @@ def test_what_samples_is_told_to_trl(unit, rollouts, use, mode, server):
 
 
 def test_without_vllm_its_rollouts_are_refused_before_anything_starts(monkeypatch):
-    rl.check_rollouts(rl_section())
+    rl.check_rollouts(rl_section(), None)
     monkeypatch.setattr(rl, "is_vllm_available", lambda: False)
     with pytest.raises(InputError, match=r"^rollouts: found vllm-server, expected vLLM installed"):
-        rl.check_rollouts(rl_section(rollouts="vllm-server"))
+        rl.check_rollouts(rl_section(rollouts="vllm-server"), None)
+    with pytest.raises(InputError, match="rollouts: found vllm-colocate with peft.quantize nf4, expected transformers"):
+        rl.check_rollouts(rl_section(rollouts="vllm-colocate"), "nf4")
 
 
 def test_the_reward_goes_up(bases, tmp_path):

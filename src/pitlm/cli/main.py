@@ -79,6 +79,7 @@ EXTRAS = {
     },
     "evaluate": {"numpy", "scipy", "statsmodels", "sklearn", "matplotlib", "pyarrow"},
     "serve": {"fastapi", "uvicorn", "httpx", "prometheus_client", "starlette"},
+    "qlora": {"bitsandbytes"},
     "vllm": {"vllm"},
     "ray": {"ray"},
 }

@@ -163,7 +163,7 @@ def _secret(variable: str) -> str:
 
 
 def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The loop's settings of a finished run, its models' folders and dtype; nothing without one.
+    """The loop's settings of a finished run, its models' folders and how they are held; nothing without one.
 
     R_P gives its second opinion beside the run's own gap model only.
     """
@@ -175,4 +175,4 @@ def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe = stored_recipe(folder)
     stages = {"improver": improver_stage(recipe), "gap": "gap", "reward": "reward"}
     models = {name: str(folder / stage / "model") for name, stage in stages.items()}
-    return recipe.loop.model_dump(), {**models, "dtype": recipe.model.dtype}
+    return recipe.loop.model_dump(), {**models, "dtype": recipe.model.dtype, "quantize": recipe.quantize}

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ReferenceSource = Literal["data", "policy", "improver"]
+Quantization = Literal["nf4"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -93,6 +94,9 @@ class LoraSection(Section):
     alpha: PositiveInt = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
+    quantize: Quantization | None = Field(
+        None, description="QLoRA: hold what is under the adapters in 4 bits, in training and after; needs bfloat16"
+    )
 
 
 class TemplateSection(Section):
@@ -228,6 +232,17 @@ class Recipe(Section):
     report_to: list[str] = Field(
         ["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ..."
     )
+
+    @model_validator(mode="after")
+    def _four_bits_of_sixteen(self) -> Recipe:
+        if self.quantize and self.model.dtype != "bfloat16":
+            raise ValueError(f"peft.quantize {self.quantize} needs model.dtype bfloat16, not {self.model.dtype}")
+        return self
+
+    @property
+    def quantize(self) -> Quantization | None:
+        """How the models of the run are held in memory, where not as they are saved."""
+        return self.peft.quantize if self.peft else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,12 @@ from pitlm.core.config import Recipe, TrainSection
 from pitlm.core.hardware import Hardware
 from pitlm.core.shapes import Shape
 
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in nf4: its four bits, and its share of its block's constant, which is itself held in 8 bits."""
+
+JOINED = 2
+"""An adapter over the base of the run, in ranks of a stage's own: it joins those of two stages, as a rule."""
+
 LONGEST = 2.0
 """The longest answer of a batch, in mean answers; decoding goes on for it. Between 1.7 and 2.3 in the pocket world."""
 
@@ -122,8 +128,17 @@ class Costs:
         tally.seconds += batches * steps * step
 
     def weights(self, models: float) -> float:
-        """Bytes of so many models."""
-        return models * self.shape.parameters * self.bytes / self.hardware.devices
+        """Bytes of so many models; in 4 bits only the matrices of the layers are."""
+        linear, others = self.shape.linear, self.shape.parameters - self.shape.linear
+        held = linear * (FOUR_BITS if self.recipe.quantize else self.bytes) + others * self.bytes
+        return models * held / self.hardware.devices
+
+    def readers(self, models: float) -> float:
+        """Bytes of so many models that are only read: with LoRA one base, or two, and an adapter for each."""
+        if self.recipe.peft is None:
+            return self.weights(models)
+        adapters = models * JOINED * self.shape.lora(self.recipe.peft.r) * 4 / self.hardware.devices
+        return self.weights(1 + (self.recipe.model.reward_base is not None)) + adapters
 
     def states(self) -> float:
         """Bytes of a model in training: weights, gradients, AdamW's two moments; adapters are float32."""

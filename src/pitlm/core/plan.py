@@ -19,6 +19,9 @@ from pitlm.core.shapes import Shape
 ACCEPTED_ROUNDS = 2.2
 """Rounds that the loop takes of an answer before it stops: the quickstart's measured mean."""
 
+SHARE_OF_MEMORY = 0.9
+"""Assumed: the rest is lost between the pieces that are handed out."""
+
 CONTEXT_BYTES = GB
 """Libraries and their buffers."""
 
@@ -57,7 +60,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.hardware.memory
+        return self.peak <= SHARE_OF_MEMORY * self.hardware.memory
 
     @property
     def cost(self) -> float | None:
@@ -140,7 +143,7 @@ def _gap(p: Costs) -> StagePlan:
     p.encode(tally, 3 * p.test + 6 * fresh)
     p.read(tally, (p.test + 2 * fresh) * tree, p.beside / 2, passes=1)
     micro = section.batch_size / section.accumulation * tree_tokens(p.longest_x, p.longest_y, p.longest_y, p.work.marks)
-    health = p.weights(3 + p.work.judge) + p.cache(evaluation.batch_size, p.longest_x + p.limit)
+    health = p.readers(3 + p.work.judge) + p.cache(evaluation.batch_size, p.longest_x + p.limit)
     return _done(p, "gap", tally, max(p.states() + p.activations(section, micro), health))
 
 
@@ -181,8 +184,8 @@ def _rl(
     micro = size / section.accumulation
     reading = p.activations(section, micro / section.group * longest + micro * p.limit) + p.logits(micro * p.limit)
     writing = p.cache(size, longest + p.limit)
-    anchor = p.recipe.peft is None and section.beta > 0
-    peak = p.states() + p.weights(1 + p.work.judge + anchor) + max(reading, writing)
+    anchor = p.recipe.peft is None and section.beta > 0  # with LoRA it is what lies under the adapter
+    peak = p.states() + p.readers(1 + p.work.judge + anchor) + max(reading, writing)
     return _done(p, name, tally, peak)
 
 
@@ -200,5 +203,5 @@ def _evaluation(p: Costs) -> StagePlan:
     p.encode(tally, items * (2 * 3 + 3 * rounds) + judged + rewards + 2 * gaps)
     p.read(tally, (judged + rewards) * (p.x + p.y), p.x / 2 + p.y, passes=22)
     p.read(tally, gaps * (p.beside + 2 * p.y), p.beside / 2, passes=7)  # candidate and reference itself, as a tree
-    peak = p.weights(5 + rlhf + p.work.judge) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
+    peak = p.readers(5 + rlhf + p.work.judge) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
     return _done(p, "evaluation", tally, peak)

@@ -10,7 +10,6 @@ from pitlm.core.nouns import Prompt
 from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate, play, rounds_to_play
 from pitlm.improve.files import Failure, read_items
 from pitlm.improve.loop import GapScorer
-from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, save_calibrations
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
@@ -46,10 +45,11 @@ def calibrate_run(
     unbounded = {"margin": None, "tokens": None, "seconds": None, "cost": None}
     settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
     sets = fresh_answers(context, items, prompts)
-    dtype, bases = recipe.model.dtype, Bases()
+    dtype, bases = recipe.model.dtype, context.bases()
     improver = Improver.from_pretrained(context.model(improver_stage(recipe)), dtype, bases=bases)
     gap = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases)
     both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases))
+    judge = context.judge(bases)
     scorers: dict[str, GapScorer] = {ALONE: gap, GUARDED: both}
     with progress_bar("calibrating", rounds_to_play(len(scorers), sets, settings)) as advance:
         seed = context.seed("calibration")
@@ -63,7 +63,7 @@ def calibrate_run(
             settings=settings,
             promise=promise,
             pairs=context.folds["test"],
-            judge=context.judge(),
+            judge=judge,
         )
         for name, scorer in scorers.items()
     }

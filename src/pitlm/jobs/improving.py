@@ -15,6 +15,7 @@ from pitlm.core.config import LoopSection, Models, Recipe, TemplateSection
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.engines.decoding import TOKENS_PER_BATCH
+from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.engines import EndpointEngine, Engine, LocalEngine, VLLMEngine
 from pitlm.improve.batch import BatchJob
 from pitlm.improve.files import Failure, Item, read_items
@@ -23,7 +24,6 @@ from pitlm.improve.journal import Journal
 from pitlm.improve.loop import margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
-from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
@@ -84,7 +84,8 @@ class Setup:
         )
         self.opened: dict[str, Any] = {
             "dtype": self.recipe.model.dtype if self.recipe else "float32",
-            "bases": Bases(),  # of a run that was trained with LoRA, one base carries all
+            # Of a run that was trained with LoRA, one base carries all.
+            "bases": Bases(self.recipe.quantize if self.recipe else None),
         }
         named = {**asdict(models), "tokens_per_batch": None}
         self.calibration: Calibration | None = None

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Row
+from pitlm.engines.endpoint import NOT_ASKED, ChatEndpoint
+from pitlm.engines.prices import Price
 from pitlm.judge.llm import LLMJudge
 from pitlm.judge.protocol import Judge
 from pitlm.judge.scores import GapJudge, ScoreJudge
 from pitlm.judge.scripted import ScriptedJudge
 from pitlm.judge.template import DEFAULT, JudgePrompt
-from pitlm.engines.endpoint import NOT_ASKED, ChatEndpoint
-from pitlm.engines.prices import Price
 from pitlm.runs.console import progress_bar
 from pitlm.runs.replies import ReplyCache
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+from pitlm.engines.endpoint import ChatEndpoint, Completion
 from pitlm.judge.parsing import parse_verdict, row_of_replies
 from pitlm.judge.template import JudgePrompt
-from pitlm.engines.endpoint import ChatEndpoint, Completion
 
 
 @dataclass

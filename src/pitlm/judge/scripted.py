@@ -9,9 +9,9 @@ from pathlib import Path
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance
 from pitlm.core.verdicts import Comparison, Row
+from pitlm.engines.endpoint import Completion
 from pitlm.judge.llm import read_reply
 from pitlm.judge.parsing import row_of_replies
-from pitlm.engines.endpoint import Completion
 from pitlm.text.pairs import describe
 from pitlm.text.readers import read_sound_rows
 

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pitlm.core.config import Quantization
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.improve.loop import GapScorer, Proposer
@@ -40,12 +41,18 @@ class Models:
 
 
 def load_models(
-    improver: Path | None, gap: Path | None, reward: Path | None = None, *, dtype: str = "float32"
+    improver: Path | None,
+    gap: Path | None,
+    reward: Path | None = None,
+    *,
+    dtype: str = "float32",
+    quantize: Quantization | None = None,
 ) -> Models:
     """Load checkpoints, over one base where they are adapters; imports torch, so only the worker's process calls it.
 
     Args:
         reward: of an R_P that has to agree with the gap model.
+        quantize: how their weights are held; see :class:`pitlm.models.adapters.Bases`.
 
     Raises:
         InputError: no checkpoint of the right kind there.
@@ -56,7 +63,7 @@ def load_models(
     from pitlm.models.scorers import GapModel, GuardedGap
 
     quiet()
-    bases = Bases()
+    bases = Bases(quantize)
     scorer: GapScorer | None = None
     if gap is not None and reward is not None:
         scorer = GuardedGap.from_pretrained(gap, reward, dtype, bases=bases)

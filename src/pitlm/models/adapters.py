@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from pitlm.core.config import Quantization
 from pitlm.core.errors import InputError
 from pitlm.models.loading import device, load_causal, load_scorer
 from pitlm.models.trees import enable_trees
@@ -102,19 +103,24 @@ class Bases:
 
     A model that this gives is switched to at each of its calls. A checkpoint without an adapter, or one whose base
     is gone, is loaded with its own merged weights, which are the same model.
+
+    Attributes:
+        quantize: how bases, and models without one, are held. In 4 bits a base with an adapter and merged weights are
+            no longer the same to the last figure: one rounds the base, the other the sum.
     """
 
+    quantize: Quantization | None = None
     _open: dict[tuple[str, str], _Shared | None] = field(default_factory=dict)
 
     def causal(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
         """See :func:`pitlm.models.loading.load_causal`."""
         shared = self._shared(Path(path), tokenizer, dtype)
-        return load_causal(path, tokenizer, dtype) if shared is None else shared.writer(Path(path))
+        return load_causal(path, tokenizer, dtype, self.quantize) if shared is None else shared.writer(Path(path))
 
     def scorer(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
         """See :func:`pitlm.models.loading.load_scorer`."""
         shared = self._shared(Path(path), tokenizer, dtype)
-        return load_scorer(path, tokenizer, dtype) if shared is None else shared.scorer(Path(path))
+        return load_scorer(path, tokenizer, dtype, self.quantize) if shared is None else shared.scorer(Path(path))
 
     def _shared(self, path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str) -> _Shared | None:
         if not (path / OVER_BASE).is_dir():
@@ -122,7 +128,8 @@ class Bases:
         key = base_name(path), dtype
         if key not in self._open:
             try:
-                self._open[key] = _Shared(load_causal(key[0], tokenizer, dtype).to(device()).eval())
+                base = load_causal(key[0], tokenizer, dtype, self.quantize)
+                self._open[key] = _Shared(base.to(device()).eval())
             except InputError as error:
                 logging.getLogger(__name__).warning("%s; loading each model by itself", error)
                 self._open[key] = None

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,26 +17,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from pitlm.core.config import InitSection
+from pitlm.core.config import Quantization
 from pitlm.core.errors import InputError
+from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
 from pitlm.runs.atomic import write_text
 from pitlm.text.template import PLAIN_CHAT_TEMPLATE, check_template
-
-PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
-ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
-SMALL_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-"""For models made here from scratch: one token a turn."""
 
 SPARE_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", PAD)
 
@@ -140,9 +134,18 @@ def check_window(model: PreTrainedModel, rows: Iterable[list[int]], what: str) -
         raise InputError(f"found a conversation of {longest} tokens with its answer, expected at most {window}: {what}")
 
 
-def load_causal(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
-    """A causal language model fitted to the tokenizer (pad id, size of the embedding)."""
-    return _fit(_load(AutoModelForCausalLM, path, dtype), tokenizer)
+def load_causal(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str = "float32",
+    quantize: Quantization | None = None,
+) -> PreTrainedModel:
+    """A causal language model fitted to the tokenizer (pad id, size of the embedding).
+
+    Args:
+        quantize: how the matrices of its layers are held; embedding, head and norms stay as they are.
+    """
+    return _fit(_load(AutoModelForCausalLM, path, dtype, quantize), tokenizer)
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:
@@ -152,20 +155,55 @@ def load_shape(path: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_scorer(path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
-    """A sequence-classification model with one logit; its head is new where the checkpoint has none."""
-    model = _fit(_load(AutoModelForSequenceClassification, path, dtype, num_labels=1), tokenizer)
+def load_scorer(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str = "float32",
+    quantize: Quantization | None = None,
+) -> PreTrainedModel:
+    """A sequence-classification model with one logit; its head is new where the checkpoint has none.
+
+    Args:
+        quantize: see :func:`load_causal`.
+    """
+    model = _fit(_load(AutoModelForSequenceClassification, path, dtype, quantize, num_labels=1), tokenizer)
     enable_trees(model)
     return model
 
 
-def _load(auto: Any, path: str | Path, dtype: str, **kwargs: Any) -> PreTrainedModel:
+def check_quantization(quantize: Quantization | None) -> None:
+    """Before anything is spent: is there what holds weights so?
+
+    Raises:
+        InputError: there is not.
+    """
+    if quantize is not None and find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"peft.quantize: found {quantize}, expected bitsandbytes installed: pip install 'pitlm[qlora]'"
+        )
+
+
+def _load(auto: Any, path: str | Path, dtype: str, quantize: Quantization | None, **kwargs: Any) -> PreTrainedModel:
+    check_quantization(quantize)
+    if quantize is not None:
+        # The settings of QLoRA's paper (arXiv:2305.14314): the constants of each block in 8 bits, too.
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     try:
         model: PreTrainedModel = auto.from_pretrained(
             str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes packs what a CPU has once read in evaluation for a kernel without gradient, and training
+            # would go on through that, silently.
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -212,82 +250,6 @@ def save(
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     card.save(folder)
-
-
-def make_from_scratch(
-    init: InitSection, texts: Iterable[str], folder: Path, *, seed: int, max_tokens: int, words: Iterable[str] = ()
-) -> None:
-    """Train a tokenizer on ``texts`` and save it with a randomly initialised model of the wanted shape.
-
-    Args:
-        max_tokens: the longest sequence that the model will see.
-        words: for a word tokenizer, the whole vocabulary where it is known.
-    """
-    tokenizer = (
-        make_words_tokenizer(words or {w for t in texts for w in t.split()})
-        if init.tokenizer == "words"
-        else (_bpe_tokenizer(texts, init.vocabulary))
-    )
-    config = AutoConfig.for_model(
-        init.architecture,
-        vocab_size=len(tokenizer),
-        hidden_size=init.hidden,
-        intermediate_size=init.mlp,
-        num_hidden_layers=init.layers,
-        num_attention_heads=init.heads,
-        num_key_value_heads=init.heads,
-        head_dim=init.hidden // init.heads,
-        max_position_embeddings=max_tokens,
-        # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
-        initializer_range=init.hidden**-0.5,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=UNK if mark_unknown else None,
-        extra_special_tokens=list(ROLE_MARKS),
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = SMALL_CHAT_TEMPLATE
-    return tokenizer
-
-
-def make_words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(set(words))))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _wrap(core, mark_unknown=True)
-
-
-def _bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, END, *ROLE_MARKS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    return _wrap(core, mark_unknown=False)
 
 
 def quiet() -> None:

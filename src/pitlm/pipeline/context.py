@@ -12,6 +12,7 @@ from pitlm.core.config import Recipe
 from pitlm.core.errors import RankFailed
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.judge.scores import Score, ScoreJudge
+from pitlm.models.adapters import Bases
 from pitlm.models.devices import release_memory
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
 from pitlm.models.scorers import RewardModel
@@ -114,16 +115,24 @@ class Context:
         """A seed for one purpose, so that no two purposes share a stream of random numbers."""
         return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{purpose}".encode()).digest()[:4]) % 2**31
 
-    def judge(self) -> ScoreJudge:
-        """The truth in the pocket world; elsewhere a reward model that neither R_P nor R_PIT shares a pair with."""
+    def bases(self) -> Bases:
+        """Opens models of the run; those opened by one of these share what they can."""
+        return Bases(self.recipe.quantize)
+
+    def judge(self, bases: Bases) -> ScoreJudge:
+        """The truth in the pocket world; elsewhere a reward model that neither R_P nor R_PIT shares a pair with.
+
+        Args:
+            bases: opens it beside other models.
+        """
         if self.pocket:
             return ScoreJudge("true utility", true_utility)
-        return ScoreJudge("held-out R_P", reward_score(self.model("judge"), self.recipe.model.dtype))
+        return ScoreJudge("held-out R_P", _reward_score(self.model("judge"), self.recipe.model.dtype, bases))
 
 
-def reward_score(path: Path, dtype: str = "float32") -> Score:
+def _reward_score(path: Path, dtype: str, bases: Bases) -> Score:
     """A score function from a reward model's checkpoint, loaded once."""
-    model = RewardModel.from_pretrained(path, dtype)
+    model = RewardModel.from_pretrained(path, dtype, bases=bases)
 
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         scores: list[float] = model.scores(prompts, responses).tolist()

@@ -27,7 +27,6 @@ from pitlm.improve.systems import (
     answer_of,
 )
 from pitlm.judge.scores import ScoreJudge
-from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.pipeline.context import Context
@@ -38,7 +37,7 @@ from pitlm.runs.console import progress_bar
 
 def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:
     """Answer, judge and summarise; the answers, rows and traces are kept beside the result."""
-    section, dtype, bases = context.recipe.evaluation, context.recipe.model.dtype, Bases()
+    section, dtype, bases = context.recipe.evaluation, context.recipe.model.dtype, context.bases()
     models = Models(
         policy=Policy.from_pretrained(context.model(policy), dtype, bases=bases),
         improver=Improver.from_pretrained(context.model(improver), dtype, bases=bases),
@@ -57,14 +56,13 @@ def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
     systems = Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, section.tokens)
-    result = _judge(context, folder, systems)
+    result = _judge(context, folder, systems, context.judge(bases))
     wanted, samples = systems.samples
     return {**result, "best_of_samples": samples, "best_of_tokens_wanted": wanted}
 
 
-def _judge(context: Context, folder: Path, systems: Systems) -> dict[str, Any]:
+def _judge(context: Context, folder: Path, systems: Systems, judge: ScoreJudge) -> dict[str, Any]:
     resamples = context.recipe.evaluation.resamples
-    judge = context.judge()
     prompts, y0 = systems.prompts, systems.y0
     traces = systems.traces()
     answers = {

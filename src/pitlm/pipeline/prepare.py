@@ -8,7 +8,8 @@ from typing import Any
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference
-from pitlm.models.loading import load_tokenizer, load_window, make_from_scratch
+from pitlm.models.loading import load_tokenizer, load_window
+from pitlm.models.scratch import make_from_scratch
 from pitlm.pipeline.context import Context
 from pitlm.pocket import world
 from pitlm.text.dataset import Loaded, load_preferences

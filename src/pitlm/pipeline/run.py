@@ -18,7 +18,7 @@ from pitlm import __version__
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.improve.systems import PIT
-from pitlm.models.loading import quiet
+from pitlm.models.loading import check_quantization, quiet
 from pitlm.pipeline.context import POCKET
 from pitlm.pipeline.reporting import data_line, headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
@@ -26,7 +26,7 @@ from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_result
 from pitlm.text.readers import check_outside
 from pitlm.train.common import check_trackers, share_of_batch
-from pitlm.train.launch import read_launch
+from pitlm.train.launch import Launch, read_launch
 from pitlm.train.rl import check_rollouts
 
 
@@ -47,21 +47,17 @@ def run_recipe(
         accelerate: a configuration of accelerate's launcher, which then starts the processes of each training.
 
     Raises:
-        InputError: bad data, an unknown stage or tracker, a folder that holds another run, or a launch that this
-            machine or the recipe's batches do not fit.
+        InputError: bad data, an unknown stage or tracker, a missing package, a folder that holds another run, or a
+            launch that this machine, the recipe's batches or its quantization do not fit.
         RankFailed: one of the processes of a training died.
     """
     console = make_console()
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
-    check_trackers(recipe.report_to)
-    for section in filter(None, (recipe.policy_rl, recipe.curriculum.rl)):
-        check_rollouts(section)
-    if recipe.data.source:
-        check_outside(recipe.data.source, out)
+    check_recipe(recipe, out)
     launch = None if accelerate is None else read_launch(accelerate)
     if launch is not None:
-        check_shares(recipe, launch.processes)
+        check_launch(recipe, launch)
     stages = build_stages(recipe, out, launch=launch)
     names = [stage.name for stage in stages]
     if until is not None:
@@ -92,16 +88,34 @@ def run_recipe(
         )
 
 
-def check_shares(recipe: Recipe, processes: int) -> None:
-    """Before anything is spent: can so many processes share the batches of every training?
+def check_recipe(recipe: Recipe, out: Path) -> None:
+    """Before anything is spent: is there what the recipe names?
 
     Raises:
-        InputError: those of one they cannot.
+        InputError: a tracker or package is missing, or the data lies in the run's own folder.
     """
+    check_trackers(recipe.report_to)
+    for section in filter(None, (recipe.policy_rl, recipe.curriculum.rl)):
+        check_rollouts(section, recipe.quantize)
+    check_quantization(recipe.quantize)
+    if recipe.data.source:
+        check_outside(recipe.data.source, out)
+
+
+def check_launch(recipe: Recipe, launch: Launch) -> None:
+    """Before anything is spent: can so many processes share the batches of every training, and the weights as they are?
+
+    Raises:
+        InputError: they cannot.
+    """
+    if recipe.quantize and launch.sharded:
+        raise InputError(
+            f"peft.quantize: found {recipe.quantize} and {launch.config}, which shards, expected --accelerate ddp"
+        )
     sections = {name: getattr(recipe, name) for name in ("policy_sft", "reward", "policy_rl", "improver_sft", "gap")}
     for name, section in {**sections, "curriculum.rl": recipe.curriculum.rl}.items():
         try:
-            _ = section and share_of_batch(section, processes)
+            _ = section and share_of_batch(section, launch.processes)
         except InputError as error:
             raise InputError(f"{name}.{error}") from error
 

@@ -127,7 +127,8 @@ def _common(recipe: Recipe) -> dict[str, Any]:
         **_contents("model.base", model.base, digest(model.base, sample=True)),
         **_contents("model.reward_base", model.reward_base, digest(model.reward_base, sample=True)),
         "template": recipe.template.model_dump(),
-        "peft": recipe.peft.model_dump() if recipe.peft else None,
+        # Named only where weights are not held as they are saved: older runs stay as they are.
+        "peft": recipe.peft.model_dump(exclude=None if recipe.quantize else {"quantize"}) if recipe.peft else None,
     }
 
 

@@ -15,7 +15,7 @@ from pitlm.core.config import RLSection
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.evaluate.health import FreshPair, gap_health
 from pitlm.evaluate.statistics import mean_interval
-from pitlm.models.adapters import Bases
+from pitlm.judge.scores import ScoreJudge
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
 from pitlm.pipeline.context import Context
@@ -75,7 +75,7 @@ def gap_model(context: Context, folder: Path, policy: str) -> dict[str, Any]:
 def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
     evaluation = context.recipe.evaluation
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
-    dtype, bases = context.recipe.model.dtype, Bases()
+    dtype, bases = context.recipe.model.dtype, context.bases()
     writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
     with progress_bar("fresh answers", 2 * len(prompts)) as advance:
         first, second = (
@@ -94,7 +94,7 @@ def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
         RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases),
         context.folds["test"],
         fresh,
-        context.judge().score,
+        context.judge(bases).score,
     )
 
 
@@ -108,7 +108,8 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
     anchor = context.model("policy-sft")
 
     def train() -> dict[str, float]:
-        reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype)
+        bases = context.bases()
+        reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype, bases=bases)
         held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
         return train_rl(
             conversations,
@@ -117,7 +118,7 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
             context.bench(folder, anchor, "policy"),
             title="policy RL",
             anchor=anchor,
-            probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation)),
+            probe=_probe(context.judge(bases), held_out, lambda conversation: Prompt.of(conversation)),
         )
 
     context.train(folder, train)
@@ -147,9 +148,9 @@ def _train_curriculum(
 ) -> dict[str, float]:
     curriculum = context.recipe.curriculum
     anchor = context.model("improver-sft")
-    lora, dtype, bases = context.recipe.peft is not None, context.recipe.model.dtype, Bases()
+    lora, dtype, bases = context.recipe.peft is not None, context.recipe.model.dtype, context.bases()
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
-    # So reward model and policy share the run's base, but not with what is trained: that sits on merged weights.
+    # So reward model, judge and policy share the run's base, but not with what is trained: that sits on merged weights.
     start = context.model(previous) if previous and not lora else anchor
     if curriculum.reward == "gap":
         reward: Reward = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases).score_rows
@@ -170,7 +171,7 @@ def _train_curriculum(
         title=f"RL stage {number} ({curriculum.stages[number]})",
         anchor=anchor,
         adapter=context.root / previous / "adapter" if previous and lora else None,
-        probe=_probe(context, held_out, lambda conversation: Prompt.of(conversation[:-2])),
+        probe=_probe(context.judge(bases), held_out, lambda conversation: Prompt.of(conversation[:-2])),
     )
 
 
@@ -222,7 +223,7 @@ def _sample_references(
     batch = context.recipe.evaluation.batch_size
     improving = source == "improver"
     with progress_bar("references", len(prompts) * (2 if improving else 1)) as advance:
-        dtype, bases = context.recipe.model.dtype, Bases()
+        dtype, bases = context.recipe.model.dtype, context.bases()
         writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
         seed = context.seed(f"references-{number}")
         answers = writer.answer(prompts, temperature=temperature, seed=seed, batch_size=batch, advance=advance)
@@ -250,9 +251,8 @@ def _held_out(context: Context, section: RLSection) -> list[Prompt]:
     return unique_prompts(context.folds["validation"])[: section.probe_items]
 
 
-def _probe(context: Context, held_out: Sequence[Conversation], prompt_of: Callable[[Conversation], Prompt]) -> Probe:
+def _probe(judge: ScoreJudge, held_out: Sequence[Conversation], prompt_of: Callable[[Conversation], Prompt]) -> Probe:
     """The judge's quality: drawn beside the reward, never trained on."""
-    judge = context.judge()
 
     def quality(conversations: list[Conversation], responses: list[str]) -> list[float]:
         return judge.score([prompt_of(conversation) for conversation in conversations], responses)

@@ -81,7 +81,7 @@ async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitSt
             raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
     patience = 2 * settings.improve_seconds
     worker = Worker(
-        partial(load_models, *paths, dtype=settings.dtype),
+        partial(load_models, *paths, dtype=settings.dtype, quantize=settings.quantize),
         patience=patience,
         largest=settings.batch,
         observe=metrics.batch.observe,

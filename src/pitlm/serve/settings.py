@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pitlm.core.config import LoopSection, TemplateSection
+from pitlm.core.config import LoopSection, Quantization, TemplateSection
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 """What a server may be bound to that only this machine reaches."""
@@ -22,7 +22,7 @@ class Settings:
         upstream_key: sent to it in place of the client's; needed where clients send ``token``.
         improver, gap: a checkpoint's folder, or the base URL of a server that has it.
         reward: the folder of an R_P that has to agree with a gap model of this machine.
-        dtype: of the weights of models of this machine.
+        dtype, quantize: of the weights of models of this machine.
         improver_model, improver_ask: a remote improver's name, and the turn that it was trained with.
         models_key: bearer token for remote improver and gap model.
         token: what clients have to send; None asks for none.
@@ -43,6 +43,7 @@ class Settings:
     gap: str | None = None
     reward: str | None = None
     dtype: str = "float32"
+    quantize: Quantization | None = None
     improver_model: str = "improver"
     improver_ask: str = TemplateSection().ask
     models_key: str | None = None

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from pitlm.core.config import LoraSection, RLSection, TrainSection
+from pitlm.core.config import LoraSection, Quantization, RLSection, TrainSection
 from pitlm.core.errors import InputError
 from pitlm.models.adapters import save_over_base
 from pitlm.models.loading import Card, load_causal, load_scorer, save
@@ -61,6 +61,11 @@ class Workbench:
     @property
     def model_folder(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def quantize(self) -> Quantization | None:
+        """How the weights under the adapter are held while it trains."""
+        return self.peft.quantize if self.peft else None
 
     def lora(self, task: str) -> LoraConfig | None:
         """The adapter configuration; a reward head is trained and saved in full beside it."""
@@ -186,6 +191,8 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
     checkpoints = bench.folder / "checkpoints"
     if (finished := finished_metrics(bench.folder)) is not None:  # what came after training was interrupted
         return finished
+    if bench.quantize:
+        _widen_adapters(trainer.model)
     last = last_whole_checkpoint(checkpoints, delete=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     try:
@@ -202,6 +209,16 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
         write_text(bench.folder / EVALUATION, json.dumps(figures, indent=2) + "\n")
         shutil.rmtree(checkpoints, ignore_errors=True)
     return figures
+
+
+def _widen_adapters(model: PeftModel) -> None:
+    """Adapters over four bits in float32, as PEFT has them over sixteen.
+
+    TRL makes them bfloat16, in which a weight of 0.01 does not move by less than 3e-5; a step of RL is smaller.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and ".lora_" in name:
+            weight.data = weight.data.float()
 
 
 def finished_metrics(folder: Path) -> dict[str, float] | None:
@@ -223,7 +240,7 @@ def _save(trainer: Trainer, bench: Workbench) -> None:
     if isinstance(model, PeftModel):
         model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"], state_dict=state)
         save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
-        if sharded:  # a shard cannot be merged
+        if sharded or bench.quantize:  # a shard cannot be merged, and four bits would have to be rounded again
             unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
             load = load_scorer if bench.card.kind in ("reward", "gap") else load_causal
             base = load(bench.start, bench.tokenizer, bench.dtype)

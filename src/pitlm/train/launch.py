@@ -41,10 +41,12 @@ class Launch:
     Attributes:
         config: a configuration of accelerate, as ``accelerate config`` writes it.
         processes: how many train together, on all machines.
+        sharded: whether each holds but a part of the weights, of their gradients or of the optimizer's state.
     """
 
     config: Path
     processes: int
+    sharded: bool = False
 
 
 def read_launch(path: Path) -> Launch:
@@ -78,7 +80,7 @@ def read_launch(path: Path) -> Launch:
             found=f"{processes or 'none'}, and {cards or 'no'} GPUs here",
             expected="a GPU for each process, or use_cpu: true (--accelerate cpu)",
         )
-    return Launch(path, processes)
+    return Launch(path, processes, sharded=kind != "MULTI_GPU")
 
 
 def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:

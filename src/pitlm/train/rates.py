@@ -7,15 +7,29 @@ from __future__ import annotations
 
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
-from pitlm.core.config import Recipe
+from pitlm.core.config import Recipe, TrainSection
 from pitlm.core.costs import Costs, Workload
 from pitlm.core.errors import InputError
 from pitlm.core.hardware import Hardware, assumed
@@ -23,10 +37,15 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.shapes import Shape
 from pitlm.models.devices import accelerators
 from pitlm.models.forest import Forest
-from pitlm.models.loading import device, make_words_tokenizer
-from pitlm.models.trees import enable_trees, score_tree
+from pitlm.models.loading import Card, device
+from pitlm.models.scratch import make_words_tokenizer
+from pitlm.models.trees import enable_trees
 from pitlm.runs.machine import memory_bytes
 from pitlm.text.template import Template, encode_completion, encode_prompts
+from pitlm.train.common import Workbench
+from pitlm.train.logs import ProgressBar
+from pitlm.train.reward import GapRow, gap_trainer
+from pitlm.train.sft import sft_trainer
 
 LAYERS, VOCABULARY = 2, 8_192
 FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
@@ -36,6 +55,7 @@ CPU_PARAMETERS = 1e9
 """Larger models are not trained on a processor, and would take minutes and much memory to measure."""
 
 NEW_TOKENS, REPEATS = 12, 5
+WORDS = [f"w{number}" for number in range(50)]
 
 Clock = Callable[[], float]
 
@@ -69,7 +89,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     few = max(1, rows // 8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        measure = _Measure(shape, costs.recipe.model.dtype, clock)
+        measure = _Measure(shape, recipe, clock)
         many_s, few_s = measure.training(rows, row), measure.training(few, row)
         rate = (many_s - few_s) / (rows - few)
         forward = (measure.forward(rows, row) - measure.forward(few, row)) / (rows - few)
@@ -106,11 +126,25 @@ def _flops(shape: Shape, tokens: int, *, head: bool) -> float:
     return tokens * (2 * shape.linear + attention + (2 * shape.head if head else 0))
 
 
+class _Stamps(TrainerCallback):
+    """When each step began."""
+
+    def __init__(self, clock: Clock, wait: Callable[[], None]) -> None:
+        self.clock, self.wait = clock, wait
+        self.times: list[float] = []
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.wait()
+        self.times.append(self.clock())
+
+
 class _Measure:
     """Medians of a few repeats on models with random weights."""
 
-    def __init__(self, shape: Shape, dtype: str, clock: Clock) -> None:
+    def __init__(self, shape: Shape, recipe: Recipe, clock: Clock) -> None:
         self.shape, self.clock, self.device = shape, clock, device()
+        self.section, self.dtype = recipe.policy_sft, recipe.model.dtype
+        self.tokenizer = make_words_tokenizer(WORDS)
         config = AutoConfig.for_model(
             "llama",
             vocab_size=shape.vocabulary,
@@ -126,7 +160,7 @@ class _Measure:
             eos_token_id=1,
             num_labels=1,
         )
-        kind = getattr(torch, dtype)
+        kind = getattr(torch, self.dtype)
         self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
         self.scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=kind)
         self.scorer.to(self.device)
@@ -150,19 +184,22 @@ class _Measure:
             torch.cuda.synchronize()
 
     def training(self, rows: int, row: int) -> float:
-        ids = self.ids(rows, row).to(self.device)
-        return self.median(self._step(self.model, lambda: self.model(input_ids=ids, labels=ids).loss))
+        """Seconds of a step of SFT, by the trainer that a stage has: its own work is most of a small model's step."""
+        ids = self.ids((REPEATS + 2) * rows, row).tolist()
+        split = [(own[: row // 2], own[row // 2 :]) for own in ids]
+        return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench, ""))
 
-    def _step(self, model: PreTrainedModel, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-
-        def step() -> None:
-            loss().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
+    def _steps(self, batch: int, make: Callable[[TrainSection, Workbench], Trainer]) -> float:
+        sizes = {"batch_size": batch, "accumulation": 1, "epochs": 1.0, "max_steps": None, "save_every": 1_000}
+        stamps = _Stamps(self.clock, self._wait)
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
+            trainer = make(self.section.model_copy(update=sizes), bench)
+            for callback in (PrinterCallback, ProgressBar):
+                trainer.remove_callback(callback)
+            trainer.add_callback(stamps)
+            trainer.train()
+        return statistics.median(after - before for before, after in pairwise(stamps.times[1:]))  # the first warms up
 
     def forward(self, rows: int, row: int) -> float:
         ids = self.ids(rows, row).to(self.device)
@@ -171,14 +208,17 @@ class _Measure:
 
     def tree(self, triples: int, costs: Costs) -> tuple[float, int]:
         """Seconds of a step on Eq. 2's four rows of so many triples, and the tokens that it reads."""
-        marks = round(costs.work.marks)
-        lengths = (round(costs.x), round(costs.w), round(costs.l), marks, marks)
-        rows: list[list[int]] = []
-        for _ in range(triples):
-            x, w, l, ask, mark = (self.ids(n).tolist() for n in lengths)
-            rows += [x + y_ref + [*ask, *mark][:marks] + y for y_ref in (w, l) for y in (w, l)]
-        tokens = Forest.of(rows).input_ids_1T.shape[1]
-        return self.median(self._step(self.scorer, lambda: score_tree(self.scorer, Forest.of(rows)).sum())), tokens
+        lengths = (round(costs.x), round(costs.w), round(costs.l), round(costs.work.marks))
+        rows: list[GapRow] = []
+        for _ in range((REPEATS + 2) * triples):
+            x, w, l, marks = (self.ids(n).tolist() for n in lengths)
+            rows.append(GapRow(*(x + y_ref + marks + y for y_ref, y in ((l, w), (w, w), (l, l), (w, l)))))
+        tokens = Forest.of([row for triple in rows[:triples] for row in triple]).input_ids_1T.shape[1]
+
+        def make(section: TrainSection, bench: Workbench) -> Trainer:
+            return gap_trainer(self.scorer, rows, rows[:1], section, bench)
+
+        return self._steps(triples, make), tokens
 
     def decoding(self, rows: int, row: int) -> float:
         """Seconds of one step of decoding so many rows."""
@@ -194,15 +234,13 @@ class _Measure:
 
     def encoding(self, row: int) -> float:
         """Seconds of putting one conversation and its answer into tokens."""
-        words = [f"w{number}" for number in range(50)]
-        tokenizer = make_words_tokenizer(words)
-        text = " ".join((words * (row // 50 + 1))[: max(1, row // 2)])
+        text = " ".join((WORDS * (row // 50 + 1))[: max(1, row // 2)])
         conversations = [Template("w0").policy_messages(Prompt.of(text))] * 200
 
         def encode() -> None:
-            encode_prompts(tokenizer, conversations)
+            encode_prompts(self.tokenizer, conversations)
             for _ in conversations:
-                encode_completion(tokenizer, text)
+                encode_completion(self.tokenizer, text)
 
         return self.median(encode) / len(conversations)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from pitlm.core.config import TrainSection
@@ -37,17 +38,35 @@ def train_reward(
     rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
-    return fit(RewardTrainer(**_trainer(rows, held_out, section, bench, "reward model")), bench)
+    model = _start(bench)
+    return fit(RewardTrainer(**_trainer(model, rows, held_out, section, bench, "reward model")), bench)
 
 
 def train_gap(
     rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
-    return fit(GapTrainer(**_trainer(rows, held_out, section, bench, "gap model"), data_collator=gap_batch), bench)
+    return fit(gap_trainer(_start(bench), rows, held_out, section, bench), bench)
+
+
+def gap_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[GapRow],
+    held_out: Sequence[GapRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> GapTrainer:
+    """The trainer of :func:`train_gap`."""
+    return GapTrainer(**_trainer(model, rows, held_out, section, bench, "gap model"), data_collator=gap_batch)
+
+
+def _start(bench: Workbench) -> PreTrainedModel:
+    seed_stage(bench)
+    return load_scorer(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
 
 
 def _trainer(
+    model: PreTrainedModel,
     rows: Sequence[PairRow] | Sequence[GapRow],
     held_out: Sequence[PairRow] | Sequence[GapRow],
     section: TrainSection,
@@ -55,9 +74,8 @@ def _trainer(
     title: str,
 ) -> dict[str, Any]:
     """What both trainers are made with."""
-    seed_stage(bench)
     return {
-        "model": load_scorer(bench.start, bench.tokenizer, bench.dtype),
+        "model": model,
         "args": _arguments(section, bench),
         "train_dataset": arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
         "eval_dataset": _dataset(held_out),

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import RLOOConfig, RLOOTrainer
 from trl.import_utils import is_vllm_available
 
-from pitlm.core.config import RLSection
+from pitlm.core.config import Quantization, RLSection
 from pitlm.core.errors import InputError
 from pitlm.models.loading import load_causal
 from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
@@ -62,7 +62,7 @@ def train_rl(
         RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
     """
     seed_stage(bench)
-    model = load_causal(bench.start, bench.tokenizer, bench.dtype)
+    model = load_causal(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
     # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
     model.config._name_or_path = str(anchor)
     lora = bench.lora("CAUSAL_LM")
@@ -85,13 +85,17 @@ def train_rl(
     return fit(trainer, bench)
 
 
-def check_rollouts(section: RLSection) -> None:
-    """Before anything is spent: is there what samples?
+def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
+    """Before anything is spent: is there what samples, and can it be sent the weights?
 
     Raises:
-        InputError: vLLM is wanted and not installed.
+        InputError: vLLM is wanted and not installed, or weights are held so that it could not read them.
     """
-    if section.rollouts != "transformers" and not is_vllm_available():
+    if section.rollouts == "transformers":
+        return
+    if quantize is not None:
+        raise InputError(f"rollouts: found {section.rollouts} with peft.quantize {quantize}, expected transformers")
+    if not is_vllm_available():
         raise InputError(f"rollouts: found {section.rollouts}, expected vLLM installed: pip install 'pitlm[vllm]'")
 
 
@@ -189,7 +193,7 @@ class AnchorCheck(TrainerCallback):
         assert self.trainer is not None
         if self.trainer.beta == 0.0:
             return
-        anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype)
+        anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype, self.bench.quantize)
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
             raise RuntimeError("the KL anchor is a copy of the adapter, not the SFT checkpoint")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from pitlm.core.config import TrainSection
@@ -25,6 +26,19 @@ def train_sft(
         Held-out metrics.
     """
     seed_stage(bench)
+    model = load_causal(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
+    return fit(sft_trainer(model, rows, held_out, section, bench, title), bench)
+
+
+def sft_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
+    section: TrainSection,
+    bench: Workbench,
+    title: str,
+) -> SFTTrainer:
+    """The trainer of :func:`train_sft`."""
     arguments = SFTConfig(
         **trainer_arguments(section, bench),
         max_length=None,
@@ -37,8 +51,8 @@ def train_sft(
         loss_type="nll",
         activation_offloading=False,
     )
-    trainer = SFTTrainer(
-        model=load_causal(bench.start, bench.tokenizer, bench.dtype),
+    return SFTTrainer(
+        model=model,
         args=arguments,
         train_dataset=arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench),
         eval_dataset=_labelled(held_out),
@@ -46,7 +60,6 @@ def train_sft(
         peft_config=bench.lora("CAUSAL_LM"),
         callbacks=callbacks(bench, title),
     )
-    return fit(trainer, bench)
 
 
 def _labelled(rows: Sequence[TokenRow]) -> Dataset:

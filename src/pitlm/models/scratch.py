@@ -1,0 +1,96 @@
+"""Small models and tokenizers made from nothing, where there are no weights to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from pitlm.core.config import InitSection
+
+PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
+ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
+SMALL_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""For models made here from scratch: one token a turn."""
+
+
+def make_from_scratch(
+    init: InitSection, texts: Iterable[str], folder: Path, *, seed: int, max_tokens: int, words: Iterable[str] = ()
+) -> None:
+    """Train a tokenizer on ``texts`` and save it with a randomly initialised model of the wanted shape.
+
+    Args:
+        max_tokens: the longest sequence that the model will see.
+        words: for a word tokenizer, the whole vocabulary where it is known.
+    """
+    tokenizer = (
+        make_words_tokenizer(words or {w for t in texts for w in t.split()})
+        if init.tokenizer == "words"
+        else (_bpe_tokenizer(texts, init.vocabulary))
+    )
+    config = AutoConfig.for_model(
+        init.architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=init.hidden,
+        intermediate_size=init.mlp,
+        num_hidden_layers=init.layers,
+        num_attention_heads=init.heads,
+        num_key_value_heads=init.heads,
+        head_dim=init.hidden // init.heads,
+        max_position_embeddings=max_tokens,
+        # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
+        initializer_range=init.hidden**-0.5,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNK if mark_unknown else None,
+        extra_special_tokens=list(ROLE_MARKS),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = SMALL_CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(set(words))))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(core, mark_unknown=True)
+
+
+def _bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END, *ROLE_MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return _wrap(core, mark_unknown=False)
