@@ -266,7 +266,9 @@ def test_without_vllm_its_rollouts_are_refused_before_anything_starts(monkeypatc
     monkeypatch.setattr(rl, "is_vllm_available", lambda: False)
     with pytest.raises(InputError, match=r"^rollouts: found vllm-server, expected vLLM installed"):
         rl.check_rollouts(rl_section(rollouts="vllm-server"), None)
-    with pytest.raises(InputError, match="rollouts: found vllm-colocate with peft.quantize nf4, expected transformers"):
+    with pytest.raises(
+        InputError, match=r"rollouts: found vllm-colocate with peft\.quantize nf4, expected transformers"
+    ):
         rl.check_rollouts(rl_section(rollouts="vllm-colocate"), "nf4")
 
 
