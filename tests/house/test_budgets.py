@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
 MODULE_LINES, FUNCTION_LINES = 300, 60
 # Code lines. The whole may grow with what is built; a layer that outgrows its own is two layers.
-LAYER_LINES, PACKAGE_LINES = 1_400, 13_500
+LAYER_LINES, PACKAGE_LINES = 1_400, 14_000
 
 # Put together from pieces, so that this file passes its own test.
 HOSTS = "|".join(name + r"\.(?:org|com)" for name in ("pypi", "pythonhosted", "npmjs", r"download\.pytorch"))

@@ -8,7 +8,14 @@ from builders import ASK, CHAT, LLAMA3_TEMPLATE, QWEN3_TEMPLATE
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.models.loading import load_tokenizer
-from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, Template, check_template, encode_completion, encode_prompts
+from pitlm.text.template import (
+    CHAT_TEMPLATE_ARGUMENTS,
+    Template,
+    check_template,
+    encode_completion,
+    encode_prompts,
+    served_template,
+)
 
 TEMPLATE = Template(ASK)
 X = Prompt.of(
@@ -50,6 +57,28 @@ def test_prompt_and_completion_are_the_whole_conversation(tokenizer):
         assert rest[: len(completion) - 1] == completion[:-1]
         if tokenizer.eos_token in tokenizer.chat_template:
             assert rest[: len(completion)] == completion
+
+
+@pytest.mark.parametrize("ask", [ASK, 'Isn\'t "it" so?\n{{ No }} \\n 🙂'])
+def test_a_server_that_passes_nothing_shows_the_improver_what_it_was_trained_on(tokenizer, ask):
+    def shown(messages):  # as servers ask: no arguments of ours
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    asked = Template(ask).improver_messages(X, Y_REF)
+    [x_and_reference], [x] = encode_prompts(tokenizer, [asked]), encode_prompts(tokenizer, [X.as_messages()])
+    written = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = served_template(written, ask)
+        assert shown(asked[:-1]) == x_and_reference
+        assert shown(asked) == x_and_reference  # who asks for a better answer already
+        assert shown(X.as_messages()) == x
+        check_template(tokenizer, "served")  # an exported model is one of ours still
+        tokenizer.chat_template = served_template(written, None)
+        assert shown(X.as_messages()) == x
+        tokenizer.chat_template = served_template("\n{{ messages[-1]['content'] }}", ask)
+        assert tokenizer.apply_chat_template(asked[:-1], add_generation_prompt=True, tokenize=False) == "\n" + ask
+    finally:
+        tokenizer.chat_template = written
 
 
 def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):

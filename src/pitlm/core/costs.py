@@ -94,6 +94,7 @@ class Costs:
     ) -> None:
         """``steps`` forward and back over ``tokens`` each; frozen weights have no gradient of their own."""
         once = self.forward(tokens, context, headed)
+        head = self.forward(0, 0, headed)
         passes = 2 + (self.recipe.peft is None) + section.gradient_checkpointing
         hardware = self.hardware
         slower = hardware.tree_factor if tree else 1.0
@@ -101,15 +102,17 @@ class Costs:
         tally.trained += steps * tokens
         tally.flops += steps * once * passes
         tally.seconds += steps * (hardware.step_seconds + launches)
-        tally.seconds += steps * once * passes * slower / (hardware.train_flops * hardware.devices)
+        weighed = (once - head) * slower + head * hardware.head_factor
+        tally.seconds += steps * weighed * passes / (hardware.train_flops * hardware.devices)
 
     def read(self, tally: Tally, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
         """``tokens`` without gradient, in so many passes."""
         flops = self.forward(tokens, context, headed)
+        weighed = flops + self.forward(0, 0, headed) * (self.hardware.head_factor - 1)
         launches = self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds
         tally.flops += flops
         tally.seconds += passes * launches / 3
-        tally.seconds += flops / (self.hardware.forward_flops * self.hardware.devices)
+        tally.seconds += weighed / (self.hardware.forward_flops * self.hardware.devices)
 
     def write(self, tally: Tally, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
         """``rows`` answers to prompts of so many tokens, of which ``prefills`` are read (default: all)."""

@@ -25,6 +25,8 @@ class Hardware:
         forward_flops: reached without gradient.
         decode_flops: reached in decoding, beside the reading of the weights.
         bandwidth: at which decoding reads weights and cache.
+        head_factor: a FLOP of the head in training takes this many times one of the layers: logits are written and
+            read again for the loss, and for what the trainer reports.
         step_seconds: of an optimizer step, whatever its size; of a forward pass a third is taken.
         layer_seconds: of one layer in one pass forward and back, on top.
         decode_seconds: of one layer in one step of decoding, on top.
@@ -42,6 +44,7 @@ class Hardware:
     forward_flops: float
     decode_flops: float
     bandwidth: float
+    head_factor: float = 1.0
     step_seconds: float = 0.0
     layer_seconds: float = 0.0
     decode_seconds: float = 0.0

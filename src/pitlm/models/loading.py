@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -257,6 +258,7 @@ def quiet() -> None:
 
     TRL's warning about answers without a reward prints whole conversations, which nobody wants in a log.
     """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)

@@ -37,14 +37,11 @@ def main() -> None:
 
 def train(root: Path, stage: str) -> None:
     """Do the training of one stage of the run in ``root``, together with the other ranks."""
-    import warnings
-
     from pitlm.core.recipe_file import load_recipe
     from pitlm.models.loading import quiet
     from pitlm.pipeline.context import Trained
     from pitlm.pipeline.stages import build_stages
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     stages = {found.name: found for found in build_stages(load_recipe(root / "recipe.json"), root, rank=True)}
     with suppress(Trained):

@@ -39,32 +39,34 @@ def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, A
     """Write ``report.html`` at the root of the run."""
     del folder  # the report is what people look for: it lies at the top
     path = context.root / "report.html"
+    write(read_report(context, stages), path)
+    return {"path": path.name}
+
+
+def read_report(context: Context, stages: Sequence[str]) -> Report:
+    """What a run whose evaluation is done has found."""
     evaluation = stage_result(context.root, "evaluation")
     health = stage_result(context.root, "gap")["health"]
-    write(
-        Report(
-            title=f"pitlm: {context.recipe.name}",
-            settings=_settings(context, evaluation),
-            headline=headline(evaluation, health),
-            systems=[_system(line, evaluation) for line in evaluation["systems"]],
-            differences=[
-                DifferenceLine(line["first"], line["second"], Interval(**line["interval"]))
-                for line in evaluation["differences"]
-            ],
-            curves=[_curve(context.root, name, evaluation["judge"]) for name in stages if name.startswith("rl-")],
-            quality_by_round=RoundQuality(
-                evaluation["judge"],
-                {name: [Interval(**i) for i in chain] for name, chain in evaluation["quality_by_round"].items()},
-            ),
-            gaps=evaluation["gaps"],
-            health=health_lines(health),
-            examples=_examples(context.root, evaluation["gaps"][PIT]),
-            notes=[*trends(context.root, stages), *_notes(context, evaluation)],
-            quality_name=evaluation["judge"],
+    return Report(
+        title=f"pitlm: {context.recipe.name}",
+        settings=_settings(context, evaluation),
+        headline=headline(evaluation, health),
+        systems=[_system(line, evaluation) for line in evaluation["systems"]],
+        differences=[
+            DifferenceLine(line["first"], line["second"], Interval(**line["interval"]))
+            for line in evaluation["differences"]
+        ],
+        curves=[_curve(context.root, name, evaluation["judge"]) for name in stages if name.startswith("rl-")],
+        quality_by_round=RoundQuality(
+            evaluation["judge"],
+            {name: [Interval(**i) for i in chain] for name, chain in evaluation["quality_by_round"].items()},
         ),
-        path,
+        gaps=evaluation["gaps"],
+        health=health_lines(health),
+        examples=_examples(context.root, evaluation["gaps"][PIT]),
+        notes=[*trends(context.root, stages), *_notes(context, evaluation)],
+        quality_name=evaluation["judge"],
     )
-    return {"path": path.name}
 
 
 def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:

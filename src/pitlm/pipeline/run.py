@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,6 @@ def run_recipe(
         RankFailed: one of the processes of a training died.
     """
     console = make_console()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     quiet()
     check_recipe(recipe, out)
     launch = None if accelerate is None else read_launch(accelerate)

@@ -64,6 +64,22 @@ class Template:
         ]
 
 
+def served_template(template: str, ask: str | None) -> str:
+    """A chat template for servers that pass no arguments of ours, and know nothing of ``ask``.
+
+    Args:
+        ask: where the assistant is asked to write and the conversation ends with its own turn, that turn is y_ref:
+            ``ask`` follows it, as in :meth:`Template.improver_messages`. None for a policy.
+    """
+    head = "".join(f"{{% set {name} = {value!r} %}}" for name, value in CHAT_TEMPLATE_ARGUMENTS.items())
+    if ask is not None:
+        turn = f"[{{'role': 'user', 'content': {ask!r}}}]"
+        head += "{% if add_generation_prompt and messages and messages[-1]['role'] == 'assistant' %}"
+        head += f"{{% set messages = messages + {turn} %}}{{% endif %}}"
+    # The expression of nothing keeps a newline that the template may begin with: after a statement it would be dropped.
+    return head + "{{ '' }}" + template
+
+
 def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
     """Token ids of each conversation, up to where the assistant begins to write.
 

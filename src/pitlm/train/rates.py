@@ -28,6 +28,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
+from transformers.trainer_utils import SaveStrategy
 
 from pitlm.core.config import Recipe, TrainSection
 from pitlm.core.costs import Costs, Workload
@@ -37,14 +38,14 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.shapes import Shape
 from pitlm.models.devices import accelerators
 from pitlm.models.forest import Forest
-from pitlm.models.loading import Card, device
+from pitlm.models.loading import Card, device, quiet
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
 from pitlm.runs.machine import memory_bytes
 from pitlm.text.template import Template, encode_completion, encode_prompts
 from pitlm.train.common import Workbench
 from pitlm.train.logs import ProgressBar
-from pitlm.train.reward import GapRow, gap_trainer
+from pitlm.train.reward import GapRow, PairRow, gap_trainer, reward_trainer
 from pitlm.train.sft import sft_trainer
 
 LAYERS, VOCABULARY = 2, 8_192
@@ -69,6 +70,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     Raises:
         InputError: a model of more than 10^9 parameters and no accelerator.
     """
+    quiet()
     costs = Costs(recipe, Shape.of_model(recipe.model), work, assumed("l4", recipe.model.dtype))
     shape = replace(
         costs.shape,
@@ -85,45 +87,52 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     section = costs.recipe.policy_sft
     row = round(costs.x + costs.w)
     most = FLOP_PER_STEP[where.type] / (6 * shape.linear + 6 * shape.head) / row
-    rows = max(2, min(section.batch_size // section.accumulation, round(most)))
-    few = max(1, rows // 8)
+    rows = max(4, min(section.batch_size // section.accumulation, round(most)))
+    few = max(1, rows // 16)
+    together = max(2, min(costs.recipe.evaluation.batch_size, 4 * rows))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         measure = _Measure(shape, recipe, clock)
-        many_s, few_s = measure.training(rows, row), measure.training(few, row)
-        rate = (many_s - few_s) / (rows - few)
-        forward = (measure.forward(rows, row) - measure.forward(few, row)) / (rows - few)
+        read, fixed = _line(lambda pairs: measure.rewards(pairs, row), rows // 2, few)
+        read /= 2  # a pair has two rows
+        head = measure.training(rows, row) - fixed - rows * read
+        forward, _ = _line(lambda rows: measure.forward(rows, row), rows, few)
         tree_s, tree_tokens = measure.tree(max(2, rows // 4), costs)
-        many_d, few_d = measure.decoding(rows, row), measure.decoding(few, row)
-        per_row = max((many_d - few_d) / (rows - few), 1e-9)
+        per_row, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
         encoding = measure.encoding(row)
-    rate, forward = max(rate, many_s / rows / 10), max(forward, rate / 10)
-    fixed = max(many_s - rows * rate, 0.0)
-    flops = _flops(shape, row, head=True)
-    tree = (tree_s - fixed) / (3 * tree_tokens * _flops(shape, row, head=False) / row * rate / (3 * flops))
+    flops = _flops(shape, row)
+    head_flops = 6 * rows * row * shape.head
     bandwidth = measure.bandwidth()
     weights = (shape.linear + shape.head) * costs.bytes
     threads = torch.get_num_threads()
     return Hardware(
         torch.cuda.get_device_name() if where.type == "cuda" else f"{platform.machine()}, {threads} threads",
         float(accelerators()[0][1] if where.type == "cuda" else memory_bytes()),
-        train_flops=3 * flops / rate,
+        train_flops=3 * flops / read,
         forward_flops=flops / forward,
-        decode_flops=_flops(shape, 1, head=True) / per_row,
+        decode_flops=(_flops(shape, 1) + 2 * shape.head) / per_row,
         bandwidth=bandwidth,
+        head_factor=max(head * 3 * flops / read / head_flops, 0.1),
         step_seconds=fixed * deep,
-        decode_seconds=max((many_d - rows * per_row - weights / bandwidth) / shape.layers, 0.0),
-        tree_factor=max(tree, 1.0),
+        decode_seconds=max((one_step - weights / bandwidth) / shape.layers, 0.0),
+        tree_factor=max((tree_s - fixed) / (tree_tokens / row * read), 1.0),
         row_seconds=encoding,
         stage_seconds=1.0,
         measured=True,
     )
 
 
-def _flops(shape: Shape, tokens: int, *, head: bool) -> float:
-    """FLOP of a row read once."""
+def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, float]:
+    """Seconds of each of so many, and beside them; together right for ``many`` where they are no line."""
+    of_many, of_few = seconds(many), seconds(few)
+    each = min(max((of_many - of_few) / (many - few), of_many / many / 10), of_many / many)
+    return each, of_many - many * each
+
+
+def _flops(shape: Shape, tokens: int) -> float:
+    """FLOP of a row read once, the head apart."""
     attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens / 2
-    return tokens * (2 * shape.linear + attention + (2 * shape.head if head else 0))
+    return tokens * (2 * shape.linear + attention)
 
 
 class _Stamps(TrainerCallback):
@@ -183,8 +192,14 @@ class _Measure:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def rewards(self, pairs: int, row: int) -> float:
+        """Seconds of a step of R_P, by the trainer that a stage has: its own work is much of a small model's step."""
+        ids = self.ids((REPEATS + 2) * pairs, 2, row).tolist()
+        rows = [PairRow(*own) for own in ids]
+        return self._steps(pairs, lambda section, bench: reward_trainer(self.scorer, rows, rows[:1], section, bench))
+
     def training(self, rows: int, row: int) -> float:
-        """Seconds of a step of SFT, by the trainer that a stage has: its own work is most of a small model's step."""
+        """Seconds of a step of SFT."""
         ids = self.ids((REPEATS + 2) * rows, row).tolist()
         split = [(own[: row // 2], own[row // 2 :]) for own in ids]
         return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench, ""))
@@ -198,13 +213,14 @@ class _Measure:
             for callback in (PrinterCallback, ProgressBar):
                 trainer.remove_callback(callback)
             trainer.add_callback(stamps)
+            trainer.args.save_strategy = SaveStrategy.NO
             trainer.train()
         return statistics.median(after - before for before, after in pairwise(stamps.times[1:]))  # the first warms up
 
     def forward(self, rows: int, row: int) -> float:
         ids = self.ids(rows, row).to(self.device)
         with torch.inference_mode():
-            return self.median(partial(self.model, input_ids=ids, use_cache=False))
+            return self.median(partial(self.scorer, input_ids=ids, use_cache=False))
 
     def tree(self, triples: int, costs: Costs) -> tuple[float, int]:
         """Seconds of a step on Eq. 2's four rows of so many triples, and the tokens that it reads."""

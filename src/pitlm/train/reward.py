@@ -38,8 +38,18 @@ def train_reward(
     rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
-    model = _start(bench)
-    return fit(RewardTrainer(**_trainer(model, rows, held_out, section, bench, "reward model")), bench)
+    return fit(reward_trainer(_start(bench), rows, held_out, section, bench), bench)
+
+
+def reward_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[PairRow],
+    held_out: Sequence[PairRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> RewardTrainer:
+    """The trainer of :func:`train_reward`."""
+    return RewardTrainer(**_trainer(model, rows, held_out, section, bench, "reward model"))
 
 
 def train_gap(
