@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# As a batch job sets it in its own process, before its first product of matrices: here other tests come before one.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 sys.path.insert(0, str(Path(__file__).parent))  # for `builders`: test files are not a package
 
 

@@ -174,7 +174,7 @@ def test_a_named_file_is_read_and_cards_are_counted(tmp_path, monkeypatch):
     assert read_launch(find_launch("ddp")).processes == 4
     mine = tmp_path / "mine.yaml"
     mine.write_text(find_launch("fsdp2").read_text() + "num_processes: 3\n")
-    assert read_launch(find_launch(str(mine))) == Launch(mine, 3)
+    assert read_launch(find_launch(str(mine))) == Launch(mine, 3, sharded=True)
     mine.write_text(yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_machines": 2}))
     assert read_launch(mine).processes == 8
 
