@@ -72,6 +72,7 @@ def test_a_server_that_passes_nothing_shows_the_improver_what_it_was_trained_on(
         assert shown(asked[:-1]) == x_and_reference
         assert shown(asked) == x_and_reference  # who asks for a better answer already
         assert shown(X.as_messages()) == x
+        assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template
         check_template(tokenizer, "served")  # an exported model is one of ours still
         tokenizer.chat_template = served_template(written, None)
         assert shown(X.as_messages()) == x

@@ -28,12 +28,13 @@ def export_model(source: Path, card: Card, folder: Path, *, dtype: Dtype | None,
     Raises:
         InputError: no model there.
     """
-    tokenizer = load_tokenizer(source)
+    tokenizer = _opened(source)
     kind = dtype or str(json.loads((source / "config.json").read_text(encoding="utf-8"))["dtype"])
     if card.kind not in WRITERS:
         save(load_scorer(source, tokenizer, kind), tokenizer, card, folder)
         return
     model = load_causal(source, tokenizer, kind)
+    model.config.use_cache = True  # training with recomputed activations turns it off
     served = _for_servers(tokenizer, card)
     model.generation_config = _sampling(tokenizer, card, temperature)
     save(model, served, card, folder)
@@ -48,7 +49,7 @@ def export_adapter(source: Path, card: Card, folder: Path) -> None:
     own = source / OVER_BASE
     if not own.is_dir():
         raise InputError(f"--adapter: found none over a base in {source}, expected a model of a run with peft")
-    tokenizer = load_tokenizer(source)
+    tokenizer = _opened(source)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(own / name, folder / name)
@@ -59,6 +60,13 @@ def export_adapter(source: Path, card: Card, folder: Path) -> None:
 def adapter_base(source: Path) -> str | None:
     """The path or hub name of the base under a model's adapter; None where it has none."""
     return base_name(source) if (source / OVER_BASE).is_dir() else None
+
+
+def _opened(source: Path) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(source)
+    for name in ("is_local", "local_files_only"):  # how it was opened here, which would be written down
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def _for_servers(tokenizer: PreTrainedTokenizerBase, card: Card) -> PreTrainedTokenizerBase:

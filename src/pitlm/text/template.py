@@ -77,7 +77,8 @@ def served_template(template: str, ask: str | None) -> str:
         head += "{% if add_generation_prompt and messages and messages[-1]['role'] == 'assistant' %}"
         head += f"{{% set messages = messages + {turn} %}}{{% endif %}}"
     # The expression of nothing keeps a newline that the template may begin with: after a statement it would be dropped.
-    return head + "{{ '' }}" + template
+    head += "{{ '' }}"
+    return template if template.startswith(head) else head + template  # an export may be exported again
 
 
 def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
