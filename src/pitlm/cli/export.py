@@ -56,9 +56,11 @@ def export(source: Path, output: Path | None, hub: str | None, force: bool, **op
     if output is not None:
         _check(output, force)
 
-    from pitlm.jobs.exporting import check_hub, export_to, find_source
+    from pitlm.jobs.exporting import check_apart, check_hub, export_to, find_source
 
     found = find_source(source, kind)
+    if output is not None:
+        check_apart(found, output)
     if hub is not None:
         check_hub(hub, found, adapter=adapter)
     url = export_to(found, output, hub=hub, private=options["private"], dtype=dtype, adapter=adapter)

@@ -67,6 +67,17 @@ def find_source(path: Path, kind: Kind | None) -> Source:
     raise InputError(f"{path}: found no run, stage or model of pitlm, expected recipe.json, model/pit.json or pit.json")
 
 
+def check_apart(source: Source, output: Path) -> None:
+    """Before anything is replaced: is the output no part of what is exported, nor around it?
+
+    Raises:
+        InputError: it is.
+    """
+    root, place = (source.run or source.model).resolve(), output.resolve()
+    if place.is_relative_to(root) or root.is_relative_to(place):
+        raise InputError(f"{output}: found a folder of what is exported ({root}), expected one outside of it")
+
+
 def export(source: Source, output: Path, *, name: str, dtype: Dtype | None = None, adapter: bool = False) -> None:
     """Write the model, its calibration and its card into a folder, which appears whole or not at all.
 
