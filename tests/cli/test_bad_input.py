@@ -366,7 +366,7 @@ def test_a_hub_name_for_the_model_without_a_hub_is_explained(cli: Cli) -> None:
     code, message = cli.run_data(source, "--set", "model.init=null", "--set", "model.base=nobody/no-such-model")
     assert code == 2
     assert_one_message(message)
-    assert "nobody/no-such-model: cannot load a tokenizer" in message
+    assert "nobody/no-such-model: found no such folder, and no model on the hub" in message
     assert not cli.out.exists()
 
 

@@ -96,7 +96,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
     except Exception as error:  # a damaged tokenizer.json raises no narrower type
-        raise InputError(f"{path}: cannot load a tokenizer: {first_line(error)}") from error
+        found = "cannot load a tokenizer" if Path(path).exists() else "found no such folder, and no model on the hub"
+        raise InputError(f"{path}: {found}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
