@@ -22,7 +22,7 @@ from pitlm.pipeline.context import POCKET
 from pitlm.pipeline.reporting import data_line, headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
-from pitlm.runs.stage import RunFolder, stage_result
+from pitlm.runs.stage import RunFolder, stage_record, stage_result
 from pitlm.text.readers import check_outside
 from pitlm.train.common import check_trackers, share_of_batch
 from pitlm.train.launch import Launch, read_launch
@@ -63,8 +63,9 @@ def run_recipe(
             raise InputError(f"--until: found '{until}', expected one of {', '.join(names)}")
         stages = stages[: names.index(until) + 1]
     folder = RunFolder(out, __version__)
-    if not (out / "report.html").exists():  # it lies outside its stage's folder
-        shutil.rmtree(out / "report", ignore_errors=True)
+    record = stage_record(out, "report")
+    if record and record["status"] == "done" and not (out / "report.html").exists():  # outside its stage's folder
+        shutil.rmtree(out / "report")
     done: set[str] = set()
 
     def listen(name: str, event: str, seconds: float) -> None:
