@@ -38,6 +38,7 @@ VERBS = {
     "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a page."),
     "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
     "serve": Verb("pitlm.cli.serve:serve", "Improve the answers of an OpenAI-compatible API: a proxy."),
+    "export": Verb("pitlm.cli.export:export", "Write a trained model for other engines, with its card."),
     "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
     "doctor": Verb("pitlm.cli.doctor:doctor", "Say what this machine can run, and what a recipe takes."),
 }

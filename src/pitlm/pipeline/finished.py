@@ -28,5 +28,9 @@ def policy_stage(recipe: Recipe) -> str:
 
 def improver_stage(recipe: Recipe) -> str:
     """The name of the stage that holds the finished improver."""
-    last = len(recipe.curriculum.stages) - 1
-    return f"rl-{last}-{recipe.curriculum.stages[last]}"
+    return curriculum_stages(recipe)[-1]
+
+
+def curriculum_stages(recipe: Recipe) -> list[str]:
+    """The names of the stages of curriculum RL, in order."""
+    return [f"rl-{number}-{source}" for number, source in enumerate(recipe.curriculum.stages)]

@@ -40,17 +40,14 @@ def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, A
     del folder  # the report is what people look for: it lies at the top
     path = context.root / "report.html"
     evaluation = stage_result(context.root, "evaluation")
-    health = stage_result(context.root, "gap")["health"]
+    health, data = stage_result(context.root, "gap")["health"], stage_result(context.root, "data")
     write(
         Report(
             title=f"pitlm: {context.recipe.name}",
             settings=_settings(context, evaluation),
             headline=headline(evaluation, health),
-            systems=[_system(line, evaluation) for line in evaluation["systems"]],
-            differences=[
-                DifferenceLine(line["first"], line["second"], Interval(**line["interval"]))
-                for line in evaluation["differences"]
-            ],
+            systems=system_lines(evaluation),
+            differences=difference_lines(evaluation),
             curves=[_curve(context.root, name, evaluation["judge"]) for name in stages if name.startswith("rl-")],
             quality_by_round=RoundQuality(
                 evaluation["judge"],
@@ -59,7 +56,7 @@ def report(context: Context, folder: Path, stages: Sequence[str]) -> dict[str, A
             gaps=evaluation["gaps"],
             health=health_lines(health),
             examples=_examples(context.root, evaluation["gaps"][PIT]),
-            notes=[*trends(context.root, stages), *_notes(context, evaluation)],
+            notes=[*trends(context.root, stages), f"{data_line(data)}.", *notes(context, evaluation)],
             quality_name=evaluation["judge"],
         ),
         path,
@@ -148,6 +145,19 @@ def _settings(context: Context, evaluation: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def system_lines(evaluation: dict[str, Any]) -> list[SystemLine]:
+    """Each system against the original answers."""
+    return [_system(line, evaluation) for line in evaluation["systems"]]
+
+
+def difference_lines(evaluation: dict[str, Any]) -> list[DifferenceLine]:
+    """One system against another."""
+    return [
+        DifferenceLine(line["first"], line["second"], Interval(**line["interval"]))
+        for line in evaluation["differences"]
+    ]
+
+
 def _system(line: dict[str, Any], evaluation: dict[str, Any]) -> SystemLine:
     original = line["name"] == "original"
     base = next(other for other in evaluation["systems"] if other["name"] == "original")
@@ -202,10 +212,10 @@ def _verdict(scores: tuple[float | None, float | None]) -> Verdict | None:
     return Verdict.WIN if mine > theirs else Verdict.LOSS
 
 
-def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
+def notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
+    """How to read the results, one paragraph each."""
     stops = ", ".join(f"{reason}: {count}" for reason, count in evaluation["stop_reasons"].items())
-    notes = [
-        f"{data_line(stage_result(context.root, 'data'))}.",
+    found = [
         f"The loop stopped for these reasons: {stops}. "
         f"It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
         f"Every system was held to {evaluation['tokens']} generated tokens per item; what went beyond them was cut off."
@@ -214,8 +224,8 @@ def _notes(context: Context, evaluation: dict[str, Any]) -> list[str]:
         f"{evaluation['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]
     if not context.pocket:
-        notes.append(
+        found.append(
             "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
             "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."
         )
-    return notes
+    return found

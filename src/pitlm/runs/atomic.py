@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,3 +43,29 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_writer(path) as handle:
         handle.write(text)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends without an error; what was there is then gone.
+
+    When the block raises, ``path`` stays as it was.
+
+    Raises:
+        OSError: the folder above cannot be written to, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    earlier = made.with_suffix(".earlier")
+    made.mkdir()
+    try:
+        yield made
+        if path.exists():
+            path.rename(earlier)
+        made.rename(path)
+    except BaseException:
+        if earlier.exists() and not path.exists():
+            earlier.rename(path)
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,0 +1,222 @@
+"""Exporting a model of a run: a checkpoint that any engine loads, with a card that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pitlm import __version__
+from pitlm.core.config import EvaluationSection, LoopSection, Recipe
+from pitlm.core.errors import InputError
+from pitlm.improve.systems import PIT, SFT
+from pitlm.models.adapters import OVER_BASE, base_name
+from pitlm.models.calibration import load_calibrations
+from pitlm.models.exporting import WRITERS, export_adapter, export_weights, exported_temperature
+from pitlm.models.loading import Card, Kind, quiet
+from pitlm.pipeline.context import POCKET, Context
+from pitlm.pipeline.finished import curriculum_stages, improver_stage, policy_stage, stored_recipe
+from pitlm.pipeline.reporting import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
+from pitlm.report.card import Exported, Origin, model_card
+from pitlm.report.data import Report
+from pitlm.runs.atomic import write_text
+from pitlm.runs.stage import Status, stage_record, stage_result
+from pitlm.text.readers import check_outside
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model to export, and the run and stage that it comes from where it lies in one."""
+
+    model: Path
+    card: Card
+    run: Path | None = None
+    stage: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, model: Kind | None = None) -> Source:
+        """Find it by the folder of a run, of a stage, or of the model itself.
+
+        Args:
+            model: which one of a run; the improver where it is not said.
+
+        Raises:
+            InputError: none of the three, a stage that is not done, of a run one without evaluation, or ``model`` for
+                what is no run.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: found no such folder, expected that of a run, a stage or a model")
+        here = folder.resolve()
+        if (here / "recipe.json").is_file():
+            recipe = stored_recipe(here)
+            stages = {"improver": improver_stage(recipe), "policy": policy_stage(recipe)}
+            stage_result(here, "evaluation")
+            return cls._of_stage(here / stages.get(model or "improver", model or ""))
+        if model is not None:
+            raise InputError(f"--model: found beside {folder}, expected beside the folder of a run")
+        if (here / "stage.json").is_file():
+            return cls._of_stage(here)
+        if here.name == "model" and (here.parent / "stage.json").is_file():
+            return cls._of_stage(here.parent)
+        if (card := Card.load(here)) is None:
+            raise InputError(
+                f"{folder}: found neither recipe.json, stage.json nor pit.json, "
+                "expected the folder of a run, of a stage or of a model"
+            )
+        return cls(here, card)
+
+    @classmethod
+    def _of_stage(cls, folder: Path) -> Source:
+        stage_result(folder.parent, folder.name)
+        if (card := Card.load(folder / "model")) is None:
+            raise InputError(f"{folder}: found a stage without a model, expected one that trains one")
+        run = folder.parent if (folder.parent / "recipe.json").is_file() else None
+        return cls(folder / "model", card, run, folder.name)
+
+    def check_adapter(self, *, on_hub: bool) -> None:
+        """Refuse an adapter that is not there, or of no use to those who get it.
+
+        Args:
+            on_hub: others get it, who have the base only where it is on the hub, too.
+
+        Raises:
+            InputError: the model was not trained with LoRA, or the base is a folder of this machine.
+        """
+        if not (self.model / OVER_BASE).is_dir():
+            raise InputError(
+                f"--adapter: found none over the run's base in {self.model}, expected a model that was trained with "
+                "LoRA (not of its embeddings); leave out --adapter"
+            )
+        base = base_name(self.model)
+        if on_hub and Path(base).is_absolute():
+            raise InputError(
+                f"--adapter: found one over {base}, a folder that others do not have, expected one over a base of the "
+                "hub; push whole weights, without --adapter"
+            )
+
+    def check_output(self, output: Path, *, replace: bool) -> None:
+        """Refuse a folder that must not be written to.
+
+        Args:
+            replace: an earlier export may be there.
+
+        Raises:
+            InputError: a file, a folder with something else in it, or one that holds the source or lies in it.
+        """
+        if output.exists() and not output.is_dir():
+            raise InputError.at(output, found="a file", expected="the folder that the model goes to")
+        check_outside(self.run or self.model, output, option="-o")
+        if self.model.is_relative_to(output.resolve()):
+            raise InputError.at(output, found="a folder that holds the source", expected="another; give -o")
+        if not output.exists() or not any(output.iterdir()):
+            return
+        if not replace:
+            raise InputError(f"{output}: found a folder that is not empty; give another -o, or --force to replace it")
+        if not (output / "pit.json").is_file():
+            raise InputError.at(output, found="a folder without pit.json", expected="an earlier export to replace")
+
+
+def export(
+    source: Source, folder: Path, *, name: str, on_hub: bool, dtype: str | None = None, adapter: bool = False
+) -> None:
+    """Write a model with its card into an empty folder.
+
+    Args:
+        name: what the card calls it.
+        on_hub: it is a name on the hub, not of a folder.
+        dtype: of the weights; None leaves them as they are.
+        adapter: write the adapter over the base of the run in place of whole weights.
+
+    Raises:
+        InputError: nothing loadable there.
+    """
+    quiet()
+    temperature = _temperature(source)
+    shown: dict[str, Any] = {"temperature": temperature if source.card.kind in WRITERS else None}
+    if adapter:
+        base, rank = export_adapter(source.model, folder, source.card)
+        shown["adapter"] = Path(base).name if Path(base).is_absolute() else base, rank
+    else:
+        shown["dtype"] = export_weights(source.model, folder, source.card, temperature=temperature, dtype=dtype)
+    gap = source.run / "gap" / "model" if source.run is not None else source.model
+    promises = tuple(load_calibrations(gap).values()) if source.card.kind in ("improver", "gap") else ()
+    page = Exported(source.card, name, on_hub, __version__, promises=promises, origin=_origin(source), **shown)
+    write_text(folder / "README.md", model_card(page))
+
+
+def _temperature(source: Source) -> float:
+    recipe = stored_recipe(source.run) if source.run is not None else None
+    if recipe is None and (known := exported_temperature(source.model)) is not None:
+        return known
+    if source.card.kind == "policy":
+        return (recipe.evaluation if recipe else EvaluationSection()).policy_temperature
+    return (recipe.loop if recipe else LoopSection()).temperature
+
+
+def _origin(source: Source) -> Origin | None:
+    """What a run says of the model, without the paths of this machine."""
+    run = source.run
+    if run is None:
+        return None
+    recipe, data = stored_recipe(run), stage_result(run, "data")
+    record = stage_record(run, "data") or {}
+    names = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
+    rows = {improver_stage(recipe): PIT, "improver-sft": SFT, policy_stage(recipe): "original"}
+    tree = _without_paths(recipe, names)
+    start = tree["model"]["reward_base"] if source.card.kind not in WRITERS else None
+    pocket = recipe.data.source == POCKET
+    return Origin(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        stage=source.stage,
+        version=record["version"],
+        dtype=recipe.model.dtype,
+        source="the pocket world" if pocket else tree["data"]["source"],
+        hub_source=None if pocket else names["data.source"],
+        base=start or tree["model"]["base"] or "from scratch",
+        hub_base=names["model.reward_base"] if start else names["model.base"],
+        reading=data_line(data),
+        folds={name: fold["pairs"] for name, fold in data["folds"].items()},
+        settings=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+        results=_results(Context(recipe, run)),
+        row=rows.get(source.stage, ""),
+        pocket=pocket,
+    )
+
+
+def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """A recipe as plain values, in which what is not on the hub goes by its name alone, and no server is named."""
+    server = {"rollout_server"}
+    tree = recipe.model_dump(mode="json", exclude={"policy_rl": server, "curriculum": {"rl": server}})
+    for key in names:
+        section, field = key.split(".")
+        if names[key] is None and tree[section][field] is not None:
+            tree[section][field] = Path(tree[section][field]).name
+    return tree
+
+
+def _results(context: Context) -> Report:
+    """What was measured in a run, as far as it has got."""
+    root, recipe = context.root, context.recipe
+
+    def done(stage: str) -> bool:
+        record = stage_record(root, stage)
+        return record is not None and record["status"] == Status.DONE
+
+    health = stage_result(root, "gap")["health"] if done("gap") else None
+    lines = health_lines(health) if health else []
+    if health is None or not done("evaluation"):
+        return Report(recipe.name, health=lines)
+    evaluation = stage_result(root, "evaluation")
+    return Report(
+        recipe.name,
+        headline=headline(evaluation, health),
+        systems=system_lines(evaluation),
+        differences=difference_lines(evaluation),
+        health=lines,
+        notes=[*trends(root, curriculum_stages(recipe)), *notes(context, evaluation)],
+        quality_name=evaluation["judge"],
+    )
