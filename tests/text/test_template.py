@@ -8,7 +8,14 @@ from builders import ASK, CHAT, LLAMA3_TEMPLATE, QWEN3_TEMPLATE
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.models.loading import load_tokenizer
-from pitlm.text.template import CHAT_TEMPLATE_ARGUMENTS, Template, check_template, encode_completion, encode_prompts
+from pitlm.text.template import (
+    CHAT_TEMPLATE_ARGUMENTS,
+    Template,
+    check_template,
+    encode_completion,
+    encode_prompts,
+    served_template,
+)
 
 TEMPLATE = Template(ASK)
 X = Prompt.of(
@@ -201,3 +208,24 @@ def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
     tokenizer.chat_template = GEMMA
     with pytest.raises(InputError, match="the chat template refuses this conversation: System role not supported"):
         encode_prompts(tokenizer, [TEMPLATE.policy_messages(X)])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [LLAMA3_TEMPLATE, QWEN25, QWEN3_TEMPLATE, MISTRAL, "\n \n  {%- if true %}{% endif %}" + QWEN25, "  text " + QWEN25],
+    ids=["llama3", "qwen2.5", "qwen3", "mistral", "blank lines", "text"],
+)
+@pytest.mark.parametrize(
+    "ask", [ASK, "\"Besser\",\tbitte: 'ä' 😀\n\\n {{ x }} {% endif %} {# #} \u2028"], ids=["plain", "awkward"]
+)
+def test_a_served_template_shows_what_ours_does_without_being_told(bases, shape, ask):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = shape
+    x = Prompt.of([{"role": "user", "content": "hi"}])
+    messages = Template(ask).improver_messages(x, Y_REF)
+    [want] = encode_prompts(tokenizer, [messages])
+    tokenizer.chat_template = served_template(shape, ask)
+    check_template(tokenizer, "model")
+    for turns in (messages, messages[:-1]):
+        assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"] == want
+    assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template

@@ -17,9 +17,8 @@ from pitlm.models.adapters import OVER_BASE, base_name
 from pitlm.models.calibration import load_calibrations
 from pitlm.models.exporting import WRITERS, export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
-from pitlm.pipeline.context import POCKET, Context
-from pitlm.pipeline.finished import curriculum_stages, improver_stage, policy_stage, stored_recipe
-from pitlm.pipeline.reporting import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
+from pitlm.pipeline.finished import POCKET, curriculum_stages, improver_stage, policy_stage, stored_recipe
+from pitlm.pipeline.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
 from pitlm.report.card import Exported, Origin, model_card
 from pitlm.report.data import Report
 from pitlm.runs.atomic import write_text
@@ -181,7 +180,7 @@ def _origin(source: Source) -> Origin | None:
         reading=data_line(data),
         folds={name: fold["pairs"] for name, fold in data["folds"].items()},
         settings=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
-        results=_results(Context(recipe, run)),
+        results=_results(run, recipe),
         row=rows.get(source.stage, ""),
         pocket=pocket,
     )
@@ -198,9 +197,8 @@ def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str,
     return tree
 
 
-def _results(context: Context) -> Report:
+def _results(root: Path, recipe: Recipe) -> Report:
     """What was measured in a run, as far as it has got."""
-    root, recipe = context.root, context.recipe
 
     def done(stage: str) -> bool:
         record = stage_record(root, stage)
@@ -217,6 +215,6 @@ def _results(context: Context) -> Report:
         systems=system_lines(evaluation),
         differences=difference_lines(evaluation),
         health=lines,
-        notes=[*trends(root, curriculum_stages(recipe)), *notes(context, evaluation)],
+        notes=[*trends(root, curriculum_stages(recipe)), *notes(evaluation, pocket=recipe.data.source == POCKET)],
         quality_name=evaluation["judge"],
     )

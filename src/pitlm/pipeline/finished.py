@@ -8,6 +8,9 @@ from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
 
+POCKET = "pocket"
+"""The data source of the pocket world."""
+
 
 def stored_recipe(root: Path) -> Recipe:
     """The recipe of an earlier run.

@@ -104,7 +104,11 @@ class Exported:
 def model_card(exported: Exported) -> str:
     """README.md: metadata for the hub, then what it is, how it is used, and what was measured."""
     environment = Environment(
-        loader=PackageLoader("pitlm.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("pitlm.report", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"number": number, "share": share, "bounds": bounds}
     body = environment.get_template("card.md.j2").render(exported=exported, card=exported.card, origin=exported.origin)
