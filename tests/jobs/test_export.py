@@ -18,7 +18,7 @@ from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pitlm.cli.main import main
 from pitlm.core.config import LoopSection
@@ -86,7 +86,7 @@ def assert_no_path(folder: Path, *machines: Path) -> None:
     for path in folder.iterdir():
         if path.suffix in (".json", ".md", ".jinja"):
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"[\s\"'`(](?:/\w+){2,}", text), path.name
+            assert set(re.findall(r"(?<![\w.:/<])(?:/[\w.-]+){2,}", text)) <= {"/v1/score"}, path.name
             assert not any(str(machine) in text for machine in machines), path.name
 
 
@@ -128,7 +128,7 @@ def test_transformers_alone_improves_with_it(pit, tiny_run, tmp_path):
         sampled = model.generate(**asked)  # as generation_config.json says
     assert asked["input_ids"].shape[1] < sampled.shape[1] <= asked["input_ids"].shape[1] + 16
     known = model.generation_config
-    assert (known.do_sample, known.temperature, known.top_p, known.top_k) == (True, 0.4, 1.0, 0)
+    assert (known.do_sample, known.temperature, known.top_p, known.top_k) == (True, 0.4, 1.0, model.config.vocab_size)
     assert (known.max_new_tokens, known.eos_token_id, known.pad_token_id) == (
         16,
         tokenizer.eos_token_id,
@@ -200,8 +200,8 @@ def test_weights_are_cast_once(pit, tiny_run, tmp_path, dtype):
 def test_greedy_is_said_as_transformers_says_it(bases, tmp_path):
     tokenizer = load_tokenizer(bases("llama3"))
     card = Card("improver", "better", 7)
-    for temperature, sampled in ((0.0, (False, None, None)), (0.7, (True, 0.7, 0))):
-        sampling(tokenizer, card, temperature).save_pretrained(tmp_path)
+    for temperature, sampled in ((0.0, (False, None, None)), (0.7, (True, 0.7, 999))):
+        sampling(tokenizer, card, temperature, 999).save_pretrained(tmp_path)
         known = GenerationConfig.from_pretrained(tmp_path)
         assert (known.do_sample, known.temperature, known.top_k) == sampled
         assert (known.top_p, known.max_new_tokens, known.eos_token_id) == (1.0, 7, tokenizer.eos_token_id)
@@ -306,12 +306,13 @@ def test_the_card_says_what_was_measured_and_on_what(pit, tiny_run, tmp_path):
         "delta": round(100 * pit_line["delta"]["estimate"], 1),
         "win_rate": round(100 * pit_line["win_rate"]["estimate"], 1),
     }
-    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE))
+    rows = dict(reversed(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE)))  # the first of each name
     for line in evaluation["systems"]:
         name = f"**{line['name']}**" if line["name"] == "PIT" else line["name"]
         if line["name"] != "original":
-            low, high = (f"{100 * line['delta'][end]:+.1f}%".replace("-", "−") for end in ("low", "high"))
-            assert f"[{low}, {high}]" in rows[name].replace("0.0%", "+0.0%").replace("++", "+"), name
+            shown = [float(figure.replace("−", "-")) for figure in re.findall(r"[+−]?\d+\.\d(?=%)", rows[name])]
+            wanted = [line[key][end] for key in ("delta", "win_rate") for end in ("estimate", "low", "high")]
+            assert shown == [pytest.approx(100 * value, abs=0.051) for value in (*wanted, line["copy_rate"])], name
     fresh = health["fresh_pairs"]
     shown = f"{100 * fresh['estimate']:.1f}% [{100 * fresh['low']:.1f}%, {100 * fresh['high']:.1f}%]"
     assert rows["Fresh pairs of the policy's own answers"].startswith(shown)
@@ -506,43 +507,46 @@ def test_pushing_brings_each_byte_to_the_hub(shell, tiny_run, tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_pushing_needs_no_folder_and_goes_with_xet_installed(shell, tiny_run, tmp_path):
+@pytest.fixture
+def online(monkeypatch):
+    """Lets the hub's client of this process, whose settings are those of its import, know one hub and no other."""
+    from huggingface_hub import constants
+
+    def connect(hub: HubServer, *, token: str = "", xet: bool = False) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", token or hub.token)
+
+    return connect
+
+
+def test_pushing_needs_no_folder_and_goes_with_xet_installed(online, pit, tiny_run, tmp_path, monkeypatch):
     """Without -o nothing stays here; and where Xet is installed the client goes another way, by its own pipeline."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     with HubServer(lfs=False) as hub:
-        done = push(
-            shell,
-            hub,
-            tiny_run.root,
-            "--model",
-            "gap",
-            "--push-to-hub",
-            "me/gap",
-            HF_HUB_DISABLE_XET="0",
-            TMPDIR=str(tmp_path),
-        )
-        assert done.returncode == 0, done.stderr
+        online(hub, xet=True)
+        code, said, error = pit("export", tiny_run.root, "--model", "gap", "--push-to-hub", "me/gap")
+        assert (code, said) == (0, f"Pushed gap: {hub.address}/me/gap/commit/1\n"), error
         files = hub.repositories["me/gap"].files
     assert not hub.repositories["me/gap"].private
-    assert {"README.md", "config.json", "model.safetensors", "pit.json", "tokenizer.json"} <= files.keys()
-    assert [path for path in tmp_path.iterdir() if path.name != "home"] == []
+    assert hub.stored == {}
+    assert list((tmp_path / "temporary").iterdir()) == []
+    (tmp_path / "got").mkdir()
     for name, content in files.items():
-        (tmp_path / "got").mkdir(exist_ok=True)
         (tmp_path / "got" / name).write_bytes(content)
     ours, theirs = (GapModel.from_pretrained(f) for f in (tiny_run.root / "gap" / "model", tmp_path / "got"))
     assert torch.equal(ours.gaps(ITEMS), theirs.gaps(ITEMS))
-    AutoModelForSequenceClassification.from_pretrained(tmp_path / "got")
+    assert "$ hf download me/gap --local-dir model" in card_of(tmp_path / "got").text
 
 
 @pytest.fixture
-def refused(pit, monkeypatch):
-    """The message of a push that fails, in this process, whose settings of the hub's client are those of its import."""
-    from huggingface_hub import constants
+def refused(online, pit):
+    """The message of a push that fails."""
 
     def call(hub: HubServer, *arguments: object, token: str = "") -> str:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setenv("HF_TOKEN", token or hub.token)
+        online(hub, token=token)
         code, _, error = pit("export", *arguments)
         assert code == 2, error
         assert error.count("Error: ") == 1

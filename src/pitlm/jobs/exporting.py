@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from pitlm import __version__
 from pitlm.core.config import EvaluationSection, LoopSection, Recipe
 from pitlm.core.errors import InputError
 from pitlm.improve.systems import PIT, SFT
+from pitlm.jobs.hub import open_repository, upload
 from pitlm.models.adapters import OVER_BASE, base_name
 from pitlm.models.calibration import load_calibrations
 from pitlm.models.exporting import WRITERS, export_adapter, export_weights, exported_temperature
@@ -21,7 +23,7 @@ from pitlm.pipeline.finished import POCKET, curriculum_stages, improver_stage, p
 from pitlm.pipeline.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
 from pitlm.report.card import Exported, Origin, model_card
 from pitlm.report.data import Report
-from pitlm.runs.atomic import write_text
+from pitlm.runs.atomic import atomic_folder, write_text
 from pitlm.runs.stage import Status, stage_record, stage_result
 from pitlm.text.readers import check_outside
 
@@ -116,6 +118,50 @@ class Source:
             raise InputError(f"{output}: found a folder that is not empty; give another -o, or --force to replace it")
         if not (output / "pit.json").is_file():
             raise InputError.at(output, found="a folder without pit.json", expected="an earlier export to replace")
+
+
+def deliver(
+    source: Source,
+    output: Path | None,
+    *,
+    repository: str | None = None,
+    private: bool = False,
+    replace: bool = False,
+    dtype: str | None = None,
+    adapter: bool = False,
+) -> Iterator[str]:
+    """Export a model into a folder, to the hub, or both; yields a line for each that is done.
+
+    Args:
+        output, repository: at least one of them; without ``output`` nothing stays on this machine.
+        private: the repository has to be.
+        replace: an earlier export in ``output``.
+        dtype, adapter: see :func:`export`.
+
+    Raises:
+        InputError: an output that must not be written to, no adapter, nothing loadable, or what the hub refuses; what
+            was written before is then named.
+    """
+    if output is not None:
+        source.check_output(output, replace=replace)
+    if adapter:
+        source.check_adapter(on_hub=repository is not None)
+    if repository is not None:
+        repository = open_repository(repository, private=private)
+    place = None if output is None else output.resolve()
+    with TemporaryDirectory() if place is None else atomic_folder(place) as made:
+        name = repository or (place.name if place else "")
+        export(source, Path(made), name=name, on_hub=repository is not None, dtype=dtype, adapter=adapter)
+        if place is None and repository is not None:
+            yield f"Pushed {source.card.kind}: {upload(Path(made), repository)}"
+    if place is None:
+        return
+    yield f"Exported {source.card.kind}: {output}"
+    if repository is not None:
+        try:
+            yield f"Pushed: {upload(place, repository)}"
+        except InputError as error:
+            raise InputError(f"{error}. The export is in {output}") from error
 
 
 def export(

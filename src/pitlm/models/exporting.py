@@ -33,7 +33,8 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
     dtype = dtype or str(AutoConfig.from_pretrained(source).dtype or "float32").removeprefix("torch.")
     if card.kind in WRITERS:
         model = load_causal(source, tokenizer, dtype)
-        model.generation_config = sampling(tokenizer, card, temperature)
+        vocabulary = model.config.get_text_config().vocab_size
+        model.generation_config = sampling(tokenizer, card, temperature, vocabulary)
         model.config.use_cache = True  # training leaves it off
     else:
         model = load_scorer(source, tokenizer, dtype)
@@ -62,13 +63,16 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
     return base_name(source), rank
 
 
-def sampling(tokenizer: HFTokenizer, card: Card, temperature: float) -> GenerationConfig:
+def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary: int) -> GenerationConfig:
     """``generation_config.json``: the whole distribution at a temperature, as :mod:`pitlm.models.generators` samples.
 
-    At temperature 0 it says ``do_sample: false`` and no more: transformers refuses to save a temperature beside that.
+    ``top_k`` is the whole ``vocabulary`` because it has to be something: left out it is 50 to transformers, and 0 is
+    refused by SGLang and TGI. At temperature 0 the file says ``do_sample: false`` and no more: transformers saves no
+    temperature beside that.
     """
+    how = {"do_sample": True, "temperature": temperature, "top_k": vocabulary} if temperature > 0 else {}
     return GenerationConfig(
-        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}),
+        **{"do_sample": False, **how},
         top_p=1.0,
         max_new_tokens=card.max_new_tokens,
         bos_token_id=tokenizer.bos_token_id,
