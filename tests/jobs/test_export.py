@@ -280,6 +280,11 @@ def test_an_adapter_is_one_that_peft_loads_over_the_base(pit, lora_run, tmp_path
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-generation")
     assert "a LoRA adapter of rank 3 over `base`" in card.text
     assert str(lora_run) not in card.content
+    # pitlm opens it where the base is at hand; whole weights cannot be made of it.
+    asked = ("improve", "--prompt", PROMPT, "--response", "price nine .", "--gap", lora_run / "gap" / "model")
+    assert pit(*asked, "--improver", out) == pit(*asked, "--improver", model)
+    code, _, error = pit("export", out, "-o", tmp_path / "again")
+    assert (code, "found an adapter that was exported, expected whole weights" in error) == (2, True)
     # The merged weights go out as any others.
     assert pit("export", lora_run, "-o", tmp_path / "whole")[0] == 0
     assert_no_path(tmp_path / "whole", lora_run)
@@ -331,7 +336,7 @@ def test_the_card_says_what_was_measured_and_on_what(pit, tiny_run, tmp_path):
     [
         ("contents of ", "/srv/people/jane/secret-pairs.jsonl", "/srv/models/Big-8B", False),
         ("contents of ", "../secret/secret-pairs.jsonl", "models/Big-8B", False),
-        ("", "jane/secret-pairs.jsonl", "jane/Big-8B", True),
+        ("", "jane/secret-pairs.jsonl:train", "jane/Big-8B", True),
     ],
 )
 def test_names_of_the_hub_are_in_the_card_and_places_of_this_machine_are_not(
@@ -357,7 +362,7 @@ def test_names_of_the_hub_are_in_the_card_and_places_of_this_machine_are_not(
     assert "secret/" not in card.content
     assert "gpu7" not in card.content
     assert card.data.base_model == (base if hub else None)
-    assert card.data.get("datasets") == ([source] if hub else None)
+    assert card.data.get("datasets") == (["jane/secret-pairs.jsonl"] if hub else None)
     assert "There is no ground truth here" in card.text
 
 

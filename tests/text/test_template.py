@@ -210,10 +210,43 @@ def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
         encode_prompts(tokenizer, [TEMPLATE.policy_messages(X)])
 
 
+# As Llama 3.1 and Gemma 4 do it: the messages are set anew, macros write the turns, and thinking is on by default.
+TAKES_APART = """{%- macro turn(role, text) -%}
+    {{- '<|' + role + '|>' + text | trim }}{{ '!' if enable_thinking | default(true) }}{{ messages | length -}}
+{%- endmacro -%}
+{%- if not enable_thinking is defined %}
+    {%- set enable_thinking = true %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = "" %}
+{%- endif %}
+{{- bos_token + system }}
+{%- set ns = namespace(last='') %}
+{%- for message in messages %}
+    {{- turn(message.role, message.content) }}
+    {%- set ns.last = message.role %}
+{%- endfor %}
+{%- if add_generation_prompt and ns.last == 'user' %}
+    {{- '<|assistant|>' }}{{ '<think>' if enable_thinking }}
+{%- endif %}
+"""
+
+
 @pytest.mark.parametrize(
     "shape",
-    [LLAMA3_TEMPLATE, QWEN25, QWEN3_TEMPLATE, MISTRAL, "\n \n  {%- if true %}{% endif %}" + QWEN25, "  text " + QWEN25],
-    ids=["llama3", "qwen2.5", "qwen3", "mistral", "blank lines", "text"],
+    [
+        LLAMA3_TEMPLATE,
+        QWEN25,
+        QWEN3_TEMPLATE,
+        MISTRAL,
+        TAKES_APART,
+        "\n  {% if true %}{% endif %}\n" + QWEN25,
+        "  text " + QWEN25,
+    ],
+    ids=["llama3", "qwen2.5", "qwen3", "mistral", "takes apart", "blank lines", "text"],
 )
 @pytest.mark.parametrize(
     "ask", [ASK, "\"Besser\",\tbitte: 'ä' 😀\n\\n {{ x }} {% endif %} {# #} \u2028"], ids=["plain", "awkward"]
@@ -221,11 +254,12 @@ def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
 def test_a_served_template_shows_what_ours_does_without_being_told(bases, shape, ask):
     tokenizer = load_tokenizer(bases("llama3"))
     tokenizer.chat_template = shape
-    x = Prompt.of([{"role": "user", "content": "hi"}])
+    x = X if shape in (QWEN3_TEMPLATE, TAKES_APART) else Prompt.of("hi")
     messages = Template(ask).improver_messages(x, Y_REF)
     [want] = encode_prompts(tokenizer, [messages])
     tokenizer.chat_template = served_template(shape, ask)
-    check_template(tokenizer, "model")
     for turns in (messages, messages[:-1]):
         assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"] == want
     assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template
+    tokenizer.chat_template = served_template(shape, None)  # a policy's
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"] == want

@@ -15,7 +15,7 @@ from pitlm.core.config import EvaluationSection, LoopSection, Recipe
 from pitlm.core.errors import InputError
 from pitlm.improve.systems import PIT, SFT
 from pitlm.jobs.hub import open_repository, upload
-from pitlm.models.adapters import OVER_BASE, base_name
+from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
 from pitlm.models.calibration import load_calibrations
 from pitlm.models.exporting import WRITERS, export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
@@ -45,8 +45,8 @@ class Source:
             model: which one of a run; the improver where it is not said.
 
         Raises:
-            InputError: none of the three, a stage that is not done, of a run one without evaluation, or ``model`` for
-                what is no run.
+            InputError: none of the three, an adapter alone, a stage that is not done, a run without evaluation, or
+                ``model`` for what is no run.
         """
         if not folder.is_dir():
             raise InputError(f"{folder}: found no such folder, expected that of a run, a stage or a model")
@@ -67,6 +67,8 @@ class Source:
                 f"{folder}: found neither recipe.json, stage.json nor pit.json, "
                 "expected the folder of a run, of a stage or of a model"
             )
+        if (here / CONFIG).is_file():
+            raise InputError.at(folder, found="an adapter that was exported", expected="whole weights, or its run")
         return cls(here, card)
 
     @classmethod
@@ -239,7 +241,7 @@ def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str,
     for key in names:
         section, field = key.split(".")
         if names[key] is None and tree[section][field] is not None:
-            tree[section][field] = Path(tree[section][field]).name
+            tree[section][field] = Path(tree[section][field]).name or tree[section][field]
     return tree
 
 

@@ -120,9 +120,10 @@ def metadata(exported: Exported) -> ModelCardData:
     """What the hub searches and shows."""
     kind, origin = exported.card.kind, exported.origin
     figures = _figures(exported)
+    data = origin.hub_source.partition(":")[0] if origin and origin.hub_source else None  # without the split
     return ModelCardData(
         base_model=origin.hub_base if origin else None,
-        datasets=[origin.hub_source] if origin and origin.hub_source else None,
+        datasets=[data] if data else None,
         library_name="peft" if exported.adapter else "transformers",
         pipeline_tag="text-generation" if exported.temperature is not None else "text-classification",
         tags=["pitlm", "pit", f"arxiv:{PAPER}", *_TAGS[kind]],
