@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pitlm.runs.atomic import atomic_writer, write_text
+from pitlm.runs.atomic import atomic_folder, atomic_writer, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -111,3 +111,42 @@ for n in range(60):
         while writer.poll() is None and time.monotonic() < end:
             assert path.read_text() in texts
     assert writer.returncode == 0
+
+
+def make_half(path: Path, error: BaseException) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a.txt").write_text("new, the first half")
+        raise error
+
+
+def test_a_folder_is_the_old_one_or_the_whole_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError, match="half way"):
+        make_half(path, RuntimeError("half way"))
+    assert names(path.parent) == []
+    for text in ("old", "new"):
+        with atomic_folder(path) as folder:
+            assert names(folder) == []
+            (folder / f"{text}.txt").write_text(text)
+        assert (names(path.parent), names(path)) == (["out"], [f"{text}.txt"])
+    with pytest.raises(KeyboardInterrupt):
+        make_half(path, KeyboardInterrupt())
+    assert (names(path.parent), names(path)) == (["out"], ["new.txt"])
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "out", Path.rename
+    with atomic_folder(path) as folder:
+        (folder / "old.txt").write_text("old")
+
+    def full(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(errno.ENOSPC, "the disk is full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="the disk is full"), atomic_folder(path) as folder:
+        (folder / "new.txt").write_text("new")
+    assert (names(tmp_path), names(path)) == (["out"], ["old.txt"])

@@ -59,29 +59,6 @@ def test_prompt_and_completion_are_the_whole_conversation(tokenizer):
             assert rest[: len(completion)] == completion
 
 
-@pytest.mark.parametrize("ask", [ASK, 'Isn\'t "it" so?\n{{ No }} \\n 🙂'])
-def test_a_server_that_passes_nothing_shows_the_improver_what_it_was_trained_on(tokenizer, ask):
-    def shown(messages):  # as servers ask: no arguments of ours
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-
-    asked = Template(ask).improver_messages(X, Y_REF)
-    [x_and_reference], [x] = encode_prompts(tokenizer, [asked]), encode_prompts(tokenizer, [X.as_messages()])
-    written = tokenizer.chat_template
-    try:
-        tokenizer.chat_template = served_template(written, ask)
-        assert shown(asked[:-1]) == x_and_reference
-        assert shown(asked) == x_and_reference  # who asks for a better answer already
-        assert shown(X.as_messages()) == x
-        assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template
-        check_template(tokenizer, "served")  # an exported model is one of ours still
-        tokenizer.chat_template = served_template(written, None)
-        assert shown(X.as_messages()) == x
-        tokenizer.chat_template = served_template("\n{{ messages[-1]['content'] }}", ask)
-        assert tokenizer.apply_chat_template(asked[:-1], add_generation_prompt=True, tokenize=False) == "\n" + ask
-    finally:
-        tokenizer.chat_template = written
-
-
 def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):
     from trl import RLOOTrainer
 
@@ -231,3 +208,58 @@ def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
     tokenizer.chat_template = GEMMA
     with pytest.raises(InputError, match="the chat template refuses this conversation: System role not supported"):
         encode_prompts(tokenizer, [TEMPLATE.policy_messages(X)])
+
+
+# As Llama 3.1 and Gemma 4 do it: the messages are set anew, macros write the turns, and thinking is on by default.
+TAKES_APART = """{%- macro turn(role, text) -%}
+    {{- '<|' + role + '|>' + text | trim }}{{ '!' if enable_thinking | default(true) }}{{ messages | length -}}
+{%- endmacro -%}
+{%- if not enable_thinking is defined %}
+    {%- set enable_thinking = true %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = "" %}
+{%- endif %}
+{{- bos_token + system }}
+{%- set ns = namespace(last='') %}
+{%- for message in messages %}
+    {{- turn(message.role, message.content) }}
+    {%- set ns.last = message.role %}
+{%- endfor %}
+{%- if add_generation_prompt and ns.last == 'user' %}
+    {{- '<|assistant|>' }}{{ '<think>' if enable_thinking }}
+{%- endif %}
+"""
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        LLAMA3_TEMPLATE,
+        QWEN25,
+        QWEN3_TEMPLATE,
+        MISTRAL,
+        TAKES_APART,
+        "\n  {% if true %}{% endif %}\n" + QWEN25,
+        "  text " + QWEN25,
+    ],
+    ids=["llama3", "qwen2.5", "qwen3", "mistral", "takes apart", "blank lines", "text"],
+)
+@pytest.mark.parametrize(
+    "ask", [ASK, "\"Besser\",\tbitte: 'ä' 😀\n\\n {{ x }} {% endif %} {# #} \u2028"], ids=["plain", "awkward"]
+)
+def test_a_served_template_shows_what_ours_does_without_being_told(bases, shape, ask):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = shape
+    x = X if shape in (QWEN3_TEMPLATE, TAKES_APART) else Prompt.of("hi")
+    messages = Template(ask).improver_messages(x, Y_REF)
+    [want] = encode_prompts(tokenizer, [messages])
+    tokenizer.chat_template = served_template(shape, ask)
+    for turns in (messages, messages[:-1]):
+        assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"] == want
+    assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template
+    tokenizer.chat_template = served_template(shape, None)  # a policy's
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"] == want

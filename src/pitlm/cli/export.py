@@ -1,4 +1,4 @@
-"""`pit export`: a trained model for other engines, here or on a hub."""
+"""`pit export`: a trained model, for any engine, with its card."""
 
 from __future__ import annotations
 
@@ -10,78 +10,48 @@ import click
 EXAMPLES = """
 \b
 Examples:
-  pit export runs/mine -o improver/
-  pit export runs/mine --model gap -o gap/ --dtype bfloat16
-  pit export runs/mine/rl-0-data -o earlier/
-  pit export runs/mine -o adapter/ --adapter
-  pit export runs/mine --push-to-hub OWNER/NAME --private
+  pit export runs/mine -o improver
+  pit export runs/mine --model gap -o gap-model
+  pit export runs/mine -o improver --dtype bfloat16 --push-to-hub me/my-improver --private
+  pit export runs/mine --adapter -o adapter        # for vllm serve BASE --enable-lora
+  pit export runs/mine/improver-sft -o sft-only
 
-vllm serve improver/ then improves for any OpenAI client, which sends a conversation that ends with the response to
-improve, as the assistant's turn.
+SOURCE is the folder of a run (then --model says which model), of one of its stages, or of a model. `vllm serve` of an
+exported improver, or another OpenAI-compatible server, improves the last answer of a conversation: the turn that the
+improver was trained with is in its chat template. docs/export.md says more.
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder that the model goes to.")
 @click.option(
     "--model",
-    "kind",
     type=click.Choice(["improver", "policy", "gap", "reward"]),
-    help="Which model of a run. Default: improver.",
+    help="Which model of a run. Default: the improver.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights. Default: as they are saved."
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights. Default: as they are."
 )
-@click.option("--adapter", is_flag=True, help="Write the adapter over the run's base, not merged weights.")
-@click.option("--push-to-hub", "hub", metavar="OWNER/NAME", help="Upload it to the Hugging Face hub (HF_TOKEN).")
-@click.option("--private", is_flag=True, help="Let nobody else see it there, if it is new.")
+@click.option("--adapter", is_flag=True, help="The LoRA adapter over the base of the run, not whole weights.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
-def export(source: Path, output: Path | None, hub: str | None, force: bool, **options: Any) -> None:
-    """Write a trained model as one folder that other engines load, with a model card.
-
-    SOURCE is the folder of a run, of one of its stages, or of a model. Adapters are merged; the chat template is
-    written so that servers need no arguments; the card has the data, the recipe, the results with intervals and the
-    health of R_PIT.
-    """
+@click.option("--push-to-hub", "repository", metavar="NAME", help="Also, or only, upload it under this name.")
+@click.option("--private", is_flag=True, help="Where --push-to-hub makes a repository, make it private.")
+def export(
+    source: Path, output: Path | None, model: Any, force: bool, repository: str | None, private: bool, **how: Any
+) -> None:
+    """Write a trained model as a checkpoint of Hugging Face's format, with a model card."""
     from pitlm.core.errors import InputError
 
-    kind, dtype, adapter = options["kind"], options["dtype"], options["adapter"]
-    if output is None and hub is None:
-        raise InputError("found neither -o nor --push-to-hub, expected where to: -o FOLDER")
-    if options["private"] and hub is None:
-        raise InputError("--private: found no --push-to-hub, expected it")
-    if adapter and dtype:
-        raise InputError("--dtype: found --adapter beside it, expected one of them: an adapter is written as it is")
-    if output is not None:
-        _check(output, force)
+    if output is None and repository is None:
+        raise InputError("give -o (a folder), or --push-to-hub (a name), or both")
+    if private and repository is None:
+        raise InputError("--private: found without --push-to-hub, expected beside it")
+    if how["adapter"] and how["dtype"] is not None:
+        raise InputError("--dtype: found beside --adapter, expected beside whole weights")
 
-    from pitlm.jobs.exporting import check_apart, check_hub, export_to, find_source
+    from pitlm.jobs.exporting import Source, deliver
 
-    found = find_source(source, kind)
-    if output is not None:
-        check_apart(found, output)
-    if hub is not None:
-        check_hub(hub, found, adapter=adapter)
-    url = export_to(found, output, hub=hub, private=options["private"], dtype=dtype, adapter=adapter)
-    for place in filter(None, (output, url)):
-        click.echo(f"{found.card.kind} of {source}: {place}")
-
-
-def _check(output: Path, force: bool) -> None:
-    """Refuse to replace what is no earlier export.
-
-    Raises:
-        InputError: a file, or a folder with something in it.
-    """
-    from pitlm.cli.outputs import check_place
-    from pitlm.core.errors import InputError
-
-    if output.exists() and not output.is_dir():
-        raise InputError.at(output, found="a file", expected="the folder to write")
-    if output.is_dir() and any(output.iterdir()):
-        if not (output / "pit.json").is_file():
-            raise InputError.at(output, found="a folder with other files in it", expected="an empty one, or none")
-        check_place(output, force)
-    elif not output.exists():
-        check_place(output, force)
+    found = Source.of(source, model)
+    for line in deliver(found, output, replace=force, repository=repository, private=private, **how):
+        click.echo(line)

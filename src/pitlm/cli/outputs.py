@@ -16,7 +16,7 @@ def check_output(output: Path, force: bool, what: str) -> None:
 
     if output.is_dir():
         raise InputError.at(output, found="a folder", expected=f"the file that {what} go to")
-    check_place(output, force)
+    _check_place(output, force)
 
 
 def check_output_folder(output: Path, force: bool, what: str, pattern: str) -> None:
@@ -29,18 +29,13 @@ def check_output_folder(output: Path, force: bool, what: str, pattern: str) -> N
 
     if output.exists() and not output.is_dir():
         raise InputError.at(output, found="a file", expected=f"the folder that {what} go to")
-    check_place(output, force)
+    _check_place(output, force)
     other = next((path.name for path in output.glob("*") if not path.match(pattern)), None)
     if other is not None:
         raise InputError.at(output, found=f"a folder with '{other}' in it", expected=f"only {pattern} to replace")
 
 
-def check_place(output: Path, force: bool) -> None:
-    """Refuse what is there already and not to be replaced, or what could not be written.
-
-    Raises:
-        InputError: it is one of these.
-    """
+def _check_place(output: Path, force: bool) -> None:
     from pitlm.core.errors import InputError
 
     if output.exists() and not force:

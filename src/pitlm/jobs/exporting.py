@@ -1,211 +1,268 @@
-"""A trained model for the world outside: one folder that any engine loads, with a card, here or on a hub."""
+"""Exporting a model of a run: a checkpoint that any engine loads, with a card that says what it is."""
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 import yaml
-from huggingface_hub import HfApi, ModelCardData, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from pitlm import __version__
-from pitlm.core.config import Recipe
+from pitlm.core.config import EvaluationSection, LoopSection, Recipe
 from pitlm.core.errors import InputError
-from pitlm.models.calibration import FILE as CALIBRATION
-from pitlm.models.calibration import Calibration, load_calibrations
-from pitlm.models.export import Dtype, adapter_base, export_adapter, export_model
-from pitlm.models.loading import Card, Kind, first_line, quiet
-from pitlm.pipeline.context import POCKET, Context
-from pitlm.pipeline.finished import improver_stage, policy_stage, rl_stages, stored_recipe
-from pitlm.pipeline.reporting import data_line, read_report
-from pitlm.report.card import CardPage, render_card
+from pitlm.improve.systems import PIT, SFT
+from pitlm.jobs.hub import open_repository, upload
+from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
+from pitlm.models.calibration import load_calibrations
+from pitlm.models.exporting import WRITERS, export_adapter, export_weights, exported_temperature
+from pitlm.models.loading import Card, Kind, quiet
+from pitlm.pipeline.finished import POCKET, curriculum_stages, improver_stage, policy_stage, stored_recipe
+from pitlm.pipeline.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
+from pitlm.report.card import Exported, Origin, model_card
+from pitlm.report.data import Report
 from pitlm.runs.atomic import atomic_folder, write_text
-from pitlm.runs.stage import stage_record, stage_result
-
-PIPELINES = {"improver": "text-generation", "policy": "text-generation"}
-"""What a hub calls the task of each kind; of the others text classification."""
+from pitlm.runs.stage import Status, stage_record, stage_result
+from pitlm.text.readers import check_outside
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model's folder, its card, and the run that it comes from, where that is known."""
+    """A model to export, and the run and stage that it comes from where it lies in one."""
 
     model: Path
     card: Card
-    run: Path | None
+    run: Path | None = None
+    stage: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, model: Kind | None = None) -> Source:
+        """Find it by the folder of a run, of a stage, or of the model itself.
+
+        Args:
+            model: which one of a run; the improver where it is not said.
+
+        Raises:
+            InputError: none of the three, an adapter alone, a stage that is not done, a run without evaluation, or
+                ``model`` for what is no run.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: found no such folder, expected that of a run, a stage or a model")
+        here = folder.resolve()
+        if (here / "recipe.json").is_file():
+            recipe = stored_recipe(here)
+            stages = {"improver": improver_stage(recipe), "policy": policy_stage(recipe)}
+            stage_result(here, "evaluation")
+            return cls._of_stage(here / stages.get(model or "improver", model or ""))
+        if model is not None:
+            raise InputError(f"--model: found beside {folder}, expected beside the folder of a run")
+        if (here / "stage.json").is_file():
+            return cls._of_stage(here)
+        if here.name == "model" and (here.parent / "stage.json").is_file():
+            return cls._of_stage(here.parent)
+        if (card := Card.load(here)) is None:
+            raise InputError(
+                f"{folder}: found neither recipe.json, stage.json nor pit.json, "
+                "expected the folder of a run, of a stage or of a model"
+            )
+        if (here / CONFIG).is_file():
+            raise InputError.at(folder, found="an adapter that was exported", expected="whole weights, or its run")
+        return cls(here, card)
+
+    @classmethod
+    def _of_stage(cls, folder: Path) -> Source:
+        stage_result(folder.parent, folder.name)
+        if (card := Card.load(folder / "model")) is None:
+            raise InputError(f"{folder}: found a stage without a model, expected one that trains one")
+        run = folder.parent if (folder.parent / "recipe.json").is_file() else None
+        return cls(folder / "model", card, run, folder.name)
+
+    def check_adapter(self, *, on_hub: bool) -> None:
+        """Refuse an adapter that is not there, or of no use to those who get it.
+
+        Args:
+            on_hub: others get it, who have the base only where it is on the hub, too.
+
+        Raises:
+            InputError: the model was not trained with LoRA, or the base is a folder of this machine.
+        """
+        if not (self.model / OVER_BASE).is_dir():
+            raise InputError(
+                f"--adapter: found none over the run's base in {self.model}, expected a model that was trained with "
+                "LoRA (not of its embeddings); leave out --adapter"
+            )
+        base = base_name(self.model)
+        if on_hub and Path(base).is_absolute():
+            raise InputError(
+                f"--adapter: found one over {base}, a folder that others do not have, expected one over a base of the "
+                "hub; push whole weights, without --adapter"
+            )
+
+    def check_output(self, output: Path, *, replace: bool) -> None:
+        """Refuse a folder that must not be written to.
+
+        Args:
+            replace: an earlier export may be there.
+
+        Raises:
+            InputError: a file, a folder with something else in it, or one that holds the source or lies in it.
+        """
+        if output.exists() and not output.is_dir():
+            raise InputError.at(output, found="a file", expected="the folder that the model goes to")
+        check_outside(self.run or self.model, output, option="-o")
+        if self.model.is_relative_to(output.resolve()):
+            raise InputError.at(output, found="a folder that holds the source", expected="another; give -o")
+        if not output.exists() or not any(output.iterdir()):
+            return
+        if not replace:
+            raise InputError(f"{output}: found a folder that is not empty; give another -o, or --force to replace it")
+        if not (output / "pit.json").is_file():
+            raise InputError.at(output, found="a folder without pit.json", expected="an earlier export to replace")
 
 
-def find_source(path: Path, kind: Kind | None) -> Source:
-    """The model meant by the folder of a run (of which ``kind`` is chosen), of a stage, or of a model.
-
-    Raises:
-        InputError: none of these there, or a run without that model.
-    """
-    if (path / "recipe.json").is_file():
-        recipe = stored_recipe(path)
-        stages = {"improver": improver_stage(recipe), "policy": policy_stage(recipe)}
-        wanted = kind or "improver"
-        model = path / stages.get(wanted, wanted) / "model"
-        card = Card.load(model)
-        if card is None:
-            raise InputError(f"{path}: found no trained {wanted}, expected {model}: pit run goes on where it stopped")
-        return Source(model, card, path)
-    if kind is not None:
-        raise InputError(f"{path}: found no run, expected one: --model chooses among a run's models")
-    for model in (path, path / "model"):
-        if (card := Card.load(model)) is not None:
-            run = model.resolve().parents[1]
-            return Source(model, card, run if (run / "recipe.json").is_file() else None)
-    raise InputError(f"{path}: found no run, stage or model of pitlm, expected recipe.json, model/pit.json or pit.json")
-
-
-def check_apart(source: Source, output: Path) -> None:
-    """Before anything is replaced: is the output no part of what is exported, nor around it?
-
-    Raises:
-        InputError: it is.
-    """
-    root, place = (source.run or source.model).resolve(), output.resolve()
-    if place.is_relative_to(root) or root.is_relative_to(place):
-        raise InputError(f"{output}: found a folder of what is exported ({root}), expected one outside of it")
-
-
-def export(source: Source, output: Path, *, name: str, dtype: Dtype | None = None, adapter: bool = False) -> None:
-    """Write the model, its calibration and its card into a folder, which appears whole or not at all.
+def deliver(
+    source: Source,
+    output: Path | None,
+    *,
+    repository: str | None = None,
+    private: bool = False,
+    replace: bool = False,
+    dtype: str | None = None,
+    adapter: bool = False,
+) -> Iterator[str]:
+    """Export a model into a folder, to the hub, or both; yields a line for each that is done.
 
     Args:
-        name: what users will load it by.
-        adapter: its adapter over the base of the run, in place of merged weights.
+        output, repository: at least one of them; without ``output`` nothing stays on this machine.
+        private: the repository has to be.
+        replace: an earlier export in ``output``.
+        dtype, adapter: see :func:`export`.
 
     Raises:
-        InputError: no adapter there, or files that cannot be read.
+        InputError: an output that must not be written to, no adapter, nothing loadable, or what the hub refuses; what
+            was written before is then named.
+    """
+    if output is not None:
+        source.check_output(output, replace=replace)
+    if adapter:
+        source.check_adapter(on_hub=repository is not None)
+    if repository is not None:
+        repository = open_repository(repository, private=private)
+    place = None if output is None else output.resolve()
+    with TemporaryDirectory() if place is None else atomic_folder(place) as made:
+        name = repository or (place.name if place else "")
+        export(source, Path(made), name=name, on_hub=repository is not None, dtype=dtype, adapter=adapter)
+        if place is None and repository is not None:
+            yield f"Pushed {source.card.kind}: {upload(Path(made), repository)}"
+    if place is None:
+        return
+    yield f"Exported {source.card.kind}: {output}"
+    if repository is not None:
+        try:
+            yield f"Pushed: {upload(place, repository)}"
+        except InputError as error:
+            raise InputError(f"{error}. The export is in {output}") from error
+
+
+def export(
+    source: Source, folder: Path, *, name: str, on_hub: bool, dtype: str | None = None, adapter: bool = False
+) -> None:
+    """Write a model with its card into an empty folder.
+
+    Args:
+        name: what the card calls it.
+        on_hub: it is a name on the hub, not of a folder.
+        dtype: of the weights; None leaves them as they are.
+        adapter: write the adapter over the base of the run in place of whole weights.
+
+    Raises:
+        InputError: nothing loadable there.
     """
     quiet()
-    recipe = stored_recipe(source.run) if source.run else None
-    with atomic_folder(output) as folder:
-        if adapter:
-            export_adapter(source.model, source.card, folder)
-        else:
-            temperature = _temperature(recipe, source.card.kind)
-            export_model(source.model, source.card, folder, dtype=dtype, temperature=temperature)
-        if (calibration := source.model / CALIBRATION).is_file():
-            write_text(folder / CALIBRATION, calibration.read_text(encoding="utf-8"))
-        write_text(folder / "README.md", model_card(source, recipe, name, adapter=adapter))
+    temperature = _temperature(source)
+    shown: dict[str, Any] = {"temperature": temperature if source.card.kind in WRITERS else None}
+    if adapter:
+        base, rank = export_adapter(source.model, folder, source.card)
+        shown["adapter"] = Path(base).name if Path(base).is_absolute() else base, rank
+    else:
+        shown["dtype"] = export_weights(source.model, folder, source.card, temperature=temperature, dtype=dtype)
+    gap = source.run / "gap" / "model" if source.run is not None else source.model
+    promises = tuple(load_calibrations(gap).values()) if source.card.kind in ("improver", "gap") else ()
+    page = Exported(source.card, name, on_hub, __version__, promises=promises, origin=_origin(source), **shown)
+    write_text(folder / "README.md", model_card(page))
 
 
-def model_card(source: Source, recipe: Recipe | None, name: str, *, adapter: bool) -> str:
-    """The card with the metadata that a hub wants: ours, in the format of huggingface_hub."""
-    public = _public(recipe) if recipe else None
-    base = adapter_base(source.model) or (recipe.model.base if recipe else None)
-    base = base if base and _on_hub(base) else None
-    known: dict[str, Any] = {}
-    if source.run and public:
-        known["recipe"] = yaml.safe_dump(public.model_dump(exclude_defaults=True), sort_keys=False).strip()
-        data = stage_result(source.run, "data")
-        known["data_line"] = f"{public.data.source}, seed {public.seed}. {data_line(data)}"
-        record = stage_record(source.run, "evaluation")
-        if record is not None and record["status"] == "done":
-            known["report"] = read_report(Context(public, source.run), rl_stages(public))
-        calibrations = load_calibrations(source.run / "gap" / "model").values()
-        known["promises"] = [_promise(found) for found in calibrations if math.isfinite(found.margin)]
-    metadata = ModelCardData(
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag=PIPELINES.get(source.card.kind, "text-classification"),
-        base_model=base,
-        datasets=[recipe.data.source] if recipe and recipe.data.source and _on_hub(recipe.data.source) else None,
-        tags=["pit", "self-improvement", source.card.kind],
-    )
-    page = CardPage(name, source.card.kind, source.card.ask, __version__, adapter=adapter, base=base, **known)
-    return f"---\n{metadata.to_yaml()}\n---\n\n{render_card(page)}"
+def _temperature(source: Source) -> float:
+    recipe = stored_recipe(source.run) if source.run is not None else None
+    if recipe is None and (known := exported_temperature(source.model)) is not None:
+        return known
+    if source.card.kind == "policy":
+        return (recipe.evaluation if recipe else EvaluationSection()).policy_temperature
+    return (recipe.loop if recipe else LoopSection()).temperature
 
 
-def check_hub(name: str, source: Source, *, adapter: bool) -> None:
-    """Before anything is spent: could this be pushed?
-
-    Raises:
-        InputError: offline, a name that no hub takes, or an adapter over a base that only this machine has.
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(f"--push-to-hub: found '{name}', expected OWNER/NAME: {first_line(error)}") from error
-    if constants.HF_HUB_OFFLINE:
-        raise InputError("--push-to-hub: found HF_HUB_OFFLINE set, expected a hub: unset it, or export with -o alone")
-    base = adapter_base(source.model)
-    if adapter and base and not _on_hub(base):
-        raise InputError(f"--adapter: found a base that only this machine has ({base}), expected one of the hub")
-
-
-def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload an exported folder; returns where it is.
-
-    Raises:
-        InputError: no token, no hub in reach, or one that refuses.
-    """
-    with _hub_errors(name):
-        api = HfApi()
-        url = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Exported by pitlm {__version__}")
-    return str(url)
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except LocalTokenNotFoundError as error:
-        raise InputError(
-            f"--push-to-hub {name}: found no token, expected HF_TOKEN, or `hf auth login` first"
-        ) from error
-    except (HfHubHTTPError, httpx.HTTPError) as error:
-        raise InputError(f"--push-to-hub {name}: the hub at {constants.ENDPOINT}: {first_line(error)}") from error
-
-
-def export_to(
-    source: Source, output: Path | None, *, hub: str | None, private: bool, dtype: Dtype | None, adapter: bool
-) -> str | None:
-    """Export into a folder, to a hub by way of one, or both; returns where it is on the hub.
-
-    Raises:
-        InputError: as :func:`export` and :func:`push`.
-    """
-    with ExitStack() as stack:
-        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
-        export(source, folder, name=hub or folder.name, dtype=dtype, adapter=adapter)
-        return push(folder, hub, private=private) if hub else None
-
-
-def _temperature(recipe: Recipe | None, kind: Kind) -> float | None:
-    if recipe is None:
+def _origin(source: Source) -> Origin | None:
+    """What a run says of the model, without the paths of this machine."""
+    run = source.run
+    if run is None:
         return None
-    return recipe.loop.temperature if kind == "improver" else recipe.evaluation.policy_temperature
-
-
-def _promise(found: Calibration) -> str:
-    return (
-        f"The loop with {found.scorer} and a margin of {found.margin:.3g}: at most {found.harm:.1%} of the answers are "
-        f"made worse, with confidence {found.confidence:.0%}, by {found.judge} on {found.items} answers."
+    recipe, data = stored_recipe(run), stage_result(run, "data")
+    record = stage_record(run, "data") or {}
+    names = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
+    rows = {improver_stage(recipe): PIT, "improver-sft": SFT, policy_stage(recipe): "original"}
+    tree = _without_paths(recipe, names)
+    start = tree["model"]["reward_base"] if source.card.kind not in WRITERS else None
+    pocket = recipe.data.source == POCKET
+    return Origin(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        stage=source.stage,
+        version=record["version"],
+        dtype=recipe.model.dtype,
+        source="the pocket world" if pocket else tree["data"]["source"],
+        hub_source=None if pocket else names["data.source"],
+        base=start or tree["model"]["base"] or "from scratch",
+        hub_base=names["model.reward_base"] if start else names["model.base"],
+        reading=data_line(data),
+        folds={name: fold["pairs"] for name, fold in data["folds"].items()},
+        settings=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+        results=_results(run, recipe),
+        row=rows.get(source.stage, ""),
+        pocket=pocket,
     )
 
 
-def _on_hub(name: str) -> bool:
-    return name != POCKET and not Path(name).is_absolute() and not Path(name).exists()
+def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """A recipe as plain values, in which what is not on the hub goes by its name alone, and no server is named."""
+    server = {"rollout_server"}
+    tree = recipe.model_dump(mode="json", exclude={"policy_rl": server, "curriculum": {"rl": server}})
+    for key in names:
+        section, field = key.split(".")
+        if names[key] is None and tree[section][field] is not None:
+            tree[section][field] = Path(tree[section][field]).name or tree[section][field]
+    return tree
 
 
-def _public(recipe: Recipe) -> Recipe:
-    """Without the folders of this machine: of a path its last part."""
+def _results(root: Path, recipe: Recipe) -> Report:
+    """What was measured in a run, as far as it has got."""
 
-    def last(name: str | None) -> str | None:
-        return name if name is None or _on_hub(name) else Path(name).name
+    def done(stage: str) -> bool:
+        record = stage_record(root, stage)
+        return record is not None and record["status"] == Status.DONE
 
-    data = recipe.data.model_copy(update={"source": last(recipe.data.source)})
-    changes = {"base": last(recipe.model.base), "reward_base": last(recipe.model.reward_base)}
-    return recipe.model_copy(update={"data": data, "model": recipe.model.model_copy(update=changes)})
+    health = stage_result(root, "gap")["health"] if done("gap") else None
+    lines = health_lines(health) if health else []
+    if health is None or not done("evaluation"):
+        return Report(recipe.name, health=lines)
+    evaluation = stage_result(root, "evaluation")
+    return Report(
+        recipe.name,
+        headline=headline(evaluation, health),
+        systems=system_lines(evaluation),
+        differences=difference_lines(evaluation),
+        health=lines,
+        notes=[*trends(root, curriculum_stages(recipe)), *notes(evaluation, pocket=recipe.data.source == POCKET)],
+        quality_name=evaluation["judge"],
+    )

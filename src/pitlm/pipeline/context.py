@@ -16,13 +16,12 @@ from pitlm.models.adapters import Bases
 from pitlm.models.devices import release_memory
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
 from pitlm.models.scorers import RewardModel
+from pitlm.pipeline.finished import POCKET
 from pitlm.pipeline.judging import true_utility
 from pitlm.text.folds import read_folds
 from pitlm.text.template import Template
 from pitlm.train.common import Workbench, finished_metrics
 from pitlm.train.launch import Launch, run_ranks
-
-POCKET = "pocket"
 
 
 class Trained(Exception):

@@ -8,6 +8,9 @@ from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.recipe_file import load_recipe
 
+POCKET = "pocket"
+"""The data source of the pocket world."""
+
 
 def stored_recipe(root: Path) -> Recipe:
     """The recipe of an earlier run.
@@ -28,9 +31,9 @@ def policy_stage(recipe: Recipe) -> str:
 
 def improver_stage(recipe: Recipe) -> str:
     """The name of the stage that holds the finished improver."""
-    return rl_stages(recipe)[-1]
+    return curriculum_stages(recipe)[-1]
 
 
-def rl_stages(recipe: Recipe) -> list[str]:
+def curriculum_stages(recipe: Recipe) -> list[str]:
     """The names of the stages of curriculum RL, in order."""
     return [f"rl-{number}-{source}" for number, source in enumerate(recipe.curriculum.stages)]

@@ -18,8 +18,8 @@ from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.improve.systems import PIT
 from pitlm.models.loading import check_quantization, quiet
-from pitlm.pipeline.context import POCKET
-from pitlm.pipeline.reporting import data_line, headline, health_lines, trends
+from pitlm.pipeline.finished import POCKET
+from pitlm.pipeline.results import data_line, headline, health_lines, trends
 from pitlm.pipeline.stages import build_stages
 from pitlm.runs.console import make_console
 from pitlm.runs.stage import RunFolder, stage_record, stage_result

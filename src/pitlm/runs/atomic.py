@@ -35,31 +35,6 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         raise
 
 
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that becomes ``path`` when the block ends without an error; what was there before is removed.
-
-    Raises:
-        OSError: the folder above cannot be written to, or the disk is full.
-    """
-    path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    temporary, before = (path.with_name(f".{path.name}.{mark}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, before)
-        os.replace(temporary, path)
-    except BaseException:
-        if before.exists() and not path.exists():
-            os.replace(before, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` in one step (UTF-8, parents created).
 
@@ -68,3 +43,29 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_writer(path) as handle:
         handle.write(text)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends without an error; what was there is then gone.
+
+    When the block raises, ``path`` stays as it was.
+
+    Raises:
+        OSError: the folder above cannot be written to, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    earlier = made.with_suffix(".earlier")
+    made.mkdir()
+    try:
+        yield made
+        if path.exists():
+            path.rename(earlier)
+        made.rename(path)
+    except BaseException:
+        if earlier.exists() and not path.exists():
+            earlier.rename(path)
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

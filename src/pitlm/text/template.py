@@ -7,6 +7,7 @@ is given ``PLAIN_CHAT_TEMPLATE``, which travels with the checkpoint.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,23 +65,6 @@ class Template:
         ]
 
 
-def served_template(template: str, ask: str | None) -> str:
-    """A chat template for servers that pass no arguments of ours, and know nothing of ``ask``.
-
-    Args:
-        ask: where the assistant is asked to write and the conversation ends with its own turn, that turn is y_ref:
-            ``ask`` follows it, as in :meth:`Template.improver_messages`. None for a policy.
-    """
-    head = "".join(f"{{% set {name} = {value!r} %}}" for name, value in CHAT_TEMPLATE_ARGUMENTS.items())
-    if ask is not None:
-        turn = f"[{{'role': 'user', 'content': {ask!r}}}]"
-        head += "{% if add_generation_prompt and messages and messages[-1]['role'] == 'assistant' %}"
-        head += f"{{% set messages = messages + {turn} %}}{{% endif %}}"
-    # The expression of nothing keeps a newline that the template may begin with: after a statement it would be dropped.
-    head += "{{ '' }}"
-    return template if template.startswith(head) else head + template  # an export may be exported again
-
-
 def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
     """Token ids of each conversation, up to where the assistant begins to write.
 
@@ -97,6 +81,25 @@ def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token")
     return [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def served_template(template: str, ask: str | None) -> str:
+    """A chat template that shows a server's model what pitlm shows it, with no argument of ours. Ours.
+
+    ``CHAT_TEMPLATE_ARGUMENTS`` are fixed in it. Where ``ask`` is given, a conversation that ends with the assistant's
+    turn, and is to be answered, gets it as the user's turn at its end: the response is the reference. Any other
+    conversation is rendered as before. What has been through here already is returned as it is.
+    """
+    # Each line ends with a tag, after which a line feed is dropped: what follows begins like a file of its own.
+    fixed = [f"{{%- set {name} = {json.dumps(value)} %}}\n" for name, value in CHAT_TEMPLATE_ARGUMENTS.items()]
+    if ask is not None:
+        turn = json.dumps({"role": "user", "content": ask}, ensure_ascii=False)
+        fixed += [
+            "{%- if add_generation_prompt and messages[-1]['role'] == 'assistant' %}\n",
+            f"{{%- set messages = messages + [{turn}] %}}\n",
+            "{%- endif %}\n",
+        ]
+    return template if template.startswith("".join(fixed)) else "".join(fixed) + template
 
 
 def check_template(tokenizer: Tokenizer, where: str | Path) -> None:
