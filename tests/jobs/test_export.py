@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from pitlm.cli.main import main
 from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.adapters import save_over_base
-from pitlm.models.calibration import ALONE, Calibration, load_calibrations, save_calibrations
+from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations, save_calibrations
 from pitlm.models.exporting import sampling
 from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_causal, load_tokenizer, save
@@ -149,17 +151,19 @@ def test_pitlm_itself_improves_with_what_it_exported(pit, tiny_run, tmp_path):
 def test_the_gap_model_gives_the_same_gaps_and_takes_its_calibration_along(pit, tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
     found = Calibration(ALONE, 0.25, 0.02, 0.9, 60, "true utility", LoopSection(rounds=2), (0.5,), (1.0,))
-    save_calibrations(run / "gap" / "model", {ALONE: found})
+    hopeless = replace(found, scorer=GUARDED, margin=math.inf)
+    save_calibrations(run / "gap" / "model", {ALONE: found, GUARDED: hopeless})
     assert pit("export", run, "--model", "gap", "-o", tmp_path / "gap")[0] == 0
     ours, theirs = (GapModel.from_pretrained(folder) for folder in (run / "gap" / "model", tmp_path / "gap"))
     assert torch.equal(ours.gaps(ITEMS), theirs.gaps(ITEMS))
-    assert load_calibrations(tmp_path / "gap") == {ALONE: found}
+    assert load_calibrations(tmp_path / "gap") == {ALONE: found, GUARDED: hopeless}
     assert not (tmp_path / "gap" / "generation_config.json").exists()
     text = card_of(tmp_path / "gap").text
     assert "with a margin of 0.25, at most 2.0% of the answers are made worse, with confidence 90%" in " ".join(
         text.split()
     )
     assert "on 60 fresh answers, for up to 2 rounds" in text
+    assert "R_PIT and R_P decides: no margin keeps 2.0% made worse with confidence 90%, so nothing is changed" in text
     # The improver is promised for as well: it is the other half of the loop.
     pit("export", run, "-o", tmp_path / "improver")
     assert "The promise of the margin" in card_of(tmp_path / "improver").text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,6 +112,7 @@ def model_card(exported: Exported) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": number, "share": share, "bounds": bounds}
+    environment.globals["infinity"] = math.inf
     body = environment.get_template("card.md.j2").render(exported=exported, card=exported.card, origin=exported.origin)
     # Read back by the hub's own class, which refuses metadata that the hub would.
     return str(ModelCard(f"---\n{metadata(exported).to_yaml()}\n---\n{body}"))
