@@ -91,6 +91,8 @@ def test_pairs_of_a_file_are_counted_and_measured(pit, tmp_path):
     code, out, _ = pit("doctor", "hh-small", "--data", file, "--hardware", "l4")
     assert code == 0
     assert "7 pairs; x 10, chosen 20, rejected 5 tokens" in out
+    _, of_recipe, _ = pit("doctor", "hh-small", "--set", f"data.source={file}", "--hardware", "l4")
+    assert "7 pairs; x 10, chosen 20, rejected 5 tokens" in of_recipe
 
 
 @pytest.mark.parametrize(

@@ -351,12 +351,12 @@ def test_names_of_the_hub_are_in_the_card_and_places_of_this_machine_are_not(
     recipe["data"]["source"], recipe["model"] = source, {**recipe["model"], "init": None, "base": base}
     recipe["curriculum"]["rl"]["rollout_server"] = "http://gpu7.example.internal:8000"
     (run / "recipe.json").write_text(json.dumps(recipe))
-    for record in run.glob("*/stage.json"):
-        tree = json.loads(record.read_text())
-        tree["settings"] = {k: v for k, v in tree["settings"].items() if k not in ("data.source", "model.base")}
-        told = {"data.source": source, "model.base": base}
-        tree["settings"] |= {f"{key}{name}": "0123abcd" if key else value for name, value in told.items()}
-        record.write_text(json.dumps(tree))
+    record = run / "data" / "stage.json"
+    tree = json.loads(record.read_text())
+    tree["settings"] = {k: v for k, v in tree["settings"].items() if k not in ("data.source", "model.base")}
+    told = {"data.source": source, "model.base": base}
+    tree["settings"] |= {f"{key}{name}": "0123abcd" if key else value for name, value in told.items()}
+    record.write_text(json.dumps(tree))
     pit("export", run, "-o", tmp_path / "out")
     assert_no_path(tmp_path / "out", tmp_path)
     card = card_of(tmp_path / "out")
@@ -434,6 +434,8 @@ def refusals(run: Path, folder: Path) -> dict[str, tuple[list[object], str]]:
             [run, "-o", folder / "full"],
             "found a folder that is not empty; give another -o, or --force",
         ),
+        "around the current folder": ([run, "-o", Path.cwd().parent], "found the current folder, or one around it"),
+        "a mount point": ([run, "-o", "/proc"], "found a mount point, expected a folder in it"),
         "somebody's folder": ([run, "-o", folder / "full", "--force"], "found a folder without pit.json"),
         "a file": ([run, "-o", folder / "full" / "thesis.txt"], "found a file, expected the folder"),
         "inside the run": ([run, "-o", run / "gap" / "model", "--force"], "found a folder inside the source"),
@@ -472,6 +474,27 @@ def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(pit, tiny_run, b
     assert json.loads((out / "pit.json").read_text())["kind"] == "improver"
     assert not (out / "stale.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "out"]
+
+
+def test_results_of_other_models_than_the_runs_are_not_on_the_card(pit, tiny_run, tmp_path):
+    """As `pit run --update --until rl-1-policy` leaves a run: its evaluation is of the models before."""
+    run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
+    record = json.loads((run / "rl-1-policy" / "stage.json").read_text())
+    (run / "rl-1-policy" / "stage.json").write_text(json.dumps({**record, "fingerprint": "0" * 16}))
+    assert pit("export", run, "-o", tmp_path / "out")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "has no evaluation yet" in card
+    assert "Health of R_PIT" in card
+    assert "points over" not in card
+
+
+def test_a_clone_is_not_taken_for_an_earlier_export(pit, tiny_run, tmp_path):
+    out = tmp_path / "out"
+    assert pit("export", tiny_run.root / "gap", "-o", out)[0] == 0
+    (out / ".git").mkdir()
+    code, _, error = pit("export", tiny_run.root / "gap", "-o", out, "--force")
+    assert (code, "found a folder with '.git' in it" in error) == (2, True)
+    assert (out / ".git").is_dir()
 
 
 def test_a_stage_that_was_stopped_is_not_exported(pit, tiny_run, tmp_path):

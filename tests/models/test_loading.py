@@ -110,6 +110,15 @@ def test_a_model_of_another_kind_is_refused(bases, tmp_path, wanted, given):
     LOADERS[given].from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"kind": "alien"}, {"max_new_tokens": 0}, {"max_new_tokens": "many"}, {"ask": None}]
+)
+def test_a_card_that_says_what_no_model_is_is_refused(tmp_path, changes):
+    (tmp_path / "pit.json").write_text(json.dumps({"kind": "gap", "ask": ASK, "max_new_tokens": 8, **changes}))
+    with pytest.raises(InputError, match=r"pit\.json: found an unreadable model card"):
+        Card.load(tmp_path)
+
+
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_folder_that_is_missing_or_not_ours_is_refused(bases, tmp_path, kind):
     with pytest.raises(InputError, match="found no such folder"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,17 @@ def test_a_reward_base_with_other_tokens_is_refused_before_anything_is_spent(bas
     with pytest.raises(
         InputError, match=r"model\.reward_base: found .*, whose vocabulary is not that of .*, expected the"
     ):
+        run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("targets", "named"), [(["q_proj", "nope"], "nope"), ("layers.*", "layers.*")])
+def test_adapters_beside_modules_that_are_not_there_are_refused_before_anything_is_spent(
+    bases, tmp_path, targets, named
+):
+    tree = recipe(bases("llama3"), write_pairs(tmp_path / "pairs.jsonl"), lora=True).model_dump()
+    tree["peft"]["target_modules"] = targets
+    with pytest.raises(InputError, match=rf"peft\.target_modules: found {re.escape(named)}, which no .*q_proj"):
         run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

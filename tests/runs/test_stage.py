@@ -13,7 +13,7 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.runs import stage as runs
-from pitlm.runs.stage import RunFolder, Stage, Status, fingerprints, stage_record, stage_result
+from pitlm.runs.stage import RunFolder, Stage, Status, fingerprints, is_current, stage_record, stage_result
 
 #      a
 #     / \
@@ -213,6 +213,22 @@ def test_update_redoes_only_what_is_stale_and_from_an_empty_folder(bench: Bench)
     assert not (bench.root / "b" / "left over.txt").exists()
     assert contents(bench.root / "a") | contents(bench.root / "c") == before
     assert json.loads((bench.root / "recipe.json").read_text())["all"]["b"] == {"n": 2}
+
+
+def test_what_was_made_from_something_else_is_done_and_not_current(bench: Bench) -> None:
+    bench.run()
+    assert all(is_current(bench.root, name) for name in NEEDS)
+    after = Bench(bench.root, b={"n": 2})
+    after.fail_in = "d"
+    with pytest.raises(RuntimeError, match="out of luck"):
+        after.run(update=True)
+    record = bench.root / "d" / "stage.json"
+    record.write_text(record.read_text().replace("started", "done"))
+    assert [name for name in NEEDS if is_current(bench.root, name)] == ["a", "b", "c", "d"]
+    assert not is_current(bench.root, "e")
+    other = bench.root / "b" / "stage.json"
+    other.write_text(other.read_text().replace(json.loads(other.read_text())["fingerprint"], "0" * 16))
+    assert [name for name in NEEDS if is_current(bench.root, name)] == ["a", "c"]
 
 
 def test_an_interrupted_stage_with_other_settings_is_not_gone_on_with(bench: Bench) -> None:

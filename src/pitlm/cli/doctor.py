@@ -114,7 +114,8 @@ def _planned(
         changes["data.pairs"] = str(pairs)
     recipe = load_recipe(find_recipe(name), changes)
     shape = Shape.of_model(recipe.model)
-    work, where = _measured(data) if data is not None else known_workload(recipe)
+    source = data or recipe.data.source
+    work, where = _measured(source) if source and (data or Path(source).exists()) else known_workload(recipe)
     work = replace(work, pairs=pairs or min(work.pairs, recipe.data.pairs or work.pairs))
     hardware = replace(_hardware(recipe, work, card, devices), price=price)
     plan = plan_run(recipe, shape, work, hardware)

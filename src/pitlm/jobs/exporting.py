@@ -24,7 +24,7 @@ from pitlm.pipeline.results import data_line, difference_lines, headline, health
 from pitlm.report.card import Exported, Origin, model_card
 from pitlm.report.data import Report
 from pitlm.runs.atomic import atomic_folder, write_text
-from pitlm.runs.stage import Status, stage_record, stage_result
+from pitlm.runs.stage import Status, is_current, stage_record, stage_result
 from pitlm.text.readers import check_outside
 
 
@@ -111,6 +111,11 @@ class Source:
         """
         if output.exists() and not output.is_dir():
             raise InputError.at(output, found="a file", expected="the folder that the model goes to")
+        # It is made beside, and put in this one's place.
+        if Path.cwd().is_relative_to(output.resolve()):
+            raise InputError.at(output, found="the current folder, or one around it", expected="another; give -o")
+        if output.is_mount():
+            raise InputError.at(output, found="a mount point", expected="a folder in it; give -o")
         check_outside(self.run or self.model, output, option="-o")
         if self.model.is_relative_to(output.resolve()):
             raise InputError.at(output, found="a folder that holds the source", expected="another; give -o")
@@ -120,6 +125,8 @@ class Source:
             raise InputError(f"{output}: found a folder that is not empty; give another -o, or --force to replace it")
         if not (output / "pit.json").is_file():
             raise InputError.at(output, found="a folder without pit.json", expected="an earlier export to replace")
+        if other := next((path.name for path in output.iterdir() if path.is_dir()), None):
+            raise InputError.at(output, found=f"a folder with '{other}' in it", expected="nothing but an export")
 
 
 def deliver(
@@ -231,6 +238,7 @@ def _origin(source: Source) -> Origin | None:
         results=_results(run, recipe),
         row=rows.get(source.stage, ""),
         pocket=pocket,
+        quantize=recipe.quantize,
     )
 
 
@@ -246,15 +254,11 @@ def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str,
 
 
 def _results(root: Path, recipe: Recipe) -> Report:
-    """What was measured in a run, as far as it has got."""
-
-    def done(stage: str) -> bool:
-        record = stage_record(root, stage)
-        return record is not None and record["status"] == Status.DONE
-
-    health = stage_result(root, "gap")["health"] if done("gap") else None
+    """What was measured in a run, as far as it has got and of the models that it holds now."""
+    record = stage_record(root, "gap")
+    health = stage_result(root, "gap")["health"] if record and record["status"] == Status.DONE else None
     lines = health_lines(health) if health else []
-    if health is None or not done("evaluation"):
+    if health is None or not is_current(root, "evaluation"):
         return Report(recipe.name, health=lines)
     evaluation = stage_result(root, "evaluation")
     return Report(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -55,7 +55,10 @@ class Card:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            card = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if card.kind not in get_args(Kind) or not isinstance(card.ask, str) or not card.max_new_tokens > 0:
+                raise ValueError(f"{card.kind!r}, {card.ask!r}, {card.max_new_tokens!r}")
+            return card
         except (TypeError, ValueError) as error:
             raise InputError.at(
                 path, found=f"an unreadable model card ({error})", expected="what pitlm wrote"

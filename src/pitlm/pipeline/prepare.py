@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference
-from pitlm.models.loading import load_tokenizer, load_window
+from pitlm.models.loading import load_shape, load_tokenizer, load_window
 from pitlm.models.scratch import make_from_scratch
 from pitlm.pipeline.context import Context
 from pitlm.pocket import world
@@ -31,6 +32,7 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(context.start)
     _check_window(context)
     _check_reward_base(context)
+    _check_target_modules(context)
     limits = Limits(data.max_prompt_tokens, data.max_response_tokens, data.over_long)
     fitted = fit_preferences(loaded.preferences, tokenizer, context.template, limits)
     if not fitted.preferences:
@@ -69,6 +71,23 @@ def _check_reward_base(context: Context) -> None:
         raise InputError(
             f"model.reward_base: found {base}, whose vocabulary is not that of {context.start}, expected the same"
         )
+
+
+def _check_target_modules(context: Context) -> None:
+    """Adapters beside modules that the model does not have would stop the first training instead."""
+    peft = context.recipe.peft
+    if peft is None or peft.target_modules == "all-linear":
+        return
+    names = [name for name, _ in load_shape(context.start).named_modules()]
+    asked = peft.target_modules  # as PEFT reads them: a pattern of whole names, or a list of what they end with
+    wanted = {asked: asked} if isinstance(asked, str) else {end: rf"(.*\.)?{re.escape(end)}" for end in asked}
+    for written, pattern in wanted.items():
+        if not any(re.fullmatch(pattern, name) for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names if name.endswith(("_proj", "_fc", "_attn"))})
+            raise InputError(
+                f"peft.target_modules: found {written}, which no module of {context.start} is called, expected"
+                f" all-linear, or of these: {', '.join(known)}"
+            )
 
 
 def _make_base(context: Context, folder: Path, training: list[Preference]) -> None:

@@ -48,6 +48,7 @@ class Origin:
         results: what was measured; empty parts were not.
         row: the system in the table that this model is; empty for a stage on the way.
         pocket: the data is of the pocket world.
+        quantize: how the base was held under the adapters, where not as it is saved.
     """
 
     recipe: str
@@ -65,6 +66,7 @@ class Origin:
     results: Report
     row: str = ""
     pocket: bool = False
+    quantize: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

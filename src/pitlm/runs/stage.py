@@ -233,13 +233,27 @@ def stage_result(root: Path, name: str) -> dict[str, Any]:
     return result
 
 
+def is_current(root: Path, name: str) -> bool:
+    """Whether a stage is done, and was from what its needs hold now; one of them may have been made again since."""
+    record = stage_record(root, name)
+    if record is None or record["status"] != Status.DONE:
+        return False
+    needs = [stage_record(root, need) for need in record["needs"]]
+    found = [need["fingerprint"] for need in needs if need is not None and need["status"] == Status.DONE]
+    return len(found) == len(needs) and record["fingerprint"] == _fingerprint(record["settings"], found)
+
+
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     """Each stage's fingerprint: its settings and the fingerprints of what it needs."""
     prints: dict[str, str] = {}
     for stage in stages:
-        basis = {"format": FORMAT, "settings": dict(stage.settings), "needs": [prints[name] for name in stage.needs]}
-        prints[stage.name] = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]
+        prints[stage.name] = _fingerprint(stage.settings, [prints[name] for name in stage.needs])
     return prints
+
+
+def _fingerprint(settings: Mapping[str, Any], needs: Sequence[str]) -> str:
+    basis = {"format": FORMAT, "settings": dict(settings), "needs": list(needs)}
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _changes(old: Any, new: Any, path: str = "") -> list[str]:

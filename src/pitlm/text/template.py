@@ -142,7 +142,7 @@ def _render(tokenizer: Tokenizer, conversations: list[list[dict[str, str]]], **o
         encoded = tokenizer.apply_chat_template(
             conversations, tokenize=True, return_dict=True, **options, **CHAT_TEMPLATE_ARGUMENTS
         )
-    except TemplateError as error:
+    except (TemplateError, ValueError) as error:  # a ValueError where there are several templates, and no default
         raise InputError(f"the chat template refuses this conversation: {error}") from error
     ids: list[list[int]] = encoded["input_ids"]
     return ids

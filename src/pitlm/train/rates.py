@@ -87,7 +87,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     section = costs.recipe.policy_sft
     row = round(costs.x + costs.w)
     most = FLOP_PER_STEP[where.type] / (6 * shape.linear + 6 * shape.head) / row
-    rows = max(4, min(section.batch_size // section.accumulation, round(most)))
+    rows = max(4, min(max(section.batch_size // section.accumulation, 16), round(most)))  # few would be mostly noise
     few = max(1, rows // 16)
     together = max(2, min(costs.recipe.evaluation.batch_size, 4 * rows))
     with torch.random.fork_rng():
@@ -124,7 +124,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
 
 def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, float]:
     """Seconds of each of so many, and beside them; together right for ``many`` where they are no line."""
-    of_many, of_few = seconds(many), seconds(few)
+    of_many, of_few = (max(seconds(count), 1e-6) for count in (many, few))
     each = min(max((of_many - of_few) / (many - few), of_many / many / 10), of_many / many)
     return each, of_many - many * each
 
@@ -205,7 +205,13 @@ class _Measure:
         return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench, ""))
 
     def _steps(self, batch: int, make: Callable[[TrainSection, Workbench], Trainer]) -> float:
-        sizes = {"batch_size": batch, "accumulation": 1, "epochs": 1.0, "max_steps": None, "save_every": 1_000}
+        sizes = {
+            "batch_size": batch,
+            "accumulation": 1,
+            "epochs": 1.0,
+            "max_steps": None,
+            "gradient_checkpointing": False,  # what it costs is planned as one more pass
+        }
         stamps = _Stamps(self.clock, self._wait)
         with tempfile.TemporaryDirectory() as folder:
             bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
