@@ -93,6 +93,9 @@ def test_pairs_of_a_file_are_counted_and_measured(pit, tmp_path):
     assert "7 pairs; x 10, chosen 20, rejected 5 tokens" in out
     _, of_recipe, _ = pit("doctor", "hh-small", "--set", f"data.source={file}", "--hardware", "l4")
     assert "7 pairs; x 10, chosen 20, rejected 5 tokens" in of_recipe
+    limits = ("--set", "data.max_prompt_tokens=6", "--set", "data.max_response_tokens=8")
+    _, trimmed, _ = pit("doctor", "hh-small", "--data", file, "--hardware", "l4", *limits)
+    assert "7 pairs; x 6, chosen 8, rejected 5 tokens" in trimmed
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import click
 from pitlm.core.hardware import CARDS
 
 if TYPE_CHECKING:
-    from pitlm.core.config import Recipe
+    from pitlm.core.config import DataSection, Recipe
     from pitlm.core.costs import Workload
     from pitlm.core.hardware import Hardware
 
@@ -115,7 +115,8 @@ def _planned(
     recipe = load_recipe(find_recipe(name), changes)
     shape = Shape.of_model(recipe.model)
     source = data or recipe.data.source
-    work, where = _measured(source) if source and (data or Path(source).exists()) else known_workload(recipe)
+    known = source and (data or Path(source).exists())
+    work, where = _measured(source, recipe.data) if source and known else known_workload(recipe)
     work = replace(work, pairs=pairs or min(work.pairs, recipe.data.pairs or work.pairs))
     hardware = replace(_hardware(recipe, work, card, devices), price=price)
     plan = plan_run(recipe, shape, work, hardware)
@@ -125,16 +126,23 @@ def _planned(
     return {**asdict(plan), "workload": asdict(work), "shape": asdict(shape), **totals}
 
 
-def _measured(source: str) -> tuple[Workload, str]:
-    """Pairs counted and their lengths from characters: four to a token, as in English. A tokenizer may be far away."""
+def _measured(source: str, limits: DataSection) -> tuple[Workload, str]:
+    """Pairs counted and their lengths from characters: four to a token, as in English. A tokenizer may be far away.
+
+    What the recipe trims is left out of each: of a few long prompts the mean would be far from what is read.
+    """
     from pitlm.core.costs import Workload
     from pitlm.text.dataset import load_preferences
 
     kept = load_preferences(source, skip_invalid=True, progress=True).preferences
+    most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
     letters = [
         (sum(len(m.content) for m in pair.prompt.messages), len(pair.chosen), len(pair.rejected)) for pair in kept
     ]
-    x, w, l = (sum(part) / 4 / len(kept) for part in zip(*letters, strict=True))
+    x, w, l = (
+        sum(min(count / 4, limit) for count in part) / len(kept)
+        for part, limit in zip(zip(*letters, strict=True), most, strict=True)
+    )
     distinct = len({pair.prompt.key for pair in kept}) / len(kept)
     return Workload(len(kept), x, w, l, prompts=distinct), f"{source}, four characters a token"
 
