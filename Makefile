@@ -66,7 +66,7 @@ bench-gap: $(READY) ## The gap model's trees against separate rows, at four shap
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/gap.py --json build/bench/gap.json
 
-bench-rl: $(READY) ## A step of RL that reads each prompt once, against TRL's own, at two shapes (4 minutes)
+bench-rl: $(READY) ## A step of RL that reads each prompt once, against TRL's own, at two shapes (ten minutes)
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/rl.py --json build/bench/rl.json
 
