@@ -150,6 +150,20 @@ def test_input_at_fault_does_not_cost_the_stage_that_it_was_to_replace(bench: Be
     assert sorted(path.name for path in bench.root.iterdir() if path.is_dir()) == ["a", "b", "c", "d"]
 
 
+def test_input_at_fault_leaves_the_recipe_of_what_the_folder_holds(bench: Bench) -> None:
+    bench.run()
+    recipe = (bench.root / "recipe.json").read_bytes()
+    after = Bench(bench.root, b={"n": 2}, d={"n": 2})
+    after.fail_in, after.error = "b", InputError("pairs.jsonl:3: found nothing")
+    with pytest.raises(InputError):
+        after.run(update=True)
+    assert (bench.root / "recipe.json").read_bytes() == recipe
+    after.fail_in = "d"  # b is of the new recipe by then
+    with pytest.raises(InputError):
+        after.run(update=True)
+    assert (bench.root / "recipe.json").read_bytes() != recipe
+
+
 def test_input_at_fault_in_a_new_run_leaves_no_folder_behind(bench: Bench) -> None:
     bench.fail_in, bench.error = "a", InputError("pairs.jsonl:3: found nothing")
     with pytest.raises(InputError):

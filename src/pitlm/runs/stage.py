@@ -125,12 +125,20 @@ class RunFolder:
             statuses = {stage.name: self.status(stage, prints[stage.name]) for stage in stages}
             if not update:
                 self._refuse_stale(stages, statuses)
-            write_text(self.root / "recipe.json", json.dumps(dict(recipe), indent=2, ensure_ascii=False) + "\n")
+            path = self.root / "recipe.json"
+            before = path.read_text(encoding="utf-8") if path.is_file() else None
+            write_text(path, json.dumps(dict(recipe), indent=2, ensure_ascii=False) + "\n")
             for stage in stages:
                 if statuses[stage.name] is Status.DONE:
                     tell(stage.name, "skip", self._seconds(stage.name))
-                else:
+                    continue
+                try:
                     self._execute(stage, prints[stage.name], statuses[stage.name], tell)
+                except InputError:
+                    if before is not None:
+                        write_text(path, before)
+                    raise
+                before = None  # from here on the folder holds a run of the new recipe
 
     def _execute(self, stage: Stage, fingerprint: str, status: Status, tell: Listener) -> None:
         folder, earlier = self.folder(stage.name), self.folder(f".{stage.name}.earlier")
