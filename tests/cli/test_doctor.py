@@ -80,6 +80,13 @@ def test_pairs_and_settings_change_the_plan(pit):
     assert "500 pairs" in out
 
 
+def test_a_folder_called_pocket_is_not_the_pocket_world(pit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pocket").mkdir()
+    code, out, _ = pit("doctor", "quickstart", "--hardware", "l4")
+    assert (code, "the pocket world's own lengths" in out) == (0, True)
+
+
 def test_pairs_of_a_file_are_counted_and_measured(pit, tmp_path):
     file = tmp_path / "pairs.jsonl"
     turns = [{"role": "user", "content": "a" * 20}, {"role": "assistant", "content": "b" * 10}]

@@ -114,9 +114,9 @@ def _planned(
         changes["data.pairs"] = str(pairs)
     recipe = load_recipe(find_recipe(name), changes)
     shape = Shape.of_model(recipe.model)
-    source = data or recipe.data.source
-    known = source and (data or Path(source).exists())
-    work, where = _measured(source, recipe.data) if source and known else known_workload(recipe)
+    own = recipe.data.source
+    source = data or (own if own and own != "pocket" and Path(own).exists() else None)
+    work, where = _measured(source, recipe.data) if source else known_workload(recipe)
     work = replace(work, pairs=pairs or min(work.pairs, recipe.data.pairs or work.pairs))
     hardware = replace(_hardware(recipe, work, card, devices), price=price)
     plan = plan_run(recipe, shape, work, hardware)

@@ -174,6 +174,11 @@ class CurriculumSection(Section):
     steps: list[PositiveInt] | None = Field(None, description="steps of each stage; default: rl.max_steps for all")
     reference_temperature: PositiveFloat = Field(1.0, description="temperature of sampled references")
 
+    @property
+    def stage_names(self) -> list[str]:
+        """What the stages are called in a run, in order."""
+        return [f"rl-{number}-{source}" for number, source in enumerate(self.stages)]
+
     @model_validator(mode="after")
     def _steps_match(self) -> CurriculumSection:
         if self.steps is not None and len(self.steps) != len(self.stages):

@@ -79,6 +79,11 @@ class Costs:
         attention = 4 * self.shape.layers * self.shape.heads * self.shape.head_dim * context
         return tokens * (2 * self.shape.linear + attention) + headed * 2 * self.shape.head
 
+    def _weighed(self, flops: float, headed: float, slower: float = 1.0) -> float:
+        """FLOP of layers and head in those of layers read as rows, as which rates are measured."""
+        head = self.forward(0, 0, headed)
+        return (flops - head) * slower + head * self.hardware.head_factor
+
     def encode(self, tally: Tally, rows: float) -> None:
         tally.seconds += rows * self.hardware.row_seconds
 
@@ -94,7 +99,6 @@ class Costs:
     ) -> None:
         """``steps`` forward and back over ``tokens`` each; frozen weights have no gradient of their own."""
         once = self.forward(tokens, context, headed)
-        head = self.forward(0, 0, headed)
         passes = 2 + (self.recipe.peft is None) + section.gradient_checkpointing
         hardware = self.hardware
         slower = hardware.tree_factor if tree else 1.0
@@ -102,17 +106,16 @@ class Costs:
         tally.trained += steps * tokens
         tally.flops += steps * once * passes
         tally.seconds += steps * (hardware.step_seconds + launches)
-        weighed = (once - head) * slower + head * hardware.head_factor
+        weighed = self._weighed(once, headed, slower)
         tally.seconds += steps * weighed * passes / (hardware.train_flops * hardware.devices)
 
     def read(self, tally: Tally, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
         """``tokens`` without gradient, in so many passes."""
         flops = self.forward(tokens, context, headed)
-        weighed = flops + self.forward(0, 0, headed) * (self.hardware.head_factor - 1)
         launches = self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds
         tally.flops += flops
         tally.seconds += passes * launches / 3
-        tally.seconds += weighed / (self.hardware.forward_flops * self.hardware.devices)
+        tally.seconds += self._weighed(flops, headed) / (self.hardware.forward_flops * self.hardware.devices)
 
     def write(self, tally: Tally, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
         """``rows`` answers to prompts of so many tokens, of which ``prefills`` are read (default: all)."""

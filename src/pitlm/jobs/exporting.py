@@ -17,9 +17,9 @@ from pitlm.improve.systems import PIT, SFT
 from pitlm.jobs.hub import open_repository, upload
 from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
 from pitlm.models.calibration import load_calibrations
-from pitlm.models.exporting import WRITERS, export_adapter, export_weights, exported_temperature
+from pitlm.models.exporting import export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
-from pitlm.pipeline.finished import POCKET, curriculum_stages, improver_stage, policy_stage, stored_recipe
+from pitlm.pipeline.finished import POCKET, improver_stage, policy_stage, stored_recipe
 from pitlm.pipeline.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
 from pitlm.report.card import Exported, Origin, model_card
 from pitlm.report.data import Report
@@ -189,7 +189,7 @@ def export(
     """
     quiet()
     temperature = _temperature(source)
-    shown: dict[str, Any] = {"temperature": temperature if source.card.kind in WRITERS else None}
+    shown: dict[str, Any] = {"temperature": temperature if source.card.writes else None}
     if adapter:
         base, rank = export_adapter(source.model, folder, source.card)
         shown["adapter"] = Path(base).name if Path(base).is_absolute() else base, rank
@@ -220,7 +220,7 @@ def _origin(source: Source) -> Origin | None:
     names = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
     rows = {improver_stage(recipe): PIT, "improver-sft": SFT, policy_stage(recipe): "original"}
     tree = _without_paths(recipe, names)
-    start = tree["model"]["reward_base"] if source.card.kind not in WRITERS else None
+    start = tree["model"]["reward_base"] if not source.card.writes else None
     pocket = recipe.data.source == POCKET
     return Origin(
         recipe=recipe.name,
@@ -256,7 +256,7 @@ def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str,
 def _results(root: Path, recipe: Recipe) -> Report:
     """What was measured in a run, as far as it has got and of the models that it holds now."""
     record = stage_record(root, "gap")
-    health = stage_result(root, "gap")["health"] if record and record["status"] == Status.DONE else None
+    health = record["result"]["health"] if record and record["status"] == Status.DONE else None
     lines = health_lines(health) if health else []
     if health is None or not is_current(root, "evaluation"):
         return Report(recipe.name, health=lines)
@@ -267,6 +267,6 @@ def _results(root: Path, recipe: Recipe) -> Report:
         systems=system_lines(evaluation),
         differences=difference_lines(evaluation),
         health=lines,
-        notes=[*trends(root, curriculum_stages(recipe)), *notes(evaluation, pocket=recipe.data.source == POCKET)],
+        notes=[*trends(root, recipe.curriculum.stage_names), *notes(evaluation, pocket=recipe.data.source == POCKET)],
         quality_name=evaluation["judge"],
     )

@@ -13,8 +13,6 @@ from pitlm.models.calibration import FILE as CALIBRATION
 from pitlm.models.loading import Card, HFTokenizer, load_causal, load_scorer, load_tokenizer, save
 from pitlm.text.template import served_template
 
-WRITERS = ("improver", "policy")
-
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
     """Write the checkpoint in ``source`` for other engines: weights, tokenizer, sampling, card, calibration.
@@ -31,7 +29,7 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
     """
     tokenizer = _tokenizer(source, card)
     dtype = dtype or str(AutoConfig.from_pretrained(source).dtype or "float32").removeprefix("torch.")
-    if card.kind in WRITERS:
+    if card.writes:
         model = load_causal(source, tokenizer, dtype)
         vocabulary = model.config.get_text_config().vocab_size
         model.generation_config = sampling(tokenizer, card, temperature, vocabulary)

@@ -46,6 +46,11 @@ class Card:
     ask: str
     max_new_tokens: int
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes; otherwise it scores."""
+        return self.kind in ("policy", "improver")
+
     def save(self, folder: Path) -> None:
         write_text(folder / "pit.json", json.dumps(asdict(self), indent=2) + "\n")
 
@@ -204,7 +209,7 @@ def _load(auto: Any, path: str | Path, dtype: str, quantize: Quantization | None
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
-    for module in model.modules():
+    for module in model.modules() if quantize is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes packs what a CPU has once read in evaluation for a kernel without gradient, and training
             # would go on through that, silently.

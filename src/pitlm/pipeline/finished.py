@@ -31,9 +31,4 @@ def policy_stage(recipe: Recipe) -> str:
 
 def improver_stage(recipe: Recipe) -> str:
     """The name of the stage that holds the finished improver."""
-    return curriculum_stages(recipe)[-1]
-
-
-def curriculum_stages(recipe: Recipe) -> list[str]:
-    """The names of the stages of curriculum RL, in order."""
-    return [f"rl-{number}-{source}" for number, source in enumerate(recipe.curriculum.stages)]
+    return recipe.curriculum.stage_names[-1]

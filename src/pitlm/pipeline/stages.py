@@ -160,5 +160,5 @@ def _curriculum(context: Context, policy: str, judges: list[str]) -> list[Stage]
 
         scorer = "gap" if curriculum.reward == "gap" else "reward"
         needs = ["data", "improver-sft", scorer, policy, *([previous] if previous else []), *judges]
-        stages.append(Stage(f"rl-{number}-{source}", settings, needs, work))
+        stages.append(Stage(curriculum.stage_names[number], settings, needs, work))
     return stages

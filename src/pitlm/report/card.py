@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pitlm.models.calibration import Calibration
 from pitlm.models.loading import Card
 from pitlm.report.data import HEALTH_KEYS, Report
-from pitlm.report.html import bounds, number, share
+from pitlm.report.html import environment
 
 PAPER = "2310.00898"
 TITLES: Mapping[str, str] = {
@@ -106,16 +105,8 @@ class Exported:
 
 def model_card(exported: Exported) -> str:
     """README.md: metadata for the hub, then what it is, how it is used, and what was measured."""
-    environment = Environment(
-        loader=PackageLoader("pitlm.report", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": number, "share": share, "bounds": bounds}
-    environment.globals["infinity"] = math.inf
-    body = environment.get_template("card.md.j2").render(exported=exported, card=exported.card, origin=exported.origin)
+    template = environment(keep_trailing_newline=True).get_template("card.md.j2")
+    body = template.render(exported=exported, card=exported.card, origin=exported.origin, infinity=math.inf)
     # Read back by the hub's own class, which refuses metadata that the hub would.
     return str(ModelCard(f"---\n{metadata(exported).to_yaml()}\n---\n{body}"))
 

@@ -52,7 +52,7 @@ def render(report: Report) -> str:
         "examples": [_example(example) for example in report.examples],
     }
     there = {**parts, "systems": report.systems, "health": report.health}
-    template = _environment().get_template("template.html.j2")
+    template = environment(autoescape=True).get_template("template.html.j2")
     page = template.render(
         **parts,
         report=report,
@@ -74,22 +74,23 @@ def write(report: Report, path: Path) -> None:
     write_text(path, render(report))
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment(**options: Any) -> Environment:
+    """The package's templates, with the filters that write figures; further options are jinja's."""
+    made = Environment(
         loader=PackageLoader("pitlm.report", "."),
-        autoescape=True,
+        **options,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "number": number,
         "share": share,
         "bounds": bounds,
         "csp_hash": _csp_hash,
         "svg": lambda panel: Markup(panel.svg),
     }
-    return environment
+    return made
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:

@@ -242,7 +242,7 @@ def _save(trainer: Trainer, bench: Workbench) -> None:
         save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
         if sharded or bench.quantize:  # a shard cannot be merged, and four bits would have to be rounded again
             unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
-            load = load_scorer if bench.card.kind in ("reward", "gap") else load_causal
+            load = load_causal if bench.card.writes else load_scorer
             base = load(bench.start, bench.tokenizer, bench.dtype)
             model, state = PeftModel.from_pretrained(base, bench.folder / "adapter"), None
         model = model.merge_and_unload()
