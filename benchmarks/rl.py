@@ -25,10 +25,12 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import RLOOConfig, RLOOTrainer
 
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.train.rl_step import SharedPromptRLOOTrainer
+
+# isort: split
+from trl import RLOOConfig, RLOOTrainer  # after pitlm, which quiets what it imports
 
 SHAPES = {"p96": (96, 8_192), "p512": (512, 32_768)}
 NEW_TOKENS, ANSWERS = 32, 64
