@@ -37,20 +37,20 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from pitlm.core.config import InitSection
 from pitlm.core.equations import gap_loss
+from pitlm.core.packaged_recipes import find_recipe
+from pitlm.core.recipe import InitSection
 from pitlm.core.recipe_file import load_recipe
+from pitlm.data.dataset import load_preferences
+from pitlm.data.template import Template
+from pitlm.method.reward import GapRow, gap_batch
+from pitlm.method.token_rows import gap_rows
 from pitlm.models.forest import shared_prefix
 from pitlm.models.loading import load_scorer, load_tokenizer, quiet
 from pitlm.models.scorers import score_ids
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees, score_tree
-from pitlm.pipeline.rows import gap_rows
-from pitlm.pocket import world
-from pitlm.recipes import find_recipe
-from pitlm.text.dataset import load_preferences
-from pitlm.text.template import Template
-from pitlm.train.reward import GapRow, gap_batch
+from pitlm.worlds import pocket as world
 
 CANDIDATES = 8
 JOBS = [("train", "rows"), ("train", "tree"), ("train", "trl"), ("score", "rows"), ("score", "tree")]

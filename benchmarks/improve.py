@@ -32,20 +32,20 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from pitlm.core.config import InitSection, LoopSection
+from pitlm.batch.batch_job import BatchJob
 from pitlm.core.nouns import Answer, Prompt, Trace
-from pitlm.engines.engines import LocalEngine
-from pitlm.improve.batch import BatchJob
-from pitlm.improve.files import Failure, Item
-from pitlm.improve.loop import Loop
+from pitlm.core.recipe import InitSection, LoopSection
+from pitlm.data.dataset import load_preferences
+from pitlm.data.items import Failure, Item
+from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.engines.engine import LocalEngine
+from pitlm.loop.loop import Loop
 from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import Card, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees
-from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
-from pitlm.text.dataset import load_preferences
-from pitlm.text.template import encode_completion, encode_prompts
+from pitlm.run.finished import improver_stage, policy_stage, stored_recipe
 
 SETTINGS = LoopSection(rounds=3, temperature=0.0)
 LONGEST = 256

@@ -24,16 +24,16 @@ from pathlib import Path
 import torch
 
 from pitlm import __version__
-from pitlm.core.config import Recipe
-from pitlm.core.plan import plan_run
+from pitlm.core.packaged_recipes import find_recipe
+from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
-from pitlm.core.shapes import Shape
-from pitlm.core.workloads import known_workload
 from pitlm.models.loading import quiet
-from pitlm.pipeline.stages import build_stages
-from pitlm.recipes import find_recipe
-from pitlm.runs.stage import RunFolder
-from pitlm.train.rates import measure_rates
+from pitlm.plan.plan import plan_run
+from pitlm.plan.rates import measure_rates
+from pitlm.plan.shapes import Shape
+from pitlm.plan.workloads import known_workload
+from pitlm.run.folder import RunFolder
+from pitlm.run.stages import build_stages
 
 SHORT = {"curriculum.rl.probe_items": "100", "evaluation.items": "200", "evaluation.fresh_pairs": "200"}
 PROMISE = 1.25

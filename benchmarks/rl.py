@@ -26,8 +26,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from pitlm.method.rl_step import SharedPromptRLOOTrainer
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
-from pitlm.train.rl_step import SharedPromptRLOOTrainer
 
 # isort: split
 from trl import RLOOConfig, RLOOTrainer  # after pitlm, which quiets what it imports

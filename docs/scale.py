@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.config import LoraSection, Quantization, Recipe
-from pitlm.core.costs import Workload
-from pitlm.core.hardware import assumed
-from pitlm.core.plan import Plan, plan_run
+from pitlm.core.packaged_recipes import RECIPES, find_recipe
+from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.core.recipe_file import load_recipe
-from pitlm.core.shapes import KNOWN, Shape
-from pitlm.core.workloads import recipe_note
-from pitlm.recipes import FOLDER, find_recipe
+from pitlm.plan.costs import Workload
+from pitlm.plan.hardware import assumed
+from pitlm.plan.plan import Plan, plan_run
+from pitlm.plan.shapes import KNOWN, Shape
+from pitlm.plan.workloads import recipe_note
 
 DOCUMENT = Path(__file__).with_name("scale.md")
 PLANNED = re.compile(r"^# (PLANNED|Planned \(.*)$", re.MULTILINE)
@@ -134,7 +134,7 @@ def main() -> None:
         print("\n".join(make() for make in TABLES.values()))
         return
     DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
-    for path in FOLDER.glob("*.yaml"):
+    for path in RECIPES.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         if PLANNED.search(text):
             path.write_text(PLANNED.sub(recipe_note(load_recipe(path)), text), encoding="utf-8")

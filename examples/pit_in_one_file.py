@@ -28,7 +28,7 @@ from torch.nn.functional import log_softmax, logsigmoid, softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.pocket.world import ASK, best_utility, make_preferences, utility, vocabulary
+from pitlm.worlds.pocket import ASK, best_utility, make_preferences, utility, vocabulary
 
 Ids = list[int]
 Propose = Callable[[list[Prompt], list[str]], list[str]]

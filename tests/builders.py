@@ -14,11 +14,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pitlm.core.config import InitSection, RLSection, TrainSection
 from pitlm.core.nouns import Preference, Prompt
+from pitlm.core.recipe import InitSection, RLSection, TrainSection
+from pitlm.method.common import Workbench
 from pitlm.models.loading import Card, load_tokenizer, save
 from pitlm.models.scratch import make_from_scratch
-from pitlm.train.common import Workbench
 
 ASK = "Please write a better answer."
 TEXTS = [

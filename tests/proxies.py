@@ -15,7 +15,7 @@ import openai
 from scripted_models import Judge, Writer
 from scripted_upstream import Upstream, served
 
-from pitlm.core.config import LoopSection
+from pitlm.core.recipe import LoopSection
 from pitlm.serve import upstream as connection
 from pitlm.serve.app import make_app
 from pitlm.serve.metrics import Metrics

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer
-from pitlm.live.driver import Unavailable
-from pitlm.live.worker import Models
+from pitlm.serve.live_loop import Unavailable
+from pitlm.serve.worker import LoadedModels
 
 
 @dataclass
@@ -80,17 +80,17 @@ class ProcessJudge:
         return [float(len(item.response) - len(item.reference)) for item in items]
 
 
-def both() -> Models:
-    return Models(ProcessWriter(), ProcessJudge())
+def both() -> LoadedModels:
+    return LoadedModels(ProcessWriter(), ProcessJudge())
 
 
-def missing() -> Models:
+def missing() -> LoadedModels:
     raise InputError("nowhere: found no such folder")
 
 
-def bare() -> Models:
+def bare() -> LoadedModels:
     raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 
-def killed() -> Models:
+def killed() -> LoadedModels:
     os._exit(9)

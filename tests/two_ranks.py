@@ -1,4 +1,4 @@
-"""What `tests/train/test_distributed.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
+"""What `tests/method/test_distributed.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from builders import ASK, preference, rl_section, train_section, workbench
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from pitlm.core.config import LoraSection
 from pitlm.core.nouns import Prompt
+from pitlm.core.recipe import LoraSection
+from pitlm.data.template import Template
+from pitlm.method import reward, rl, sft
+from pitlm.method.probe import Probe
+from pitlm.method.rl_step import SharedPromptRLOOTrainer
+from pitlm.method.token_rows import gap_rows, improver_rows, reward_rows
 from pitlm.models.loading import quiet
-from pitlm.pipeline.rows import gap_rows, improver_rows, reward_rows
-from pitlm.text.template import Template
-from pitlm.train import reward, rl, sft
-from pitlm.train.probe import Probe
-from pitlm.train.rl_step import SharedPromptRLOOTrainer
 
 WORDS = [
     "the price is nine",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 
 LETTERS = {
     "w": Verdict.WIN,
@@ -13,10 +13,10 @@ LETTERS = {
 }
 
 
-def rows_of(*items: str, first: str = "pit", second: str = "original") -> list[Row]:
+def rows_of(*items: str, first: str = "pit", second: str = "original") -> list[VerdictRow]:
     """One string of verdict letters per item."""
     return [
-        Row(f"item-{number}", first, second, LETTERS[letter])
+        VerdictRow(f"item-{number}", first, second, LETTERS[letter])
         for number, letters in enumerate(items)
         for letter in letters
     ]

@@ -23,19 +23,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Prompt
-from pitlm.evaluate.health import share
+from pitlm.core.recipe import LoopSection
+from pitlm.data.folds import read_folds
+from pitlm.evaluate.gap_health import share
 from pitlm.evaluate.margins import Promise, calibrate, play
-from pitlm.improve.loop import improve_many
-from pitlm.jobs.calibrating import fresh_answers
+from pitlm.loop.loop import improve_many
 from pitlm.models.calibration import GUARDED
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.pipeline.context import Context, true_utility
-from pitlm.pipeline.finished import improver_stage, policy_stage, stored_recipe
-from pitlm.pocket import world
-from pitlm.text.folds import read_folds
+from pitlm.run.calibrate import fresh_answers
+from pitlm.run.context import Context, true_utility
+from pitlm.run.finished import improver_stage, policy_stage, stored_recipe
+from pitlm.worlds import pocket as world
 
 HARM, CONFIDENCE, ROUNDS = 0.02, 0.9, 5
 GAIN, TOKENS = 0.9, 0.5

@@ -28,29 +28,29 @@ from scipy import stats
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
-from pitlm.core.config import TrainSection
 from pitlm.core.nouns import Answer, Prompt, Trace
+from pitlm.core.recipe import TrainSection
+from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.evaluate.compare import ORIGINAL, SystemResult, judge_systems, summarise
 from pitlm.evaluate.statistics import mean_interval
-from pitlm.improve.baselines.budget import held_to
-from pitlm.improve.baselines.chat import Conversation
-from pitlm.improve.baselines.guide import POCKET, Guide
-from pitlm.improve.baselines.sampling import draw, resample
-from pitlm.improve.baselines.self_refine import self_refine
-from pitlm.improve.systems import PIT, Models, Systems, answer_of
+from pitlm.io.atomic import write_text
+from pitlm.loop.baselines.budget import held_to
+from pitlm.loop.baselines.chat import Conversation
+from pitlm.loop.baselines.guide import POCKET, Guide
+from pitlm.loop.baselines.sampling import draw, resample
+from pitlm.loop.baselines.self_refine import self_refine
+from pitlm.loop.systems import PIT, Systems, TrainedModels, answer_of
+from pitlm.method.common import TokenRow, Workbench
+from pitlm.method.sft import train_sft
+from pitlm.method.token_rows import policy_rows
 from pitlm.models.chat import LocalChat
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
-from pitlm.pipeline.context import Context
-from pitlm.pipeline.finished import improver_stage, stored_recipe
-from pitlm.pipeline.rows import policy_rows
-from pitlm.pipeline.training import policy_rl
-from pitlm.pocket.tasks import CRITERIA, Lesson, draw_lessons, lesson
-from pitlm.runs.atomic import write_text
-from pitlm.text.template import encode_completion, encode_prompts
-from pitlm.train.common import TokenRow, Workbench
-from pitlm.train.sft import train_sft
+from pitlm.run.context import Context
+from pitlm.run.finished import improver_stage, stored_recipe
+from pitlm.run.training import policy_rl
+from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
 LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"
 BUDGETS = (12, 25, 50, 100)
@@ -265,7 +265,7 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
     prompts = [Prompt.of(item["prompt"]) for item in items]
     tokenizer = context.tokenizer
     originals = [Answer(y, len(encode_completion(tokenizer, y))) for y in (item["answers"][ORIGINAL] for item in items)]
-    models = Models(
+    models = TrainedModels(
         policy=Policy.from_pretrained(context.model("policy-sft")),
         improver=Improver.from_pretrained(context.model(improver_stage(context.recipe))),
         corrector=Improver.from_pretrained(context.model("improver-sft")),

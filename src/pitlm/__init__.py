@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
-    from pitlm.improve.loop import improve
+    from pitlm.loop.loop import improve
     from pitlm.models.generators import Improver
     from pitlm.models.scorers import GapModel, RewardModel
 
@@ -39,7 +39,7 @@ _HOME = {
     "Preference": "pitlm.core.nouns",
     "Prompt": "pitlm.core.nouns",
     "Trace": "pitlm.core.nouns",
-    "improve": "pitlm.improve.loop",
+    "improve": "pitlm.loop.loop",
 }
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Votes, ballots
-from pitlm.serve.rate import rating_app
+from pitlm.serve.rating import rating_app
 
 pytestmark = pytest.mark.browser
 

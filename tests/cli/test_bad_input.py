@@ -256,7 +256,7 @@ def test_skip_invalid_sets_rows_aside_with_the_reason_of_each(cli: Cli) -> None:
 
 
 def test_a_run_says_what_became_of_the_rows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pitlm.runs import console
+    from pitlm.io import console
 
     monkeypatch.setattr(console, "WIDTH", 1_000)
     over_long, equal = pair(1, chosen="word " * 100), pair(2, rejected="a good answer 2")

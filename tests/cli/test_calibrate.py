@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 
 from pitlm.cli.calibrate import sentences
-from pitlm.core.config import LoopSection
+from pitlm.core.recipe import LoopSection
 from pitlm.evaluate.margins import Calibrated
-from pitlm.improve.calibration import Outcome
+from pitlm.loop.margin import MarginOutcome
 from pitlm.models.calibration import Calibration
 
 
 def found(margin, items, labels_alone=1.25):
     known = Calibration("R_PIT", margin, 0.02, 0.9, items, "truth", LoopSection(), (), ())
-    one = Outcome(margin, items, 1, 0.5, 10.0)
-    labels = Outcome(margin, 200, 3, 0.5, 0.0)
+    one = MarginOutcome(margin, items, 1, 0.5, 10.0)
+    labels = MarginOutcome(margin, 200, 3, 0.5, 0.0)
     return Calibrated(known, [], one, one, one, one, labels, replace(labels, margin=labels_alone))
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from pitlm.cli.data import data
 from pitlm.core.errors import InputError
-from pitlm.text.folds import FOLDS, read_folds
+from pitlm.data.folds import FOLDS, read_folds
 
 
 def run(*arguments: object) -> Result:

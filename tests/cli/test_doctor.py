@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pitlm.cli.main import EXTRAS, main
-from pitlm.runs import machine
+from pitlm.plan import machine
 
 
 @pytest.fixture

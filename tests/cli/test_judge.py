@@ -20,8 +20,8 @@ from scripted_endpoint import Fail, Say, ScriptedEndpoint, Stall
 
 from pitlm.cli.judge_options import judge_options
 from pitlm.cli.main import ENVIRONMENT, main
-from pitlm.core.verdicts import Row
-from pitlm.judge.choice import JudgeOptions
+from pitlm.core.verdicts import VerdictRow
+from pitlm.judge.judges import JudgeOptions
 
 PROMPTS = [f"question {index}" for index in range(12)]
 
@@ -71,7 +71,7 @@ def llm(server, output, *more):
 
 
 def read(path):
-    return [Row.from_dict(json.loads(line)) for line in path.read_text().splitlines()]
+    return [VerdictRow.from_dict(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def test_two_files_and_a_model_give_verdicts_and_a_tally(server, files, tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_other_verbs_can_have_the_same_options():
 
 def test_asking_an_endpoint_needs_no_torch():
     script = (
-        "import sys, pitlm.pipeline.judging, pitlm.cli.judge; "
+        "import sys, pitlm.run.judging, pitlm.cli.judge; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

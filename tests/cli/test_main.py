@@ -99,12 +99,12 @@ def test_unknown_recipe_is_one_line_on_stderr() -> None:
 
 
 def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    from pitlm.recipes import FOLDER, recipe_names
+    from pitlm.core.packaged_recipes import RECIPES, recipe_names
 
     assert exit_code("recipes") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
     assert exit_code("recipes", "show", "quickstart") == 0
-    assert capsys.readouterr().out == (FOLDER / "quickstart.yaml").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == (RECIPES / "quickstart.yaml").read_text(encoding="utf-8")
 
 
 def test_input_error_is_shown_without_traceback(

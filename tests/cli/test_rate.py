@@ -14,7 +14,7 @@ import pytest
 
 from pitlm.cli.main import main
 from pitlm.core.nouns import Prompt
-from pitlm.core.verdicts import Comparison, Row, Verdict
+from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.judge.votes import Votes, ballots
 
 
@@ -72,7 +72,7 @@ def test_exported_rows_are_those_of_the_votes(voted, tmp_path, capsys):
         main(["rate", "--votes", str(voted.path), "--export", str(out)])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"Verdicts written to {out}: ada 2, bob 2\n"
-    assert [Row.from_dict(json.loads(line)) for line in out.read_text().split("\n")[:-1]] == voted.rows()
+    assert [VerdictRow.from_dict(json.loads(line)) for line in out.read_text().split("\n")[:-1]] == voted.rows()
     assert "exists already" in refused(capsys, "rate", "--votes", voted.path, "--export", out)
 
 

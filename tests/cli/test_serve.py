@@ -19,10 +19,10 @@ from scripted_upstream import TEXT, Upstream, served
 from pitlm.cli.serve import serve
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
+from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.pipeline.finished import improver_stage
-from pitlm.recipes import find_recipe
+from pitlm.run.finished import improver_stage
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
 

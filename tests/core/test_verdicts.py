@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pitlm.core.nouns import Prompt
-from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 
 W, T, L, I, U = Verdict
 
@@ -27,7 +27,7 @@ def test_the_outcome_of_two_orders_swaps_with_its_halves():
 def full_row():
     comparison = Comparison(Prompt.of("q"), "long", "s", item="7", systems=("pit", "original"))
     replies = (Reply(False, W, "A", "which?", 10, 2, 1, 0.5), Reply(True, L, "A", "which?", 10, 2, 1, 0.5))
-    return Row.of(comparison, I, judge="llm", scores=(2.0, 1.0), strength=0.75, replies=replies)
+    return VerdictRow.of(comparison, I, judge="llm", scores=(2.0, 1.0), strength=0.75, replies=replies)
 
 
 def test_a_row_swaps_whole_and_back():
@@ -39,11 +39,11 @@ def test_a_row_swaps_whole_and_back():
     assert other.swap() == row
 
 
-@pytest.mark.parametrize("row", [full_row(), Row("1", "a", "b", T)])
+@pytest.mark.parametrize("row", [full_row(), VerdictRow("1", "a", "b", T)])
 def test_a_row_survives_json(row):
-    assert Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
+    assert VerdictRow.from_dict(json.loads(json.dumps(row.as_dict()))) == row
 
 
 def test_a_row_with_a_field_that_nobody_knows_is_refused():
     with pytest.raises(ValueError, match="unknown fields odd"):
-        Row.from_dict({**Row("1", "a", "b", T).as_dict(), "odd": 1})
+        VerdictRow.from_dict({**VerdictRow("1", "a", "b", T).as_dict(), "odd": 1})

@@ -12,7 +12,7 @@ from builders import TINY_LLAMA, random_model
 from transformers import AutoModelForCausalLM
 
 from pitlm.engines import decoding
-from pitlm.engines.decoding import Decoder, Row, _log_fallback, choose
+from pitlm.engines.decoding import Decoder, DecodingRow, _log_fallback, choose
 from pitlm.models.generators import generate
 from pitlm.models.trees import ARCHITECTURES
 
@@ -155,7 +155,7 @@ def test_samples_follow_the_distribution():
     count = 4000
     logits = torch.tensor([2.0, 0.0, -1.0, 1.0, -torch.inf])
     for temperature in (1.0, 0.5):
-        rows = [Row(n, [2], 1, temperature, random.Random(n), 16) for n in range(count)]
+        rows = [DecodingRow(n, [2], 1, temperature, random.Random(n), 16) for n in range(count)]
         drawn = torch.bincount(torch.tensor(choose(logits.expand(count, -1), rows)), minlength=5) / count
         expected = (logits / temperature).exp() / (logits / temperature).exp().sum()
         assert ((drawn - expected).abs() <= 4 * (expected * (1 - expected) / count).sqrt()).all()
@@ -163,8 +163,8 @@ def test_samples_follow_the_distribution():
 
 def test_rows_of_several_temperatures_share_a_pass():
     logits = torch.tensor([[0.0, 3.0, 1.0]] * 3)
-    rows = [Row(0, [2], 1, 0.0, random.Random(0), 16), None, Row(2, [2], 1, 50.0, random.Random(5), 16)]
-    chosen = [choose(logits, [rows[0], None, Row(2, [2], 1, 50.0, random.Random(n), 16)]) for n in range(20)]
+    rows = [DecodingRow(0, [2], 1, 0.0, random.Random(0), 16), None, DecodingRow(2, [2], 1, 50.0, random.Random(5), 16)]
+    chosen = [choose(logits, [rows[0], None, DecodingRow(2, [2], 1, 50.0, random.Random(n), 16)]) for n in range(20)]
     assert {row[0] for row in chosen} == {1}
     assert {row[2] for row in chosen} == {0, 1, 2}
 

@@ -14,7 +14,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
 from pitlm.engines.endpoint import ChatEndpoint, Completion, read_completion
 from pitlm.engines.prices import Price
-from pitlm.runs.replies import ReplyCache
+from pitlm.engines.reply_cache import ReplyCache
 
 PRICE = Price(2.0, 1.0, 10.0)
 
@@ -256,7 +256,7 @@ def test_processes_share_a_cache(tmp_path):
     path = tmp_path / "replies.sqlite"
     script = f"""
 from concurrent.futures import ThreadPoolExecutor
-from pitlm.runs.replies import ReplyCache
+from pitlm.engines.reply_cache import ReplyCache
 cache = ReplyCache({str(path)!r})
 with ThreadPoolExecutor(4) as pool:
     list(pool.map(lambda n: cache.put({{"n": n}}, str(n)), range(40)))

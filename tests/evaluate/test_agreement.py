@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.agreement import agreement, krippendorff_alpha
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -37,9 +37,9 @@ FLEISS = [
 ]  # fmt: skip
 
 
-def judged(judge: str, verdicts: str, *, first: str = "a", second: str = "b") -> list[Row]:
+def judged(judge: str, verdicts: str, *, first: str = "a", second: str = "b") -> list[VerdictRow]:
     names = {"w": Verdict.WIN, "t": Verdict.TIE, "l": Verdict.LOSS, "i": Verdict.INCONSISTENT, "u": Verdict.UNPARSABLE}
-    return [Row(f"{n:03d}", first, second, names[v], judge=judge) for n, v in enumerate(verdicts)]
+    return [VerdictRow(f"{n:03d}", first, second, names[v], judge=judge) for n, v in enumerate(verdicts)]
 
 
 def load(name: str) -> list[dict]:
@@ -87,7 +87,7 @@ def test_fleiss_published_example():
 def test_pandalms_published_kappas():
     verdicts = {0: Verdict.TIE, 1: Verdict.WIN, 2: Verdict.LOSS}
     rows = [
-        Row(str(pair["idx"]), "response1", "response2", verdicts[pair[f"annotator{n}"]], judge=f"annotator{n}")
+        VerdictRow(str(pair["idx"]), "response1", "response2", verdicts[pair[f"annotator{n}"]], judge=f"annotator{n}")
         for pair in load("pandalm/pandalm_test.jsonl.gz")
         for n in (1, 2, 3)
     ]
@@ -109,8 +109,8 @@ def test_llmbar_gold_against_the_longer_answer():
     data = load("llmbar/llmbar_all.jsonl.gz")
     gold = [Verdict.WIN if item["label"] == 1 else Verdict.LOSS for item in data]
     longer = [Verdict.WIN if len(item["output_1"]) > len(item["output_2"]) else Verdict.LOSS for item in data]
-    rows = [Row(f"{n}", "1", "2", v, judge="gold") for n, v in enumerate(gold)]
-    rows += [Row(f"{n}", "1", "2", v, judge="longer") for n, v in enumerate(longer)]
+    rows = [VerdictRow(f"{n}", "1", "2", v, judge="gold") for n, v in enumerate(gold)]
+    rows += [VerdictRow(f"{n}", "1", "2", v, judge="longer") for n, v in enumerate(longer)]
     found = agreement(rows, resamples=200).cohen["gold", "longer"]
     assert found.estimate == pytest.approx(cohen_kappa_score(gold, longer))
     # LLMBar is made so that superficial preferences mislead: the longer answer must not be a good judge.

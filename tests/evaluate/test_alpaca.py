@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pitlm.core.errors import InputError
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.alpaca import Annotation, annotation_as_dict, annotation_from_dict, leaderboard
 from pitlm.evaluate.verdict_files import read_verdicts, write_annotations
 
@@ -34,7 +34,7 @@ DISCRETE = {
 }
 
 
-def rows_of(preferences) -> list[Row]:
+def rows_of(preferences) -> list[VerdictRow]:
     made = [annotation_from_dict({"preference": p, "instruction": f"{n}"}, "f", n) for n, p in enumerate(preferences)]
     return [annotation.row for annotation in made]
 
@@ -71,7 +71,7 @@ def test_continuous_preferences_as_pandas_computes_them(preferences):
 
 def test_rows_without_strength_count_by_their_verdict():
     verdicts = [Verdict.WIN, Verdict.WIN, Verdict.LOSS, Verdict.TIE, Verdict.INCONSISTENT, Verdict.UNPARSABLE]
-    found = leaderboard([Row(f"{n}", "a", "b", verdict) for n, verdict in enumerate(verdicts)])
+    found = leaderboard([VerdictRow(f"{n}", "a", "b", verdict) for n, verdict in enumerate(verdicts)])
     assert (found.win_rate, found.n_wins, found.n_wins_base, found.n_draws, found.n_total) == (60, 2, 1, 2, 5)
     # By hand: deviations 0.4, 0.4, -0.6, -0.1, -0.1, squares sum to 0.7; the root of 0.7 / 4 / 5.
     assert found.standard_error == pytest.approx(100 * math.sqrt(0.7 / 4 / 5))
@@ -147,7 +147,7 @@ def test_verdict_of_a_preference(preference, verdict):
 
 def test_rows_and_annotations_make_the_same_figures(tmp_path):
     rows = [
-        Row(f"{n}", "a", "b", v, judge="j")
+        VerdictRow(f"{n}", "a", "b", v, judge="j")
         for n, v in enumerate([Verdict.WIN, Verdict.LOSS, Verdict.TIE, Verdict.UNPARSABLE, Verdict.WIN])
     ]
     lines, alpaca = tmp_path / "rows.jsonl", tmp_path / "annotations.json"
@@ -164,7 +164,7 @@ def test_rows_and_annotations_make_the_same_figures(tmp_path):
 
 def test_texts_that_the_caller_knows_are_written():
     fields = {"instruction": "q", "output_1": "long", "output_2": "s"}
-    written = annotation_as_dict(Annotation(Row("i", "mine", "theirs", Verdict.LOSS, judge="j"), fields))
+    written = annotation_as_dict(Annotation(VerdictRow("i", "mine", "theirs", Verdict.LOSS, judge="j"), fields))
     assert written == {
         **fields,
         "generator_1": "theirs",

@@ -9,20 +9,20 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.length import item_difficulty, length_controlled, preference
 
 WIN, TIE, LOSS = Verdict.WIN, Verdict.TIE, Verdict.LOSS
 
 
-def row(item: int, strength: float, lengths: tuple[int, int] | None, first: str = "m") -> Row:
+def row(item: int, strength: float, lengths: tuple[int, int] | None, first: str = "m") -> VerdictRow:
     verdict = WIN if strength > 0.5 else LOSS if strength < 0.5 else TIE
-    return Row(f"{item:05d}", first, "base", verdict, strength=strength, lengths=lengths)
+    return VerdictRow(f"{item:05d}", first, "base", verdict, strength=strength, lengths=lengths)
 
 
 def simulated(
     items: int, skill: float, taste: float, seed: int, *, hard: float = 0.0, binary: bool = True
-) -> list[Row]:
+) -> list[VerdictRow]:
     generator = np.random.default_rng(seed)
     mine, theirs = generator.integers(200, 900, items), generator.integers(100, 700, items)
     gaps = (mine - theirs) / (mine - theirs).std(ddof=1)
@@ -102,14 +102,14 @@ def test_what_has_no_fit_says_why(rows, reason):
 def test_rows_without_lengths_or_verdict_are_left_out():
     assert length_controlled([]) is None
     assert length_controlled([row(0, 1.0, None)]) is None
-    assert length_controlled([Row("0", "a", "b", Verdict.UNPARSABLE, lengths=(1, 2))]) is None
+    assert length_controlled([VerdictRow("0", "a", "b", Verdict.UNPARSABLE, lengths=(1, 2))]) is None
     rows = simulated(60, 0.4, 1.0, seed=1)
-    more = [*rows, row(99, 1.0, None), Row("98", "m", "base", Verdict.UNPARSABLE, lengths=(10, 9000))]
+    more = [*rows, row(99, 1.0, None), VerdictRow("98", "m", "base", Verdict.UNPARSABLE, lengths=(10, 9000))]
     assert length_controlled(more) == length_controlled(rows)
 
 
 def test_preference():
-    assert [preference(Row("0", "a", "b", v)) for v in (WIN, TIE, LOSS, Verdict.INCONSISTENT, Verdict.UNPARSABLE)] == [
+    assert [preference(VerdictRow("0", "a", "b", v)) for v in (WIN, TIE, LOSS, Verdict.INCONSISTENT, Verdict.UNPARSABLE)] == [
         1.0, 0.5, 0.0, 0.5, None,
     ]  # fmt: skip
     assert preference(row(0, 0.7, None)) == 0.7

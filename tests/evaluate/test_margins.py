@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Answer, Preference, Prompt
+from pitlm.core.recipe import LoopSection
 from pitlm.evaluate.margins import SHOWN, Answered, Promise, calibrate, play, rounds_to_play
 from pitlm.judge.scores import ScoreJudge
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pitlm.core.verdicts import Reply, Row, Verdict
+from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.position import position_bias
 
 WIN, TIE, LOSS, UNPARSABLE = Verdict.WIN, Verdict.TIE, Verdict.LOSS, Verdict.UNPARSABLE
 
 
-def asked(item: int, *verdicts: tuple[bool, Verdict], judge: str = "j") -> Row:
+def asked(item: int, *verdicts: tuple[bool, Verdict], judge: str = "j") -> VerdictRow:
     replies = tuple(Reply(swapped, verdict) for swapped, verdict in verdicts)
-    return Row(f"{item}", "a", "b", WIN, replies=replies, judge=judge)
+    return VerdictRow(f"{item}", "a", "b", WIN, replies=replies, judge=judge)
 
 
-def both(item: int, straight: Verdict, swapped: Verdict, judge: str = "j") -> Row:
+def both(item: int, straight: Verdict, swapped: Verdict, judge: str = "j") -> VerdictRow:
     return asked(item, (False, straight), (True, swapped), judge=judge)
 
 
@@ -49,6 +49,6 @@ def test_a_reply_that_was_asked_again_counts_by_its_last_parsable_answer():
 
 
 def test_judges_apart_and_none_without_replies():
-    rows = [both(0, WIN, LOSS, judge="x"), both(0, WIN, WIN, judge="w"), Row("1", "a", "b", WIN, judge="z")]
+    rows = [both(0, WIN, LOSS, judge="x"), both(0, WIN, WIN, judge="w"), VerdictRow("1", "a", "b", WIN, judge="z")]
     assert [(line.judge, line.bias.estimate) for line in position_bias(rows, resamples=5)] == [("w", 0), ("x", 1)]
     assert position_bias([]) == []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from pitlm.core.verdicts import Reply, Row, Verdict
+from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.rankings import bradley_terry, elo
 
 WIN, TIE, LOSS = Verdict.WIN, Verdict.TIE, Verdict.LOSS
@@ -35,16 +35,16 @@ BASEBALL = {
 }
 
 
-def games(*counts: tuple[str, str, Verdict, int], shown: bool = False) -> list[Row]:
+def games(*counts: tuple[str, str, Verdict, int], shown: bool = False) -> list[VerdictRow]:
     """So many rows each; where ``shown``, the first system was shown first."""
     rows = []
     for first, second, verdict, count in counts:
         replies = (Reply(False, verdict),) if shown else ()
-        rows += [Row(f"{len(rows) + n:05d}", first, second, verdict, replies=replies) for n in range(count)]
+        rows += [VerdictRow(f"{len(rows) + n:05d}", first, second, verdict, replies=replies) for n in range(count)]
     return rows
 
 
-def pudding() -> list[Row]:
+def pudding() -> list[VerdictRow]:
     counts = []
     for cell in PUDDING.replace("\n", "|").split("|"):
         if cell.strip():
@@ -53,7 +53,7 @@ def pudding() -> list[Row]:
     return games(*counts)
 
 
-def baseball(shown: bool) -> list[Row]:
+def baseball(shown: bool) -> list[VerdictRow]:
     counts = []
     for home, results in BASEBALL.items():
         for away, result in zip([team for team in TEAMS if team != home], results.split(), strict=True):
@@ -106,7 +106,7 @@ def test_ties_and_position_equal_a_brute_force_maximum():
         first, second = generator.choice(3, size=2, replace=False)
         verdict = [WIN, TIE, LOSS][generator.choice(3, p=[0.5, 0.2, 0.3] if first < second else [0.35, 0.2, 0.45])]
         swapped = bool(generator.integers(2))
-        rows.append(Row(f"{n}", names[first], names[second], verdict, replies=(Reply(swapped, verdict),)))
+        rows.append(VerdictRow(f"{n}", names[first], names[second], verdict, replies=(Reply(swapped, verdict),)))
 
     def loss(x):
         """Davidson and Beaver (1977) as they write it: worths pi, order effect theta on the one shown second."""
@@ -133,9 +133,9 @@ def test_two_systems_are_a_log_odds():
 
 
 def test_a_row_asked_in_both_orders_counts_once():
-    straight = [Row(f"{n}", "x", "y", WIN if n % 3 else LOSS) for n in range(12)]
+    straight = [VerdictRow(f"{n}", "x", "y", WIN if n % 3 else LOSS) for n in range(12)]
     both = [
-        Row(r.item, r.first, r.second, r.verdict, replies=(Reply(False, r.verdict), Reply(True, r.verdict)))
+        VerdictRow(r.item, r.first, r.second, r.verdict, replies=(Reply(False, r.verdict), Reply(True, r.verdict)))
         for r in straight
     ]
     one, two = bradley_terry(straight, resamples=1), bradley_terry(both, resamples=1)
@@ -145,9 +145,10 @@ def test_a_row_asked_in_both_orders_counts_once():
 
 def test_a_judge_that_chooses_the_first_shown_is_all_position():
     rows = [
-        Row(f"{n}", "x", "y", Verdict.INCONSISTENT, replies=(Reply(False, WIN), Reply(True, LOSS))) for n in range(18)
+        VerdictRow(f"{n}", "x", "y", Verdict.INCONSISTENT, replies=(Reply(False, WIN), Reply(True, LOSS)))
+        for n in range(18)
     ] + [
-        Row(f"{n}", "x", "y", Verdict.INCONSISTENT, replies=(Reply(False, LOSS), Reply(True, WIN)))
+        VerdictRow(f"{n}", "x", "y", Verdict.INCONSISTENT, replies=(Reply(False, LOSS), Reply(True, WIN)))
         for n in range(18, 20)
     ]
     found = bradley_terry(rows, resamples=200)
@@ -180,7 +181,7 @@ def test_groups_that_never_met_are_said():
 
 
 def test_nothing_judged_is_an_empty_ranking():
-    unparsable = [Row("1", "a", "b", Verdict.UNPARSABLE)]
+    unparsable = [VerdictRow("1", "a", "b", Verdict.UNPARSABLE)]
     for rows in ([], unparsable):
         assert bradley_terry(rows).strengths == {}
         assert elo(rows) == {}
@@ -190,7 +191,7 @@ def test_nothing_judged_is_an_empty_ranking():
 
 ROWS = st.lists(
     st.builds(
-        Row,
+        VerdictRow,
         st.sampled_from(["i", "j", "k"]),
         st.sampled_from(["a", "b"]),
         st.sampled_from(["c", "d"]),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verdict_rows import rows_of
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import (
     Interval,
     Tally,
@@ -39,7 +39,7 @@ def test_tally_hand_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], rows_of("u", "uu")])
-def test_nothing_judged_is_nan_not_zero(rows: list[Row]) -> None:
+def test_nothing_judged_is_nan_not_zero(rows: list[VerdictRow]) -> None:
     counted = tally(rows)
     assert all(math.isnan(value) for value in (counted.win_rate, counted.lose_rate, counted.delta))
     for interval in (delta_interval(rows), win_rate_interval(rows), paired_difference(rows, rows)):
@@ -191,15 +191,15 @@ def test_coverage_of_a_known_delta() -> None:
 
 def test_rows_for_sees_every_comparison_from_the_first_system() -> None:
     stored = [
-        Row("a", "pit", "original", Verdict.WIN, (2.0, 1.0)),
-        Row("b", "original", "pit", Verdict.WIN, (5.0, 3.0)),
-        Row("c", "pit", "refine", Verdict.LOSS),
-        Row("d", "original", "pit", Verdict.INCONSISTENT),
+        VerdictRow("a", "pit", "original", Verdict.WIN, (2.0, 1.0)),
+        VerdictRow("b", "original", "pit", Verdict.WIN, (5.0, 3.0)),
+        VerdictRow("c", "pit", "refine", Verdict.LOSS),
+        VerdictRow("d", "original", "pit", Verdict.INCONSISTENT),
     ]
     assert rows_for(stored, "pit", "original") == [
-        Row("a", "pit", "original", Verdict.WIN, (2.0, 1.0)),
-        Row("b", "pit", "original", Verdict.LOSS, (3.0, 5.0)),
-        Row("d", "pit", "original", Verdict.INCONSISTENT),
+        VerdictRow("a", "pit", "original", Verdict.WIN, (2.0, 1.0)),
+        VerdictRow("b", "pit", "original", Verdict.LOSS, (3.0, 5.0)),
+        VerdictRow("d", "pit", "original", Verdict.INCONSISTENT),
     ]
     assert rows_for(stored, "refine", "original") == []
 

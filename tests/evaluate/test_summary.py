@@ -9,14 +9,14 @@ import random
 import numpy as np
 import pytest
 
-from pitlm.core.verdicts import Reply, Row, Verdict
+from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.statistics import delta_interval, rows_for
 from pitlm.evaluate.summary import Summary, summarise
 
 WIN, TIE, LOSS, INCONSISTENT, UNPARSABLE = list(Verdict)
 
 
-def made(items: int = 60, judges: tuple[str, ...] = ("j", "k"), seed: int = 0) -> list[Row]:
+def made(items: int = 60, judges: tuple[str, ...] = ("j", "k"), seed: int = 0) -> list[VerdictRow]:
     generator = np.random.default_rng(seed)
     rows = []
     for judge in judges:
@@ -26,7 +26,7 @@ def made(items: int = 60, judges: tuple[str, ...] = ("j", "k"), seed: int = 0) -
                 lengths = (int(generator.integers(50, 200)), int(generator.integers(50, 200)))
                 replies = (Reply(False, a), Reply(True, b))
                 verdict = Verdict.of_orders(a, b)
-                rows.append(Row(f"{n:03d}", system, "base", verdict, None, None, replies, judge, lengths))
+                rows.append(VerdictRow(f"{n:03d}", system, "base", verdict, None, None, replies, judge, lengths))
     return rows
 
 
@@ -91,7 +91,7 @@ def flat(value, path=""):
 
 
 def test_swapping_the_baseline_turns_delta_round():
-    rows = [Row(f"{n}", "a", "b", WIN if n < 7 else LOSS, strength=0.9 if n < 7 else 0.2) for n in range(10)]
+    rows = [VerdictRow(f"{n}", "a", "b", WIN if n < 7 else LOSS, strength=0.9 if n < 7 else 0.2) for n in range(10)]
     forth, back = summarise(rows, resamples=50), summarise(rows, baseline="a", resamples=50)
     assert (forth.baseline, back.baseline) == ("b", "a")
     [f], [b] = forth.systems, back.systems
@@ -104,7 +104,7 @@ def test_swapping_the_baseline_turns_delta_round():
 
 
 def test_systems_that_met_on_no_common_item_have_no_difference():
-    rows = [Row("1", "a", "base", WIN), Row("2", "c", "base", LOSS)]
+    rows = [VerdictRow("1", "a", "base", WIN), VerdictRow("2", "c", "base", LOSS)]
     found = summarise(rows, resamples=5)
     assert len(found.systems) == 2
     assert found.differences == []
@@ -112,7 +112,7 @@ def test_systems_that_met_on_no_common_item_have_no_difference():
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_one_row_of_any_kind(verdict):
-    [line] = summarise([Row("1", "a", "b", verdict)], resamples=5, rank=True, wanted=0.5).systems
+    [line] = summarise([VerdictRow("1", "a", "b", verdict)], resamples=5, rank=True, wanted=0.5).systems
     assert math.isnan(line.standard_error)
     assert math.isnan(line.detectable)
     assert line.items_needed is None or line.items_needed > 0
@@ -120,7 +120,9 @@ def test_one_row_of_any_kind(verdict):
 
 
 def test_all_wins():
-    found = summarise([Row(f"{n}", "a", "b", WIN, lengths=(n + 3, 5)) for n in range(20)], rank=True, resamples=50)
+    found = summarise(
+        [VerdictRow(f"{n}", "a", "b", WIN, lengths=(n + 3, 5)) for n in range(20)], rank=True, resamples=50
+    )
     [line] = found.systems
     assert (line.delta.estimate, line.standard_error) == (1, 0)
     assert line.test.p == pytest.approx(2 / 2**20)
@@ -132,4 +134,4 @@ def test_no_rows_and_no_such_baseline():
     with pytest.raises(ValueError, match="found no rows"):
         summarise([])
     with pytest.raises(ValueError, match="found no row with the baseline 'z', expected one of a, b"):
-        summarise([Row("1", "a", "b", WIN)], baseline="z")
+        summarise([VerdictRow("1", "a", "b", WIN)], baseline="z")

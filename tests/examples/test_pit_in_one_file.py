@@ -14,16 +14,16 @@ from torch.nn.functional import log_softmax
 from transformers import LlamaForSequenceClassification
 
 from pitlm.core import equations
-from pitlm.core.config import InitSection
 from pitlm.core.nouns import Answer, Preference, Prompt, StopReason
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.recipe import InitSection
+from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.evaluate.statistics import delta_interval
-from pitlm.improve.loop import improve_many
+from pitlm.loop.loop import improve_many
 from pitlm.models.loading import load_tokenizer
 from pitlm.models.scorers import score_ids
 from pitlm.models.scratch import make_from_scratch
-from pitlm.pocket.world import ASK, make_preferences, utility, vocabulary
-from pitlm.text.template import Template, encode_completion, encode_prompts
+from pitlm.worlds.pocket import ASK, make_preferences, utility, vocabulary
 
 PATH = Path(__file__).parents[2] / "examples" / "pit_in_one_file.py"
 PAIRS = make_preferences(24, seed=5)
@@ -290,7 +290,7 @@ def test_delta_is_the_librarys(pit):
     for number, (x, a, b) in enumerate(zip(xs, ours, theirs, strict=True)):
         better = utility(x, a) - utility(x, b)
         verdict = Verdict.WIN if better > 0 else Verdict.LOSS if better < 0 else Verdict.TIE
-        rows.append(Row(str(number), "ours", "theirs", verdict))
+        rows.append(VerdictRow(str(number), "ours", "theirs", verdict))
     expected = delta_interval(rows)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
 MODULE_LINES, FUNCTION_LINES = 300, 60
-# Code lines. The whole may grow with what is built; a layer that outgrows its own is two layers.
-LAYER_LINES, PACKAGE_LINES = 1_400, 14_000
+# Code lines. A layer that outgrows its own is two layers; what is new in the package makes room.
+LAYER_LINES, PACKAGE_LINES = 1_250, 11_500
 
 # Put together from pieces, so that this file passes its own test.
 HOSTS = "|".join(name + r"\.(?:org|com)" for name in ("pypi", "pythonhosted", "npmjs", r"download\.pytorch"))

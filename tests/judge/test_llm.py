@@ -11,13 +11,13 @@ from scripted_endpoint import Fail, Say, ScriptedEndpoint
 
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.nouns import Prompt
-from pitlm.core.verdicts import Comparison, Row, Verdict
+from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.prices import Price
-from pitlm.judge.choice import JudgeOptions, make_judge, run_judge, spent_on
+from pitlm.engines.reply_cache import ReplyCache
+from pitlm.judge.judges import JudgeOptions, make_judge, run_judge, spent_on
 from pitlm.judge.llm import LLMJudge
 from pitlm.judge.scripted import ScriptedJudge
-from pitlm.runs.replies import ReplyCache
 
 X = Prompt.of("q")
 W, T, L, I, U = Verdict
@@ -67,7 +67,7 @@ def test_each_pair_is_asked_in_both_orders_and_both_replies_are_kept(server, jud
         (call.text for call in server.calls), key=lambda text: "A begins]\ns" in text
     )
     assert all(reply.input_tokens and reply.output_tokens and reply.cost for reply in row.replies)
-    assert Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
+    assert VerdictRow.from_dict(json.loads(json.dumps(row.as_dict()))) == row
 
 
 def test_swapping_swaps(server, judge):

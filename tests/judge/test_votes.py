@@ -11,7 +11,7 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.core.verdicts import Comparison, Row, Verdict
+from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.judge.votes import Votes, ballots
 
 COMPARISONS = [
@@ -83,7 +83,7 @@ def test_a_choice_between_left_and_right_becomes_a_verdict_on_the_first(votes, s
         (len(ballot.comparison.first), len(ballot.comparison.second)),
     )
     assert [(reply.swapped, reply.verdict) for reply in row.replies] == [(swapped, expected)]
-    assert Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
+    assert VerdictRow.from_dict(json.loads(json.dumps(row.as_dict()))) == row
     assert history(votes) == [("ada", str(expected), "second" if swapped else "first", 2.5)]
 
 

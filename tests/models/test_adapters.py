@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.engines.engines import LocalEngine, Request
+from pitlm.engines.engine import LocalEngine, WriteRequest
 from pitlm.models.adapters import OVER_BASE, Bases, base_name, save_over_base
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Card, load_causal, load_scorer, load_tokenizer, save
@@ -32,7 +32,7 @@ LORA = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}
 
 
 def trained(start: Path, folder: Path, kind: str, seed: int, **lora) -> Path:
-    """A stage with LoRA as :func:`pitlm.train.common.fit` leaves it, its adapter and head drawn instead of trained."""
+    """A stage with LoRA as :func:`pitlm.method.common.fit` leaves it, its adapter and head drawn instead of trained."""
     tokenizer, scores = load_tokenizer(start), kind in ("reward", "gap")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -106,7 +106,7 @@ def test_an_engine_and_a_scorer_take_turns_over_one_base(run):
         )
         engine = LocalEngine(improver)
         for key, (x, y) in enumerate(zip(X, Y_REF, strict=True)):
-            engine.submit(Request(key, x, y, 0.4, seed=key))
+            engine.submit(WriteRequest(key, x, y, 0.4, seed=key))
         done, gaps = [], []
         while engine.pending:
             done += engine.step()

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from builders import scorer_checkpoint
 
-from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
+from pitlm.core.recipe import LoopSection
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations, save_calibrations
 from pitlm.models.scorers import GapModel, GuardedGap
 

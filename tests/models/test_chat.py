@@ -6,8 +6,8 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.improve.baselines.guide import Guide
-from pitlm.improve.baselines.self_refine import self_refine
+from pitlm.loop.baselines.guide import Guide
+from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.models.chat import LocalChat
 
 TURNS = [{"role": "user", "content": "is it small ?"}]

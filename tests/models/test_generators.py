@@ -8,9 +8,9 @@ from builders import ASK, generator_checkpoint
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
+from pitlm.data.template import encode_prompts
 from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import load_causal, load_tokenizer
-from pitlm.text.template import encode_prompts
 
 PROMPTS = [
     Prompt.of(text)

@@ -9,13 +9,13 @@ import torch
 from builders import ASK, CHAT, generator_checkpoint, scorer_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pitlm.core.config import InitSection
 from pitlm.core.errors import InputError
+from pitlm.core.recipe import InitSection
+from pitlm.data.template import PLAIN_CHAT_TEMPLATE
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Card, load_card, load_causal, load_scorer, load_tokenizer, save
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
-from pitlm.text.template import PLAIN_CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize("family", CHAT)

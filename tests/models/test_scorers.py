@@ -8,9 +8,9 @@ from builders import ASK, scorer_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitlm.core.nouns import Improvement, Prompt
+from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.loading import load_tokenizer
 from pitlm.models.scorers import GapModel, GuardedGap, RewardDifference, RewardModel, score_ids
-from pitlm.text.template import encode_completion, encode_prompts
 
 X = Prompt.of("what is the price ?")
 RESPONSES = [

@@ -16,19 +16,19 @@ from pitlm.core.equations import RELATIONS
 from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval, Tally
-from pitlm.report.data import (
+from pitlm.report.html import DASH, bounds, number, render, share, write
+from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
+from pitlm.report.shape import (
     HEALTH_KEYS,
+    BeforeAfter,
     Curve,
     DifferenceLine,
-    Example,
     HealthLine,
     Report,
     RoundQuality,
     SystemLine,
     health_line,
 )
-from pitlm.report.html import DASH, bounds, number, render, share, write
-from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -42,14 +42,14 @@ HOSTILE = [
 ]
 
 
-def example(text: str = "an answer", verdict: Verdict | None = Verdict.WIN) -> Example:
+def example(text: str = "an answer", verdict: Verdict | None = Verdict.WIN) -> BeforeAfter:
     trace = Trace(
         prompt=Prompt.of(f"prompt {text}"),
         original=f"original {text}",
         rounds=(Round(f"better {text}", 1.25, True), Round(f"worse {text}", -0.5, False)),
         stop_reason=StopReason.ACCEPTED_NONE,
     )
-    return Example(trace, gap=1.25, verdict=verdict, scores=(2.0, 1.0), system=f"system {text}")
+    return BeforeAfter(trace, gap=1.25, verdict=verdict, scores=(2.0, 1.0), system=f"system {text}")
 
 
 def full_report(text: str = "plain") -> Report:
@@ -240,7 +240,7 @@ def test_two_renders_are_equal() -> None:
 def test_examples_carry_what_the_table_shows() -> None:
     turns = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes?"), Message("user", "why"))
     kept = Trace(Prompt(turns), "same", (Round("same", 0.0, False),), StopReason.CONVERGED)
-    report = Report("t", examples=[example(), Example(kept, gap=math.nan, verdict=Verdict.UNPARSABLE)])
+    report = Report("t", examples=[example(), BeforeAfter(kept, gap=math.nan, verdict=Verdict.UNPARSABLE)])
     page = Page(render(report))
     first, second = json.loads(page.scripts[0])
     assert (first["outcome"], first["gap"], first["stop"]) == ("won", "+1.25", "accepted-none")

@@ -79,9 +79,9 @@ def calibrate(
     import json
 
     from pitlm.evaluate.margins import Promise
-    from pitlm.jobs.calibrating import calibrate_run
-    from pitlm.runs.atomic import write_text
-    from pitlm.runs.console import make_console
+    from pitlm.io.atomic import write_text
+    from pitlm.io.console import make_console
+    from pitlm.run.calibrate import calibrate_run
 
     made = calibrate_run(run_folder, Promise(harm, confidence), rounds=rounds, items=items, prompts=prompts)
     console = make_console()
@@ -135,7 +135,7 @@ def sentences(found: Calibrated) -> list[str]:
     """What was found, for a reader who wants no table."""
     import math
 
-    from pitlm.improve.calibration import items_needed
+    from pitlm.loop.margin import items_needed
 
     made, labels = found.calibration, found.labels
     if math.isfinite(made.margin):

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pitlm.core.nouns import Preference
-    from pitlm.text.folds import Size
-    from pitlm.text.inspection import Inspection, Words
+    from pitlm.data.folds import Size
+    from pitlm.data.inspection import Inspection, Words
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
@@ -62,9 +62,9 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
 
     from rich.console import Console
 
-    from pitlm.runs.atomic import write_text
-    from pitlm.text.dataset import load_preferences
-    from pitlm.text.inspection import inspect_preferences
+    from pitlm.data.dataset import load_preferences
+    from pitlm.data.inspection import inspect_preferences
+    from pitlm.io.atomic import write_text
 
     found = inspect_preferences(load_preferences(source, skip_invalid=skip_invalid, progress=True), samples)
     console = Console()
@@ -109,8 +109,8 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     from rich.console import Console
     from rich.table import Table
 
-    from pitlm.text.dataset import load_preferences, reading
-    from pitlm.text.folds import cut_folds, write_folds
+    from pitlm.data.dataset import load_preferences, reading
+    from pitlm.data.folds import cut_folds, write_folds
 
     _check_out(source, out, force)
     out.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
 def _check_out(source: str, out: Path, force: bool) -> None:
     """Refuse a folder with something in it, and one from which the next run would read its own output."""
     from pitlm.core.errors import InputError
-    from pitlm.text.readers import check_outside
+    from pitlm.data.readers import check_outside
 
     if out.exists() and not out.is_dir():
         raise InputError.at(out, found="a file", expected="a folder to write the folds to")
@@ -150,8 +150,8 @@ def _check_out(source: str, out: Path, force: bool) -> None:
 def _print_figures(console: Console, found: Inspection) -> None:
     from rich.table import Table
 
-    from pitlm.text.dataset import reading
-    from pitlm.text.inspection import QUANTILES
+    from pitlm.data.dataset import reading
+    from pitlm.data.inspection import QUANTILES
 
     click.echo(reading(found.read, found.kept, found.dropped, found.invalid))
     console.print()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.core.hardware import CARDS
+from pitlm.plan.hardware import CARDS
 
 if TYPE_CHECKING:
-    from pitlm.core.config import DataSection, Recipe
-    from pitlm.core.costs import Workload
-    from pitlm.core.hardware import Hardware
+    from pitlm.core.recipe import DataSection, Recipe
+    from pitlm.plan.costs import Workload
+    from pitlm.plan.hardware import Hardware
 
 EXAMPLES = """
 \b
@@ -67,7 +67,7 @@ def doctor(
             raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
         figures = _planned(recipe, data, pairs, overrides, plan, hardware, devices, price)
     if output is not None:
-        from pitlm.runs.atomic import write_text
+        from pitlm.io.atomic import write_text
 
         write_text(output, json.dumps(figures, indent=2) + "\n")
 
@@ -76,7 +76,7 @@ def _machine() -> dict[str, Any]:
     from dataclasses import asdict
 
     from pitlm.cli.main import EXTRAS
-    from pitlm.runs.machine import look, machine_lines
+    from pitlm.plan.machine import look, machine_lines
 
     machine = look(EXTRAS, Path())
     cards: list[tuple[str, int]] = []
@@ -102,12 +102,12 @@ def _planned(
     from dataclasses import asdict, replace
 
     from pitlm.cli.run import read_overrides
-    from pitlm.core.plan import plan_run
-    from pitlm.core.plan_text import plan_lines
+    from pitlm.core.packaged_recipes import find_recipe
     from pitlm.core.recipe_file import load_recipe
-    from pitlm.core.shapes import Shape
-    from pitlm.core.workloads import known_workload
-    from pitlm.recipes import find_recipe
+    from pitlm.plan.plan import plan_run
+    from pitlm.plan.plan_text import plan_lines
+    from pitlm.plan.shapes import Shape
+    from pitlm.plan.workloads import known_workload
 
     changes = read_overrides(overrides)
     if pairs is not None:  # asks what so much data would take
@@ -131,8 +131,8 @@ def _measured(source: str, limits: DataSection) -> tuple[Workload, str]:
 
     What the recipe trims is left out of each: of a few long prompts the mean would be far from what is read.
     """
-    from pitlm.core.costs import Workload
-    from pitlm.text.dataset import load_preferences
+    from pitlm.data.dataset import load_preferences
+    from pitlm.plan.costs import Workload
 
     kept = load_preferences(source, skip_invalid=True, progress=True).preferences
     most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
@@ -148,11 +148,11 @@ def _measured(source: str, limits: DataSection) -> tuple[Workload, str]:
 
 
 def _hardware(recipe: Recipe, work: Workload, card: str | None, devices: int) -> Hardware:
-    from pitlm.core.hardware import assumed
+    from pitlm.plan.hardware import assumed
 
     if card is not None:
         return assumed(card, recipe.model.dtype, devices=devices)
-    from pitlm.train.rates import measure_rates
+    from pitlm.plan.rates import measure_rates
 
     click.echo("Measuring this machine for some seconds ...", err=True)
     return measure_rates(recipe, work)

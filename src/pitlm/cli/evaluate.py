@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pitlm.evaluate.alpaca import Annotation
-    from pitlm.judge.choice import JudgeOptions
+    from pitlm.judge.judges import JudgeOptions
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
@@ -111,8 +111,8 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeOptions, f
     if output is None:
         raise click.UsageError("-o: found nothing beside --judge, expected the file that the verdicts go to")
     from pitlm.cli.judge import judge_to_file
+    from pitlm.data.answers import read_comparisons
     from pitlm.evaluate.alpaca import Annotation
-    from pitlm.text.answers import read_comparisons
 
     first, second = files
     rows = judge_to_file(first, second, output, options, force=force)
@@ -152,7 +152,7 @@ def show(
     if json_file is not None:
         import json
 
-        from pitlm.runs.atomic import write_text
+        from pitlm.io.atomic import write_text
 
         write_text(json_file, json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n")
         click.echo(f"Figures written to {json_file}")

@@ -50,7 +50,7 @@ def export(
     if how["adapter"] and how["dtype"] is not None:
         raise InputError("--dtype: found beside --adapter, expected beside whole weights")
 
-    from pitlm.jobs.exporting import Source, deliver
+    from pitlm.run.export import Source, deliver
 
     found = Source.of(source, model)
     for line in deliver(found, output, replace=force, repository=repository, private=private, **how):

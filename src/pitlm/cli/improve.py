@@ -11,7 +11,7 @@ import click
 from pitlm.cli.outputs import check_output, check_output_folder
 
 if TYPE_CHECKING:
-    from pitlm.core.config import Models
+    from pitlm.core.recipe import ModelChoice
 
 EXAMPLES = """
 \b
@@ -46,7 +46,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     return value
 
 
-def _check_models(models: Models) -> None:
+def _check_models(models: ModelChoice) -> None:
     """Refuse options that do not go together."""
     from pitlm.core.errors import InputError
 
@@ -80,7 +80,7 @@ def _check_cluster(engine: str, file: Path | None, **given: int | None) -> None:
 
 def _check_prompt(prompt: str | None, response: str | None) -> None:
     from pitlm.core.errors import InputError
-    from pitlm.text.rows import is_unicode
+    from pitlm.data.prompt_fields import is_unicode
 
     for name, text in (("--prompt", prompt), ("--response", response)):
         if text is not None and not is_unicode(text):
@@ -162,8 +162,8 @@ def improve(
     **models: Any,
 ) -> None:
     """Improve one answer, or each answer of FILE, and say why each loop stopped."""
-    from pitlm.core.config import Models
     from pitlm.core.errors import InputError
+    from pitlm.core.recipe import ModelChoice
 
     if (file is None) == (prompt is None):
         raise InputError("give either a FILE of answers or --prompt (with --response)")
@@ -174,7 +174,7 @@ def improve(
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if file is None and output is not None:
         raise InputError("-o: found beside --prompt, expected beside FILE")
-    chosen = Models(**models)
+    chosen = ModelChoice(**models)
     if output is not None and chosen.engine == "ray":
         check_output_folder(output, force, "the improved answers", "part-*.jsonl")
     elif output is not None:
@@ -182,11 +182,11 @@ def improve(
     _check_models(chosen)
     _check_cluster(chosen.engine, file, workers=workers, part_rows=part_rows)
 
-    from pitlm.jobs.improving import improve_file, improve_one
+    from pitlm.batch.improve_file import improve_file, improve_one
 
     settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
     if file is not None and output is not None and chosen.engine == "ray":
-        from pitlm.jobs.cluster import improve_parts
+        from pitlm.batch.cluster import improve_parts
 
         part_rows = part_rows or 1000
         improve_parts(file, output, chosen, settings, seed=seed, workers=workers, part_rows=part_rows, force=force)

@@ -13,8 +13,8 @@ from pitlm.cli.judge_options import judge_options
 from pitlm.cli.outputs import check_output
 
 if TYPE_CHECKING:
-    from pitlm.core.verdicts import Row
-    from pitlm.judge.choice import JudgeOptions
+    from pitlm.core.verdicts import VerdictRow
+    from pitlm.judge.judges import JudgeOptions
 
 EXAMPLES = """
 \b
@@ -55,17 +55,17 @@ def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force:
     judge_to_file(first, second, output, options, force=force)
 
 
-def judge_to_file(first: Path, second: Path, output: Path, options: JudgeOptions, *, force: bool) -> list[Row]:
+def judge_to_file(first: Path, second: Path, output: Path, options: JudgeOptions, *, force: bool) -> list[VerdictRow]:
     """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
 
     Raises:
-        InputError: as :func:`pitlm.pipeline.judging.judge_answer_files` does, and an output that is there already.
+        InputError: as :func:`pitlm.run.judging.judge_answer_files` does, and an output that is there already.
     """
     from dataclasses import replace
 
-    from pitlm.judge.choice import rows_as_lines
-    from pitlm.pipeline.judging import judge_answer_files
-    from pitlm.runs.atomic import write_text
+    from pitlm.io.atomic import write_text
+    from pitlm.judge.judges import rows_as_lines
+    from pitlm.run.judging import judge_answer_files
 
     check_output(output, force, "the verdicts")
     if options.kind == "llm" and options.cache is None:
@@ -77,7 +77,7 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeOptions
     return rows
 
 
-def _print_tally(rows: Sequence[Row]) -> None:
+def _print_tally(rows: Sequence[VerdictRow]) -> None:
     from pitlm.core.verdicts import Verdict
 
     counts = Counter(row.verdict for row in rows)

@@ -74,7 +74,7 @@ HOW = [
 
 
 def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command these options, as one argument ``options``: a :class:`pitlm.judge.choice.JudgeOptions`.
+    """Give a command these options, as one argument ``options``: a :class:`pitlm.judge.judges.JudgeOptions`.
 
     Args:
         required: where it is not, and no judge is named, ``options`` is None.
@@ -86,7 +86,7 @@ def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[
         def with_options(**given: Any) -> Any:
             from dataclasses import fields
 
-            from pitlm.judge.choice import JudgeOptions
+            from pitlm.judge.judges import JudgeOptions
 
             own = {field.name: given.pop(field.name) for field in fields(JudgeOptions)}
             return command(options=JudgeOptions(**own) if own["kind"] is not None else None, **given)

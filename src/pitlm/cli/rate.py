@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pitlm.core.verdicts import Row
+    from pitlm.core.verdicts import VerdictRow
     from pitlm.judge.votes import Votes
 
 EXAMPLES = """
@@ -78,7 +78,7 @@ def rate(
 def _export(votes: Votes, path: Path) -> None:
     import json
 
-    from pitlm.runs.atomic import atomic_writer
+    from pitlm.io.atomic import atomic_writer
 
     rows = votes.rows()
     with atomic_writer(path) as file:
@@ -87,9 +87,9 @@ def _export(votes: Votes, path: Path) -> None:
 
 
 def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) -> None:
+    from pitlm.data.answers import read_comparisons
     from pitlm.judge.votes import Votes
-    from pitlm.serve.rate import serve_rating
-    from pitlm.text.answers import read_comparisons
+    from pitlm.serve.rating import serve_rating
 
     comparisons = read_comparisons(first, second)
     votes = Votes(votes_file)
@@ -103,6 +103,6 @@ def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) ->
     click.echo(f"\nStopped. Votes in {votes_file}: {_by_rater(votes.rows())}")
 
 
-def _by_rater(rows: Sequence[Row]) -> str:
+def _by_rater(rows: Sequence[VerdictRow]) -> str:
     counts = Counter(row.judge for row in rows)
     return ", ".join(f"{rater} {count}" for rater, count in counts.items()) or "none"

@@ -19,7 +19,7 @@ def recipes(ctx: click.Context) -> None:
     """List the packaged recipes, or print one to start your own from."""
     if ctx.invoked_subcommand is not None:
         return
-    from pitlm.recipes import find_recipe, recipe_names
+    from pitlm.core.packaged_recipes import find_recipe, recipe_names
 
     names = recipe_names()
     width = max(map(len, names))
@@ -31,7 +31,7 @@ def recipes(ctx: click.Context) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME as it is, comments and all."""
-    from pitlm.recipes import find_recipe
+    from pitlm.core.packaged_recipes import find_recipe
 
     click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 

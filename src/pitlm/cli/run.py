@@ -57,8 +57,8 @@ def run(
     """
     import json
 
+    from pitlm.core.packaged_recipes import find_launch, find_recipe
     from pitlm.core.recipe_file import load_recipe
-    from pitlm.recipes import find_launch, find_recipe
 
     changes = read_overrides(overrides)
     if data is not None:
@@ -71,7 +71,7 @@ def run(
     launch = find_launch(accelerate) if accelerate is not None else None
     begin = time.perf_counter()
 
-    from pitlm.pipeline.run import run_recipe
+    from pitlm.run.run_recipe import run_recipe
 
     out = out or Path("runs") / loaded.name
     run_recipe(loaded, out, update=update, until=until, begin=begin, accelerate=launch)

@@ -98,7 +98,7 @@ def serve(
     given = {"rounds": rounds, "proposals": proposals, "margin": margin, "temperature": temperature}
     loop |= {name: value for name, value in given.items() if value is not None}
 
-    from pitlm.improve.loop import loop_settings
+    from pitlm.loop.loop import loop_settings
     from pitlm.serve.settings import LOOPBACK_HOSTS, Settings
 
     with _extra("serve"):
@@ -170,7 +170,7 @@ def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if folder is None:
         return {}, {}
     with _extra("train"):
-        from pitlm.pipeline.finished import improver_stage, stored_recipe
+        from pitlm.run.finished import improver_stage, stored_recipe
 
     recipe = stored_recipe(folder)
     stages = {"improver": improver_stage(recipe), "gap": "gap", "reward": "reward"}

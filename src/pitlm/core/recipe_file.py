@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pitlm.core.config import Recipe
 from pitlm.core.errors import InputError
+from pitlm.core.recipe import Recipe
 
 Tree = TypeVar("Tree", bound=BaseModel)
 

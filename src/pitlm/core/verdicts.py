@@ -77,7 +77,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VerdictRow:
     """One judged comparison: system ``first`` against system ``second`` on item ``item``.
 
     Attributes:
@@ -99,12 +99,12 @@ class Row:
     lengths: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, comparison: Comparison, verdict: Verdict, *, judge: str, **more: Any) -> Row:
+    def of(cls, comparison: Comparison, verdict: Verdict, *, judge: str, **more: Any) -> VerdictRow:
         """The row of a comparison; ``more`` are further fields."""
         lengths = (len(comparison.first), len(comparison.second))
         return cls(comparison.item, *comparison.systems, verdict, judge=judge, lengths=lengths, **more)
 
-    def swap(self) -> Row:
+    def swap(self) -> VerdictRow:
         """The same row seen from the other system."""
         return replace(
             self,
@@ -123,7 +123,7 @@ class Row:
         return {**kept, "verdict": str(self.verdict), **_replies(self.replies)}
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Row:
+    def from_dict(cls, row: Mapping[str, Any]) -> VerdictRow:
         """The inverse of :meth:`as_dict`.
 
         Raises:

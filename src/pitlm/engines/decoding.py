@@ -27,7 +27,7 @@ REFILL = 8
 
 
 @dataclass(eq=False, slots=True)
-class Row:
+class DecodingRow:
     """One completion in the making.
 
     Attributes:
@@ -70,9 +70,9 @@ class Decoder:
         else:
             _log_fallback(model.config.model_type)
         self._places = Places()
-        self._rows: list[Row | None] = []
-        self._waiting: list[tuple[int, int, Row]] = []  # by room, then in the order of arrival
-        self._staged: list[Row] = []  # taken by the lift, until enough places are free
+        self._rows: list[DecodingRow | None] = []
+        self._waiting: list[tuple[int, int, DecodingRow]] = []  # by room, then in the order of arrival
+        self._staged: list[DecodingRow] = []  # taken by the lift, until enough places are free
         self._waiting_tokens = self._arrived = 0
         self._level, self._upward = 1 << 60, False
 
@@ -81,7 +81,7 @@ class Decoder:
         room = rounded(len(prompt) + max_new_tokens)
         self._arrived += 1
         self._waiting_tokens += room
-        row = Row(key, prompt, max_new_tokens, temperature, random.Random(seed), room)
+        row = DecodingRow(key, prompt, max_new_tokens, temperature, random.Random(seed), room)
         insort(self._waiting, (room, self._arrived, row))
 
     @property
@@ -94,7 +94,7 @@ class Decoder:
         return sum(row is not None for row in self._rows)
 
     @torch.inference_mode()
-    def step(self) -> list[Row]:
+    def step(self) -> list[DecodingRow]:
         """Write one more token of each row in flight (without places: a whole batch); returns the rows that ended."""
         if not self.own:
             return self._generate()
@@ -160,7 +160,7 @@ class Decoder:
         self._rows += [None] * (total - len(self._rows))
         self._places.fit(-(-len(self._rows) // ROWS) * ROWS, widest, self.tokens)
         self.peak = max(self.peak, total)
-        alike: dict[int, list[tuple[int, Row]]] = {}
+        alike: dict[int, list[tuple[int, DecodingRow]]] = {}
         for place, row in zip(free, staged, strict=False):
             alike.setdefault(rounded(len(row.prompt) - 1), []).append((place, row))
             self._rows[place] = row
@@ -183,9 +183,9 @@ class Decoder:
                 self._rows[free[0]] = row
                 self._places.move(len(self._rows), free.pop(0))
 
-    def _generate(self) -> list[Row]:
+    def _generate(self) -> list[DecodingRow]:
         """The next waiting rows as one batch, by the model's own ``generate``."""
-        rows: list[Row] = []
+        rows: list[DecodingRow] = []
         while self._waiting and (not rows or (len(rows) + 1) * max(self._level, rows[0].room) <= self.tokens):
             room, _, row = self._waiting.pop(self._next())
             rows.append(row)
@@ -216,7 +216,7 @@ class Decoder:
 class _Choice(LogitsProcessor):
     """Chooses for each row from its own seed, and leaves ``generate`` that one token."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[DecodingRow]) -> None:
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class _Choice(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen_n1, 0.0)
 
 
-def choose(logits_nV: Tensor, rows: Sequence[Row | None]) -> list[int]:
+def choose(logits_nV: Tensor, rows: Sequence[DecodingRow | None]) -> list[int]:
     """The next token of each row: the likeliest at temperature 0, else drawn from the full distribution.
 
     A row takes one number from its own stream for each token, and reads it off its own cumulative distribution.

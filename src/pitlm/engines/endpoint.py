@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
 from pitlm.engines.prices import Price
-from pitlm.runs.replies import ReplyCache, request_key
+from pitlm.engines.reply_cache import ReplyCache, request_key
 
 if TYPE_CHECKING:
     import openai

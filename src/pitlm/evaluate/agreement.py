@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.resampling import item_weights, percentile_interval
 from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
 
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def agreement(
-    rows: Iterable[Row], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Agreement | None:
     """How far the judges of ``rows`` agree; None where no comparison has two judges.
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.length import preference
 
 BASELINE, MODEL = "baseline", "model"
@@ -23,7 +23,7 @@ BASELINE, MODEL = "baseline", "model"
 class Annotation:
     """A verdict row, and every field of the annotation that it came from."""
 
-    row: Row
+    row: VerdictRow
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -48,7 +48,7 @@ class Leaderboard:
     discrete_win_rate: float
 
 
-def leaderboard(rows: Iterable[Row]) -> Leaderboard:
+def leaderboard(rows: Iterable[VerdictRow]) -> Leaderboard:
     """What AlpacaEval's ``get_winrate`` makes of the same preferences; an inconsistent verdict is a draw there."""
     given = np.array([p for row in rows if (p := preference(row)) is not None], dtype=np.float64)
     wins, losses, total = int((given > 0.5).sum()), int((given < 0.5).sum()), len(given)
@@ -85,7 +85,7 @@ def annotation_from_dict(fields: Mapping[str, Any], file: object, line: int) -> 
             raise _bad(file, line, name, fields[name], "text")
     asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
     outputs = (fields.get("output_2"), fields.get("output_1"))
-    row = Row(
+    row = VerdictRow(
         item=fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}"),
         first=fields.get("generator_2") or MODEL,
         second=fields.get("generator_1") or BASELINE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pitlm.core.nouns import Answer, Prompt
-from pitlm.core.verdicts import Row
+from pitlm.core.verdicts import VerdictRow
 from pitlm.evaluate.statistics import (
     Interval,
     Tally,
@@ -47,7 +47,7 @@ class SystemResult:
 
 def judge_systems(
     prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], judge: ScoreJudge
-) -> tuple[list[Row], dict[str, list[float]]]:
+) -> tuple[list[VerdictRow], dict[str, list[float]]]:
     """Compare every system with the original, item by item.
 
     Args:
@@ -59,7 +59,7 @@ def judge_systems(
     scores = {name: judge.score(prompts, [answer.text for answer in given]) for name, given in answers.items()}
     base = scores[ORIGINAL]
     rows = [
-        Row(f"{item:05d}", name, ORIGINAL, judge.verdict(mine, theirs), (mine, theirs))
+        VerdictRow(f"{item:05d}", name, ORIGINAL, judge.verdict(mine, theirs), (mine, theirs))
         for name, own in scores.items()
         if name != ORIGINAL
         for item, (mine, theirs) in enumerate(zip(own, base, strict=True))
@@ -68,7 +68,7 @@ def judge_systems(
 
 
 def summarise(
-    rows: Sequence[Row],
+    rows: Sequence[VerdictRow],
     answers: Mapping[str, Sequence[Answer]],
     scores: Mapping[str, Sequence[float]],
     lengths: Mapping[str, Sequence[int]],
@@ -110,6 +110,6 @@ def _scaled(gain: Interval, tokens: float) -> Interval | None:
     return replace(gain, estimate=gain.estimate / tokens, low=gain.low / tokens, high=gain.high / tokens)
 
 
-def difference(rows: Sequence[Row], first: str, second: str, *, resamples: int) -> Interval:
+def difference(rows: Sequence[VerdictRow], first: str, second: str, *, resamples: int) -> Interval:
     """Delta of ``first`` minus Delta of ``second``, both against the original, paired by item."""
     return paired_difference(rows_for(rows, first, ORIGINAL), rows_for(rows, second, ORIGINAL), resamples=resamples)

@@ -13,7 +13,7 @@ from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import CONFIDENCE, Floats, Interval
 
 MIN_SYSTEMS = 3
@@ -40,7 +40,7 @@ class LengthControlled:
     reason: str = ""
 
 
-def preference(row: Row) -> float | None:
+def preference(row: VerdictRow) -> float | None:
     """How far ``row`` prefers its first system, in [0, 1]: its strength where it has one, otherwise its verdict.
 
     Ties and inconsistent verdicts are 0.5; an unparsable row is None.
@@ -51,7 +51,7 @@ def preference(row: Row) -> float | None:
 
 
 def length_controlled(
-    rows: Sequence[Row], *, difficulty: Mapping[str, float] | None = None, confidence: float = CONFIDENCE
+    rows: Sequence[VerdictRow], *, difficulty: Mapping[str, float] | None = None, confidence: float = CONFIDENCE
 ) -> LengthControlled | None:
     """The win rate of the first system at equal lengths, after Dubois et al. (2024), "Length-Controlled AlpacaEval".
 
@@ -95,7 +95,7 @@ def length_controlled(
     return LengthControlled(interval, float(fit.params[1]) if gaps.any() else 0.0, difficulty is not None)
 
 
-def item_difficulty(rows: Iterable[Row], items: Iterable[str]) -> dict[str, float] | None:
+def item_difficulty(rows: Iterable[VerdictRow], items: Iterable[str]) -> dict[str, float] | None:
     """How hard each item makes it to beat the opponent: log-odds of the other systems' mean preference, standardised.
 
     Each system should be given the rows of the *others* alone: its own outcomes must not predict themselves. Half a win

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pitlm.core.config import LoopSection
 from pitlm.core.nouns import Advance, Improvement, Preference, Prompt, Trace
-from pitlm.evaluate.health import share
-from pitlm.improve.calibration import Chains, Outcome, always_accept, rescored
-from pitlm.improve.health import first_growth
-from pitlm.improve.loop import GapScorer, Proposer
+from pitlm.core.recipe import LoopSection
+from pitlm.evaluate.gap_health import share
 from pitlm.judge.scores import ScoreJudge
+from pitlm.loop.loop import GapScorer, Proposer
+from pitlm.loop.margin import Chains, MarginOutcome, always_accept, first_growth, rescored
 from pitlm.models.calibration import Calibration
 
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -52,13 +51,13 @@ class Calibrated:
     """
 
     calibration: Calibration
-    curve: Sequence[Outcome]
-    chosen: Outcome
-    always: Outcome
-    held_out: Outcome
-    held_out_always: Outcome
-    labels: Outcome
-    labels_alone: Outcome
+    curve: Sequence[MarginOutcome]
+    chosen: MarginOutcome
+    always: MarginOutcome
+    held_out: MarginOutcome
+    held_out_always: MarginOutcome
+    labels: MarginOutcome
+    labels_alone: MarginOutcome
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: every outcome with the exact 95% interval of its share made worse."""
@@ -67,7 +66,7 @@ class Calibrated:
         return {**{name: row(outcome) for name, outcome in rows.items()}, "curve": [row(one) for one in self.curve]}
 
 
-def row(outcome: Outcome) -> dict[str, Any]:
+def row(outcome: MarginOutcome) -> dict[str, Any]:
     """One outcome as plain JSON values, with the exact 95% interval of the share made worse."""
     harm = share(np.arange(outcome.items) < outcome.worse)
     finite = outcome.margin if math.isfinite(outcome.margin) else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pitlm.core.verdicts import Reply, Row, Verdict
+from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Interval, delta_interval, win_rate_interval
 
 
@@ -30,7 +30,7 @@ class PositionBias:
 
 
 def position_bias(
-    rows: Iterable[Row], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> list[PositionBias]:
     """One line for each judge that was asked in both orders, by name; intervals are bootstraps over items (ours)."""
     asked: dict[str, list[tuple[str, Reply, Reply]]] = {}
@@ -51,10 +51,12 @@ def position_bias(
                 first_both=sum(a is b is Verdict.WIN for _, a, b in shown),
                 second_both=sum(a is b is Verdict.LOSS for _, a, b in shown),
                 consistent=win_rate_interval(
-                    [Row(item, "same", "other", v) for (item, _, _), v in zip(shown, same, strict=True)], **options
+                    [VerdictRow(item, "same", "other", v) for (item, _, _), v in zip(shown, same, strict=True)],
+                    **options,
                 ),
                 bias=delta_interval(
-                    [Row(item, "shown first", "shown second", v) for item, *both in shown for v in both], **options
+                    [VerdictRow(item, "shown first", "shown second", v) for item, *both in shown for v in both],
+                    **options,
                 ),
             )
         )

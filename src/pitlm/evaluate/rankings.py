@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.resampling import item_weights, percentile_interval
 from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
 
@@ -51,7 +51,7 @@ class Ranking:
 
 
 def bradley_terry(
-    rows: Iterable[Row], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Ranking:
     """Bradley-Terry with ties (Davidson, 1970) and a position term (Davidson and Beaver, 1977).
 
@@ -91,7 +91,7 @@ def bradley_terry(
 
 
 def elo(
-    rows: Iterable[Row],
+    rows: Iterable[VerdictRow],
     *,
     shuffles: int = SHUFFLES,
     step: float = ELO_STEP,
@@ -144,7 +144,7 @@ def _play(players: Floats, scores: Floats, orders: Sequence[Floats], systems: in
     return ratings
 
 
-def _table(rows: Iterable[Row]) -> tuple[list[str], list[Cell], Floats]:
+def _table(rows: Iterable[VerdictRow]) -> tuple[list[str], list[Cell], Floats]:
     """Items and cells in sorted order, and how often each (win, tie, loss) came up, shape (items, cells, 3)."""
     found: list[tuple[str, Cell, tuple[float, ...]]] = []
     for row in rows:

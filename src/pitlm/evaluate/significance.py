@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 
 ALPHA = 0.05
 POWER = 0.8
@@ -42,12 +42,12 @@ class PairedTest:
     sign_p: float
 
 
-def delta_test(rows: Iterable[Row]) -> PairedTest:
+def delta_test(rows: Iterable[VerdictRow]) -> PairedTest:
     """Test Delta = 0. Both p are NaN when nothing was judged."""
     return _test(list(_item_deltas(rows).values()))
 
 
-def difference_test(rows_a: Iterable[Row], rows_b: Iterable[Row]) -> PairedTest:
+def difference_test(rows_a: Iterable[VerdictRow], rows_b: Iterable[VerdictRow]) -> PairedTest:
     """Test Delta(A) = Delta(B), both against the same opponent, over the items that both have a judged row for."""
     a, b = _item_deltas(rows_a), _item_deltas(rows_b)
     return _test([a[item] - b[item] for item in a if item in b])
@@ -103,7 +103,7 @@ def _noise(delta: float, decisive: float, alpha: float, power: float) -> float:
     return float(z_alpha * math.sqrt(decisive) + z_beta * math.sqrt(max(0.0, decisive - delta**2)))
 
 
-def _item_deltas(rows: Iterable[Row]) -> dict[str, Fraction]:
+def _item_deltas(rows: Iterable[VerdictRow]) -> dict[str, Fraction]:
     """Delta of each item that has a judged row."""
     signs: dict[str, list[int]] = {}
     for row in rows:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 
 Floats = NDArray[np.float64]
 
@@ -77,18 +77,18 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def tally(rows: Iterable[Row]) -> Tally:
+def tally(rows: Iterable[VerdictRow]) -> Tally:
     """Count the verdicts of ``rows``, each seen from the row's first system."""
     counts = Counter(row.verdict for row in rows)
     return Tally(**{verdict.value: counts[verdict] for verdict in Verdict})
 
 
-def rows_for(rows: Iterable[Row], first: str, second: str) -> list[Row]:
+def rows_for(rows: Iterable[VerdictRow], first: str, second: str) -> list[VerdictRow]:
     """The rows that compare ``first`` with ``second``, seen from ``first``, in their given order.
 
     A row that was stored the other way round is swapped; all other rows are left out.
     """
-    found: list[Row] = []
+    found: list[VerdictRow] = []
     for row in rows:
         if (row.first, row.second) == (first, second):
             found.append(row)
@@ -98,7 +98,7 @@ def rows_for(rows: Iterable[Row], first: str, second: str) -> list[Row]:
 
 
 def delta_interval(
-    rows: Iterable[Row],
+    rows: Iterable[VerdictRow],
     *,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -121,7 +121,7 @@ def delta_interval(
     return _bootstrap((sums, counts), _ratio, resamples=resamples, confidence=confidence, seed=seed)
 
 
-def standard_error(rows: Iterable[Row]) -> float:
+def standard_error(rows: Iterable[VerdictRow]) -> float:
     """The standard error of Delta over items (ours): of a ratio of sums, by linearisation.
 
     With one row an item it is the textbook's sample standard deviation over the root of n. NaN below two items.
@@ -135,7 +135,7 @@ def standard_error(rows: Iterable[Row]) -> float:
 
 
 def win_rate_interval(
-    rows: Iterable[Row],
+    rows: Iterable[VerdictRow],
     *,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -151,8 +151,8 @@ def win_rate_interval(
 
 
 def paired_difference(
-    rows_a: Iterable[Row],
-    rows_b: Iterable[Row],
+    rows_a: Iterable[VerdictRow],
+    rows_b: Iterable[VerdictRow],
     *,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -208,12 +208,12 @@ def mean_interval(
     return _bootstrap((array,), np.mean, resamples=resamples, confidence=confidence, seed=seed)
 
 
-def _judged_items(rows: Iterable[Row]) -> set[str]:
+def _judged_items(rows: Iterable[VerdictRow]) -> set[str]:
     return {row.item for row in rows if row.verdict is not Verdict.UNPARSABLE}
 
 
 def _by_item(
-    rows: Iterable[Row], outcome: Mapping[Verdict, float], keep: Collection[str] | None = None
+    rows: Iterable[VerdictRow], outcome: Mapping[Verdict, float], keep: Collection[str] | None = None
 ) -> tuple[Floats, Floats]:
     """Per item the sum of its outcomes and the number of its judged rows, two arrays of shape (items,).
 

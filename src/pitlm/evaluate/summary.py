@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from pitlm.core.verdicts import Row, Verdict
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.agreement import Agreement, agreement
 from pitlm.evaluate.alpaca import Leaderboard, leaderboard
 from pitlm.evaluate.length import LengthControlled, item_difficulty, length_controlled
@@ -91,7 +91,7 @@ class Summary:
 
 
 def summarise(
-    rows: Sequence[Row],
+    rows: Sequence[VerdictRow],
     *,
     baseline: str | None = None,
     rank: bool = False,
@@ -138,14 +138,14 @@ def summarise(
     )
 
 
-def _usual_baseline(rows: Sequence[Row]) -> str:
+def _usual_baseline(rows: Sequence[VerdictRow]) -> str:
     if not rows:
         raise ValueError("found no rows, expected at least one")
     seconds = Counter(row.second for row in rows)
     return min(seconds, key=lambda name: (-seconds[name], name))
 
 
-def _systems(rows: Sequence[Row]) -> int:
+def _systems(rows: Sequence[VerdictRow]) -> int:
     judged = [row for row in rows if row.verdict is not Verdict.UNPARSABLE]
     return len({name for row in judged for name in (row.first, row.second)})
 
@@ -154,7 +154,7 @@ def _figures(
     judge: str,
     name: str,
     baseline: str,
-    against: Mapping[str, Sequence[Row]],
+    against: Mapping[str, Sequence[VerdictRow]],
     wanted: float | None,
     options: Mapping[str, Any],
 ) -> SystemFigures:
@@ -181,7 +181,7 @@ def _figures(
 
 
 def _difference(
-    judge: str, first: str, second: str, against: Mapping[str, Sequence[Row]], options: Mapping[str, Any]
+    judge: str, first: str, second: str, against: Mapping[str, Sequence[VerdictRow]], options: Mapping[str, Any]
 ) -> Difference | None:
     shared = {row.item for row in against[first]} & {row.item for row in against[second]}
     if not shared:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.verdicts import Row
+from pitlm.core.verdicts import VerdictRow
+from pitlm.data.readers import read_sound_rows
 from pitlm.evaluate.alpaca import Annotation, annotation_as_dict, annotation_from_dict
-from pitlm.runs.atomic import write_text
-from pitlm.text.readers import read_sound_rows
+from pitlm.io.atomic import write_text
 
 _EXPECTED = "a verdict row (with a field 'verdict') or an AlpacaEval annotation (with a field 'preference')"
 
@@ -52,7 +52,7 @@ def _row(data: Mapping[str, Any], file: str, line: int) -> Annotation:
         if not isinstance(data.get(name), str):
             raise InputError.at(file, line=line, field=name, found=_shown(data.get(name)), expected="text")
     try:
-        row = Row.from_dict(data)
+        row = VerdictRow.from_dict(data)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError.at(file, line=line, found=f"a broken row ({error})", expected="a verdict row") from error
     if row.strength is not None and not (isinstance(row.strength, int | float) and 0 <= row.strength <= 1):

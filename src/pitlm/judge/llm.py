@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pitlm.core.nouns import Advance, Prompt
-from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint, Completion
+from pitlm.judge.judge_prompt import JudgePrompt
 from pitlm.judge.parsing import parse_verdict, row_of_replies
-from pitlm.judge.template import JudgePrompt
 
 
 @dataclass
@@ -33,7 +33,7 @@ class LLMJudge:
     def name(self) -> str:
         return self.endpoint.model
 
-    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, in their order, seen from each one's first response.
 
         Raises:
@@ -59,7 +59,7 @@ class LLMJudge:
             if (index, False) in replies:
                 rows.append(row_of_replies(comparison, replies[index, False] + replies[index, True], self.name))
             else:
-                rows.append(Row.of(comparison, Verdict.TIE, judge=self.name))
+                rows.append(VerdictRow.of(comparison, Verdict.TIE, judge=self.name))
         return rows
 
 

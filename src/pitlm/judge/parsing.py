@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 
 # ASCII only: a letter that merely looks like A is not A.
 _VERDICT = re.compile(r"verdict\s*:\s*(a|b|tie)\.?", re.ASCII | re.IGNORECASE)
@@ -26,8 +26,8 @@ def parse_verdict(text: str) -> Verdict:
     return _VERDICTS[match[1].lower()] if match else Verdict.UNPARSABLE
 
 
-def row_of_replies(comparison: Comparison, replies: Sequence[Reply], judge: str) -> Row:
+def row_of_replies(comparison: Comparison, replies: Sequence[Reply], judge: str) -> VerdictRow:
     """The row of a comparison that was asked about in both orders; of each order the last reply counts."""
     straight, swapped = ([r for r in replies if r.swapped is order][-1] for order in (False, True))
     verdict = Verdict.of_orders(straight.verdict, swapped.verdict)
-    return Row.of(comparison, verdict, judge=judge, replies=tuple(replies))
+    return VerdictRow.of(comparison, verdict, judge=judge, replies=tuple(replies))

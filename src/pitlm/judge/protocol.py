@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pitlm.core.nouns import Advance
-from pitlm.core.verdicts import Comparison, Row
+from pitlm.core.verdicts import Comparison, VerdictRow
 
 
 class Judge(Protocol):
@@ -15,6 +15,6 @@ class Judge(Protocol):
     @property
     def name(self) -> str: ...
 
-    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, in their order, seen from each one's first response."""
         ...

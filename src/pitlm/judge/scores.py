@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pitlm.core.nouns import Advance, Improvement, Prompt
-from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 from pitlm.judge.parsing import row_of_replies
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
@@ -37,7 +37,7 @@ class ScoreJudge:
             return Verdict.TIE
         return Verdict.WIN if first > second else Verdict.LOSS
 
-    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, seen from its first response."""
         prompts = [comparison.prompt for comparison in comparisons]
         firsts = self.score(prompts, [comparison.first for comparison in comparisons])
@@ -46,10 +46,10 @@ class ScoreJudge:
             advance(len(comparisons))
         return [self._row(*given) for given in zip(comparisons, firsts, seconds, strict=True)]
 
-    def _row(self, comparison: Comparison, first: float, second: float) -> Row:
+    def _row(self, comparison: Comparison, first: float, second: float) -> VerdictRow:
         verdict = self.verdict(first, second)
         scores = None if verdict is Verdict.UNPARSABLE else (first, second)
-        return Row.of(comparison, verdict, judge=self.name, scores=scores)
+        return VerdictRow.of(comparison, verdict, judge=self.name, scores=scores)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class GapJudge:
     gap: Gap
     tie: float = 1e-6
 
-    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, seen from its first response."""
         straight = self.gap([Improvement(c.prompt, reference=c.second, response=c.first) for c in comparisons])
         swapped = self.gap([Improvement(c.prompt, reference=c.first, response=c.second) for c in comparisons])

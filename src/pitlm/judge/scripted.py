@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance
-from pitlm.core.verdicts import Comparison, Row
+from pitlm.core.verdicts import Comparison, VerdictRow
+from pitlm.data.pairs import describe
+from pitlm.data.readers import read_sound_rows
 from pitlm.engines.endpoint import Completion
 from pitlm.judge.llm import read_reply
 from pitlm.judge.parsing import row_of_replies
-from pitlm.text.pairs import describe
-from pitlm.text.readers import read_sound_rows
 
 Rule = Callable[[Comparison], str | Exception]
 """What is said of a comparison whose first response is shown as A; an exception is a failed call."""
@@ -50,7 +50,7 @@ class ScriptedJudge:
             raise InputError.at(path, found=f"{len(replies)} replies", expected=f"{2 * pairs}, two for each pair")
         return cls.of(replies, path.stem)
 
-    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[Row]:
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, in their order, seen from each one's first response."""
         rows = []
         for comparison in comparisons:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitlm.core.errors import InputError
-from pitlm.core.verdicts import Comparison, Reply, Row, Verdict
+from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 
 APPLICATION_ID = 0x50_49_54_56  # "PITV" in the header of the file, so that no other program's file is written to
 SCHEMA = f"""
@@ -167,7 +167,7 @@ class Votes:
             identities = {identity for (identity,) in found}
         return frozenset(ballot.key for ballot in sheet if _identity(ballot.comparison) in identities)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[VerdictRow]:
         """One row for each rater and comparison, in the order of the votes; the judge is the rater."""
         with self._open() as database:
             found = database.execute(
@@ -178,5 +178,5 @@ class Votes:
         for item, first, second, first_length, second_length, shown_left, verdict, rater in found:
             reply = Reply(swapped=shown_left == "second", verdict=Verdict(verdict))
             lengths = (first_length, second_length)
-            rows.append(Row(item, first, second, reply.verdict, replies=(reply,), judge=rater, lengths=lengths))
+            rows.append(VerdictRow(item, first, second, reply.verdict, replies=(reply,), judge=rater, lengths=lengths))
         return rows

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from pitlm.core.config import Quantization
 from pitlm.core.errors import InputError
+from pitlm.core.recipe import Quantization
 from pitlm.models.loading import device, load_causal, load_scorer
 from pitlm.models.trees import enable_trees
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.config import LoopSection
 from pitlm.core.errors import InputError
-from pitlm.runs.atomic import write_text
+from pitlm.core.recipe import LoopSection
+from pitlm.io.atomic import write_text
 
 FILE = "calibration.json"
 ALONE, GUARDED = "R_PIT", "R_PIT and R_P"

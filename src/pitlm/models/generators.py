@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
+from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_shape, load_tokenizer
-from pitlm.text.template import Template, encode_completion, encode_prompts
 
 
 @torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids

@@ -25,12 +25,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pitlm.core.config import Quantization
 from pitlm.core.errors import InputError
+from pitlm.core.recipe import Quantization
+from pitlm.data.template import PLAIN_CHAT_TEMPLATE, check_template
+from pitlm.io.atomic import write_text
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
-from pitlm.runs.atomic import write_text
-from pitlm.text.template import PLAIN_CHAT_TEMPLATE, check_template
 
 SPARE_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", PAD)
 

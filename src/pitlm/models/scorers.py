@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
 from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.loading import Card, Kind, check_window, device, load_card, load_scorer, load_tokenizer
 from pitlm.models.scoring import score_groups, score_ids
-from pitlm.text.template import Template, encode_completion, encode_prompts
 
 AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pitlm.core.config import InitSection
+from pitlm.core.recipe import InitSection
 
 PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")

@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pitlm.models.calibration import Calibration
 from pitlm.models.loading import Card
-from pitlm.report.data import HEALTH_KEYS, Report
 from pitlm.report.html import environment
+from pitlm.report.shape import HEALTH_KEYS, Report
 
 PAPER = "2310.00898"
 TITLES: Mapping[str, str] = {

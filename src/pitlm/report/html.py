@@ -19,9 +19,9 @@ from markupsafe import Markup
 
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
+from pitlm.io.atomic import write_text
 from pitlm.report import plots
-from pitlm.report.data import Example, Report, Unit
-from pitlm.runs.atomic import write_text
+from pitlm.report.shape import BeforeAfter, Report, Unit
 
 DASH = "\N{EN DASH}"
 
@@ -133,7 +133,7 @@ def _columns(report: Report) -> dict[str, bool]:
     }
 
 
-def _example(example: Example) -> dict[str, Any]:
+def _example(example: BeforeAfter) -> dict[str, Any]:
     """One row for the page's script, in JSON types; the keys are those that the script reads."""
     trace = example.trace
     turns = trace.prompt.as_messages()

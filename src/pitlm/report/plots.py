@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pitlm.report.data import Curve, RoundQuality, SystemLine
+from pitlm.report.shape import Curve, RoundQuality, SystemLine
 
 # Okabe and Ito's palette, in the order that keeps neighbours apart; the page may lighten them.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def print_summary(summary: Summary) -> None:
     """Print the tables of a summary that have something in them."""
-    from pitlm.runs.console import make_console
+    from pitlm.io.console import make_console
 
     console = make_console()
     settings = summary.settings

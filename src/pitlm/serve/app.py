@@ -15,22 +15,22 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from pitlm import __version__
-from pitlm.core.config import PositiveInt
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.live.driver import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable, Unfit
-from pitlm.live.remote import RemoteImprover, RemoteScorer
-from pitlm.live.worker import Worker, load_models
-from pitlm.serve import rewards
-from pitlm.serve.errors import ApiError
-from pitlm.serve.limits import Limits
+from pitlm.core.recipe import PositiveInt
+from pitlm.serve import reward_api as rewards
+from pitlm.serve.admission import ServerLimits
+from pitlm.serve.chat_replies import finite
+from pitlm.serve.error_replies import ApiError
+from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable, Unfit
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.pages import page
 from pitlm.serve.proxying import ChatCompletions, PassThrough
-from pitlm.serve.replies import finite
-from pitlm.serve.rewards import scorer_of
+from pitlm.serve.remote import RemoteImprover, RemoteScorer
+from pitlm.serve.reward_api import scorer_of
 from pitlm.serve.settings import Settings
 from pitlm.serve.upstream import Upstream
+from pitlm.serve.worker import Worker, load_models
 
 
 def is_url(place: str) -> bool:
@@ -105,7 +105,7 @@ def make_app(
     improving = None
     if improver is not None and scorer is not None:
         improving = Improving(improver, scorer, settings.loop, settings.improve_seconds)
-    app.add_middleware(Limits, settings=settings, metrics=metrics)
+    app.add_middleware(ServerLimits, settings=settings, metrics=metrics)
     for kind in (HTTPException, RequestValidationError, InputError, Unavailable):
         app.add_exception_handler(kind, _plain_error)
     app.state.improving, app.state.scorer = improving, scorer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from pitlm.live.driver import Outcome
+from pitlm.serve.live_loop import LiveOutcome
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 GAPS = (-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4)
@@ -31,7 +31,7 @@ class Metrics:
         )
         self.inside = Gauge("pit_requests_inside", "Requests worked on or waiting for their turn.", registry=registry)
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: LiveOutcome) -> None:
         """Count one chat completion that was improved, or could have been."""
         trace = outcome.trace
         self.requests.labels(outcome.name, outcome.failure).inc()

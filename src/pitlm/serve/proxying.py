@@ -10,10 +10,10 @@ from contextlib import AbstractAsyncContextManager
 
 import httpx
 
-from pitlm.live.driver import Improving, Outcome
-from pitlm.serve.errors import ApiError, Headers, Receive, Scope, Send, respond
+from pitlm.serve.chat_replies import ChatReply, StreamedReply, events, report_headers
+from pitlm.serve.error_replies import ApiError, Headers, Receive, Scope, Send, respond
+from pitlm.serve.live_loop import Improving, LiveOutcome
 from pitlm.serve.metrics import Metrics
-from pitlm.serve.replies import Reply, StreamedReply, events, report_headers
 from pitlm.serve.requests import Wish, read_wish
 from pitlm.serve.upstream import NOT_DOWNSTREAM, Upstream, end_to_end
 
@@ -65,7 +65,7 @@ class ChatCompletions(PassThrough):
         self.metrics.requests.labels("passed", obstacle.partition(":")[0]).inc()
         return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle[:100].encode("ascii", "replace"))]
 
-    async def _improve(self, wish: Wish, response: str) -> Outcome:
+    async def _improve(self, wish: Wish, response: str) -> LiveOutcome:
         assert self.improving is not None  # else nothing is improvable
         assert wish.prompt is not None
         with self.metrics.added.time():
@@ -75,7 +75,7 @@ class ChatCompletions(PassThrough):
 
     async def _answer(self, response: httpx.Response, wish: Wish, send: Send) -> None:
         content = await _content(response)
-        reply = Reply(content)
+        reply = ChatReply(content)
         headers = end_to_end(response.headers.raw, NOT_DOWNSTREAM)
         if reply.obstacle:
             return await respond(send, 200, headers + self._passed(reply.obstacle), content)

@@ -9,9 +9,9 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
-from pitlm.live.driver import Bounds
-from pitlm.serve.errors import ApiError
-from pitlm.text.rows import is_unicode
+from pitlm.data.prompt_fields import is_unicode
+from pitlm.serve.error_replies import ApiError
+from pitlm.serve.live_loop import Bounds
 
 
 @dataclass(frozen=True, slots=True)

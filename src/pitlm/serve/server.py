@@ -9,7 +9,7 @@ import signal
 import uvicorn
 from rich.text import Text
 
-from pitlm.runs.console import make_console
+from pitlm.io.console import make_console
 from pitlm.serve.app import serving
 from pitlm.serve.guard import bind
 from pitlm.serve.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pitlm.core.config import LoopSection, Quantization, TemplateSection
+from pitlm.core.recipe import LoopSection, Quantization, TemplateSection
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 """What a server may be bound to that only this machine reaches."""

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from pitlm.live.connections import Connections
-from pitlm.serve.errors import ApiError, Headers
+from pitlm.serve.connections import Connections
+from pitlm.serve.error_replies import ApiError, Headers
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "

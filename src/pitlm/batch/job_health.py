@@ -1,0 +1,96 @@
+"""What a loop does in use: does it change anything, does it only lengthen, has it met answers of another kind? Ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import ks_2samp
+
+from pitlm.core.nouns import Trace
+from pitlm.loop.margin import first_growth
+from pitlm.models.calibration import Calibration
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NO_OP, PADDING = 0.95, 1.5
+"""Warn where this share of the answers came back as they were; where answers grew to this many times their length."""
+
+DRIFT, DRIFT_P = 0.1, 0.001
+"""Warn where two distributions differ by this much (Kolmogorov-Smirnov) and it is no chance."""
+
+ENOUGH = 20
+"""Fewer answers than this are no ground for a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunHealth:
+    """Figures of one run of the loop over many answers.
+
+    Attributes:
+        copy_rate: share of the answers that came back unchanged.
+        growth: length of the final answers in units of the originals' (characters, over all answers).
+        changed_growth: the same over the answers that were changed; NaN where none was.
+        gaps: quantiles of the first proposals' gaps (:data:`QUANTILES`); NaN where nothing was proposed.
+        drift: how far gaps and lengths of the first proposals are from the calibration's (Kolmogorov-Smirnov distance,
+            0 to 1); None without a calibration.
+        warnings: what a person should look at, in whole sentences.
+    """
+
+    answers: int
+    copy_rate: float
+    growth: float
+    changed_growth: float
+    gaps: tuple[float, ...]
+    drift: dict[str, float] | None
+    warnings: tuple[str, ...]
+
+    def sentences(self) -> list[str]:
+        """The figures, and then the warnings, for a person to read."""
+        shares = ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in zip(QUANTILES, self.gaps, strict=True))
+        distances = ", ".join(f"{name}s {distance:.2f}" for name, distance in (self.drift or {}).items())
+        drift = f" Distance from the calibration's: {distances}." if distances else ""
+        return [
+            f"{self.copy_rate:.1%} of {self.answers} answers unchanged; length {self.growth:.2f} times that before.",
+            *([f"Gaps of the first proposals: {shares}.{drift}"] if np.isfinite(self.gaps).all() else []),
+            *(f"Warning: {warning}" for warning in self.warnings),
+        ]
+
+
+def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> RunHealth:
+    """Look at the traces of a run, beside the calibration of the scorer that decided, where there is one."""
+    pairs = [(len(trace.original), len(trace.final), trace.final != trace.original) for trace in traces]
+    copy_rate = float(np.mean([not changed for *_, changed in pairs])) if pairs else float("nan")
+    growth = _growth([(before, after) for before, after, _ in pairs])
+    changed = _growth([(before, after) for before, after, differs in pairs if differs])
+    gaps = [trace.gaps[0] for trace in traces if trace.rounds]
+    finite = [gap for gap in gaps if np.isfinite(gap)]
+    quantiles = tuple(map(float, np.quantile(finite, QUANTILES))) if finite else (float("nan"),) * len(QUANTILES)
+    drift, drifted = _drift(traces, finite, calibration)
+    warnings = []
+    if copy_rate >= NO_OP and len(traces) >= ENOUGH:
+        warnings.append(f"This looks like a no-op: {copy_rate:.0%} of the answers came back unchanged.")
+    if changed >= PADDING and len(traces) >= ENOUGH:
+        warnings.append(f"This looks like padding: changed answers are {changed:.1f} times as long as before.")
+    return RunHealth(len(traces), copy_rate, growth, changed, quantiles, drift, (*warnings, *drifted))
+
+
+def _growth(lengths: Sequence[tuple[int, int]]) -> float:
+    before = sum(length for length, _ in lengths)
+    return sum(length for _, length in lengths) / before if before else float("nan")
+
+
+def _drift(
+    traces: Sequence[Trace], gaps: Sequence[float], calibration: Calibration | None
+) -> tuple[dict[str, float] | None, list[str]]:
+    if calibration is None or not gaps:
+        return None, []
+    compared = {"gap": (gaps, calibration.gaps), "length": (first_growth(traces), calibration.growth)}
+    tests = {name: ks_2samp(now, then) for name, (now, then) in compared.items()}
+    warnings = [
+        f"The {name}s of the first proposals are not those of the calibration (distance {test.statistic:.2f}): the "
+        "promise about harm may not hold for such answers. Calibrate on answers like these."
+        for name, test in tests.items()
+        if test.statistic > DRIFT and test.pvalue < DRIFT_P and len(gaps) >= ENOUGH
+    ]
+    return {name: float(test.statistic) for name, test in tests.items()}, warnings

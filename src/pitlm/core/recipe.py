@@ -1,0 +1,272 @@
+"""The configuration of a run: one validated tree, whose unknown keys fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ReferenceSource = Literal["data", "policy", "improver"]
+Quantization = Literal["nf4"]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys fail, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Where pairs come from and how they are cut into folds."""
+
+    source: str | None = Field(
+        None, description="path, folder or hub name of preference pairs; 'pocket' for the pocket world"
+    )
+    pairs: PositiveInt | None = Field(
+        None, description="use at most this many pairs (the pocket world makes this many)"
+    )
+    test: Fraction = Field(0.1, description="share of prompts kept for evaluation")
+    validation: Fraction = Field(0.05, description="share of prompts kept for validation")
+    skip_invalid: bool = Field(False, description="set invalid rows aside instead of stopping")
+    max_prompt_tokens: PositiveInt = Field(512, description="longest x, in tokens")
+    max_response_tokens: PositiveInt = Field(256, description="longest y, in tokens, end token included")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="longest answer that is sampled, in training and after; default: max_response_tokens"
+    )
+    over_long: Literal["drop", "trim"] = Field(
+        "drop", description="drop over-long pairs, or trim x from its oldest turn"
+    )
+
+    @model_validator(mode="after")
+    def _something_left(self) -> DataSection:
+        if self.test + self.validation >= 1:
+            raise ValueError(f"test {self.test} + validation {self.validation} leave nothing to train on; sum below 1")
+        return self
+
+
+class InitSection(Section):
+    """A small model made from scratch, where there are no weights to start from."""
+
+    architecture: Literal["llama", "qwen3"] = "llama"
+    layers: PositiveInt = 2
+    hidden: PositiveInt = 96
+    heads: PositiveInt = 4
+    mlp: PositiveInt = 256
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocabulary: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> InitSection:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ModelSection(Section):
+    """The causal language model that policy and improver start from."""
+
+    base: str | None = Field(None, description="local path or hub name; leave out to start from scratch with `init`")
+    reward_base: str | None = Field(
+        None, description="base of R_P and R_PIT; default: the stage before each (policy, improver)"
+    )
+    init: InitSection | None = None
+    improver_start: Literal["base", "policy"] = Field(
+        "base", description="what improver SFT starts from; 'policy' where the base knows nothing yet"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelSection:
+        if (self.base is None) == (self.init is None):
+            raise ValueError("give either 'base' (a path or hub name) or 'init' (a model from scratch)")
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank adapters in place of full fine-tuning."""
+
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+    quantize: Quantization | None = Field(
+        None, description="QLoRA: hold what is under the adapters in 4 bits, in training and after; needs bfloat16"
+    )
+
+
+class TemplateSection(Section):
+    """How x, y_ref and y become one conversation."""
+
+    ask: str = Field(
+        "Please write a better answer.", min_length=1, description="the user turn after y_ref; names no criterion"
+    )
+
+
+class TrainSection(Section):
+    """What every training stage shares. Optimizer: AdamW."""
+
+    learning_rate: PositiveFloat
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = Field(None, description="stop after this many steps, whatever the epochs")
+    batch_size: PositiveInt = Field(32, description="examples per optimizer step, over all processes")
+    accumulation: PositiveInt = Field(1, description="micro-batches that a step is cut into")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of steps with rising learning rate")
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    gradient_checkpointing: bool = False
+    log_every: PositiveInt = 10
+    save_every: PositiveInt = Field(100, description="steps between checkpoints to resume from")
+    eval_rows: PositiveInt = Field(256, description="held-out rows that a stage is evaluated on")
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainSection:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        return self
+
+
+class RLSection(TrainSection):
+    """One round of RLOO (Eq. 4, Eq. 5). `batch_size` counts completions."""
+
+    epochs: PositiveFloat = 1000.0
+    max_steps: PositiveInt = 100
+    batch_size: PositiveInt = 64
+    group: Annotated[int, Field(ge=2)] = Field(8, description="G: completions per (x, y_ref)")
+    beta: Annotated[float, Field(ge=0)] = Field(0.05, description="KL coefficient; the anchor is the SFT improver")
+    temperature: PositiveFloat = 1.0
+    clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
+    truncated_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        1.0,
+        description="taken from the reward of an answer without end token; null leaves such answers out of the group",
+    )
+    share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step, as it stands")
+    rollouts: Literal["transformers", "vllm-colocate", "vllm-server"] = Field(
+        "transformers",
+        description="what samples: the model in training, vLLM beside it, or vLLM as a server of its own",
+    )
+    rollout_server: str = Field("http://127.0.0.1:8000", description="of vllm-server, the address")
+    log_every: PositiveInt = 1
+    save_every: PositiveInt = 20
+    probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")
+    probe_items: PositiveInt = Field(64, description="held-out items of each measurement")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> RLSection:
+        if (self.batch_size // self.accumulation) % self.group:
+            raise ValueError(f"batch_size / accumulation is not a multiple of group {self.group}")
+        return self
+
+
+class CurriculumSection(Section):
+    """The stages of curriculum RL, each named by where its references come from."""
+
+    stages: list[ReferenceSource] = Field(["data", "policy"], min_length=1)
+    rl: RLSection
+    reward: Literal["gap", "reward_difference"] = Field(
+        "gap", description="what RL maximises: R_PIT, or R_P(y) - R_P(y_ref) in its place (an ablation)"
+    )
+    steps: list[PositiveInt] | None = Field(None, description="steps of each stage; default: rl.max_steps for all")
+    reference_temperature: PositiveFloat = Field(1.0, description="temperature of sampled references")
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What the stages are called in a run, in order."""
+        return [f"rl-{number}-{source}" for number, source in enumerate(self.stages)]
+
+    @model_validator(mode="after")
+    def _steps_match(self) -> CurriculumSection:
+        if self.steps is not None and len(self.steps) != len(self.stages):
+            raise ValueError(f"'steps' has {len(self.steps)} entries for {len(self.stages)} stages")
+        if self.stages[0] == "improver":
+            raise ValueError("the first stage cannot take references from the improver: there is none yet")
+        return self
+
+
+class LoopSection(Section):
+    """Inference: how one response is improved, and when to stop."""
+
+    rounds: PositiveInt = 3
+    proposals: PositiveInt = Field(1, description="k: proposals of each round, of which the best by gap may be kept")
+    margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="a proposal needs a gap above this; null: as calibrated for the gap model, or 0"
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.4, description="sampling temperature of the improver; 0 is greedy"
+    )
+    tokens: PositiveInt | None = Field(None, description="generated tokens that one response may take")
+    seconds: PositiveFloat | None = Field(None, description="time that one response may take, from its first round")
+    cost: PositiveFloat | None = Field(None, description="what one response may cost, in the improver's currency")
+
+
+class EvaluationSection(Section):
+    """Held-out comparison of the systems."""
+
+    items: PositiveInt = 400
+    policy_temperature: Annotated[float, Field(ge=0)] = 1.0
+    fresh_pairs: PositiveInt = Field(400, description="pairs of fresh policy answers that R_PIT is checked on")
+    tokens: PositiveInt | None = Field(
+        None, description="equal compute: what every system may generate for each item; null: as many as each takes"
+    )
+    resamples: PositiveInt = 2000
+    batch_size: PositiveInt = 128
+
+
+class Recipe(Section):
+    """A complete configuration of one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataSection
+    model: ModelSection
+    template: TemplateSection = TemplateSection()
+    peft: LoraSection | None = None
+    policy_sft: TrainSection
+    reward: TrainSection
+    policy_rl: RLSection | None = None
+    improver_sft: TrainSection
+    gap: TrainSection
+    curriculum: CurriculumSection
+    loop: LoopSection = LoopSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    report_to: list[str] = Field(
+        ["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ..."
+    )
+
+    @model_validator(mode="after")
+    def _four_bits_of_sixteen(self) -> Recipe:
+        if self.quantize and self.model.dtype != "bfloat16":
+            raise ValueError(f"peft.quantize {self.quantize} needs model.dtype bfloat16, not {self.model.dtype}")
+        return self
+
+    @property
+    def quantize(self) -> Quantization | None:
+        """How the models of the run are held in memory, where not as they are saved."""
+        return self.peft.quantize if self.peft else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which models a batch job takes and what runs them. A path that is None is the run's.
+
+    Attributes:
+        policy: answers rows that have no response; or ``policy_model`` behind ``policy_url`` does.
+        base_url, model: of the server that improves, where ``engine`` is ``endpoint``.
+        tokens_per_batch: what is in flight may come to; None is the engine's default.
+    """
+
+    run: Path | None = None
+    improver: Path | None = None
+    gap: Path | None = None
+    policy: Path | None = None
+    engine: Literal["transformers", "vllm", "endpoint", "ray"] = "transformers"
+    base_url: str | None = None
+    model: str | None = None
+    policy_url: str | None = None
+    policy_model: str | None = None
+    tokens_per_batch: int | None = None

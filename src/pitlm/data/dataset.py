@@ -1,0 +1,132 @@
+"""From a source to the preferences that can be learnt from, with a count of every row that did not make it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Preference
+from pitlm.data.pairs import RowDropped, RowError, parse_preference
+from pitlm.data.readers import RawRow, Unreadable, read_rows
+from pitlm.io.atomic import atomic_writer
+
+EQUAL_RESPONSES = "equal responses"
+EMPTY_RESPONSE = "empty response"
+EMPTY_PROMPT = "empty prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a source held: ``read`` = kept + dropped + invalid, all in rows."""
+
+    preferences: list[Preference]
+    read: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    invalid: int = 0
+
+
+def reading(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
+    """What became of the rows that were read, in one line."""
+    parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
+    parts += [f"{invalid:,} invalid"] if invalid else []
+    return f"Read {read:,} rows: {', '.join(parts)}"
+
+
+def load_preferences(
+    source: str | Path,
+    *,
+    skip_invalid: bool = False,
+    rejects: Path | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Loaded:
+    """Read the preferences of ``source`` (see :func:`pitlm.data.readers.read_rows`).
+
+    Rows with nothing to learn from are dropped and counted by reason: equal responses (apart from space around them),
+    an empty response or prompt, two conversations whose prompts differ.
+
+    Args:
+        skip_invalid: count invalid rows and go on, where the default is to stop at the first.
+        rejects: with ``skip_invalid``, the jsonl file that receives file, line, reason and row of each (none: no file).
+        limit: stop once this many preferences are kept (None: read everything).
+        progress: show a count of rows on stderr while reading, where that is a terminal.
+
+    Raises:
+        InputError: no such source; an invalid row, named by file, line and field; or nothing left to learn from.
+    """
+    kept: list[Preference] = []
+    dropped: Counter[str] = Counter()
+    read = invalid = 0
+    with ExitStack() as stack:
+        out = stack.enter_context(atomic_writer(rejects)) if skip_invalid and rejects is not None else None
+        for row in stack.enter_context(_counted(read_rows(source), progress)):
+            read += 1
+            try:
+                preference = parse_row(row)
+                _check_worth(preference)
+                kept.append(preference)
+            except RowDropped as drop:
+                dropped[drop.reason] += 1
+            except RowError as error:
+                if not skip_invalid:
+                    raise located(row, error) from error
+                invalid += 1
+                _write_reject(out, row, error)
+            if limit is not None and len(kept) >= limit:
+                break
+    if not kept:
+        parts = [f"{count} dropped for {reason}" for reason, count in dropped.items()]
+        parts += [f"{invalid} invalid"] if invalid else []
+        found = f"no preference to learn from in {read} rows" + (f" ({', '.join(parts)})" if parts else "")
+        raise InputError.at(source, found=found, expected="at least one pair of two different responses to one prompt")
+    return Loaded(kept, read, dict(dropped), invalid)
+
+
+def parse_row(row: RawRow) -> Preference:
+    """The preference in one raw row; raises RowError or RowDropped as :func:`parse_preference` does."""
+    if isinstance(row.data, Unreadable):
+        raise RowError(None, row.data.found, row.data.expected)
+    return parse_preference(row.data)
+
+
+def _check_worth(preference: Preference) -> None:
+    """Raise RowDropped for a pair that teaches nothing."""
+    chosen, rejected = preference.chosen.strip(), preference.rejected.strip()
+    if chosen == rejected:
+        raise RowDropped(EQUAL_RESPONSES)
+    if not chosen or not rejected:
+        raise RowDropped(EMPTY_RESPONSE)
+    if not preference.prompt.text.strip():
+        raise RowDropped(EMPTY_PROMPT)
+
+
+def located(row: RawRow, error: RowError) -> InputError:
+    """The error of one row as a message for the user: file, line, field, found, expected."""
+    return InputError.at(row.file, line=row.line, field=error.field, found=error.found, expected=error.expected)
+
+
+def _write_reject(out: TextIO | None, row: RawRow, error: RowError) -> None:
+    if out is None:
+        return
+    raw: Any = row.data.raw if isinstance(row.data, Unreadable) else row.data
+    reject = {"file": row.file, "line": row.line, "reason": str(error), "row": raw}
+    # ASCII with escapes: a rejected row may hold what UTF-8 cannot; str for the dates and bytes of parquet.
+    out.write(json.dumps(reject, default=str) + "\n")
+
+
+@contextmanager
+def _counted(rows: Iterator[RawRow], progress: bool) -> Iterator[Iterator[RawRow]]:
+    """The rows as they are, with a running count on stderr where that is wanted and stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("Reading row {task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        yield iter(bar.track(rows, description=""))

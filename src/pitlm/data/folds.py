@@ -1,0 +1,179 @@
+"""The five disjoint folds of a run, cut by prompt, and the folder that they live in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Preference
+from pitlm.data.dataset import Loaded, located, parse_row
+from pitlm.data.pairs import RowDropped, RowError
+from pitlm.data.readers import read_rows
+from pitlm.io.atomic import atomic_writer, write_text
+
+FOLDS = ("sft", "reward", "rl", "validation", "test")
+SUMMARY = "summary.json"
+
+Size = int | float
+"""Of a fold: an int is a number of pairs, a float a share of the prompts."""
+
+
+def cut_folds(
+    preferences: Iterable[Preference],
+    *,
+    test: Size,
+    validation: Size,
+    salt: str = "",
+) -> dict[str, list[Preference]]:
+    """Cut preferences into the five folds so that no prompt (by ``Prompt.key``) is in two of them.
+
+    Each prompt has a place between 0 and 1, the hash of ``salt`` and its key. ``test`` takes the lowest places,
+    ``validation`` the next, and sft, reward and rl a third each of the prompts that are left. So the cut depends
+    neither on chance nor on the order of the rows, and as data is added, a prompt held out by share stays held out.
+
+    Args:
+        test: a float is a share of the prompts, between 0 and 1; an int is a number of pairs, reached with whole
+            prompts.
+        validation: likewise. Each takes one prompt at least.
+        salt: another salt, another cut.
+
+    Raises:
+        InputError: a share or number out of range, or too few prompts for every fold to have one.
+    """
+    _check_size("test", test)
+    _check_size("validation", validation)
+    if isinstance(test, float) and isinstance(validation, float) and test + validation >= 1:
+        raise InputError(f"test and validation: found shares {test} + {validation}, expected a sum below 1")
+    groups: dict[str, list[Preference]] = {}
+    for preference in preferences:
+        groups.setdefault(preference.prompt.key, []).append(preference)
+    placed = sorted((_place(salt + key), key) for key in groups)
+    places = [place for place, _ in placed]
+    sizes = [len(groups[key]) for _, key in placed]
+    first = _end(test, 0.0, places, sizes, 0)
+    # A share of validation is counted from where test ends: at its share, not at its last prompt, which new data moves.
+    base = test if isinstance(test, float) else places[first] if first < len(places) else 1.0
+    second = _end(validation, base, places, sizes, first)
+    rest = len(placed) - second
+    if rest < 3:
+        pairs = sum(sizes)
+        raise InputError(
+            f"folds: found {pairs} pairs with {len(placed)} distinct prompts, of which test ({test}) and validation "
+            f"({validation}) take {min(second, len(placed))}; expected 3 or more left, one each for sft, reward and rl"
+        )
+    thirds = [second + rest * part // 3 for part in range(4)]
+    ends = {"test": (0, first), "validation": (first, second)}
+    ends |= {fold: (thirds[part], thirds[part + 1]) for part, fold in enumerate(("sft", "reward", "rl"))}
+    return {fold: _pairs_of(groups, [key for _, key in placed[slice(*ends[fold])]]) for fold in FOLDS}
+
+
+def _check_size(name: str, size: Size) -> None:
+    if isinstance(size, float) and not 0 < size < 1:
+        raise InputError(f"{name}: found the share {size}, expected one between 0 and 1, or a whole number of pairs")
+    if isinstance(size, int) and size < 1:
+        raise InputError(f"{name}: found {size} pairs, expected 1 or more")
+
+
+def _place(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+
+
+def _end(size: Size, base: float, places: Sequence[float], sizes: Sequence[int], start: int) -> int:
+    """The index behind the last prompt of a fold that starts at ``start``; behind the end where there are too few."""
+    if isinstance(size, float):
+        return max(start + 1, bisect_left(places, base + size))
+    end = start
+    total = 0
+    while total < size and end < len(sizes):
+        total += sizes[end]
+        end += 1
+    return end
+
+
+def _pairs_of(groups: Mapping[str, list[Preference]], keys: Sequence[str]) -> list[Preference]:
+    # sorted within a prompt, so that equal data gives equal files whatever order it came in
+    return [pair for key in keys for pair in sorted(groups[key], key=lambda pair: (pair.chosen, pair.rejected))]
+
+
+def write_folds(folder: Path, folds: Mapping[str, Sequence[Preference]], loaded: Loaded) -> dict[str, Any]:
+    """Write ``{fold}.jsonl`` for each fold and, last, ``summary.json``, which marks the folder complete.
+
+    Returns:
+        The summary: rows read, kept, dropped and invalid, and the pairs and distinct prompts of each fold.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; the folder then has no summary.
+    """
+    folder = Path(folder)
+    summary = {
+        "read": loaded.read,
+        "kept": len(loaded.preferences),
+        "dropped": loaded.dropped,
+        "invalid": loaded.invalid,
+        "folds": {
+            fold: {"pairs": len(pairs), "prompts": len({pair.prompt.key for pair in pairs})}
+            for fold, pairs in folds.items()
+        },
+    }
+    (folder / SUMMARY).unlink(missing_ok=True)
+    for fold, pairs in folds.items():
+        with atomic_writer(folder / f"{fold}.jsonl") as out:
+            for pair in pairs:
+                out.write(json.dumps(pair.as_dict(), ensure_ascii=False) + "\n")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def read_folds(folder: Path) -> dict[str, list[Preference]]:
+    """Read back what :func:`write_folds` wrote, in the same order.
+
+    Raises:
+        InputError: a missing or unfinished folder, an invalid row (by file and line), a number of pairs other than the
+            summary's, or a prompt that is in two folds.
+    """
+    folder = Path(folder)
+    counts = _summary_counts(folder / SUMMARY)
+    home: dict[str, str] = {}
+    folds: dict[str, list[Preference]] = {}
+    for fold in FOLDS:
+        path = folder / f"{fold}.jsonl"
+        if not path.is_file():
+            raise InputError.at(
+                path, found="no such file", expected=f"the fold '{fold}', as `pit data prepare` writes it"
+            )
+        folds[fold] = []
+        for row in read_rows(path):
+            try:
+                preference = parse_row(row)
+            except RowError as error:
+                raise located(row, error) from error
+            except RowDropped as error:
+                raise InputError.at(path, line=row.line, found=error.reason, expected="one prompt") from error
+            other = home.setdefault(preference.prompt.key, fold)
+            if other != fold:
+                raise InputError.at(
+                    path, line=row.line, found=f"a prompt that is in fold '{other}' too", expected="it in one fold"
+                )
+            folds[fold].append(preference)
+        if len(folds[fold]) != counts[fold]:
+            expected = f"{counts[fold]}, as {SUMMARY} says (prepare the folder again)"
+            raise InputError.at(path, found=f"{len(folds[fold])} pairs", expected=expected)
+    return folds
+
+
+def _summary_counts(path: Path) -> dict[str, int]:
+    expected = "a folder that `pit data prepare` finished"
+    if not path.is_file():
+        raise InputError.at(path, found="no such file", expected=expected)
+    try:
+        folds = json.loads(path.read_text(encoding="utf-8"))["folds"]
+        return {fold: int(folds[fold]["pairs"]) for fold in FOLDS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError.at(
+            path, found=f"no counts of pairs ({type(error).__name__}: {error})", expected=expected
+        ) from error

@@ -1,0 +1,266 @@
+"""What the training stages share: arguments, callbacks, resuming, saving."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+
+from pitlm.core.errors import InputError
+from pitlm.core.recipe import LoraSection, Quantization, RLSection, TrainSection
+from pitlm.io.atomic import write_text
+from pitlm.method.batches import length_grouped
+from pitlm.method.logs import MetricsWriter, ProgressBar
+from pitlm.models.adapters import save_over_base
+from pitlm.models.loading import Card, load_causal, load_scorer, save
+
+TokenRow = tuple[list[int], ...]
+"""Token ids that are read and that are learnt, in turn: a prompt and its completion (end token included), and so on."""
+
+EVALUATION = "evaluation.json"
+"""Written last: a stage's folder that holds it holds a trained model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """Where and how one stage trains; everything that is not an algorithm.
+
+    Attributes:
+        folder: the stage's own folder; checkpoints, metrics and the final model go there.
+        start: the checkpoint that training starts from.
+    """
+
+    folder: Path
+    start: Path
+    tokenizer: PreTrainedTokenizerBase
+    card: Card
+    seed: int
+    dtype: str = "float32"
+    peft: LoraSection | None = None
+    report_to: Sequence[str] = field(default_factory=list)
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def quantize(self) -> Quantization | None:
+        """How the weights under the adapter are held while it trains."""
+        return self.peft.quantize if self.peft else None
+
+    def lora(self, task: str) -> LoraConfig | None:
+        """The adapter configuration; a reward head is trained and saved in full beside it."""
+        if self.peft is None:
+            return None
+        return LoraConfig(
+            r=self.peft.r,
+            lora_alpha=self.peft.alpha,
+            lora_dropout=self.peft.dropout,
+            target_modules=self.peft.target_modules,
+            task_type=task,
+            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Before anything is spent: are these trackers known and installed?
+
+    Raises:
+        InputError: one is not.
+    """
+    usable = get_available_reporting_integrations()
+    for name in names:
+        if name not in usable:
+            raise InputError(f"report_to: found '{name}', expected trackers that are installed: {', '.join(usable)}")
+
+
+def seed_stage(bench: Workbench) -> None:
+    """Call before a model is loaded: a new score head or adapter is then drawn from the stage's own seed.
+
+    Otherwise it depends on what the process did before, and a run that was interrupted here would end elsewhere.
+    """
+    set_seed(bench.seed)
+
+
+def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
+    """The fields that every TRL configuration here sets, explicitly: TRL's defaults move between minors."""
+    share = share_of_batch(section)
+    # Trackers read their folder from the environment since transformers 5.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")
+    return {
+        "output_dir": str(bench.folder / "checkpoints"),
+        "run_name": f"{bench.folder.parent.name}/{bench.folder.name}",
+        "learning_rate": section.learning_rate,
+        "num_train_epochs": section.epochs if isinstance(section, RLSection) else 1.0,  # see arranged()
+        "train_sampling_strategy": "sequential",
+        "max_steps": section.max_steps or -1,
+        "per_device_train_batch_size": share // section.accumulation,
+        "per_device_eval_batch_size": share,
+        "gradient_accumulation_steps": section.accumulation,
+        "warmup_steps": section.warmup,
+        "lr_scheduler_type": section.schedule,
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "gradient_checkpointing": section.gradient_checkpointing,
+        "bf16": bench.dtype == "bfloat16" and torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": section.log_every,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": section.save_every,
+        "save_total_limit": 2,
+        "save_only_model": False,
+        "seed": bench.seed,
+        "data_seed": bench.seed,
+        "report_to": list(bench.report_to) or "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "push_to_hub": False,
+    }
+
+
+def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, bench: Workbench) -> Dataset:
+    """All epochs of a training set as one sequence, rows of like length in one batch."""
+    order = length_grouped(lengths, batch_size=section.batch_size, epochs=section.epochs, seed=bench.seed)
+    if section.max_steps is not None:
+        # Not more: the trainer would make a further step when it goes on from its last checkpoint.
+        order = order[: section.max_steps * section.batch_size]
+    return dataset.select(order)
+
+
+def share_of_batch(section: TrainSection, processes: int | None = None) -> int:
+    """How much of each batch one process takes: a recipe means the same on any number of them.
+
+    Args:
+        processes: how many train together; default: as many as were started with this one.
+
+    Raises:
+        InputError: the batch cannot be shared evenly, or the share of RL would not hold whole groups.
+    """
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    whole = lcm(section.accumulation, section.group) if isinstance(section, RLSection) else section.accumulation
+    if section.batch_size % (whole * processes):
+        named = "accumulation and group" if isinstance(section, RLSection) else "accumulation"
+        raise InputError(
+            f"batch_size: found {section.batch_size}, expected a multiple of {whole * processes}: of {processes}"
+            f" processes, each with a multiple of {whole} ({named})"
+        )
+    return section.batch_size // processes
+
+
+def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
+    return [MetricsWriter(bench.folder / "metrics.jsonl"), ProgressBar(title)]
+
+
+def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
+    """Train, going on from the last whole checkpoint where there is one, and save the model.
+
+    With LoRA the adapter is merged into ``model`` (so that every engine can load it), which also has it over the base
+    of the run (so that the models of a run can share that in memory), and is kept in ``adapter`` over the weights that
+    the stage began with (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
+    their optimizer states are larger than it. A model that is there already is not trained again.
+
+    Returns:
+        The last evaluation's metrics, where the trainer has an evaluation set.
+    """
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = bench.folder / "checkpoints"
+    if (finished := finished_metrics(bench.folder)) is not None:  # what came after training was interrupted
+        return finished
+    if bench.quantize:
+        _widen_adapters(trainer.model)
+    last = last_whole_checkpoint(checkpoints, delete=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.on_train_end(trainer.args, trainer.state, trainer.control)
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    _save(trainer, bench)
+    # TRL's count of tokens starts anew where an interrupted run goes on: a figure that would depend on that.
+    figures = {name: v for name, v in metrics.items() if isinstance(v, float) and not name.endswith("num_tokens")}
+    if trainer.is_world_process_zero():
+        write_text(bench.folder / EVALUATION, json.dumps(figures, indent=2) + "\n")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return figures
+
+
+def _widen_adapters(model: PeftModel) -> None:
+    """Adapters over four bits in float32, as PEFT has them over sixteen.
+
+    TRL makes them bfloat16, in which a weight of 0.01 does not move by less than 3e-5; a step of RL is smaller.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and ".lora_" in name:
+            weight.data = weight.data.float()
+
+
+def finished_metrics(folder: Path) -> dict[str, float] | None:
+    """The last evaluation of a stage whose model is trained and saved; None where it is not."""
+    path = folder / EVALUATION
+    if not path.is_file():
+        return None
+    metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics
+
+
+def _save(trainer: Trainer, bench: Workbench) -> None:
+    """Write model and adapter, on the main process; sharded weights are gathered there by all of them."""
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if not trainer.is_world_process_zero():
+        return
+    if isinstance(model, PeftModel):
+        model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"], state_dict=state)
+        save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
+        if sharded or bench.quantize:  # a shard cannot be merged, and four bits would have to be rounded again
+            unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
+            load = load_causal if bench.card.writes else load_scorer
+            base = load(bench.start, bench.tokenizer, bench.dtype)
+            model, state = PeftModel.from_pretrained(base, bench.folder / "adapter"), None
+        model = model.merge_and_unload()
+    save(model, bench.tokenizer, bench.card, bench.model_folder, state)
+
+
+def last_whole_checkpoint(folder: Path, *, delete: bool) -> Path | None:
+    """The newest checkpoint that was written to its end; with ``delete``, those that were not are removed.
+
+    The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one is half of one.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            if delete:
+                shutil.rmtree(path)
+        else:
+            return path
+    return None

@@ -1,0 +1,146 @@
+"""Stage 2 of the paper: the ordinary reward model R_P and the gap reward model R_PIT, through TRL's RewardTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+from trl import RewardConfig, RewardTrainer
+
+from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
+from pitlm.core.recipe import TrainSection
+from pitlm.method.common import Workbench, arranged, callbacks, fit, seed_stage, trainer_arguments
+from pitlm.models.forest import Forest
+from pitlm.models.loading import load_scorer
+from pitlm.models.trees import score_tree
+
+
+class PairRow(NamedTuple):
+    """Token ids of (x, y_w) and (x, y_l), end tokens included."""
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class GapRow(NamedTuple):
+    """Token ids of the four rows of Eq. 2: ``wl`` is y_w as candidate beside y_l as reference, and so on."""
+
+    wl: list[int]
+    ww: list[int]
+    ll: list[int]
+    lw: list[int]
+
+
+def train_reward(
+    rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
+) -> dict[str, float]:
+    """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
+    return fit(reward_trainer(_start(bench), rows, held_out, section, bench), bench)
+
+
+def reward_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[PairRow],
+    held_out: Sequence[PairRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> RewardTrainer:
+    """The trainer of :func:`train_reward`."""
+    return RewardTrainer(**_trainer(model, rows, held_out, section, bench, "reward model"))
+
+
+def train_gap(
+    rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
+) -> dict[str, float]:
+    """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
+    return fit(gap_trainer(_start(bench), rows, held_out, section, bench), bench)
+
+
+def gap_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[GapRow],
+    held_out: Sequence[GapRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> GapTrainer:
+    """The trainer of :func:`train_gap`."""
+    return GapTrainer(**_trainer(model, rows, held_out, section, bench, "gap model"), data_collator=gap_batch)
+
+
+def _start(bench: Workbench) -> PreTrainedModel:
+    seed_stage(bench)
+    return load_scorer(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
+
+
+def _trainer(
+    model: PreTrainedModel,
+    rows: Sequence[PairRow] | Sequence[GapRow],
+    held_out: Sequence[PairRow] | Sequence[GapRow],
+    section: TrainSection,
+    bench: Workbench,
+    title: str,
+) -> dict[str, Any]:
+    """What both trainers are made with."""
+    return {
+        "model": model,
+        "args": _arguments(section, bench),
+        "train_dataset": arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
+        "eval_dataset": _dataset(held_out),
+        "processing_class": bench.tokenizer,
+        "peft_config": bench.lora("SEQ_CLS"),
+        "callbacks": callbacks(bench, title),
+    }
+
+
+def _dataset(rows: Sequence[PairRow] | Sequence[GapRow]) -> Dataset:
+    return Dataset.from_list([row._asdict() for row in rows])
+
+
+def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:
+    return RewardConfig(
+        **trainer_arguments(section, bench),
+        max_length=None,
+        disable_dropout=True,
+        center_rewards_coefficient=None,
+        pad_to_multiple_of=None,
+        activation_offloading=False,
+    )
+
+
+def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """B triples as a forest of their 4B rows: all wl, all ww, all ll, all lw."""
+    forest = Forest.of([example[part] for part in GapRow._fields for example in examples])
+    # The trainer takes the size of a batch from the first tensor that it finds.
+    return {"triples": torch.arange(len(examples)), "forest": forest}
+
+
+class GapTrainer(RewardTrainer):
+    """RewardTrainer with Eq. 2 in place of the pairwise loss."""
+
+    _signature_columns: list[str] | None
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # rows come tokenized
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(GapRow._fields)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Eq. 2 in float32, and the share of triples that satisfy each relation, gathered over processes."""
+        scores = score_tree(model, inputs["forest"]).float()
+        wl_B, ww_B, ll_B, lw_B = scores.chunk(4)
+        loss = gap_loss(wl_B, ww_B, ll_B, lw_B)
+        with torch.no_grad():
+            right_B5 = (gap_differences(wl_B, ww_B, ll_B, lw_B) > 0).float().T.contiguous()
+            shares = self.accelerator.gather_for_metrics(right_B5).mean(0).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, share in zip(RELATIONS, shares, strict=True):
+            metrics[f"order/{name}"].append(share)
+        metrics["accuracy"].append(shares[RELATIONS.index("wl>lw")])
+        return (loss, {"loss": loss, "scores": scores.view(4, -1).T}) if return_outputs else loss

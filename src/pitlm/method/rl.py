@@ -1,0 +1,230 @@
+"""Stage 3 of the paper: curriculum RL of the improver, one round of RLOO per source of references.
+
+TRL's RLOO maximises the paper's objective literally: reward minus beta times the summed log-ratio to the
+reference model (Eq. 4, Eq. 5). Two things are added: the reference is the SFT improver in every stage, checked
+before the first step, and the reward reads exactly the tokens that were sampled.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from trl import RLOOConfig, RLOOTrainer
+from trl.import_utils import is_vllm_available
+
+from pitlm.core.errors import InputError
+from pitlm.core.recipe import Quantization, RLSection
+from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
+from pitlm.method.common import Workbench, callbacks, fit, seed_stage, trainer_arguments
+from pitlm.method.probe import Conversation, HeldOutProbe, Probe
+from pitlm.method.rl_step import SharedPromptRLOOTrainer
+from pitlm.models.loading import load_causal
+
+Reward = Callable[[list[list[int]]], Tensor]
+"""Token ids of prompt + completion -> score of each; shape (batch,)."""
+
+
+def train_rl(
+    conversations: Sequence[Conversation],
+    reward: Reward,
+    section: RLSection,
+    bench: Workbench,
+    *,
+    title: str,
+    anchor: Path,
+    adapter: Path | None = None,
+    probe: Probe | None = None,
+) -> dict[str, float]:
+    """One round of RLOO from ``bench.start``, anchored to ``anchor``.
+
+    Args:
+        conversations: what the model is shown, one per example: x for the policy; x, y_ref and the request for
+            the improver.
+        reward: scores sampled answers, in batches.
+        anchor: the SFT checkpoint of the KL term.
+        adapter: with LoRA, the adapter that training goes on with; ``bench.start`` is then the anchor itself.
+        probe: a quality that is measured on the samples and on held-out items, and never trained on.
+
+    Returns:
+        Nothing: there is no loss to evaluate.
+
+    Raises:
+        RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
+    """
+    seed_stage(bench)
+    model = load_causal(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
+    # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
+    model.config._name_or_path = str(anchor)
+    lora = bench.lora("CAUSAL_LM")
+    trainer = (SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer)(
+        model=model,
+        reward_funcs=SampleReward(reward, bench, section.truncated_penalty, probe),
+        args=_arguments(section, bench),
+        train_dataset=_in_order(conversations, section, bench),
+        processing_class=bench.tokenizer,
+        peft_config=lora,
+        callbacks=[AnchorCheck(anchor, bench), SequenceKL(), *callbacks(bench, title)],
+    )
+    if probe is not None:
+        trainer.add_callback(HeldOutProbe(probe, bench, every=section.probe_every, temperature=section.temperature))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, AnchorCheck | HeldOutProbe):
+            callback.trainer = trainer
+    if lora is not None and adapter is not None:
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
+    return fit(trainer, bench)
+
+
+def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
+    """Before anything is spent: is there what samples, and can it be sent the weights?
+
+    Raises:
+        InputError: vLLM is wanted and not installed, or weights are held so that it could not read them.
+    """
+    if section.rollouts == "transformers":
+        return
+    if quantize is not None:
+        raise InputError(f"rollouts: found {section.rollouts} with peft.quantize {quantize}, expected transformers")
+    if not is_vllm_available():
+        raise InputError(f"rollouts: found {section.rollouts}, expected vLLM installed: pip install 'pitlm[vllm]'")
+
+
+def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: Workbench) -> Dataset:
+    """As many conversations as the steps take, shuffled anew each time they come again.
+
+    Fixed beforehand: TRL's sampler draws each epoch's order as it goes, and an interrupted run would meet others.
+    """
+    rng = random.Random(bench.seed)
+    wanted = section.max_steps * section.batch_size // section.group
+    order: list[Conversation] = []
+    while len(order) < wanted:
+        order += rng.sample(list(conversations), k=len(conversations))
+    return Dataset.from_dict({"prompt": order[:wanted]})
+
+
+def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
+    return RLOOConfig(
+        **trainer_arguments(section, bench),
+        num_generations=section.group,
+        steps_per_generation=section.accumulation,
+        num_iterations=1,
+        max_completion_length=bench.card.max_new_tokens,
+        temperature=section.temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        beta=section.beta,
+        epsilon=section.clip,
+        epsilon_high=section.clip,
+        normalize_advantages=False,
+        reward_clip_range=None,
+        mask_truncated_completions=False,
+        sync_ref_model=False,
+        disable_dropout=True,
+        shuffle_dataset=False,  # see _in_order
+        remove_unused_columns=False,
+        chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
+        cache_implementation=None,
+        use_vllm=section.rollouts != "transformers",
+        vllm_mode=section.rollouts.removeprefix("vllm-") if section.rollouts != "transformers" else "colocate",
+        vllm_server_base_url=section.rollout_server if section.rollouts == "vllm-server" else None,
+        log_completions=False,
+    )
+
+
+class SampleReward:
+    """The callable that RLOOTrainer asks for rewards: scores prompt + completion token ids, as sampled."""
+
+    __name__ = "reward"
+
+    def __init__(self, reward: Reward, bench: Workbench, truncated_penalty: float | None, probe: Probe | None) -> None:
+        self.reward = reward
+        self.tokenizer = bench.tokenizer
+        self.truncated_penalty = truncated_penalty
+        self.probe = probe
+
+    def __call__(
+        self, prompts: list[Conversation], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
+    ) -> list[float | None]:
+        """One reward per sample.
+
+        An answer cut off before its end token is scored with the end token, less a penalty; without a penalty it
+        gets None, which leaves it out of its group's baseline.
+        """
+        end = self.tokenizer.eos_token_id
+        prompt_ids = encode_prompts(self.tokenizer, prompts)
+        ended = [ids[-1:] == [end] for ids in completion_ids]
+        rows = [
+            prompt + (ids if done else [*ids, end])
+            for prompt, ids, done in zip(prompt_ids, completion_ids, ended, strict=True)
+        ]
+        rewards: list[float] = self.reward(rows).tolist()
+        if self.probe is not None:
+            texts = [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
+            quality = self.probe.quality(prompts, texts)
+            kwargs["log_metric"]("probe", sum(quality) / len(quality))
+        penalty = self.truncated_penalty
+        return [
+            reward if done else None if penalty is None else reward - penalty
+            for reward, done in zip(rewards, ended, strict=True)
+        ]
+
+
+class AnchorCheck(TrainerCallback):
+    """Before the first step: the KL anchor must be the SFT checkpoint, weight for weight."""
+
+    def __init__(self, anchor: Path, bench: Workbench) -> None:
+        self.anchor = anchor
+        self.bench = bench
+        self.trainer: RLOOTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        if self.trainer.beta == 0.0:
+            return
+        anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype, self.bench.quantize)
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
+            raise RuntimeError("the KL anchor is a copy of the adapter, not the SFT checkpoint")
+        frozen = (
+            policy if isinstance(policy, PeftModel) else self.trainer.accelerator.unwrap_model(self.trainer.ref_model)
+        )
+        with gather_params_ctx([*anchor.parameters(), *frozen.parameters()]):  # ZeRO-3 shards both
+            found = _base_weights(frozen) if isinstance(frozen, PeftModel) else frozen.state_dict()
+            for name, weight in anchor.state_dict().items():
+                if name not in found or not torch.equal(_whole(found[name]), weight.cpu()):
+                    raise RuntimeError(f"the KL anchor differs from {self.anchor} in {name}")
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight on the CPU, gathered from all processes where FSDP shards it."""
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu()
+
+
+def _base_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The weights under the adapters, by the names that they have without adapters."""
+    return {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in model.get_base_model().state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+class SequenceKL(TrainerCallback):
+    """Logs KL per sequence: TRL logs the mean per token, while the penalty is beta times the sum."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "kl" in logs and "completions/mean_length" in logs:
+            logs["kl_sequence"] = logs["kl"] * logs["completions/mean_length"]

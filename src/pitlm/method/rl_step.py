@@ -1,0 +1,145 @@
+"""TRL's RLOO step with less to compute, and the same numbers. Ours.
+
+Stock TRL reads a prompt once per completion, off Triton devices projects prompt positions onto the vocabulary as well,
+and reads each sample twice with the policy that drew it. Here a prompt is read once per group, only completions meet
+the head, and the second reading is the first. What is leant on in TRL is private; it is all here, and
+`tests/method/test_rl_step.py` holds it to the stock trainer's samples, losses and gradients.
+
+Shapes: B rows (prompt + completion) of P + C tokens, G rows to a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from trl import RLOOTrainer
+
+from pitlm.models.forest import Forest
+from pitlm.models.trees import completion_log_probs, enable_trees, reads_trees
+
+LogProbs = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+class SharedPromptRLOOTrainer(RLOOTrainer):
+    """RLOOTrainer that reads each prompt once; as TRL has it where an architecture cannot."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                enable_trees(self.accelerator.unwrap_model(model))
+        # Sharded or replicated weights need the forward pass of their gradient through the wrapper, and checkpointing
+        # is there to keep no activations for long.
+        self._reads_once = (
+            self.accelerator.num_processes == 1
+            and not self.args.gradient_checkpointing
+            and self.num_iterations == self.args.steps_per_generation == 1
+        )
+        self._read: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        if self.use_vllm or images is not None or not reads_trees(model):
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        with _shared_prefill(model, group):
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> LogProbs:
+        if not reads_trees(model) or compute_aux_loss or any(value is not None for value in images.values()):
+            stock: LogProbs = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **images,
+            )
+            return stock
+        # TRL first reads the samples with the policy, without gradient, and later again with it, shuffled. In between
+        # comes the reference, with PEFT the same model without its adapter.
+        places = self._places(input_ids)
+        if places is not None and torch.is_grad_enabled():
+            (logp_BC, entropy_BC), self._read = self._read[1], None  # type: ignore[index]
+            return logp_BC.index_select(0, places), entropy_BC.index_select(0, places), None
+        first = model is self.model and self.model.training and places is None and not torch.is_grad_enabled()
+        keep = self._reads_once and first
+        with torch.set_grad_enabled(keep or torch.is_grad_enabled()), self.accelerator.autocast():
+            logp_BC, entropy_BC = self._read_trees(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        if keep:
+            self._read = input_ids, (logp_BC, entropy_BC)
+        return logp_BC.detach() if keep else logp_BC, entropy_BC, None
+
+    def _places(self, input_ids: Tensor) -> Tensor | None:
+        """Where each row stands in the batch that was kept; None where one is not in it. Shape (B,)."""
+        if self._read is None or self._read[0].shape != input_ids.shape:
+            return None
+        kept = {tuple(row): place for place, row in enumerate(self._read[0].tolist())}
+        places = [kept.get(tuple(row)) for row in input_ids.tolist()]
+        return None if None in places else torch.tensor(places, device=input_ids.device)
+
+    def _read_trees(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None
+    ) -> tuple[Tensor, Tensor]:
+        seen = attention_mask.bool()
+        rows = [ids[mask].tolist() for ids, mask in zip(input_ids, seen, strict=True)]
+        prompts = seen[:, :-logits_to_keep].sum(1).tolist()
+        parts: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(rows), batch_size or len(rows)):
+            chosen = slice(start, start + (batch_size or len(rows)))
+            parts.append(completion_log_probs(model, Forest.of(rows[chosen]), prompts[chosen], float(self.temperature)))
+        logp_BC, entropy_BC = (
+            torch.cat([pad(x, (0, logits_to_keep - x.shape[1])) for x in part]) for part in zip(*parts, strict=True)
+        )
+        return logp_BC, entropy_BC
+
+
+@contextmanager
+def _shared_prefill(model: Any, group: int) -> Iterator[None]:
+    """While open, ``model.generate`` reads each prompt once, and repeats the cache for the others of its group.
+
+    TRL's batches are whole groups, so all processes do the same: sharded weights make them take each pass together.
+    """
+    plain = model.generate
+    before = vars(model).get("generate")
+
+    def generate(input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        rows = torch.cat([input_ids, attention_mask], 1)
+        grouped = len(rows) % group == 0 and torch.equal(rows, rows[::group].repeat_interleave(group, 0))
+        if group > 1 and grouped and input_ids.shape[1] > 1:
+            first, mask = input_ids[::group, :-1], attention_mask[::group, :-1]
+            cache = model(
+                input_ids=first,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+            ).past_key_values
+            cache.batch_repeat_interleave(group)
+            kwargs["past_key_values"] = cache
+        return plain(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        del model.generate
+        if before is not None:
+            model.generate = before

@@ -1,0 +1,108 @@
+"""Checkpoints for others: what an engine that reads Hugging Face's format needs to run a model as pitlm does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import AutoConfig, GenerationConfig
+
+from pitlm.data.template import served_template
+from pitlm.models.adapters import CONFIG, OVER_BASE, WEIGHTS, base_name
+from pitlm.models.calibration import FILE as CALIBRATION
+from pitlm.models.loading import Card, HFTokenizer, load_causal, load_scorer, load_tokenizer, save
+
+
+def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
+    """Write the checkpoint in ``source`` for other engines: weights, tokenizer, sampling, card, calibration.
+
+    Args:
+        temperature: what the model is sampled with where a request does not say.
+        dtype: of the weights; None leaves them as they are.
+
+    Returns:
+        The dtype that was written.
+
+    Raises:
+        InputError: nothing loadable there.
+    """
+    tokenizer = _tokenizer(source, card)
+    dtype = dtype or str(AutoConfig.from_pretrained(source).dtype or "float32").removeprefix("torch.")
+    if card.writes:
+        model = load_causal(source, tokenizer, dtype)
+        vocabulary = model.config.get_text_config().vocab_size
+        model.generation_config = sampling(tokenizer, card, temperature, vocabulary)
+        model.config.use_cache = True  # training leaves it off
+    else:
+        model = load_scorer(source, tokenizer, dtype)
+    save(model, tokenizer, card, folder)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)  # written for their owner alone, and a server is another user
+    _copy_calibration(source, folder)
+    return dtype
+
+
+def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
+    """Write a checkpoint's adapter over the base of its run, in PEFT's format, with tokenizer, card and calibration.
+
+    Returns:
+        The base by path or hub name, and the adapter's rank.
+    """
+    over = source / OVER_BASE
+    tokenizer = _tokenizer(source, card)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(over / name, folder / name)
+    tokenizer.save_pretrained(folder)
+    card.save(folder)
+    _copy_calibration(source, folder)
+    rank: int = json.loads((over / CONFIG).read_text(encoding="utf-8"))["r"]
+    return base_name(source), rank
+
+
+def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary: int) -> GenerationConfig:
+    """``generation_config.json``: the whole distribution at a temperature, as :mod:`pitlm.models.generators` samples.
+
+    ``top_k`` is the whole ``vocabulary`` because it has to be something: left out it is 50 to transformers, and 0 is
+    refused by SGLang and TGI. At temperature 0 the file says ``do_sample: false`` and no more: transformers saves no
+    temperature beside that.
+    """
+    how = {"do_sample": True, "temperature": temperature, "top_k": vocabulary} if temperature > 0 else {}
+    return GenerationConfig(
+        **{"do_sample": False, **how},
+        top_p=1.0,
+        max_new_tokens=card.max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def exported_temperature(source: Path) -> float | None:
+    """What an earlier export says that the model is sampled with; None where ``source`` is none."""
+    if not (source / "generation_config.json").is_file():
+        return None
+    known = GenerationConfig.from_pretrained(source)
+    if known.max_new_tokens is None:  # as training leaves it
+        return None
+    return float(known.temperature) if known.do_sample else 0.0
+
+
+def _tokenizer(source: Path, card: Card) -> HFTokenizer:
+    tokenizer = load_tokenizer(source)
+    ask = card.ask if card.kind == "improver" else None
+    shown = tokenizer.chat_template  # several by name, or one
+    tokenizer.chat_template = (
+        {name: served_template(one, ask) for name, one in shown.items()}
+        if isinstance(shown, dict)
+        else served_template(shown, ask)
+    )
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)  # how it was opened here, which transformers would write down
+    return tokenizer
+
+
+def _copy_calibration(source: Path, folder: Path) -> None:
+    if (source / CALIBRATION).is_file():
+        shutil.copyfile(source / CALIBRATION, folder / CALIBRATION)

@@ -1,0 +1,115 @@
+"""Reward models that others have trained: any sequence-classification checkpoint with one logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
+from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS
+from pitlm.models.loading import device, first_line
+
+TOKENS_PER_BATCH = 8_192
+SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+class ForeignRewardModel:
+    """r(x, y) of a checkpoint that is not ours, read as its makers do.
+
+    With a chat template, the score is that of the conversation with the answer as its last turn. Without one, x and y
+    are the tokenizer's text pair, as OpenAssistant's DeBERTa-v3 reads them (the judge of the PIT paper, Section
+    Evaluation); where x has several turns they are joined as ``Human: ...`` and ``Assistant: ...`` (ours).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
+        """Load by path or hub name, safetensors only.
+
+        Raises:
+            InputError: nothing loadable there, not exactly one logit, or weights that are missing, such as the score's:
+                they would be random numbers, and so would the verdicts.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                str(path),
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot load a reward model: {first_line(error)}") from error
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise InputError(
+                f"{path}: found no weights for {missing}; expected a trained sequence-classification model"
+            )
+        if model.config.num_labels != 1:
+            raise InputError(f"{path}: found {model.config.num_labels} logits, expected a reward model with one")
+        return cls(model.to(device()).eval(), tokenizer)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that the model's positions allow; None where they set no limit, as relative ones do."""
+        config = self.model.config
+        relative = not getattr(config, "position_biased_input", True)
+        return None if relative else getattr(config, "max_position_embeddings", None)
+
+    @torch.inference_mode()
+    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        """r(x, y) of each pair, float32 on the CPU; shape (len(prompts),). NaN where a pair is longer than it reads."""
+        rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        scores = torch.full((len(rows),), torch.nan)
+        for batch in self._batches([len(row["input_ids"]) for row in rows]):
+            if len(batch) == 1:
+                inputs = BatchEncoding({name: [ids] for name, ids in rows[batch[0]].items()}, tensor_type="pt")
+            else:
+                inputs = self.tokenizer.pad([rows[i] for i in batch], padding_side="right", return_tensors="pt")
+            scores[batch] = self.model(**inputs.to(self.model.device)).logits[:, 0].float().cpu()
+        return scores
+
+    def _encode(self, prompt: Prompt, response: str) -> dict[str, list[int]]:
+        if self.tokenizer.chat_template is None:
+            return dict(self.tokenizer(_question(prompt), response))
+        turns = [*prompt.as_messages(), {"role": "assistant", "content": response}]
+        return dict(
+            self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **CHAT_TEMPLATE_ARGUMENTS)
+        )
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows of like length together; one by one where the model does not know which token is padding."""
+        pad = self.tokenizer.pad_token_id
+        together = pad is not None and pad == self.model.config.get_text_config().pad_token_id
+        batches: list[list[int]] = []
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if self.longest is not None and lengths[index] > self.longest:
+                break
+            if together and batches and (len(batches[-1]) + 1) * lengths[index] <= TOKENS_PER_BATCH:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+
+def _question(prompt: Prompt) -> str:
+    if len(prompt.messages) == 1:
+        return prompt.text
+    return "\n\n".join(f"{SPEAKERS[message.role]}: {message.content}" for message in prompt.messages)

@@ -1,0 +1,169 @@
+"""What reading, learning and writing so many tokens takes on some hardware, and what lies in its memory. Ours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.plan.hardware import Hardware
+from pitlm.plan.shapes import Shape
+
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in nf4: its four bits, and its share of its block's constant, which is itself held in 8 bits."""
+
+JOINED = 2
+"""An adapter over the base of the run, in ranks of a stage's own: it joins those of two stages, as a rule."""
+
+LONGEST = 2.0
+"""The longest answer of a batch, in mean answers; decoding goes on for it. Between 1.7 and 2.3 in the pocket world."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How many pairs there are, and their mean lengths in tokens.
+
+    Attributes:
+        marks: what a chat template puts around one turn and its answer.
+        prompts: distinct prompts for each pair.
+        judge: whether a reward model judges, for want of a truth.
+    """
+
+    pairs: int
+    prompt: float
+    chosen: float
+    rejected: float
+    marks: float = 20.0
+    prompts: float = 1.0
+    judge: bool = True
+
+
+@dataclass
+class Spent:
+    """What has been spent in a stage so far."""
+
+    trained: float = 0.0
+    generated: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, part: Spent, times: float) -> None:
+        """Something that happens so many times."""
+        self.trained += times * part.trained
+        self.generated += times * part.generated
+        self.flops += times * part.flops
+        self.seconds += times * part.seconds
+
+
+class Costs:
+    """One recipe, one shape, one workload and one device; each method adds to a tally or gives bytes."""
+
+    def __init__(self, recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -> None:
+        self.recipe, self.shape, self.work, self.hardware = recipe, shape, work, hardware
+        self.bytes = 2 if recipe.model.dtype == "bfloat16" else 4
+        data = recipe.data
+        pairs = min(work.pairs, data.pairs or work.pairs)
+        self.test, self.validation = pairs * data.test, pairs * data.validation
+        self.fold = (pairs - self.test - self.validation) / 3
+        self.limit = data.max_new_tokens or data.max_response_tokens
+        self.x = min(work.prompt, data.max_prompt_tokens) + work.marks
+        self.w, self.l = (min(y, data.max_response_tokens) + 1 for y in (work.chosen, work.rejected))
+        self.y = min((self.w + self.l) / 2, self.limit)
+        self.beside = self.x + self.l + work.marks  # x, y_ref and the request: what the improver is shown
+        self.longest_x = data.max_prompt_tokens + work.marks
+        self.longest_y = max(data.max_response_tokens, self.limit)
+        self.longest_beside = self.longest_x + self.longest_y + work.marks
+
+    def forward(self, tokens: float, context: float, headed: float = 0.0) -> float:
+        """FLOP of reading ``tokens`` that see ``context`` others in the mean; ``headed`` of them meet the head."""
+        attention = 4 * self.shape.layers * self.shape.heads * self.shape.head_dim * context
+        return tokens * (2 * self.shape.linear + attention) + headed * 2 * self.shape.head
+
+    def _weighed(self, flops: float, headed: float, slower: float = 1.0) -> float:
+        """FLOP of layers and head in those of layers read as rows, as which rates are measured."""
+        head = self.forward(0, 0, headed)
+        return (flops - head) * slower + head * self.hardware.head_factor
+
+    def encode(self, tally: Spent, rows: float) -> None:
+        tally.seconds += rows * self.hardware.row_seconds
+
+    def learn(
+        self,
+        tally: Spent,
+        section: TrainSection,
+        steps: float,
+        tokens: float,
+        context: float,
+        headed: float = 0.0,
+        tree: bool = False,
+    ) -> None:
+        """``steps`` forward and back over ``tokens`` each; frozen weights have no gradient of their own."""
+        once = self.forward(tokens, context, headed)
+        passes = 2 + (self.recipe.peft is None) + section.gradient_checkpointing
+        hardware = self.hardware
+        slower = hardware.tree_factor if tree else 1.0
+        launches = hardware.layer_seconds * self.shape.layers * section.accumulation
+        tally.trained += steps * tokens
+        tally.flops += steps * once * passes
+        tally.seconds += steps * (hardware.step_seconds + launches)
+        weighed = self._weighed(once, headed, slower)
+        tally.seconds += steps * weighed * passes / (hardware.train_flops * hardware.devices)
+
+    def read(self, tally: Spent, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
+        """``tokens`` without gradient, in so many passes."""
+        flops = self.forward(tokens, context, headed)
+        launches = self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds
+        tally.flops += flops
+        tally.seconds += passes * launches / 3
+        tally.seconds += self._weighed(flops, headed) / (self.hardware.forward_flops * self.hardware.devices)
+
+    def write(self, tally: Spent, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
+        """``rows`` answers to prompts of so many tokens, of which ``prefills`` are read (default: all)."""
+        batches = math.ceil(rows / batch)
+        in_batch = rows / batches
+        steps = min(self.limit, LONGEST * self.y)
+        self.read(tally, (rows if prefills is None else prefills) * prompt, prompt / 2, batches)
+        hardware, shape = self.hardware, self.shape
+        weights = (shape.linear + shape.head) * self.bytes / hardware.devices
+        cache = in_batch * (prompt + steps / 2) * shape.kv_elements * self.bytes / hardware.devices
+        flops = self.forward(in_batch, prompt + steps / 2, in_batch)
+        step = hardware.decode_seconds * shape.layers + (weights + cache) / hardware.bandwidth
+        step += flops / (hardware.decode_flops * hardware.devices)
+        tally.generated += rows * self.y
+        tally.flops += batches * steps * flops
+        tally.seconds += batches * steps * step
+
+    def weights(self, models: float) -> float:
+        """Bytes of so many models; in 4 bits only the matrices of the layers are."""
+        linear, others = self.shape.linear, self.shape.parameters - self.shape.linear
+        held = linear * (FOUR_BITS if self.recipe.quantize else self.bytes) + others * self.bytes
+        return models * held / self.hardware.devices
+
+    def readers(self, models: float) -> float:
+        """Bytes of so many models that are only read: with LoRA one base, or two, and an adapter for each."""
+        if self.recipe.peft is None:
+            return self.weights(models)
+        adapters = models * JOINED * self.shape.lora(self.recipe.peft.r) * 4 / self.hardware.devices
+        return self.weights(1 + (self.recipe.model.reward_base is not None)) + adapters
+
+    def states(self) -> float:
+        """Bytes of a model in training: weights, gradients, AdamW's two moments; adapters are float32."""
+        if self.recipe.peft is None:
+            return 4 * self.weights(1)
+        return self.weights(1) + 16 * self.shape.lora(self.recipe.peft.r) / self.hardware.devices
+
+    def activations(self, section: TrainSection, tokens: float) -> float:
+        """Bytes kept for the gradient of a micro-batch of so many tokens; of one layer where they are recomputed."""
+        shape = self.shape
+        wide = 8 * shape.hidden + 4 * shape.mlp + 2 * shape.kv_heads * shape.head_dim
+        layer = tokens * (wide * self.bytes + 16 * shape.hidden)
+        if section.gradient_checkpointing:
+            return layer + shape.layers * tokens * shape.hidden * self.bytes
+        return shape.layers * layer
+
+    def logits(self, tokens: float) -> float:
+        """Bytes of logits as they come, in float32, as log-probabilities and as gradient."""
+        return tokens * self.shape.vocabulary * (self.bytes + 12)
+
+    def cache(self, rows: float, tokens: float) -> float:
+        return rows * tokens * self.shape.kv_elements * self.bytes / self.hardware.devices

@@ -1,0 +1,273 @@
+"""A few seconds of this machine's own rates, on a model of the shape that is planned for. Ours.
+
+A large shape is stood in for by one of its width with few layers and a small vocabulary: rates are per FLOP.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import SaveStrategy
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
+from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.data.template import Template, encode_completion, encode_prompts
+from pitlm.method.common import Workbench
+from pitlm.method.logs import ProgressBar
+from pitlm.method.reward import GapRow, PairRow, gap_trainer, reward_trainer
+from pitlm.method.sft import sft_trainer
+from pitlm.models.devices import accelerators
+from pitlm.models.forest import Forest
+from pitlm.models.loading import Card, device, quiet
+from pitlm.models.scratch import make_words_tokenizer
+from pitlm.models.trees import enable_trees
+from pitlm.plan.costs import Costs, Workload
+from pitlm.plan.hardware import Hardware, assumed
+from pitlm.plan.machine import memory_bytes
+from pitlm.plan.shapes import Shape
+
+LAYERS, VOCABULARY = 2, 8_192
+FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
+"""About what one measured step may take, so that it is done in seconds, and yet as busy as training is."""
+
+CPU_PARAMETERS = 1e9
+"""Larger models are not trained on a processor, and would take minutes and much memory to measure."""
+
+NEW_TOKENS, REPEATS = 12, 5
+WORDS = [f"w{number}" for number in range(50)]
+
+Clock = Callable[[], float]
+
+
+def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) -> Hardware:
+    """Rates of this machine for a recipe's model and the lengths of its pairs.
+
+    Args:
+        clock: wall time, or the processor time of one thread, which other programs disturb less.
+
+    Raises:
+        InputError: a model of more than 10^9 parameters and no accelerator.
+    """
+    quiet()
+    costs = Costs(recipe, Shape.of_model(recipe.model), work, assumed("l4", recipe.model.dtype))
+    shape = replace(
+        costs.shape,
+        layers=min(costs.shape.layers, LAYERS),
+        vocabulary=min(costs.shape.vocabulary, VOCABULARY),
+    )
+    where = device()
+    if where.type == "cpu" and costs.shape.parameters > CPU_PARAMETERS:
+        raise InputError(
+            f"found {costs.shape.parameters / 1e9:.1f} billion parameters and no GPU, expected one, or the name of a "
+            "card to plan for: --hardware h100"
+        )
+    deep = costs.shape.layers / shape.layers
+    section = costs.recipe.policy_sft
+    row = round(costs.x + costs.w)
+    most = FLOP_PER_STEP[where.type] / (6 * shape.linear + 6 * shape.head) / row
+    rows = max(4, min(max(section.batch_size // section.accumulation, 16), round(most)))  # few would be mostly noise
+    few = max(1, rows // 16)
+    together = max(2, min(costs.recipe.evaluation.batch_size, 4 * rows))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        measure = _Measure(shape, recipe, clock)
+        read, fixed = _line(lambda pairs: measure.rewards(pairs, row), rows // 2, few)
+        read /= 2  # a pair has two rows
+        head = measure.training(rows, row) - fixed - rows * read
+        forward, _ = _line(lambda rows: measure.forward(rows, row), rows, few)
+        tree_s, tree_tokens = measure.tree(max(2, rows // 4), costs)
+        per_row, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
+        encoding = measure.encoding(row)
+    flops = _flops(shape, row)
+    head_flops = 6 * rows * row * shape.head
+    bandwidth = measure.bandwidth()
+    weights = (shape.linear + shape.head) * costs.bytes
+    threads = torch.get_num_threads()
+    return Hardware(
+        torch.cuda.get_device_name() if where.type == "cuda" else f"{platform.machine()}, {threads} threads",
+        float(accelerators()[0][1] if where.type == "cuda" else memory_bytes()),
+        train_flops=3 * flops / read,
+        forward_flops=flops / forward,
+        decode_flops=(_flops(shape, 1) + 2 * shape.head) / per_row,
+        bandwidth=bandwidth,
+        head_factor=max(head * 3 * flops / read / head_flops, 0.1),
+        step_seconds=fixed * deep,
+        decode_seconds=max((one_step - weights / bandwidth) / shape.layers, 0.0),
+        tree_factor=max((tree_s - fixed) / (tree_tokens / row * read), 1.0),
+        row_seconds=encoding,
+        stage_seconds=1.0,
+        measured=True,
+    )
+
+
+def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, float]:
+    """Seconds of each of so many, and beside them; together right for ``many`` where they are no line."""
+    of_many, of_few = (max(seconds(count), 1e-6) for count in (many, few))
+    each = min(max((of_many - of_few) / (many - few), of_many / many / 10), of_many / many)
+    return each, of_many - many * each
+
+
+def _flops(shape: Shape, tokens: int) -> float:
+    """FLOP of a row read once, the head apart."""
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens / 2
+    return tokens * (2 * shape.linear + attention)
+
+
+class _Stamps(TrainerCallback):
+    """When each step began."""
+
+    def __init__(self, clock: Clock, wait: Callable[[], None]) -> None:
+        self.clock, self.wait = clock, wait
+        self.times: list[float] = []
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.wait()
+        self.times.append(self.clock())
+
+
+class _Measure:
+    """Medians of a few repeats on models with random weights."""
+
+    def __init__(self, shape: Shape, recipe: Recipe, clock: Clock) -> None:
+        self.shape, self.clock, self.device = shape, clock, device()
+        self.section, self.dtype = recipe.policy_sft, recipe.model.dtype
+        self.tokenizer = make_words_tokenizer(WORDS)
+        config = AutoConfig.for_model(
+            "llama",
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.mlp,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            max_position_embeddings=32_768,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            eos_token_id=1,
+            num_labels=1,
+        )
+        kind = getattr(torch, self.dtype)
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
+        self.scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=kind)
+        self.scorer.to(self.device)
+        enable_trees(self.scorer)
+
+    def ids(self, *size: int) -> torch.Tensor:
+        return torch.randint(2, self.shape.vocabulary, size)
+
+    def median(self, work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(REPEATS + 1):
+            self._wait()
+            begin = self.clock()
+            work()
+            self._wait()
+            times.append(self.clock() - begin)
+        return statistics.median(times[1:])  # the first one warms up
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def rewards(self, pairs: int, row: int) -> float:
+        """Seconds of a step of R_P, by the trainer that a stage has: its own work is much of a small model's step."""
+        ids = self.ids((REPEATS + 2) * pairs, 2, row).tolist()
+        rows = [PairRow(*own) for own in ids]
+        return self._steps(pairs, lambda section, bench: reward_trainer(self.scorer, rows, rows[:1], section, bench))
+
+    def training(self, rows: int, row: int) -> float:
+        """Seconds of a step of SFT."""
+        ids = self.ids((REPEATS + 2) * rows, row).tolist()
+        split = [(own[: row // 2], own[row // 2 :]) for own in ids]
+        return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench, ""))
+
+    def _steps(self, batch: int, make: Callable[[TrainSection, Workbench], Trainer]) -> float:
+        sizes = {
+            "batch_size": batch,
+            "accumulation": 1,
+            "epochs": 1.0,
+            "max_steps": None,
+            "gradient_checkpointing": False,  # what it costs is planned as one more pass
+        }
+        stamps = _Stamps(self.clock, self._wait)
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
+            trainer = make(self.section.model_copy(update=sizes), bench)
+            for callback in (PrinterCallback, ProgressBar):
+                trainer.remove_callback(callback)
+            trainer.add_callback(stamps)
+            trainer.args.save_strategy = SaveStrategy.NO
+            trainer.train()
+        return statistics.median(after - before for before, after in pairwise(stamps.times[1:]))  # the first warms up
+
+    def forward(self, rows: int, row: int) -> float:
+        ids = self.ids(rows, row).to(self.device)
+        with torch.inference_mode():
+            return self.median(partial(self.scorer, input_ids=ids, use_cache=False))
+
+    def tree(self, triples: int, costs: Costs) -> tuple[float, int]:
+        """Seconds of a step on Eq. 2's four rows of so many triples, and the tokens that it reads."""
+        lengths = (round(costs.x), round(costs.w), round(costs.l), round(costs.work.marks))
+        rows: list[GapRow] = []
+        for _ in range((REPEATS + 2) * triples):
+            x, w, l, marks = (self.ids(n).tolist() for n in lengths)
+            rows.append(GapRow(*(x + y_ref + marks + y for y_ref, y in ((l, w), (w, w), (l, l), (w, l)))))
+        tokens = Forest.of([row for triple in rows[:triples] for row in triple]).input_ids_1T.shape[1]
+
+        def make(section: TrainSection, bench: Workbench) -> Trainer:
+            return gap_trainer(self.scorer, rows, rows[:1], section, bench)
+
+        return self._steps(triples, make), tokens
+
+    def decoding(self, rows: int, row: int) -> float:
+        """Seconds of one step of decoding so many rows."""
+        ids = self.ids(rows, row).to(self.device)
+        mask = torch.ones_like(ids)
+
+        def write(count: int) -> float:
+            sampled = {"do_sample": True, "top_k": 0, "min_new_tokens": count, "max_new_tokens": count}
+            return self.median(lambda: self.model.generate(input_ids=ids, attention_mask=mask, **sampled))
+
+        with torch.inference_mode():
+            return (write(NEW_TOKENS) - write(2)) / (NEW_TOKENS - 2)
+
+    def encoding(self, row: int) -> float:
+        """Seconds of putting one conversation and its answer into tokens."""
+        text = " ".join((WORDS * (row // 50 + 1))[: max(1, row // 2)])
+        conversations = [Template("w0").policy_messages(Prompt.of(text))] * 200
+
+        def encode() -> None:
+            encode_prompts(self.tokenizer, conversations)
+            for _ in conversations:
+                encode_completion(self.tokenizer, text)
+
+        return self.median(encode) / len(conversations)
+
+    def bandwidth(self) -> float:
+        """Bytes a second that are read and written in a copy."""
+        source = torch.zeros(8_000_000, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / self.median(lambda: target.copy_(source))

@@ -1,0 +1,272 @@
+"""Exporting a model of a run: a checkpoint that any engine loads, with a card that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from pitlm import __version__
+from pitlm.core.errors import InputError
+from pitlm.core.recipe import EvaluationSection, LoopSection, Recipe
+from pitlm.data.readers import check_outside
+from pitlm.io.atomic import atomic_folder, write_text
+from pitlm.loop.systems import PIT, SFT
+from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
+from pitlm.models.calibration import load_calibrations
+from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature
+from pitlm.models.loading import Card, Kind, quiet
+from pitlm.report.card import Exported, Origin, model_card
+from pitlm.report.shape import Report
+from pitlm.run.finished import POCKET, improver_stage, policy_stage, stored_recipe
+from pitlm.run.folder import Status, is_current, stage_record, stage_result
+from pitlm.run.hub import open_repository, upload
+from pitlm.run.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model to export, and the run and stage that it comes from where it lies in one."""
+
+    model: Path
+    card: Card
+    run: Path | None = None
+    stage: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, model: Kind | None = None) -> Source:
+        """Find it by the folder of a run, of a stage, or of the model itself.
+
+        Args:
+            model: which one of a run; the improver where it is not said.
+
+        Raises:
+            InputError: none of the three, an adapter alone, a stage that is not done, a run without evaluation, or
+                ``model`` for what is no run.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: found no such folder, expected that of a run, a stage or a model")
+        here = folder.resolve()
+        if (here / "recipe.json").is_file():
+            recipe = stored_recipe(here)
+            stages = {"improver": improver_stage(recipe), "policy": policy_stage(recipe)}
+            stage_result(here, "evaluation")
+            return cls._of_stage(here / stages.get(model or "improver", model or ""))
+        if model is not None:
+            raise InputError(f"--model: found beside {folder}, expected beside the folder of a run")
+        if (here / "stage.json").is_file():
+            return cls._of_stage(here)
+        if here.name == "model" and (here.parent / "stage.json").is_file():
+            return cls._of_stage(here.parent)
+        if (card := Card.load(here)) is None:
+            raise InputError(
+                f"{folder}: found neither recipe.json, stage.json nor pit.json, "
+                "expected the folder of a run, of a stage or of a model"
+            )
+        if (here / CONFIG).is_file():
+            raise InputError.at(folder, found="an adapter that was exported", expected="whole weights, or its run")
+        return cls(here, card)
+
+    @classmethod
+    def _of_stage(cls, folder: Path) -> Source:
+        stage_result(folder.parent, folder.name)
+        if (card := Card.load(folder / "model")) is None:
+            raise InputError(f"{folder}: found a stage without a model, expected one that trains one")
+        run = folder.parent if (folder.parent / "recipe.json").is_file() else None
+        return cls(folder / "model", card, run, folder.name)
+
+    def check_adapter(self, *, on_hub: bool) -> None:
+        """Refuse an adapter that is not there, or of no use to those who get it.
+
+        Args:
+            on_hub: others get it, who have the base only where it is on the hub, too.
+
+        Raises:
+            InputError: the model was not trained with LoRA, or the base is a folder of this machine.
+        """
+        if not (self.model / OVER_BASE).is_dir():
+            raise InputError(
+                f"--adapter: found none over the run's base in {self.model}, expected a model that was trained with "
+                "LoRA (not of its embeddings); leave out --adapter"
+            )
+        base = base_name(self.model)
+        if on_hub and Path(base).is_absolute():
+            raise InputError(
+                f"--adapter: found one over {base}, a folder that others do not have, expected one over a base of the "
+                "hub; push whole weights, without --adapter"
+            )
+
+    def check_output(self, output: Path, *, replace: bool) -> None:
+        """Refuse a folder that must not be written to.
+
+        Args:
+            replace: an earlier export may be there.
+
+        Raises:
+            InputError: a file, a folder with something else in it, or one that holds the source or lies in it.
+        """
+        if output.exists() and not output.is_dir():
+            raise InputError.at(output, found="a file", expected="the folder that the model goes to")
+        # It is made beside, and put in this one's place.
+        if Path.cwd().is_relative_to(output.resolve()):
+            raise InputError.at(output, found="the current folder, or one around it", expected="another; give -o")
+        if output.is_mount():
+            raise InputError.at(output, found="a mount point", expected="a folder in it; give -o")
+        check_outside(self.run or self.model, output, option="-o")
+        if self.model.is_relative_to(output.resolve()):
+            raise InputError.at(output, found="a folder that holds the source", expected="another; give -o")
+        if not output.exists() or not any(output.iterdir()):
+            return
+        if not replace:
+            raise InputError(f"{output}: found a folder that is not empty; give another -o, or --force to replace it")
+        if not (output / "pit.json").is_file():
+            raise InputError.at(output, found="a folder without pit.json", expected="an earlier export to replace")
+        if other := next((path.name for path in output.iterdir() if path.is_dir()), None):
+            raise InputError.at(output, found=f"a folder with '{other}' in it", expected="nothing but an export")
+
+
+def deliver(
+    source: Source,
+    output: Path | None,
+    *,
+    repository: str | None = None,
+    private: bool = False,
+    replace: bool = False,
+    dtype: str | None = None,
+    adapter: bool = False,
+) -> Iterator[str]:
+    """Export a model into a folder, to the hub, or both; yields a line for each that is done.
+
+    Args:
+        output, repository: at least one of them; without ``output`` nothing stays on this machine.
+        private: the repository has to be.
+        replace: an earlier export in ``output``.
+        dtype, adapter: see :func:`export`.
+
+    Raises:
+        InputError: an output that must not be written to, no adapter, nothing loadable, or what the hub refuses; what
+            was written before is then named.
+    """
+    if output is not None:
+        source.check_output(output, replace=replace)
+    if adapter:
+        source.check_adapter(on_hub=repository is not None)
+    if repository is not None:
+        repository = open_repository(repository, private=private)
+    place = None if output is None else output.resolve()
+    with TemporaryDirectory() if place is None else atomic_folder(place) as made:
+        name = repository or (place.name if place else "")
+        export(source, Path(made), name=name, on_hub=repository is not None, dtype=dtype, adapter=adapter)
+        if place is None and repository is not None:
+            yield f"Pushed {source.card.kind}: {upload(Path(made), repository)}"
+    if place is None:
+        return
+    yield f"Exported {source.card.kind}: {output}"
+    if repository is not None:
+        try:
+            yield f"Pushed: {upload(place, repository)}"
+        except InputError as error:
+            raise InputError(f"{error}. The export is in {output}") from error
+
+
+def export(
+    source: Source, folder: Path, *, name: str, on_hub: bool, dtype: str | None = None, adapter: bool = False
+) -> None:
+    """Write a model with its card into an empty folder.
+
+    Args:
+        name: what the card calls it.
+        on_hub: it is a name on the hub, not of a folder.
+        dtype: of the weights; None leaves them as they are.
+        adapter: write the adapter over the base of the run in place of whole weights.
+
+    Raises:
+        InputError: nothing loadable there.
+    """
+    quiet()
+    temperature = _temperature(source)
+    shown: dict[str, Any] = {"temperature": temperature if source.card.writes else None}
+    if adapter:
+        base, rank = export_adapter(source.model, folder, source.card)
+        shown["adapter"] = Path(base).name if Path(base).is_absolute() else base, rank
+    else:
+        shown["dtype"] = export_weights(source.model, folder, source.card, temperature=temperature, dtype=dtype)
+    gap = source.run / "gap" / "model" if source.run is not None else source.model
+    promises = tuple(load_calibrations(gap).values()) if source.card.kind in ("improver", "gap") else ()
+    page = Exported(source.card, name, on_hub, __version__, promises=promises, origin=_origin(source), **shown)
+    write_text(folder / "README.md", model_card(page))
+
+
+def _temperature(source: Source) -> float:
+    recipe = stored_recipe(source.run) if source.run is not None else None
+    if recipe is None and (known := exported_temperature(source.model)) is not None:
+        return known
+    if source.card.kind == "policy":
+        return (recipe.evaluation if recipe else EvaluationSection()).policy_temperature
+    return (recipe.loop if recipe else LoopSection()).temperature
+
+
+def _origin(source: Source) -> Origin | None:
+    """What a run says of the model, without the paths of this machine."""
+    run = source.run
+    if run is None:
+        return None
+    recipe, data = stored_recipe(run), stage_result(run, "data")
+    record = stage_record(run, "data") or {}
+    names = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
+    rows = {improver_stage(recipe): PIT, "improver-sft": SFT, policy_stage(recipe): "original"}
+    tree = _without_paths(recipe, names)
+    start = tree["model"]["reward_base"] if not source.card.writes else None
+    pocket = recipe.data.source == POCKET
+    return Origin(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        stage=source.stage,
+        version=record["version"],
+        dtype=recipe.model.dtype,
+        source="the pocket world" if pocket else tree["data"]["source"],
+        hub_source=None if pocket else names["data.source"],
+        base=start or tree["model"]["base"] or "from scratch",
+        hub_base=names["model.reward_base"] if start else names["model.base"],
+        reading=data_line(data),
+        folds={name: fold["pairs"] for name, fold in data["folds"].items()},
+        settings=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+        results=_results(run, recipe),
+        row=rows.get(source.stage, ""),
+        pocket=pocket,
+        quantize=recipe.quantize,
+    )
+
+
+def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """A recipe as plain values, in which what is not on the hub goes by its name alone, and no server is named."""
+    server = {"rollout_server"}
+    tree = recipe.model_dump(mode="json", exclude={"policy_rl": server, "curriculum": {"rl": server}})
+    for key in names:
+        section, field = key.split(".")
+        if names[key] is None and tree[section][field] is not None:
+            tree[section][field] = Path(tree[section][field]).name or tree[section][field]
+    return tree
+
+
+def _results(root: Path, recipe: Recipe) -> Report:
+    """What was measured in a run, as far as it has got and of the models that it holds now."""
+    record = stage_record(root, "gap")
+    health = record["result"]["health"] if record and record["status"] == Status.DONE else None
+    lines = health_lines(health) if health else []
+    if health is None or not is_current(root, "evaluation"):
+        return Report(recipe.name, health=lines)
+    evaluation = stage_result(root, "evaluation")
+    return Report(
+        recipe.name,
+        headline=headline(evaluation, health),
+        systems=system_lines(evaluation),
+        differences=difference_lines(evaluation),
+        health=lines,
+        notes=[*trends(root, recipe.curriculum.stage_names), *notes(evaluation, pocket=recipe.data.source == POCKET)],
+        quality_name=evaluation["judge"],
+    )

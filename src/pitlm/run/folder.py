@@ -1,0 +1,271 @@
+"""A run folder: one folder a stage, each fingerprinted, skipped when done, resumed when interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.io.atomic import write_text
+
+FORMAT = 1
+"""Part of every fingerprint; raised when a stage's files change their meaning."""
+
+RECORD = {"name", "status", "fingerprint", "version", "seconds", "needs", "settings", "result"}
+"""The fields of ``stage.json``."""
+
+SHOWN = 8
+"""Settings that differ, in a message that refuses a run."""
+
+
+class Status(StrEnum):
+    """What a run folder knows of a stage."""
+
+    MISSING = "missing"
+    STARTED = "started"
+    STALE = "stale"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: settings and earlier stages in, one folder out.
+
+    Attributes:
+        settings: everything that changes the outcome, as plain JSON values.
+        needs: names of the stages whose folders this one reads.
+        work: does the work inside the folder that it is given, going on from what an interrupted attempt left
+            there, and returns the result that is kept in ``stage.json``.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    needs: Sequence[str]
+    work: Callable[[Path], dict[str, Any]]
+
+
+Listener = Callable[[str, str, float], None]
+"""Told (stage, "skip" | "start" | "resume" | "done", seconds)."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Raises:
+        InputError: the folder holds something else, or another process works in it.
+    """
+
+    def __init__(self, root: Path, version: str) -> None:
+        self.root = root
+        self.version = version
+        marker = root / "run.json"
+        if root.exists() and not root.is_dir():
+            raise InputError(f"{root}: found a file, expected a folder for the run")
+        if root.is_dir() and not marker.is_file() and any(root.iterdir()):
+            raise InputError(
+                f"{root}: found a folder that holds other files, expected an empty folder or an earlier run"
+            )
+        self._new = not marker.is_file()
+        self._made = not root.is_dir()
+        if self._new:
+            write_text(marker, json.dumps({"format": FORMAT, "version": version}) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; released when the process ends, however it ends."""
+        with (self.root / "run.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"{self.root}: another process is working on this run") from error
+            yield
+
+    def folder(self, name: str) -> Path:
+        return self.root / name
+
+    def status(self, stage: Stage, fingerprint: str) -> Status:
+        record = stage_record(self.root, stage.name)
+        if record is None:
+            return Status.MISSING
+        if record["fingerprint"] != fingerprint:
+            return Status.STALE
+        return Status(record["status"])
+
+    def execute(
+        self,
+        stages: Sequence[Stage],
+        *,
+        recipe: Mapping[str, Any],
+        update: bool = False,
+        listener: Listener | None = None,
+    ) -> None:
+        """Bring every stage up to date, in order.
+
+        Args:
+            recipe: the whole configuration, kept as ``recipe.json`` once it is clear that the run goes ahead.
+            update: redo stages whose settings or inputs have changed (their folders are replaced).
+
+        Raises:
+            InputError: a stage is stale and ``update`` is off (the message names the settings that differ), or the
+                work found its input at fault; a stage that began with it is then gone again, and the one that it was
+                to replace is back.
+        """
+        tell = listener or (lambda *_: None)
+        with self.locked():
+            prints = fingerprints(stages)
+            statuses = {stage.name: self.status(stage, prints[stage.name]) for stage in stages}
+            if not update:
+                self._refuse_stale(stages, statuses)
+            path = self.root / "recipe.json"
+            before = path.read_text(encoding="utf-8") if path.is_file() else None
+            write_text(path, json.dumps(dict(recipe), indent=2, ensure_ascii=False) + "\n")
+            for stage in stages:
+                if statuses[stage.name] is Status.DONE:
+                    tell(stage.name, "skip", self._seconds(stage.name))
+                    continue
+                try:
+                    self._execute(stage, prints[stage.name], statuses[stage.name], tell)
+                except InputError:
+                    if before is not None:
+                        write_text(path, before)
+                    raise
+                before = None  # from here on the folder holds a run of the new recipe
+
+    def _execute(self, stage: Stage, fingerprint: str, status: Status, tell: Listener) -> None:
+        folder, earlier = self.folder(stage.name), self.folder(f".{stage.name}.earlier")
+        if status is Status.STALE:
+            shutil.rmtree(earlier, ignore_errors=True)
+            folder.rename(earlier)
+        folder.mkdir(parents=True, exist_ok=True)
+        tell(stage.name, "resume" if status is Status.STARTED else "start", 0.0)
+        self._write(stage, fingerprint, Status.STARTED, 0.0)
+        begin = time.perf_counter()
+        try:
+            result = stage.work(folder)
+        except InputError:
+            if status is Status.STALE:
+                shutil.rmtree(folder)
+                earlier.rename(folder)
+            elif status is Status.MISSING:
+                self._withdraw(folder)
+            raise
+        seconds = time.perf_counter() - begin
+        self._write(stage, fingerprint, Status.DONE, seconds, result)
+        shutil.rmtree(earlier, ignore_errors=True)
+        tell(stage.name, "done", seconds)
+
+    def _withdraw(self, folder: Path) -> None:
+        """Take back a stage whose input was at fault, and with the first stage of a new run, the run."""
+        shutil.rmtree(folder)
+        if self._new and not any(path.is_dir() for path in self.root.iterdir()):
+            for name in ("run.json", "run.lock", "recipe.json"):
+                (self.root / name).unlink(missing_ok=True)
+            if self._made and not any(self.root.iterdir()):
+                self.root.rmdir()
+
+    def _seconds(self, name: str) -> float:
+        record = stage_record(self.root, name)
+        return float(record["seconds"]) if record else 0.0
+
+    def _write(
+        self, stage: Stage, fingerprint: str, status: Status, seconds: float, result: dict[str, Any] | None = None
+    ) -> None:
+        record = {
+            "name": stage.name,
+            "status": status,
+            "fingerprint": fingerprint,
+            "version": self.version,
+            "seconds": round(seconds, 2),
+            "needs": list(stage.needs),
+            "settings": dict(stage.settings),
+            "result": result,
+        }
+        write_text(self.folder(stage.name) / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def _refuse_stale(self, stages: Sequence[Stage], statuses: Mapping[str, Status]) -> None:
+        stale = [stage for stage in stages if statuses[stage.name] is Status.STALE]
+        if not stale:
+            return
+        where: dict[str, list[str]] = {}
+        for stage in stale:
+            record = stage_record(self.root, stage.name) or {}
+            for change in _changes(record.get("settings", {}), stage.settings):
+                where.setdefault(change, []).append(stage.name)
+        lines = [f"{change} ({', '.join(names)})" for change, names in where.items()]
+        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        listed = [*lines[:SHOWN], *more] or ["its inputs or the stage format"]
+        raise InputError(
+            f"{self.root}: this folder holds a run with other settings:\n  " + "\n  ".join(listed) + "\n"
+            "Choose another folder with --out, or redo the stages that changed with --update."
+        )
+
+
+def stage_record(root: Path, name: str) -> dict[str, Any] | None:
+    """What a stage's ``stage.json`` says, or None where there is none.
+
+    Raises:
+        InputError: the file is not what :class:`RunFolder` writes.
+    """
+    path = root / name / "stage.json"
+    if not path.is_file():
+        return None
+    expected = "the record of a stage (delete the stage's folder to have it made again)"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
+    if not isinstance(record, dict) or record.get("status") not in list(Status) or not RECORD.issubset(record):
+        raise InputError.at(path, found="something else", expected=expected)
+    return record
+
+
+def stage_result(root: Path, name: str) -> dict[str, Any]:
+    """The result of a finished stage.
+
+    Raises:
+        InputError: the stage is not done.
+    """
+    record = stage_record(root, name)
+    if record is None or record["status"] != Status.DONE:
+        raise InputError(f"{root}: stage '{name}' is not done; run `pit run` on it first")
+    result: dict[str, Any] = record["result"]
+    return result
+
+
+def is_current(root: Path, name: str) -> bool:
+    """Whether a stage is done, and was from what its needs hold now; one of them may have been made again since."""
+    record = stage_record(root, name)
+    if record is None or record["status"] != Status.DONE:
+        return False
+    needs = [stage_record(root, need) for need in record["needs"]]
+    found = [need["fingerprint"] for need in needs if need is not None and need["status"] == Status.DONE]
+    return len(found) == len(needs) and record["fingerprint"] == _fingerprint(record["settings"], found)
+
+
+def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
+    """Each stage's fingerprint: its settings and the fingerprints of what it needs."""
+    prints: dict[str, str] = {}
+    for stage in stages:
+        prints[stage.name] = _fingerprint(stage.settings, [prints[name] for name in stage.needs])
+    return prints
+
+
+def _fingerprint(settings: Mapping[str, Any], needs: Sequence[str]) -> str:
+    basis = {"format": FORMAT, "settings": dict(settings), "needs": list(needs)}
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _changes(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: found {old!r}, now {new!r}"]

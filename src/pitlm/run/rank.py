@@ -1,0 +1,52 @@
+"""One of the processes that do a stage's training together: ``python -m pitlm.run.rank RUN STAGE``.
+
+Started by accelerate's launcher; nothing heavy is imported before it is clear where messages go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Train, and write messages to ``rank-N.log`` in the stage's folder; the console has rank 0's progress alone."""
+    parent = os.getppid()
+    if sys.platform == "linux":  # the launcher's death by SIGKILL would leave this process to train on unseen
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+    root, stage, rank = Path(sys.argv[1]), sys.argv[2], os.environ["RANK"]
+    log = os.open(root / stage / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(log, sys.stderr.fileno())
+    if rank != "0":
+        os.dup2(log, sys.stdout.fileno())
+
+    from pitlm.method.launch import run_rank
+
+    run_rank(lambda: train(root, stage))
+    sys.stdout.flush()
+    os._exit(0)  # all is written; threads of gloo that outlive the interpreter sometimes abort the process
+
+
+def train(root: Path, stage: str) -> None:
+    """Do the training of one stage of the run in ``root``, together with the other ranks."""
+    from pitlm.core.recipe_file import load_recipe
+    from pitlm.models.loading import quiet
+    from pitlm.run.context import Trained
+    from pitlm.run.stages import build_stages
+
+    quiet()
+    stages = {found.name: found for found in build_stages(load_recipe(root / "recipe.json"), root, rank=True)}
+    with suppress(Trained):
+        stages[stage].work(root / stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""A shop-desk world of about fifty words, with a known truth.
+
+A prompt holds the facts of one item and what the customer asks for. A response is a few short
+sentences. A hidden utility makes the preferences, with Bradley-Terry noise. Nothing that is trained
+ever sees the utility: it only labels pairs, and judges at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pitlm.core.nouns import Preference, Prompt
+
+ITEMS = ("lamp", "chair", "desk", "sofa", "shelf", "rug", "clock", "mirror")
+FACTS: dict[str, tuple[str, ...]] = {
+    "price": ("nine", "twelve", "thirty", "sixty"),
+    "color": ("red", "blue", "green", "white"),
+    "size": ("small", "medium", "large", "huge"),
+    "stock": ("none", "few", "many", "plenty"),
+}
+RUDE = ("silly question", "read it yourself")
+PADDING = ("as you can see", "well anyway")
+COURTESY = ("happy to help", "thanks for asking")
+ASK = "better"
+
+NOISE = 0.4
+"""Temperature of the Bradley-Terry noise: P(a preferred to b) = sigmoid((u_a - u_b) / NOISE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The hidden utility: what each criterion adds (points)."""
+
+    right: float = 1.0
+    wrong: float = -1.0
+    rude: float = -1.0
+    padding: float = -0.5
+    repeated: float = -0.5
+    courtesy: float = 0.5
+
+
+WEIGHTS = Weights()
+
+
+@dataclass(frozen=True, slots=True)
+class ShopRequest:
+    """The parsed x: an item, its facts, and the attributes that are asked for."""
+
+    item: str
+    facts: dict[str, str]
+    asked: tuple[str, ...]
+
+    def as_prompt(self) -> Prompt:
+        facts = " ".join(f"{attribute} {value}" for attribute, value in self.facts.items())
+        return Prompt.of(f"{self.item} : {facts} . {' '.join(self.asked)} ?")
+
+    @classmethod
+    def parse(cls, prompt: Prompt) -> ShopRequest:
+        told, asked = prompt.text.removesuffix("?").split(" . ")
+        item, facts = told.split(" : ")
+        words = facts.split()
+        return cls(item, dict(zip(words[::2], words[1::2], strict=True)), tuple(asked.split()))
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How often a response does each thing that the utility looks at."""
+
+    right: int
+    wrong: int
+    rude: int
+    padding: int
+    repeated: int
+    courtesy: int
+
+
+def mark(prompt: Prompt, response: str) -> Marks:
+    """Count what a response does. A sentence that says none of the known things is padding."""
+    counts = dict.fromkeys(Marks.__slots__, 0)
+    for _, kind in kinds(ShopRequest.parse(prompt), response):
+        counts[kind] += 1
+    return Marks(**counts)
+
+
+def kinds(request: ShopRequest, response: str) -> list[tuple[str, str]]:
+    """Each sentence of a response and what it does: a name of :class:`Marks`."""
+    answered: set[str] = set()
+    sentences = filter(None, (part.strip() for part in response.split(".")))
+    return [(sentence, _kind(sentence, request, answered)) for sentence in sentences]
+
+
+def _kind(sentence: str, request: ShopRequest, answered: set[str]) -> str:
+    words = sentence.split()
+    if sentence in RUDE:
+        return "rude"
+    if sentence in COURTESY:
+        return "courtesy"
+    if len(words) == 2 and words[0] in request.asked:
+        if words[0] in answered:
+            return "repeated"
+        answered.add(words[0])
+        return "right" if words[1] == request.facts[words[0]] else "wrong"
+    return "padding"
+
+
+def utility(prompt: Prompt, response: str) -> float:
+    """The truth, in points: weighted marks; courtesy counts once, and more of it is padding."""
+    marks = mark(prompt, response)
+    once = min(marks.courtesy, 1)
+    return (
+        WEIGHTS.right * marks.right
+        + WEIGHTS.wrong * marks.wrong
+        + WEIGHTS.rude * marks.rude
+        + WEIGHTS.padding * (marks.padding + marks.courtesy - once)
+        + WEIGHTS.repeated * marks.repeated
+        + WEIGHTS.courtesy * once
+    )
+
+
+def best_utility(prompt: Prompt) -> float:
+    """The utility of a perfect response."""
+    return WEIGHTS.right * len(ShopRequest.parse(prompt).asked) + WEIGHTS.courtesy
+
+
+def draw_request(rng: random.Random) -> ShopRequest:
+    facts = {attribute: rng.choice(values) for attribute, values in FACTS.items()}
+    shown = rng.sample(sorted(facts), k=3)
+    asked = rng.sample(shown, k=rng.choice((1, 2)))
+    return ShopRequest(rng.choice(ITEMS), {attribute: facts[attribute] for attribute in shown}, tuple(asked))
+
+
+def draw_response(rng: random.Random, request: ShopRequest) -> str:
+    """What a shop clerk writes: an opening, the facts, a closing, and now and then something out of place.
+
+    Rude openings and padded closings are the habit of the house: about half of the winners have them too, so
+    imitating winners does not remove them, and only the direction of preference shows what is better (design, the
+    pocket world).
+    """
+    sentences: list[str] = []
+    for attribute in request.asked:
+        if rng.random() < 0.2:
+            continue
+        others = [value for value in FACTS[attribute] if value != request.facts[attribute]]
+        value = rng.choice(others) if rng.random() < 0.1 else request.facts[attribute]
+        sentences.extend([f"{attribute} {value}"] * (2 if rng.random() < 0.2 else 1))
+    opening = rng.choices((RUDE, COURTESY, ()), (0.55, 0.3, 0.15))[0]
+    closing = rng.choices((PADDING, ()), (0.55, 0.45))[0]
+    stray = rng.choices((RUDE, PADDING, COURTESY, ()), (0.05, 0.05, 0.05, 0.85))[0]
+    if opening:
+        sentences.insert(0, rng.choice(opening))
+    if closing:
+        sentences.append(rng.choice(closing))
+    if stray:
+        sentences.insert(rng.randrange(len(sentences) + 1), rng.choice(stray))
+    return " ".join(f"{sentence} ." for sentence in sentences) or f"{rng.choice(PADDING)} ."
+
+
+def prefer(rng: random.Random, prompt: Prompt, first: str, second: str) -> Preference:
+    """Label a pair with Bradley-Terry noise."""
+    difference = (utility(prompt, first) - utility(prompt, second)) / NOISE
+    first_wins = rng.random() < 1.0 / (1.0 + math.exp(-difference))
+    return Preference(prompt, first, second) if first_wins else Preference(prompt, second, first)
+
+
+def make_preferences(count: int, seed: int) -> list[Preference]:
+    """``count`` labelled pairs; the two responses of a pair always differ."""
+    rng = random.Random(f"pocket-{seed}")
+    pairs: list[Preference] = []
+    while len(pairs) < count:
+        request = draw_request(rng)
+        first, second = draw_response(rng, request), draw_response(rng, request)
+        if first != second:
+            pairs.append(prefer(rng, request.as_prompt(), first, second))
+    return pairs
+
+
+def vocabulary() -> Sequence[str]:
+    """Every word of the world."""
+    phrases = (*ITEMS, *FACTS, *(v for values in FACTS.values() for v in values), *RUDE, *PADDING, *COURTESY, ASK)
+    return sorted({word for phrase in phrases for word in phrase.split()} | {".", ":", "?"})

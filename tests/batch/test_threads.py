@@ -1,0 +1,44 @@
+"""On several threads too, what a row is scored does not depend on what is scored beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCORE = """
+import random, sys
+from pathlib import Path
+import torch
+from pitlm.core.recipe import ModelChoice
+from pitlm.models.scoring import score_groups
+from pitlm.models.trees import enable_trees
+from pitlm.batch.improve_file import Setup
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+Setup(ModelChoice(improver=Path(sys.argv[1]), gap=Path(sys.argv[2])), {}, 0)
+torch.manual_seed(0)
+model = LlamaForSequenceClassification(LlamaConfig(
+    vocab_size=64, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+    num_labels=1, initializer_range=0.1,
+)).eval()
+enable_trees(model)
+rng = random.Random(0)
+draw = lambda least, most: [rng.randrange(1, 64) for _ in range(rng.randint(least, most))]
+groups = [[x + draw(2, 12), x + draw(2, 12)] for x in (draw(8, 24) for _ in range(2000))]
+alone = [score_groups(model, [group])[0] for group in groups]
+print(sum(not torch.equal(a, b) for a, b in zip(alone, score_groups(model, groups))))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_batch_job_scores_alike_whatever_is_beside_it_on_two_threads(models: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    command = [sys.executable, "-c", SCORE, models / "improver", models / "gap"]
+    done = subprocess.run(
+        command, env={**environment, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

@@ -1,0 +1,175 @@
+"""Recipes: what is accepted, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+
+from pitlm.core.errors import InputError
+from pitlm.core.packaged_recipes import find_recipe, recipe_names
+from pitlm.core.recipe_file import load_recipe, parse_recipe
+
+TREE = {
+    "name": "small",
+    "data": {"source": "pocket"},
+    "model": {"init": {"layers": 1}},
+    "policy_sft": {"learning_rate": 1e-3},
+    "reward": {"learning_rate": 1e-3},
+    "improver_sft": {"learning_rate": 1e-3},
+    "gap": {"learning_rate": 1e-3},
+    "curriculum": {"stages": ["data", "policy"], "rl": {"learning_rate": 1e-4}},
+}
+
+
+def changed(**values):
+    """TREE with dotted keys (``__`` for the dot) replaced."""
+    tree = copy.deepcopy(TREE)
+    for dotted, value in values.items():
+        *sections, leaf = dotted.split("__")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
+
+
+def refusal(tree) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_recipe(tree, "mine.yaml")
+    return str(caught.value)
+
+
+def test_a_small_recipe_is_filled_with_defaults():
+    recipe = parse_recipe(TREE, "mine.yaml")
+    assert recipe.curriculum.rl.beta == 0.05
+    assert recipe.curriculum.rl.epochs > 100  # steps decide, not epochs
+    assert recipe.loop.temperature == 0.4
+    assert recipe.policy_rl is None
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "nearest"),
+    [
+        ({"curriculum__rl__bata": 0.1}, "curriculum.rl.bata", "beta"),
+        ({"evaluaton": {}}, "evaluaton", "evaluation"),
+        ({"model__init__layer": 3}, "model.init.layer", "layers"),
+        ({"peft": {"rank": 4, "alhpa": 8}}, "peft.alhpa", "alpha"),
+        ({"policy_rl": {"learning_rate": 1e-4, "temprature": 1.0}}, "policy_rl.temprature", "temperature"),
+        ({"gap__learningrate": 1e-4}, "gap.learningrate", "learning_rate"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_right_one(values, key, nearest):
+    message = refusal(changed(**values))
+    assert f"mine.yaml: unknown key '{key}'; did you mean '{nearest}'?" in message
+
+
+def test_an_unknown_key_far_from_all_lists_what_there_is():
+    assert "mine.yaml: unknown key 'loop.xyz'; expected one of rounds, proposals, margin, temperature" in refusal(
+        changed(loop__xyz=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "reason"),
+    [
+        ({"curriculum__rl__beta": -0.1}, "curriculum.rl.beta", "greater than or equal to 0"),
+        ({"loop__rounds": 0}, "loop.rounds", "greater than 0"),
+        ({"loop__margin": -1}, "loop.margin", "greater than or equal to 0"),
+        ({"gap__learning_rate": 0}, "gap.learning_rate", "greater than 0"),
+        ({"gap__learning_rate": "fast"}, "gap.learning_rate", "number"),
+        ({"data__test": 1.0}, "data.test", "less than 1"),
+        ({"model__base": "somewhere"}, "model", "either 'base'"),
+        ({"model": {}}, "model", "either 'base'"),
+        ({"curriculum__rl__group": 5}, "curriculum.rl", "not a multiple of group 5"),
+        ({"curriculum__rl__group": 1}, "curriculum.rl.group", "greater than or equal to 2"),
+        ({"curriculum__rl__accumulation": 16}, "curriculum.rl", "not a multiple of group 8"),
+        ({"gap__accumulation": 5}, "gap", "not a multiple of accumulation 5"),
+        ({"curriculum__steps": [1]}, "curriculum", "1 entries for 2 stages"),
+        ({"curriculum__steps": [1, 0]}, "curriculum.steps.1", "greater than 0"),
+        ({"curriculum__stages": []}, "curriculum.stages", "at least 1"),
+        ({"curriculum__stages": ["improver", "data"]}, "curriculum", "there is none yet"),
+        ({"curriculum__stages": ["dta"]}, "curriculum.stages.0", "'data', 'policy' or 'improver'"),
+        ({"name": "no spaces"}, "name", "pattern"),
+        ({"template__ask": ""}, "template.ask", "at least 1"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_file_and_dotted_key(values, key, reason):
+    message = refusal(changed(**values))
+    assert f"mine.yaml: key '{key}'" in message
+    assert reason in message
+
+
+def test_a_missing_key_is_named():
+    tree = changed()
+    del tree["gap"], tree["curriculum"]["rl"]["learning_rate"]
+    message = refusal(tree)
+    assert "mine.yaml: key 'gap' is missing" in message
+    assert "mine.yaml: key 'curriculum.rl.learning_rate' is missing" in message
+
+
+def test_overrides_reach_any_depth_and_are_read_as_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(TREE))
+    recipe = load_recipe(
+        path,
+        {
+            "curriculum.rl.beta": "0.2",
+            "curriculum.stages": "[data]",
+            "peft.r": "4",
+            "seed": "7",
+            "data.source": "x.jsonl",
+        },
+    )
+    assert (recipe.curriculum.rl.beta, recipe.curriculum.stages, recipe.seed) == (0.2, ["data"], 7)
+    assert (recipe.peft.r, recipe.data.source) == (4, "x.jsonl")
+    assert recipe.gap.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"curriculum.rl.bta": "1"}, "unknown key 'curriculum.rl.bta'; did you mean 'beta'?"),
+        ({"name.first": "x"}, "--set name.first: 'name' is not a section"),
+        ({"seed": "[1"}, "--set seed: cannot read the value"),
+        ({"loop.rounds": "0"}, "key 'loop.rounds': found 0"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path, overrides, reason):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(TREE))
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, overrides)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("a: [1", "broken YAML"), ("- a\n- b\n", "found list, expected a mapping of sections"), ("", "found NoneType")],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, reason):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(str(path))
+    assert reason in str(caught.value)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_loads_under_its_own_name(name):
+    recipe = load_recipe(find_recipe(name))
+    assert recipe.name == name
+    assert parse_recipe(recipe.model_dump(), "again") == recipe
+
+
+def test_a_validated_recipe_cannot_be_changed():
+    recipe = parse_recipe(TREE, "mine.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3

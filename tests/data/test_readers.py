@@ -1,0 +1,204 @@
+"""Every kind of source gives the same rows, and each row knows where it came from."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from pitlm.core.errors import InputError
+from pitlm.data.readers import RawRow, Unreadable, read_rows
+
+ROWS = [
+    {"prompt": "Wie geht's?", "chosen": "good\nthanks", "rejected": 'bad, "very"'},
+    {"prompt": "two", "chosen": "2 \u2028 ok", "rejected": "22"},
+]
+
+
+def write(path: Path) -> Path:
+    """Write ROWS in the format that the name of the file says."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    elif name.endswith(".json"):
+        text = json.dumps({"data": ROWS} if "wrapped" in name else ROWS)
+    elif name.endswith(".csv"):
+        with open(path, "w", newline="", encoding="utf-8") as handle:
+            out = csv.DictWriter(handle, fieldnames=list(ROWS[0]))
+            out.writeheader()
+            out.writerows(ROWS)
+        return path
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+        return path
+    raw = text.encode()
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "wrapped.json", "a.json.gz", "a.csv", "a.parquet"])
+def test_each_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    rows = list(read_rows(write(tmp_path / name)))
+    assert [row.data for row in rows] == ROWS
+    assert {row.file for row in rows} == {str(tmp_path / name)}
+
+
+def test_lines_are_those_an_editor_shows(tmp_path: Path) -> None:
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text('{"a": 1}\n\n  \n{"a": 2}\n')
+    assert [row.line for row in read_rows(jsonl)] == [1, 4]
+    # the first record fills lines 2 and 3, because its cell holds a line break
+    assert [row.line for row in read_rows(write(tmp_path / "a.csv"))] == [2, 4]
+
+
+def test_byte_order_marks_of_spreadsheets_are_removed(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.jsonl", "a.json"):
+        path = write(tmp_path / name)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert [row.data for row in read_rows(path)] == ROWS
+
+
+def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl").rename(tmp_path / "b.json")
+    assert list(read_rows(path)) == [RawRow(str(path), 1, ROWS[0]), RawRow(str(path), 2, ROWS[1])]
+
+
+@pytest.mark.parametrize("dump", [json.dumps, repr], ids=["json", "python"])
+def test_csv_cells_with_messages_become_lists(tmp_path: Path, dump: object) -> None:
+    messages = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "yes"}]
+    path = tmp_path / "a.csv"
+    with open(path, "w", newline="") as handle:
+        csv.writer(handle).writerows([["chosen", "rejected"], [dump(messages), '[{"a": 1}]']])  # type: ignore[operator]
+    [row] = read_rows(path)
+    assert row.data == {"chosen": messages, "rejected": '[{"a": 1}]'}  # the second is a response that is JSON
+
+
+def test_long_csv_cells_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("chosen\n" + "x" * 200_000 + "\n")
+    [row] = read_rows(path)
+    assert row.data == {"chosen": "x" * 200_000}
+
+
+def test_folders_are_read_in_order_without_what_is_not_data(tmp_path: Path) -> None:
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / ".cache").mkdir()
+    write(tmp_path / "b" / "deep" / "z.parquet")
+    write(tmp_path / "c.csv")
+    write(tmp_path / "a.jsonl")
+    for ignored in ("README.md", ".hidden.jsonl", ".cache/a.jsonl", "dataset_info.json", "summary.json"):
+        (tmp_path / ignored).write_text("not data")
+    files = [row.file for row in read_rows(str(tmp_path))]
+    assert files[::2] == [str(tmp_path / name) for name in ("a.jsonl", "b/deep/z.parquet", "c.csv")]
+    assert len(files) == 6
+
+
+def test_a_folder_with_nothing_readable_says_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"no data files \(1 others\), expected \.jsonl"):
+        list(read_rows(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"a": 1', "broken JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 100_000, "broken JSON (nested too deeply)"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "broken JSON"),
+    ],
+)
+def test_a_broken_line_is_marked_and_the_rest_is_read(tmp_path: Path, line: bytes, found: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    first, broken, last = read_rows(path)
+    assert (first.data, last.data) == ({"a": 1}, {"a": 2})
+    assert isinstance(broken.data, Unreadable)
+    assert found in broken.data.found
+    assert broken.line == 2
+
+
+def test_ragged_csv_rows_are_marked(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,rejected\na,b\nc,d,e\n")
+    ragged, whole = read_rows(path)
+    assert ragged == RawRow(str(path), 2, Unreadable("2 cells", "3, as in the header", "a,b"))
+    assert whole.data == {"prompt": "c", "chosen": "d", "rejected": "e"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.json", b'[\n{"a": 1},\n{"a": }\n]', ["a.json:3", "broken JSON", "a list of objects"]),
+        ("a.json", b'{"rows": []}', ["a.json", "without a list 'data'"]),
+        ("a.json", b"3", ["a.json", "found int", "a list of objects"]),
+        ("a.json", b"\xff", ["a.json", "not UTF-8"]),
+        ("a.json", b"", ["a.json", "broken JSON"]),
+        ("a.csv", b"a,b\n1,\xff\n", ["a.csv", "not UTF-8"]),
+        ("a.csv", b'a,b\n1,2\n"never closed,3\n4,5\n', ["a.csv:3", "broken CSV"]),
+        ("a.jsonl.gz", b"plain text", ["a.jsonl.gz", "damaged gzip"]),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-12], ["a.jsonl.gz", "damaged gzip"]),
+        ("a.csv.gz", b"plain text", ["a.csv.gz", "damaged gzip"]),
+        ("a.parquet", b"plain text", ["a.parquet", "damaged parquet"]),
+        ("a.txt", b"plain text", ["a.txt", "'.txt'", "expected .jsonl"]),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, parts: list[str]) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(read_rows(tmp_path / name))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_parquet_file_cut_short_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"a\.parquet: found a damaged parquet file"):
+        list(read_rows(path))
+
+
+def test_jsonl_is_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000, mtime=0)[:-12])
+    assert next(iter(read_rows(path))).data == {"a": 1}  # the damage at the end has not been reached
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", "no/such/folder", "{here}/typo", "nothing"])
+def test_a_missing_path_is_not_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(InputError, match="no such file or folder"):
+        list(read_rows(source.format(here=tmp_path)))
+
+
+def test_hub_names_and_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, object]] = []
+
+    def load_dataset(name: str, **options: object) -> list[dict[str, str]]:
+        asked.append((name, options))
+        return [dict(ROWS[0])]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert list(read_rows("org/some-name")) == [RawRow("org/some-name:train", 1, ROWS[0])]
+    assert list(read_rows("org/some-name:test[:10%]")) == [RawRow("org/some-name:test[:10%]", 1, ROWS[0])]
+    assert asked == [("org/some-name", {"split": "train"}), ("org/some-name", {"split": "test[:10%]"})]
+
+
+def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, **_: object) -> None:
+        raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nlong story")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(InputError) as caught:
+        list(read_rows("org/name"))
+    assert "org/name: this path does not exist here" in str(caught.value)
+    assert "Couldn't reach" in str(caught.value)
+    assert "long story" not in str(caught.value)

@@ -1,0 +1,265 @@
+"""What the models read: the improver's prompt, and that prompt and completion meet without a seam."""
+
+from __future__ import annotations
+
+import pytest
+from builders import ASK, CHAT, LLAMA3_TEMPLATE, QWEN3_TEMPLATE
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
+from pitlm.data.template import (
+    CHAT_TEMPLATE_ARGUMENTS,
+    Template,
+    check_template,
+    encode_completion,
+    encode_prompts,
+    served_template,
+)
+from pitlm.models.loading import load_tokenizer
+
+TEMPLATE = Template(ASK)
+X = Prompt.of(
+    [
+        {"role": "system", "content": "You are a shop clerk."},
+        {"role": "user", "content": "what is the price ?"},
+        {"role": "assistant", "content": "of what ?"},
+        {"role": "user", "content": "of the red lamp ?"},
+    ]
+)
+Y = "the price is nine . happy to help ."
+Y_REF = "silly question ."
+
+
+@pytest.fixture(params=CHAT)
+def tokenizer(request, bases):
+    return load_tokenizer(bases(request.param))
+
+
+def test_the_improver_sees_x_then_the_reference_as_the_assistants_turn_then_the_ask():
+    assert TEMPLATE.policy_messages(X) == X.as_messages()
+    assert TEMPLATE.improver_messages(X, Y_REF) == [
+        *X.as_messages(),
+        {"role": "assistant", "content": Y_REF},
+        {"role": "user", "content": ASK},
+    ]
+
+
+def test_prompt_and_completion_are_the_whole_conversation(tokenizer):
+    """Rendered at once or in two parts: the same tokens, so what is sampled from is what was trained on."""
+    for messages in (TEMPLATE.policy_messages(X), TEMPLATE.improver_messages(X, Y_REF)):
+        [prompt] = encode_prompts(tokenizer, [messages])
+        answered = [*messages, {"role": "assistant", "content": Y}]
+        whole = tokenizer.apply_chat_template(answered, tokenize=True, return_dict=True, **CHAT_TEMPLATE_ARGUMENTS)
+        rest = whole["input_ids"][len(prompt) :]
+        completion = encode_completion(tokenizer, Y)
+        assert whole["input_ids"][: len(prompt)] == prompt
+        # The template's own end differs (an end token, a line feed after it, or nothing); the words do not.
+        assert rest[: len(completion) - 1] == completion[:-1]
+        if tokenizer.eos_token in tokenizer.chat_template:
+            assert rest[: len(completion)] == completion
+
+
+def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):
+    from trl import RLOOTrainer
+
+    class Trainer:
+        """What RLOOTrainer._tokenize_prompts reads of its trainer."""
+
+        processing_class = tokenizer
+        chat_template_kwargs = dict(CHAT_TEMPLATE_ARGUMENTS)
+
+    conversations = [TEMPLATE.improver_messages(X, Y_REF), TEMPLATE.policy_messages(Prompt.of("is it small ?"))]
+    theirs, _, _ = RLOOTrainer._tokenize_prompts(Trainer(), conversations)
+    assert theirs == encode_prompts(tokenizer, conversations)
+
+
+def test_each_prompt_is_tokenized_alone(tokenizer):
+    """Neither padding nor neighbours: batches of unequal length give each prompt its own ids."""
+    conversations = [TEMPLATE.improver_messages(X, Y_REF), TEMPLATE.policy_messages(Prompt.of("small ?"))]
+    together = encode_prompts(tokenizer, conversations)
+    assert together == [encode_prompts(tokenizer, [conversation])[0] for conversation in conversations]
+    assert tokenizer.pad_token_id not in together[1]
+
+
+def test_a_completion_ends_with_the_end_token_and_has_it_once(tokenizer):
+    ids = encode_completion(tokenizer, Y)
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids[:-1], skip_special_tokens=True).strip() == Y
+    assert encode_completion(tokenizer, "") == [tokenizer.eos_token_id]
+
+
+def test_no_begin_token_in_the_middle(bases):
+    tokenizer = load_tokenizer(bases("llama3"))
+    [prompt] = encode_prompts(tokenizer, [TEMPLATE.improver_messages(X, Y_REF)])
+    row = prompt + encode_completion(tokenizer, Y)
+    assert row[0] == tokenizer.bos_token_id
+    assert row.count(tokenizer.bos_token_id) == 1
+
+
+def test_answers_are_written_without_thinking(bases):
+    """With thinking on, a Qwen3 prompt would end before the think block, and training would put no block there."""
+    tokenizer = load_tokenizer(bases("qwen3"))
+    [prompt] = encode_prompts(tokenizer, [TEMPLATE.improver_messages(X, Y_REF)])
+    text = tokenizer.decode(prompt)
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert text.count("<think>") == 1
+
+
+def test_a_references_thoughts_do_not_reach_the_improver(bases):
+    tokenizer = load_tokenizer(bases("qwen3"))
+    plain, thought = (TEMPLATE.improver_messages(X, y) for y in (Y_REF, f"<think>\nhmm\n</think>\n\n{Y_REF}"))
+    assert encode_prompts(tokenizer, [thought]) == encode_prompts(tokenizer, [plain])
+
+
+def test_nothing_to_encode_is_no_error(tokenizer):
+    assert encode_prompts(tokenizer, []) == []
+
+
+def test_a_tokenizer_without_end_token_is_refused(bases):
+    tokenizer = load_tokenizer(bases("words"))
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end token"):
+        encode_completion(tokenizer, Y)
+
+
+EACH = "{% for message in messages %}"
+QWEN25 = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
+    + EACH
+    + "<|im_start|>"
+    "{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + EACH
+    + "<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}" + EACH + "{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [LLAMA3_TEMPLATE, QWEN25, QWEN3_TEMPLATE, GEMMA, MISTRAL],
+    ids=["llama3", "qwen2.5", "qwen3", "gemma", "mistral"],
+)
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "gpt"])
+def test_the_families_templates_are_fit(bases, shape, family):
+    tokenizer = load_tokenizer(bases(family))
+    tokenizer.chat_template = shape
+    check_template(tokenizer, "model")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        # It asks for an answer in another way than it begins one.
+        (
+            EACH
+            + "<{{ message['role'] }}>{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>\n\n{% endif %}",
+            r"model: found a chat template that asks with '.*sistant>\\n\\n' and goes on with '.*sistant>it is.*', "
+            "expected the same, up to the answer",
+        ),
+        # It thinks in the last answer only, so what was asked looks otherwise once it is answered.
+        (
+            EACH
+            + "{{ message['role'] }}:{% if loop.last and message['role'] == 'assistant' %}<think>{% endif %}{{ message['content'] }}"
+            "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+            "writes the answer 'it is a red lamp' as '<think>it is a red lamp', expected the answer as it is",
+        ),
+        # It forgets what the assistant said before.
+        (
+            EACH
+            + "{% if message['role'] == 'user' or loop.last %}{{ message['role'] }}:{{ message['content'] }}\n{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            "leaves out the assistant's 'a lamp', expected every turn in it",
+        ),
+        # It wants the user alone.
+        (
+            EACH
+            + "{% if message['role'] != 'user' %}{{ raise_exception('users only') }}{% endif %}{{ message['content'] }}{% endfor %}",
+            "model: the chat template refuses this conversation: users only",
+        ),
+    ],
+)
+def test_a_template_that_tears_prompt_and_completion_apart_is_named(bases, shape, message):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = shape
+    with pytest.raises(InputError, match=message):
+        check_template(tokenizer, "model")
+
+
+def test_a_model_with_such_a_template_is_not_loaded(bases, tmp_path):
+    tokenizer = load_tokenizer(bases("qwen3"))
+    tokenizer.chat_template = EACH + "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="model: found a chat template that asks with"):
+        load_tokenizer(tmp_path / "model")
+
+
+def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = GEMMA
+    with pytest.raises(InputError, match="the chat template refuses this conversation: System role not supported"):
+        encode_prompts(tokenizer, [TEMPLATE.policy_messages(X)])
+
+
+# As Llama 3.1 and Gemma 4 do it: the messages are set anew, macros write the turns, and thinking is on by default.
+TAKES_APART = """{%- macro turn(role, text) -%}
+    {{- '<|' + role + '|>' + text | trim }}{{ '!' if enable_thinking | default(true) }}{{ messages | length -}}
+{%- endmacro -%}
+{%- if not enable_thinking is defined %}
+    {%- set enable_thinking = true %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = "" %}
+{%- endif %}
+{{- bos_token + system }}
+{%- set ns = namespace(last='') %}
+{%- for message in messages %}
+    {{- turn(message.role, message.content) }}
+    {%- set ns.last = message.role %}
+{%- endfor %}
+{%- if add_generation_prompt and ns.last == 'user' %}
+    {{- '<|assistant|>' }}{{ '<think>' if enable_thinking }}
+{%- endif %}
+"""
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        LLAMA3_TEMPLATE,
+        QWEN25,
+        QWEN3_TEMPLATE,
+        MISTRAL,
+        TAKES_APART,
+        "\n  {% if true %}{% endif %}\n" + QWEN25,
+        "  text " + QWEN25,
+    ],
+    ids=["llama3", "qwen2.5", "qwen3", "mistral", "takes apart", "blank lines", "text"],
+)
+@pytest.mark.parametrize(
+    "ask", [ASK, "\"Besser\",\tbitte: 'ä' 😀\n\\n {{ x }} {% endif %} {# #} \u2028"], ids=["plain", "awkward"]
+)
+def test_a_served_template_shows_what_ours_does_without_being_told(bases, shape, ask):
+    tokenizer = load_tokenizer(bases("llama3"))
+    tokenizer.chat_template = shape
+    x = X if shape in (QWEN3_TEMPLATE, TAKES_APART) else Prompt.of("hi")
+    messages = Template(ask).improver_messages(x, Y_REF)
+    [want] = encode_prompts(tokenizer, [messages])
+    tokenizer.chat_template = served_template(shape, ask)
+    for turns in (messages, messages[:-1]):
+        assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"] == want
+    assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template
+    tokenizer.chat_template = served_template(shape, None)  # a policy's
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"] == want

@@ -1,0 +1,152 @@
+"""A file is the old one or the whole new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pitlm.io.atomic import atomic_folder, atomic_writer, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(path: Path, error: BaseException) -> None:
+    with atomic_writer(path) as file:
+        file.write("new, the first half")
+        file.flush()
+        raise error
+
+
+def test_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half(path, RuntimeError("half way"))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_failure_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "a.txt", KeyboardInterrupt())
+    assert names(tmp_path) == []
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_text_that_is_not_unicode_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a character: \ud800")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_parents_are_made_and_text_is_kept_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.txt"
+    write_text(path, "ä\r\n\u2028\0 end")
+    assert path.read_bytes() == "ä\r\n\u2028\0 end".encode()
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    before = os.umask(0o022)
+    try:
+        write_text(path, "shared")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    script = f"""
+import pathlib, time
+from pitlm.io.atomic import atomic_writer
+with atomic_writer(pathlib.Path({str(path)!r})) as file:
+    file.write("half"); file.flush(); print("ready", flush=True); time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        writer.send_signal(signal.SIGKILL)
+    assert path.read_text() == "old"
+
+
+def test_a_reader_beside_a_writer_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    texts = ("a" * 100_000, "b" * 100_000)
+    write_text(path, texts[0])
+    script = f"""
+import pathlib
+from pitlm.io.atomic import write_text
+for n in range(60):
+    write_text(pathlib.Path({str(path)!r}), "ab"[n % 2] * 100_000)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as writer:
+        end = time.monotonic() + 30
+        while writer.poll() is None and time.monotonic() < end:
+            assert path.read_text() in texts
+    assert writer.returncode == 0
+
+
+def make_half(path: Path, error: BaseException) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a.txt").write_text("new, the first half")
+        raise error
+
+
+def test_a_folder_is_the_old_one_or_the_whole_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError, match="half way"):
+        make_half(path, RuntimeError("half way"))
+    assert names(path.parent) == []
+    for text in ("old", "new"):
+        with atomic_folder(path) as folder:
+            assert names(folder) == []
+            (folder / f"{text}.txt").write_text(text)
+        assert (names(path.parent), names(path)) == (["out"], [f"{text}.txt"])
+    with pytest.raises(KeyboardInterrupt):
+        make_half(path, KeyboardInterrupt())
+    assert (names(path.parent), names(path)) == (["out"], ["new.txt"])
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "out", Path.rename
+    with atomic_folder(path) as folder:
+        (folder / "old.txt").write_text("old")
+
+    def full(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(errno.ENOSPC, "the disk is full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="the disk is full"), atomic_folder(path) as folder:
+        (folder / "new.txt").write_text("new")
+    assert (names(tmp_path), names(path)) == (["out"], ["old.txt"])

@@ -1,0 +1,105 @@
+"""Every system of a comparison, with scripted models: what each is given, and that a budget holds all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pitlm.core.nouns import Answer, Prompt
+from pitlm.core.recipe import LoopSection
+from pitlm.loop import systems as names
+from pitlm.loop.systems import Systems, TrainedModels, answer_of
+
+PROMPTS = [Prompt.of("one"), Prompt.of("two")]
+ORIGINALS = [Answer("a", 4), Answer("b", 4)]
+
+
+class Policy:
+    def __init__(self, mark):
+        self.mark, self.calls = mark, []
+
+    def answer(self, prompts, *, temperature, seed, advance=None):
+        self.calls.append((len(prompts), temperature, seed))
+        return [Answer(f"{self.mark}{len(self.calls)}", 4, 9) for _ in prompts]
+
+
+class Improver:
+    """Adds its mark; each proposal takes 5 tokens."""
+
+    def __init__(self, mark):
+        self.mark, self.seeds = mark, []
+
+    def propose(self, prompts, references, *, temperature, seed):
+        assert temperature == 0.4
+        self.seeds.append(seed)
+        return [Answer(y + self.mark, 5, 9) for y in references]
+
+
+class Gap:
+    """The longer the better, up to three letters."""
+
+    def gaps(self, items):
+        return torch.tensor([float(min(3, len(i.response)) - len(i.reference)) for i in items])
+
+
+class Reward:
+    """R_P likes the letter p alone."""
+
+    def scores(self, prompts, responses):
+        return torch.tensor([float(y.count("p")) for y in responses])
+
+
+def make(tokens=None, before=None):
+    models = TrainedModels(Policy("p"), Improver("+"), Improver("-"), Gap(), Reward(), before)
+    seeds = {}
+    loop = LoopSection(rounds=3)
+    return Systems(PROMPTS, ORIGINALS, models, loop, 0.9, lambda name: seeds.setdefault(name, 100 * len(seeds)), tokens)
+
+
+def finals(traces):
+    return {name: [trace.final for trace in own] for name, own in traces.items()}
+
+
+def test_each_system_does_what_its_name_says():
+    made = make()
+    traces = made.traces()
+    assert finals(traces) == {
+        names.RESAMPLE: ["p1", "p1"],
+        names.BEST_OF: ["p1", "p1"],
+        names.BEST_OF_GAP: ["p1", "p1"],
+        names.SFT: ["a-", "b-"],
+        names.SFT_LOOP: ["a--", "b--"],
+        names.PIT_DIFFERENCE: ["a", "b"],  # R_P sees no gain in what the improver adds
+        names.PIT_ONE: ["a+", "b+"],
+        names.PIT: ["a++", "b++"],
+    }
+    assert [trace.final for trace in made.chains[names.PIT]] == ["a+++", "b+++"]  # nobody stops it
+
+
+def test_best_of_n_has_as_many_samples_as_cost_what_pit_costs():
+    made = make()
+    # Three rounds of 5 tokens, of which the last is rejected, against 4 tokens for an answer.
+    assert made.samples == (pytest.approx(15 / 4), 4)
+    spent = {name: {answer_of(trace).generated_tokens for trace in own} for name, own in made.traces().items()}
+    assert (spent[names.PIT], spent[names.BEST_OF], spent[names.BEST_OF_GAP]) == ({15}, {16}, {16})
+    assert (spent[names.RESAMPLE], spent[names.PIT_ONE], spent[names.PIT_DIFFERENCE]) == ({4}, {5}, {5})
+    assert [calls for calls, *_ in made.models.policy.calls] == [2] * 4  # drawn once for all three
+
+
+@pytest.mark.parametrize("tokens", [3, 8, 11, 40])
+def test_a_budget_holds_every_system(tokens):
+    traces = make(tokens).traces()
+    for own in traces.values():
+        assert all(trace.generated_tokens <= tokens for trace in own)
+    rounds = {3: 0, 8: 1, 11: 2, 40: 2}[tokens]
+    assert [trace.final for trace in traces[names.PIT]] == ["a" + "+" * rounds, "b" + "+" * rounds]
+    # Best-of-N spends what there is, whatever PIT spends.
+    assert len(traces[names.BEST_OF][0].rounds) == tokens // 4
+
+
+def test_the_policy_before_rlhf_is_a_system_where_there_was_rlhf():
+    before = Policy("q")
+    traces = make(before=before).traces()
+    assert finals(traces)[names.BEFORE_RL] == ["q1", "q1"]
+    assert names.BEFORE_RL not in make().traces()
+    assert before.calls == [(2, 0.9, before.calls[0][2])]

@@ -1,0 +1,124 @@
+"""Training R_PIT: how rows are laid out, that the loss is Eq. 2, and what is counted as right."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from builders import preference, scorer_checkpoint, train_section, workbench
+from transformers import AutoModelForSequenceClassification
+
+from pitlm.data.template import Template, encode_completion, encode_prompts
+from pitlm.method.reward import GapRow, GapTrainer, _arguments, _dataset, gap_batch, train_gap, train_reward
+from pitlm.method.token_rows import gap_rows
+from pitlm.models.loading import load_scorer
+from pitlm.models.scorers import GapModel, score_ids
+
+PAIRS = [
+    preference("is it small ?", "the price is nine .", "silly question ."),
+    preference("what is the price ?", "nine", "read it yourself . silly question . read it yourself ."),
+    preference("what is it ?", "happy to help .", "it is it ."),
+]
+
+
+@pytest.fixture(params=["words", "qwen3"])
+def bench(request, bases, tmp_path):
+    start = scorer_checkpoint(bases(request.param), tmp_path / "start", "gap")
+    return workbench(tmp_path / "gap", start, "gap")
+
+
+@pytest.fixture
+def rows(bench):
+    return gap_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+
+
+@pytest.fixture
+def trainer(bench, rows):
+    return GapTrainer(
+        model=load_scorer(bench.start, bench.tokenizer),
+        args=_arguments(train_section(), bench),
+        train_dataset=_dataset(rows),
+        eval_dataset=_dataset(rows),
+        processing_class=bench.tokenizer,
+        data_collator=gap_batch,
+    )
+
+
+def test_a_batch_is_four_blocks_of_rows_and_says_how_many_triples_it_holds():
+    rows = [{"wl": [1], "ww": [2, 2], "ll": [3, 3, 3], "lw": [4]}, {"wl": [5, 5], "ww": [6], "ll": [7], "lw": [8, 8]}]
+    batch = gap_batch(rows)
+    assert batch["forest"].rows == [[1], [5, 5], [2, 2], [6], [3, 3, 3], [7], [4], [8, 8]]
+    assert next(iter(batch.values())).shape == (2,)
+
+
+def test_rows_are_the_improvers_prompt_and_completion(bench, rows):
+    tokenizer, pair = bench.tokenizer, PAIRS[1]
+    shown = {}
+    for name, y_ref in (("w", pair.chosen), ("l", pair.rejected)):
+        [shown[name]] = encode_prompts(tokenizer, [Template(bench.card.ask).improver_messages(pair.prompt, y_ref)])
+    y = {"w": encode_completion(tokenizer, pair.chosen), "l": encode_completion(tokenizer, pair.rejected)}
+    for name in GapRow._fields:  # candidate, then reference
+        assert getattr(rows[1], name) == shown[name[1]] + y[name[0]]
+
+
+def test_the_loss_is_eq_2_of_four_separate_forward_passes(bench, rows, trainer):
+    model = AutoModelForSequenceClassification.from_pretrained(bench.start)
+    total, right = 0.0, [0] * 5
+    for row in rows:
+        with torch.no_grad():
+            wl, ww, ll, lw = (model(input_ids=torch.tensor([ids])).logits.item() for ids in row)
+        differences = [wl - ww, wl - ll, wl - lw, ww - lw, ll - lw]
+        total += sum(math.log1p(math.exp(-difference)) for difference in differences)
+        right = [count + (difference > 0) for count, difference in zip(right, differences, strict=True)]
+    batch = trainer.data_collator([row._asdict() for row in rows])
+    trainer.model.train()
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+    assert loss.requires_grad
+    assert outputs["scores"].shape == (3, 4)
+    counted = trainer._metrics["train"]
+    names = ["order/wl>ww", "order/wl>ll", "order/wl>lw", "order/ww>lw", "order/ll>lw"]
+    assert [counted[name][0] for name in names] == pytest.approx([count / 3 for count in right])
+    assert counted["accuracy"] == counted["order/wl>lw"]
+
+
+def test_scores_in_training_are_those_that_rl_and_the_loop_will_see(bench, rows, trainer):
+    batch = trainer.data_collator([row._asdict() for row in rows])
+    trainer.model.eval()
+    with torch.no_grad():
+        trained_on = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["scores"]
+    flat = [ids for row in rows for ids in row]
+    torch.testing.assert_close(score_ids(trainer.model, flat), trained_on.flatten(), atol=1e-5, rtol=0)
+
+
+def test_training_orders_the_pairs_and_the_checkpoint_keeps_it(bases, tmp_path):
+    bench = workbench(tmp_path / "gap", bases("words"), "gap")
+    rows = gap_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    section = train_section(batch_size=3, epochs=40.0, learning_rate=3e-2, log_every=10)
+    metrics = train_gap(rows, rows, section, bench)
+    assert metrics["eval_loss"] < 1.0 < 5 * math.log(2)
+    assert metrics["eval_accuracy"] == 1.0
+    gap = GapModel.from_pretrained(bench.model_folder)
+    for pair in PAIRS:
+        assert gap.gap(pair.prompt, pair.chosen, pair.rejected) > 0 > gap.gap(pair.prompt, pair.rejected, pair.chosen)
+    logged = [json.loads(line) for line in (bench.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if "loss" in row] == [1, 10, 20, 30, 40]
+
+
+def test_the_reward_model_is_the_pairwise_loss(bases, tmp_path):
+    from pitlm.method.token_rows import reward_rows
+
+    start = scorer_checkpoint(bases("llama3"), tmp_path / "start", "reward")
+    bench = workbench(tmp_path / "reward", start, "reward")
+    rows = reward_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    model = AutoModelForSequenceClassification.from_pretrained(start)
+    total = 0.0
+    for row in rows:
+        with torch.no_grad():
+            w, l = (model(input_ids=torch.tensor([ids])).logits.item() for ids in row)
+        total += math.log1p(math.exp(l - w))
+    train_reward(rows, rows, train_section(batch_size=3, learning_rate=1e-9), bench)
+    logged = [json.loads(line) for line in (bench.folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged[0]["loss"] == pytest.approx(total / 3, rel=1e-4)

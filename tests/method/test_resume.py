@@ -1,0 +1,176 @@
+"""Interrupted training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import ASK, preference, rl_section, train_section, workbench
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+import pitlm.method.rl as rl
+import pitlm.method.sft as sft
+from pitlm.core.nouns import Prompt
+from pitlm.core.recipe import LoraSection
+from pitlm.data.template import Template
+from pitlm.method.common import last_whole_checkpoint
+from pitlm.method.token_rows import improver_rows
+
+WORDS = (
+    "the price is nine",
+    "happy to help",
+    "it is small",
+    "silly question",
+    "read it yourself",
+    "nine",
+    "red",
+    "lamp",
+)
+STEPS, CUT = 6, 5
+
+
+class Interrupted(Exception):
+    """As if the machine had gone away."""
+
+
+class Watch(TrainerCallback):
+    """Counts the steps of this attempt, and interrupts it at one of them, or once the last checkpoint is written."""
+
+    def __init__(self, stop: int | None) -> None:
+        self.stop = stop
+        self.steps: list[int] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+        if state.global_step == self.stop != STEPS:
+            raise Interrupted
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.stop == STEPS:
+            raise Interrupted
+
+
+def run_sft(bench, **kwargs):
+    pairs = [preference(f"is it {word} ?", word, other) for word, other in zip(WORDS, WORDS[::-1], strict=True)]
+    rows = improver_rows(pairs, bench.tokenizer, Template(ASK))
+    sft.train_sft(
+        rows, rows[:2], train_section(**{"batch_size": 4, "epochs": STEPS / 2, "save_every": 2, **kwargs}), bench, "SFT"
+    )
+
+
+def run_capped(bench):
+    """Twice as many rows as the steps take."""
+    run_sft(bench, epochs=STEPS, max_steps=STEPS)
+
+
+def run_rl(bench):
+    conversations = [Template(ASK).improver_messages(Prompt.of("what is it ?"), word) for word in WORDS]
+
+    def reward(rows):
+        return torch.tensor([-sum(row[-4:]) / 100 for row in rows])
+
+    section = rl_section(max_steps=STEPS, save_every=2, batch_size=8, accumulation=2)
+    rl.train_rl(conversations, reward, section, bench, title="RL", anchor=bench.start)
+
+
+STAGES = {"sft": (sft, run_sft), "capped": (sft, run_capped), "rl": (rl, run_rl)}
+
+
+@pytest.fixture(params=["sft", "rl", "sft-lora", "rl-lora"])
+def stage(request, bases, monkeypatch):
+    """A function that runs one stage in a folder, cut at a step or not, and returns the steps it made."""
+    name, _, lora = request.param.partition("-")
+    module, work = STAGES[name]
+    genuine = module.callbacks
+
+    def run(folder: Path, stop: int | None = None) -> list[int]:
+        watch = Watch(stop)
+        monkeypatch.setattr(module, "callbacks", lambda bench, title: [*genuine(bench, title), watch])
+        bench = workbench(folder, bases("words"), peft=LoraSection(r=4, alpha=8) if lora else None, seed=3)
+        torch.manual_seed(stop or 99)  # what happened before must not matter
+        if stop is None:
+            work(bench)
+        else:
+            with pytest.raises(Interrupted):
+                work(bench)
+        return watch.steps
+
+    return run
+
+
+def same_weights(one: Path, other: Path) -> None:
+    first, second = (AutoModelForCausalLM.from_pretrained(folder / "model").state_dict() for folder in (one, other))
+    for name, weight in first.items():
+        torch.testing.assert_close(
+            second[name], weight, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert len(steps) == len(set(steps)), "a step is logged twice"
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_going_on_gives_the_weights_of_an_uninterrupted_run(stage, bases, tmp_path):
+    assert stage(tmp_path / "straight") == list(range(1, STEPS + 1))
+    stage(tmp_path / "cut", CUT)
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.is_dir()} == {
+        "checkpoint-2",
+        "checkpoint-4",
+    }
+    # The newest is cut short, as by a full disk: what was written last is missing.
+    copied = shutil.copytree(tmp_path / "cut", tmp_path / "half")
+    (copied / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    assert stage(tmp_path / "cut") == [5, 6]
+    assert stage(copied) == [3, 4, 5, 6]
+    untrained = AutoModelForCausalLM.from_pretrained(bases("words")).state_dict()
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "straight" / "model").state_dict()
+    assert any((trained[name] - weight).abs().max() > 1e-3 for name, weight in untrained.items())
+    for folder in (tmp_path / "cut", copied):
+        same_weights(tmp_path / "straight", folder)
+        assert losses(folder) == pytest.approx(losses(tmp_path / "straight"), abs=1e-5)
+        assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "capped", "rl"], indirect=True)
+def test_a_run_cut_after_its_last_step_makes_no_further_one(stage, tmp_path):
+    stage(tmp_path / "straight")
+    stage(tmp_path / "cut", STEPS)
+    assert (tmp_path / "cut" / "checkpoints" / f"checkpoint-{STEPS}").is_dir()
+    assert stage(tmp_path / "cut") == []
+    same_weights(tmp_path / "straight", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("stage", ["sft"], indirect=True)
+def test_a_finished_model_is_not_trained_again(stage, tmp_path):
+    """What came after training was interrupted: the health of a gap model, for one."""
+    assert len(stage(tmp_path / "run")) == STEPS
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert stage(tmp_path / "run") == []
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("stage", ["sft"], indirect=True)
+def test_training_without_a_whole_checkpoint_begins_again(stage, tmp_path):
+    stage(tmp_path / "cut", 1)
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert stage(tmp_path / "cut") == list(range(1, STEPS + 1))
+    assert list(losses(tmp_path / "cut")) == list(range(1, STEPS + 1))
+
+
+def test_the_newest_whole_checkpoint_is_found_by_number(tmp_path):
+    for step, state in ((9, "{}"), (10, "{}"), (20, '{"global_st'), (100, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_whole_checkpoint(tmp_path, delete=False) == tmp_path / "checkpoint-10"
+    assert (tmp_path / "checkpoint-100").is_dir()
+    assert last_whole_checkpoint(tmp_path, delete=True) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert last_whole_checkpoint(tmp_path / "none", delete=True) is None

@@ -1,0 +1,198 @@
+"""The planner's arithmetic: published counts, hand arithmetic, invariances."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pitlm.core.errors import InputError
+from pitlm.core.packaged_recipes import RECIPES, find_recipe, recipe_names
+from pitlm.core.recipe import TrainSection
+from pitlm.core.recipe_file import load_recipe
+from pitlm.plan.costs import Costs, Spent, Workload
+from pitlm.plan.hardware import CARDS, Hardware, assumed
+from pitlm.plan.plan import plan_run
+from pitlm.plan.shapes import KNOWN, Shape
+from pitlm.plan.workloads import POCKET, known_workload, recipe_note
+
+ROOT = Path(__file__).parents[2]
+SMALL = Shape(layers=2, hidden=4, mlp=8, heads=2, kv_heads=1, head_dim=2, vocabulary=10, tied=True)
+FLAT = Hardware("flat", 1e12, train_flops=1e6, forward_flops=2e6, decode_flops=1e6, bandwidth=1e9)
+WORK = Workload(1_000, prompt=20, chosen=10, rejected=10, marks=2)
+
+
+def recipe(name="quickstart", **changes):
+    return load_recipe(find_recipe(name), {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def stages(given, shape=SMALL, work=WORK, hardware=FLAT):
+    return {stage.name: stage for stage in plan_run(given, shape, work, hardware).stages}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
+        ("meta-llama/Llama-3.3-70B-Instruct", 70_553_706_496),
+    ],
+)
+def test_parameters_are_those_that_the_model_cards_state(name, published):
+    assert KNOWN[name].parameters == published
+
+
+def test_a_small_shape_by_hand():
+    # A layer: q 4x4, k and v 4x2 each, o 4x4, three matrices 4x8; two norms of 4. One norm and the embedding beside.
+    assert SMALL.linear == 2 * (16 + 8 + 8 + 16 + 96)
+    assert SMALL.parameters == SMALL.linear + 40 + 2 * 8 + 4
+    # Rank 1: in + out of each matrix.
+    assert SMALL.lora(1) == 2 * ((4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 8))
+    assert SMALL.kv_elements == 2 * 2 * 1 * 2
+
+
+def test_a_step_of_full_training_is_six_flop_a_weight_and_token():
+    tally = Spent()
+    costs = Costs(recipe(), SMALL, WORK, replace(FLAT, step_seconds=0.5))
+    costs.learn(tally, TrainSection(learning_rate=1e-3), steps=3, tokens=100, context=0, headed=100)
+    assert tally.trained == 300
+    assert tally.flops == 3 * 6 * 100 * (SMALL.linear + SMALL.head)
+    assert tally.seconds == pytest.approx(3 * 0.5 + tally.flops / 1e6)
+
+
+def test_adapters_spare_a_third_and_recomputing_costs_it_again():
+    def flops(**changes):
+        return stages(recipe(**changes))["policy-sft"].flops
+
+    full = flops()
+    held = full - flops(policy_sft__epochs="1.0")  # one epoch, without the evaluation that each has
+    adapters = flops(peft__r="4") - flops(peft__r="4", policy_sft__epochs="1.0")
+    again = {"policy_sft__gradient_checkpointing": "true"}
+    recomputed = flops(**again) - flops(policy_sft__epochs="1.0", **again)
+    assert adapters / held == pytest.approx(2 / 3)
+    assert recomputed / held == pytest.approx(4 / 3)
+
+
+def test_decoding_reads_the_weights_once_a_step():
+    hardware = replace(FLAT, forward_flops=1e30, decode_flops=1e30)
+    costs = Costs(recipe(), SMALL, WORK, hardware)
+    tally = Spent()
+    costs.write(tally, rows=10, prompt=0, batch=5)
+    steps = 2 * costs.y  # of the longest of a batch, in two batches
+    cache = 5 * steps / 2 * SMALL.kv_elements * 4
+    assert tally.generated == 10 * costs.y
+    assert tally.seconds == pytest.approx(2 * steps * ((SMALL.linear + SMALL.head) * 4 + cache) / 1e9)
+
+
+def test_more_pairs_are_read_in_proportion_and_rl_by_its_steps():
+    once, tenfold = (stages(recipe(data__pairs="null"), work=replace(WORK, pairs=n)) for n in (10_000, 100_000))
+    for name in ("policy-sft", "reward", "gap"):
+        assert tenfold[name].trained / once[name].trained == pytest.approx(10, rel=0.02)  # whole steps
+    assert tenfold["rl-0-data"].trained == once["rl-0-data"].trained
+
+
+def test_devices_divide_arithmetic_and_weights():
+    given, shape = recipe("hh-llama-8b"), KNOWN["meta-llama/Llama-3.1-8B-Instruct"]
+    one, four = (stages(given, shape, WORK, replace(FLAT, devices=n, stage_seconds=0, row_seconds=0)) for n in (1, 4))
+    assert one["reward"].seconds / four["reward"].seconds == pytest.approx(4)
+    assert one["evaluation"].peak - 1e9 == pytest.approx(4 * (four["evaluation"].peak - 1e9))
+
+
+def test_a_bfloat16_model_in_full_training_takes_eight_bytes_a_parameter():
+    costs = Costs(recipe(model__dtype="bfloat16"), SMALL, WORK, FLAT)
+    assert costs.states() == 8 * SMALL.parameters
+    assert Costs(recipe(), SMALL, WORK, FLAT).states() == 16 * SMALL.parameters
+
+
+def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
+    whole = SMALL.parameters
+    adapters = 2 * SMALL.lora(16) * 4  # of two stages, in float32
+    for changes, held in (
+        ({}, 3 * whole * 2),
+        ({"peft": "{}"}, whole * 2 + 3 * adapters),
+        ({"peft": "{}", "model__reward_base": "other"}, 2 * whole * 2 + 3 * adapters),
+    ):
+        assert Costs(recipe(model__dtype="bfloat16", **changes), SMALL, WORK, FLAT).readers(3) == held
+    four = Costs(recipe(model__dtype="bfloat16", peft="{quantize: nf4}"), SMALL, WORK, FLAT)
+    # A block of 64 weights: 32 bytes, a constant of one byte, and a 256th of 4 bytes for the constants' own.
+    linear = SMALL.linear * (32 + 1 + 4 / 256) / 64
+    assert four.weights(1) == pytest.approx(linear + (whole - SMALL.linear) * 2)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_plan_has_the_stages_of_the_run(name, tmp_path):
+    from pitlm.run.stages import build_stages
+
+    given = recipe(name)
+    work, _ = known_workload(given)
+    built = [stage.name for stage in build_stages(given, tmp_path) if stage.name != "report"]
+    assert list(stages(given, Shape.of_model(given.model), work, assumed("h200", given.model.dtype))) == built
+
+
+def test_the_pocket_world_has_the_lengths_that_are_planned_with():
+    from pitlm.worlds.pocket import make_preferences, vocabulary
+
+    pairs = make_preferences(2_000, seed=0)
+    for name, planned in (("chosen", POCKET.chosen), ("rejected", POCKET.rejected)):
+        mean = sum(len(getattr(pair, name).split()) for pair in pairs) / len(pairs)
+        assert mean == pytest.approx(planned, rel=0.03)
+    mean = sum(len(pair.prompt.text.split()) for pair in pairs) / len(pairs)
+    assert mean == pytest.approx(POCKET.prompt, rel=0.03)
+    words = {*vocabulary(), "better"}
+    assert Shape.of_model(recipe().model).vocabulary == len(words) + 6
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_comments_of_recipes_say_what_the_planner_says(path):
+    given, text = load_recipe(path), path.read_text()
+    planned = [line for line in text.splitlines() if line.startswith("# Planned")]
+    assert planned == ([recipe_note(given)] if given.model.base else [])
+
+
+def test_the_tables_of_the_document_are_the_planners():
+    spec = importlib.util.spec_from_file_location("scale_tables", ROOT / "docs" / "scale.py")
+    scale = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scale)
+    text = scale.DOCUMENT.read_text()
+    assert scale.filled(text) == text
+    assert text.count("<!-- end -->") == len(scale.TABLES)
+    assert all(len(make().splitlines()) > 3 and make() in text for make in scale.TABLES.values())
+    for line in scale.where_table().splitlines()[2:]:
+        assert sum(float(share) for share in line.replace("%", "").split("|")[2:-1]) == pytest.approx(100, abs=3)
+
+
+def test_shapes_come_from_configurations(tmp_path):
+    sizes = {
+        "model_type": "qwen3",
+        "hidden_size": 4_096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    assert Shape.of_model(recipe(model__init="null", model__base=str(tmp_path)).model) == KNOWN["Qwen/Qwen3-8B"]
+    del sizes["hidden_size"]
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(InputError, match=r"config.json: found no size \('hidden_size'\)"):
+        Shape.of_model(recipe(model__init="null", model__base=str(tmp_path)).model)
+
+
+def test_a_model_of_unknown_shape_is_refused():
+    with pytest.raises(InputError, match="no hub is asked"):
+        Shape.of_model(recipe(model__init="null", model__base="some/model").model)
+
+
+def test_a_card_is_slower_in_float32():
+    for name in CARDS:
+        assert assumed(name, "float32").train_flops < assumed(name, "bfloat16").train_flops
