@@ -62,5 +62,5 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name, message):
 
 
 def test_the_message_names_the_option_that_named_the_part():
-    with pytest.raises(InputError, match="^--engine: found 'xyz'"):
+    with pytest.raises(InputError, match=r"^--engine: found 'xyz'"):
         find_part(GROUP, BUILTIN, "xyz", where="--engine")
