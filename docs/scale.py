@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md and the planned figures in the recipes: printed, or with --write put in their places."""
+"""Print the tables of docs/scale.md. With --write, put them there, and the planned figures into the recipes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ SIZES = {
     "70B": "meta-llama/Llama-3.3-70B-Instruct",
 }
 PRICE = 3.0
-"""Assumed, for one H100 and an hour, in dollars."""
+"""Assumed price of one H100 for an hour, in dollars."""
 
 
 def base_recipe(steps: int) -> Recipe:
-    """hh-llama-8b without its cap on pairs, with so many steps of RL in each stage."""
+    """hh-llama-8b with ``steps`` steps in each RL stage."""
     return load_recipe(find_recipe("hh-llama-8b"), {"curriculum.rl.max_steps": str(steps)})
 
 
 def plan_of(
     shape: Shape, pairs: int, *, peft: bool = True, quantize: Quantization | None = None, most: int = 4096
 ) -> Plan:
-    """On as few H100 as hold it. Steps of RL grow with the root of the pairs, from 200 at 160,800."""
+    """The plan on the fewest H100s that hold the run, at most ``most``.
+
+    An RL stage has 200 steps at 160,800 pairs; steps grow with the square root of the pairs.
+    """
     recipe = base_recipe(max(50, round(200 * (pairs / 160_800) ** 0.5)))
     adapters = LoraSection(quantize=quantize) if peft else None
     recipe = recipe.model_copy(update={"peft": adapters})
@@ -122,7 +125,7 @@ TABLES = {"memory": memory_table, "cost": cost_table, "where": where_table}
 
 
 def filled(text: str) -> str:
-    """The document with its tables made anew, each between its two marks."""
+    """Return the document with each table made anew between its two marks."""
     for name, make in TABLES.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(marks, lambda m, make=make: m[1] + make() + m[2], text, flags=re.DOTALL)
