@@ -98,7 +98,7 @@ def serve(
     given = {"rounds": rounds, "proposals": proposals, "margin": margin, "temperature": temperature}
     loop |= {name: value for name, value in given.items() if value is not None}
 
-    from pitlm.loop.loop import loop_settings
+    from pitlm.core.recipe import LoopSection
     from pitlm.serve.settings import LOOPBACK_HOSTS, Settings
 
     with _extra("serve"):
@@ -114,7 +114,7 @@ def serve(
             models_key=os.environ.get(MODELS_KEY) or None,
             upstream_key=key,
             token=token,
-            loop=loop_settings(**loop),
+            loop=LoopSection.of(loop),
             improve_seconds=improve_timeout,
             upstream_seconds=upstream_timeout,
             body_bytes=max_body * 2**20,

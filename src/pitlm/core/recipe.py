@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pitlm.core.errors import InputError
 
 ReferenceSource = Literal["data", "policy", "improver"]
 Quantization = Literal["nf4"]
@@ -19,6 +22,27 @@ class Section(BaseModel):
     """A part of a recipe; unknown keys fail, values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], spell: Callable[[str], str] = str) -> Self:
+        """Validate values that a caller or the command line gave; fields that are not given have their defaults.
+
+        Args:
+            spell: how a message names a field.
+
+        Raises:
+            InputError: an impossible value, a name that is no field, or values that do not go together.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("; ".join(_problem(found, spell) for found in error.errors())) from error
+
+
+def _problem(found: Any, spell: Callable[[str], str]) -> str:
+    message: str = found["msg"].removeprefix("Value error, ")
+    field = found["loc"][:1]  # empty where a check of the whole section failed
+    return f"{spell(str(field[0]))}: found {found['input']!r}: {message}" if field else message
 
 
 class DataSection(Section):

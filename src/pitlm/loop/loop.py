@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
-from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Improvement, Message, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
 
@@ -155,19 +152,6 @@ class Loop:
         self._prompt_tokens += sum(proposal.prompt_tokens for proposal in proposals)
 
 
-def loop_settings(**settings: Any) -> LoopSection:
-    """The settings of a loop, checked; what is not given has its default.
-
-    Raises:
-        InputError: an impossible value, or a name that is no setting.
-    """
-    try:
-        return LoopSection(**settings)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc'][:1]))}: found {p['input']!r}: {p['msg']}" for p in error.errors()]
-        raise InputError("; ".join(problems)) from error
-
-
 def margin_for(gap: object, settings: LoopSection) -> float:
     """The margin that holds: the one that is set, else that of the scorer or its calibration, if it has one, else 0."""
     calibrated: float | None = getattr(gap, "margin", None)
@@ -229,7 +213,7 @@ def improve_many(
     Raises:
         InputError: an impossible setting.
     """
-    loop = loop_settings(**settings)
+    loop = LoopSection.of(settings)
     margin, proposer = margin_for(gap, loop), as_proposer(improver)
     loops = [Loop(x, y, loop, margin=margin, clock=clock) for x, y in zip(prompts, responses, strict=True)]
     run_loops(loops, proposer, gap, seed=seed, advance=advance)
