@@ -118,9 +118,8 @@ def _click_type(annotation: Any, found: list[Any]) -> Any:
 
 def _range(number: type[int] | type[float], bounds: list[Any]) -> Any:
     """Return the click type for bounds of ``annotated_types``; open bounds of an integer become closed ones."""
-    limits: dict[str, Any] = {}
-    for name in ("gt", "ge", "lt", "le"):
-        limits |= {name: getattr(bound, name) for bound in bounds if hasattr(bound, name)}
+    kinds = ("gt", "ge", "lt", "le")
+    limits: dict[str, Any] = {kind: getattr(b, kind) for b in bounds for kind in kinds if hasattr(b, kind)}
     if not limits:
         return number
     low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
