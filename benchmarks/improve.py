@@ -45,7 +45,7 @@ from pitlm.models.loading import Card, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees
-from pitlm.run.finished import improver_stage, policy_stage, stored_recipe
+from pitlm.run.finished import stored_recipe
 
 SETTINGS = LoopSection(rounds=3, temperature=0.0)
 LONGEST = 256
@@ -217,10 +217,10 @@ def pocket(options: argparse.Namespace, folder: Path) -> Bench:
     recipe = stored_recipe(options.run)
     pairs = load_preferences(str(options.run / "data" / "rl.jsonl")).preferences[: options.items or 600]
     prompts = [pair.prompt for pair in pairs]
-    policy = Policy.from_pretrained(options.run / policy_stage(recipe) / "model")
+    policy = Policy.from_pretrained(options.run / recipe.policy_stage / "model")
     answers = policy.answer(prompts, temperature=1.0, seed=0)
     items = [Item(n, x, y.text, {}, "") for n, (x, y) in enumerate(zip(prompts, answers, strict=True))]
-    improver = Improver.from_pretrained(options.run / improver_stage(recipe) / "model")
+    improver = Improver.from_pretrained(options.run / recipe.improver_stage / "model")
     return Bench(improver, GapModel.from_pretrained(options.run / "gap" / "model"), items)
 
 

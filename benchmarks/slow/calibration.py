@@ -34,7 +34,7 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.calibrate import fresh_answers
 from pitlm.run.context import Context, true_utility
-from pitlm.run.finished import improver_stage, policy_stage, stored_recipe
+from pitlm.run.finished import stored_recipe
 from pitlm.worlds import pocket as world
 
 HARM, CONFIDENCE, ROUNDS = 0.02, 0.9, 5
@@ -86,7 +86,7 @@ def around_another(run: Path) -> dict[str, Any]:
 def in_use(run: Path, prompts: list[Prompt]) -> dict[str, Any]:
     """The share of fresh answers that the calibrated loop makes worse, with its exact 95% interval."""
     recipe = stored_recipe(run)
-    policy, improver = run / policy_stage(recipe) / "model", run / improver_stage(recipe) / "model"
+    policy, improver = run / recipe.policy_stage / "model", run / recipe.improver_stage / "model"
     temperature = recipe.evaluation.policy_temperature
     answers = Policy.from_pretrained(policy).answer(prompts, temperature=temperature, seed=1)
     originals = [answer.text for answer in answers]

@@ -48,7 +48,7 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.finished import improver_stage, stored_recipe
+from pitlm.run.finished import stored_recipe
 from pitlm.run.training import policy_rl
 from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
@@ -267,7 +267,7 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
     originals = [Answer(y, len(encode_completion(tokenizer, y))) for y in (item["answers"][ORIGINAL] for item in items)]
     models = TrainedModels(
         policy=Policy.from_pretrained(context.model("policy-sft")),
-        improver=Improver.from_pretrained(context.model(improver_stage(context.recipe))),
+        improver=Improver.from_pretrained(context.model(context.recipe.improver_stage)),
         corrector=Improver.from_pretrained(context.model("improver-sft")),
         gap=GapModel.from_pretrained(context.model("gap")),
         reward=RewardModel.from_pretrained(context.model("reward")),

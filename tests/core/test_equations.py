@@ -7,14 +7,7 @@ import math
 import pytest
 import torch
 
-from pitlm.core.equations import (
-    RELATIONS,
-    calibrated_gap,
-    gap_differences,
-    gap_loss,
-    leave_one_out_advantage,
-    penalised_reward,
-)
+from pitlm.core.equations import RELATIONS, calibrated_gap, gap_differences, gap_loss
 
 
 def softplus(x: float) -> float:
@@ -89,24 +82,3 @@ def test_calibrated_gap_is_zero_where_nothing_changed():
     raw = torch.tensor([0.3, -1.7])
     assert calibrated_gap(raw, raw).tolist() == [0.0, 0.0]
     assert calibrated_gap(torch.tensor([1.0]), torch.tensor([0.25])).item() == 0.75
-
-
-def test_penalised_reward_by_hand():
-    reward = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
-    logp = torch.tensor([[-10.0, -4.0], [-3.0, -2.0]])
-    reference = torch.tensor([[-12.0, -4.0], [-2.0, -5.0]])
-    # KL terms 2, 0, -1, 3 at beta 0.1
-    expected = torch.tensor([[0.8, 2.0], [0.1, -1.3]])
-    torch.testing.assert_close(penalised_reward(reward, logp, reference, beta=0.1), expected)
-    torch.testing.assert_close(penalised_reward(reward, logp, reference, beta=0.0), reward)
-
-
-def test_leave_one_out_by_brute_force():
-    rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    expected = [[row[i] - sum(row[:i] + row[i + 1 :]) / 3 for i in range(4)] for row in rewards.tolist()]
-    torch.testing.assert_close(leave_one_out_advantage(rewards), torch.tensor(expected))
-
-
-def test_leave_one_out_needs_a_sibling():
-    with pytest.raises(ValueError, match="at least 2"):
-        leave_one_out_advantage(torch.zeros(3, 1))

@@ -173,3 +173,18 @@ def test_a_validated_recipe_cannot_be_changed():
     recipe = parse_recipe(TREE, "mine.yaml")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3
+
+
+def test_each_stage_of_the_curriculum_knows_its_steps_and_the_stage_before():
+    changes = {"curriculum.stages": "[data, policy, improver]", "curriculum.steps": "[3, 1, 2]"}
+    recipe = load_recipe(find_recipe("quickstart"), changes)
+    found = [(stage.name, stage.source, stage.rl.max_steps, stage.previous) for stage in recipe.curriculum.stage_list]
+    assert found == [
+        ("rl-0-data", "data", 3, None),
+        ("rl-1-policy", "policy", 1, "rl-0-data"),
+        ("rl-2-improver", "improver", 2, "rl-1-policy"),
+    ]
+    assert recipe.improver_stage == "rl-2-improver"
+    assert recipe.policy_stage == "policy-sft"
+    same = load_recipe(find_recipe("quickstart"))
+    assert [stage.rl for stage in same.curriculum.stage_list] == [same.curriculum.rl] * 2

@@ -85,11 +85,20 @@ def test_the_batch_loss_keeps_the_four_scores_of_a_triple_together(pit, writer):
     torch.testing.assert_close(pit.gap_batch_loss(gap_model, batch), torch.stack(alone).mean())
 
 
-def test_the_rl_equations_are_the_librarys(pit):
-    reward_BG, logp_BG, anchor_BG = scores(3, 5, 8, seed=1)
-    penalised = pit.penalised_reward(reward_BG, logp_BG, anchor_BG, 0.1)
-    torch.testing.assert_close(penalised, equations.penalised_reward(reward_BG, logp_BG, anchor_BG, 0.1))
-    torch.testing.assert_close(pit.leave_one_out(penalised), equations.leave_one_out_advantage(penalised))
+def test_the_penalised_reward_by_hand(pit):
+    reward = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+    logp = torch.tensor([[-10.0, -4.0], [-3.0, -2.0]])
+    anchor = torch.tensor([[-12.0, -4.0], [-2.0, -5.0]])
+    # KL terms 2, 0, -1, 3 at beta 0.1
+    expected = torch.tensor([[0.8, 2.0], [0.1, -1.3]])
+    torch.testing.assert_close(pit.penalised_reward(reward, logp, anchor, beta=0.1), expected)
+    torch.testing.assert_close(pit.penalised_reward(reward, logp, anchor, beta=0.0), reward)
+
+
+def test_leave_one_out_by_brute_force(pit):
+    rewards = scores(5, 4, seed=1)
+    expected = [[row[i] - sum(row[:i] + row[i + 1 :]) / 3 for i in range(4)] for row in rewards.tolist()]
+    torch.testing.assert_close(pit.leave_one_out(rewards), torch.tensor(expected))
 
 
 def test_the_level_of_the_gap_drops_out_of_rl(pit):

@@ -28,7 +28,7 @@ from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrati
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.run.finished import improver_stage, policy_stage, stored_recipe
+from pitlm.run.finished import stored_recipe
 
 
 def improve_file(
@@ -147,7 +147,7 @@ class Setup:
             template = recipe.template if recipe else TemplateSection()
             endpoint = self._endpoint(models.model, models.base_url, self.settings.temperature)
             return partial(EndpointEngine, endpoint, template.ask)
-        path = self._model(models.improver or self._of_run(improver_stage(recipe) if recipe else ""), "improver", named)
+        path = self._model(models.improver or self._of_run(recipe.improver_stage if recipe else ""), "improver", named)
         if models.engine == "vllm":
             return lambda: VLLMEngine(Improver.from_pretrained(path, weights=False), path)
         tokens = models.tokens_per_batch or TOKENS_PER_BATCH
@@ -160,7 +160,7 @@ class Setup:
             return lambda: EndpointEngine(self._endpoint(models.policy_model, models.policy_url, temperature), None)
         if models.policy is None and recipe is None:
             return None
-        path = models.policy or self._of_run(policy_stage(recipe) if recipe else "")
+        path = models.policy or self._of_run(recipe.policy_stage if recipe else "")
         tokens = models.tokens_per_batch or TOKENS_PER_BATCH
         return lambda: LocalEngine(Policy.from_pretrained(path, **self.opened), tokens)
 

@@ -170,9 +170,9 @@ def _from_run(folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if folder is None:
         return {}, {}
     with _extra("train"):
-        from pitlm.run.finished import improver_stage, stored_recipe
+        from pitlm.run.finished import stored_recipe
 
     recipe = stored_recipe(folder)
-    stages = {"improver": improver_stage(recipe), "gap": "gap", "reward": "reward"}
+    stages = {"improver": recipe.improver_stage, "gap": "gap", "reward": "reward"}
     models = {name: str(folder / stage / "model") for name, stage in stages.items()}
     return recipe.loop.model_dump(), {**models, "dtype": recipe.model.dtype, "quantize": recipe.quantize}

@@ -1,6 +1,6 @@
 """The paper's equations, one function each, torch only.
 
-Shapes: B triples in a batch, G candidates of one (x, y_ref), T tokens.
+Shapes: B triples in a batch.
 r_ij is r^{i,j} = r_gap(x, y_i, y_j): how much better y_i is than y_j.
 """
 
@@ -43,26 +43,3 @@ def calibrated_gap(raw: Tensor, equal: Tensor) -> Tensor:
     Eq. 2 leaves the level of r^{w,w} and r^{l,l} free, so a raw score has no meaningful sign.
     """
     return raw - equal
-
-
-def penalised_reward(reward_BG: Tensor, logp_BG: Tensor, ref_logp_BG: Tensor, beta: float) -> Tensor:
-    """The quantity inside the expectation of Eq. 4 and 5, per sample; shape (B, G).
-
-    Args:
-        reward_BG: r_gap(x, y, y_ref).
-        logp_BG, ref_logp_BG: log M_PIT^RL(y | x, y_ref) and log M_PIT^SFT(y | x, y_ref), summed over tokens.
-        beta: the KL coefficient.
-    """
-    return reward_BG - beta * (logp_BG - ref_logp_BG)  # Eq. 4, Eq. 5
-
-
-def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
-    """RLOO (Ahmadian et al. 2024): each sample's reward minus the mean of its G - 1 siblings; shape (B, G).
-
-    Raises:
-        ValueError: G < 2.
-    """
-    samples = reward_BG.shape[1]
-    if samples < 2:
-        raise ValueError(f"leave-one-out needs at least 2 samples a group, got {samples}")
-    return (reward_BG - reward_BG.mean(1, keepdim=True)) * samples / (samples - 1)

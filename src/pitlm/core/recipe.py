@@ -187,6 +187,27 @@ class RLSection(TrainSection):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class CurriculumStage:
+    """One stage of curriculum RL: where its references come from, and which stage it goes on from.
+
+    Attributes:
+        number: 0 for the first stage.
+        rl: the settings of its RL; ``max_steps`` is the stage's own number of steps.
+        previous: name of the stage before; None for the first stage.
+    """
+
+    number: int
+    source: ReferenceSource
+    rl: RLSection
+    previous: str | None
+
+    @property
+    def name(self) -> str:
+        """The name of the stage's folder in a run."""
+        return f"rl-{self.number}-{self.source}"
+
+
 class CurriculumSection(Section):
     """The stages of curriculum RL, each named by where its references come from."""
 
@@ -199,9 +220,14 @@ class CurriculumSection(Section):
     reference_temperature: PositiveFloat = Field(1.0, description="temperature of sampled references")
 
     @property
-    def stage_names(self) -> list[str]:
-        """What the stages are called in a run, in order."""
-        return [f"rl-{number}-{source}" for number, source in enumerate(self.stages)]
+    def stage_list(self) -> list[CurriculumStage]:
+        """The stages in order, each with its own number of steps."""
+        found: list[CurriculumStage] = []
+        for number, source in enumerate(self.stages):
+            steps = self.steps[number] if self.steps else self.rl.max_steps
+            rl = self.rl.model_copy(update={"max_steps": steps})
+            found.append(CurriculumStage(number, source, rl, found[-1].name if found else None))
+        return found
 
     @model_validator(mode="after")
     def _steps_match(self) -> CurriculumSection:
@@ -267,6 +293,16 @@ class Recipe(Section):
         if self.quantize and self.model.dtype != "bfloat16":
             raise ValueError(f"peft.quantize {self.quantize} needs model.dtype bfloat16, not {self.model.dtype}")
         return self
+
+    @property
+    def policy_stage(self) -> str:
+        """The name of the stage that makes M_P, the policy whose answers are improved."""
+        return "policy-rl" if self.policy_rl else "policy-sft"
+
+    @property
+    def improver_stage(self) -> str:
+        """The name of the stage that makes the finished improver."""
+        return self.curriculum.stage_list[-1].name
 
     @property
     def quantize(self) -> Quantization | None:

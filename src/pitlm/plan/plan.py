@@ -89,9 +89,8 @@ def _stages(p: Costs) -> Iterator[StagePlan]:
     yield _sft(p, "improver-sft", recipe.improver_sft, p.beside, p.longest_beside)
     yield _gap(p)
     curriculum = recipe.curriculum
-    for number, (name, source) in enumerate(zip(curriculum.stage_names, curriculum.stages, strict=True)):
-        steps = curriculum.steps[number] if curriculum.steps else curriculum.rl.max_steps
-        yield _rl(p, name, curriculum.rl, steps, source, p.beside, p.longest_beside)
+    for stage in curriculum.stage_list:
+        yield _rl(p, stage.name, stage.rl, stage.rl.max_steps, stage.source, p.beside, p.longest_beside)
     yield _evaluation(p)
 
 

@@ -17,7 +17,7 @@ from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.report.margin_plot import draw_margins
 from pitlm.run.context import Context
-from pitlm.run.finished import improver_stage, policy_stage, stored_recipe
+from pitlm.run.finished import stored_recipe
 from pitlm.run.training import unique_prompts
 
 
@@ -46,7 +46,7 @@ def calibrate_run(
     settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
     sets = fresh_answers(context, items, prompts)
     dtype, bases = recipe.model.dtype, context.bases()
-    improver = Improver.from_pretrained(context.model(improver_stage(recipe)), dtype, bases=bases)
+    improver = Improver.from_pretrained(context.model(recipe.improver_stage), dtype, bases=bases)
     gap = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases)
     both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases))
     judge = context.judge(bases)
@@ -91,7 +91,7 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
     chosen = dict(list(given.items())[:items])
     if not chosen or not shown:
         raise InputError(f"{context.root}: found no held-out prompts, expected some in the folds validation and test")
-    policy = Policy.from_pretrained(context.model(policy_stage(context.recipe)), context.recipe.model.dtype)
+    policy = Policy.from_pretrained(context.model(context.recipe.policy_stage), context.recipe.model.dtype)
 
     def answered(asked: Mapping[Prompt, str | None], name: str) -> Answered:
         seed = context.seed(f"calibration-{name}")

@@ -22,7 +22,7 @@ from pitlm.models.checkpoint_export import export_adapter, export_weights, expor
 from pitlm.models.loading import Card, Kind, quiet
 from pitlm.report.card import Exported, Origin, model_card
 from pitlm.report.shape import Report
-from pitlm.run.finished import POCKET, improver_stage, policy_stage, stored_recipe
+from pitlm.run.finished import POCKET, stored_recipe
 from pitlm.run.folder import Status, is_current, stage_record, stage_result
 from pitlm.run.hub import open_repository, upload
 from pitlm.run.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
@@ -53,7 +53,7 @@ class Source:
         here = folder.resolve()
         if (here / "recipe.json").is_file():
             recipe = stored_recipe(here)
-            stages = {"improver": improver_stage(recipe), "policy": policy_stage(recipe)}
+            stages = {"improver": recipe.improver_stage, "policy": recipe.policy_stage}
             stage_result(here, "evaluation")
             return cls._of_stage(here / stages.get(model or "improver", model or ""))
         if model is not None:
@@ -218,7 +218,7 @@ def _origin(source: Source) -> Origin | None:
     recipe, data = stored_recipe(run), stage_result(run, "data")
     record = stage_record(run, "data") or {}
     names = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
-    rows = {improver_stage(recipe): PIT, "improver-sft": SFT, policy_stage(recipe): "original"}
+    rows = {recipe.improver_stage: PIT, "improver-sft": SFT, recipe.policy_stage: "original"}
     tree = _without_paths(recipe, names)
     start = tree["model"]["reward_base"] if not source.card.writes else None
     pocket = recipe.data.source == POCKET
@@ -267,6 +267,9 @@ def _results(root: Path, recipe: Recipe) -> Report:
         systems=system_lines(evaluation),
         differences=difference_lines(evaluation),
         health=lines,
-        notes=[*trends(root, recipe.curriculum.stage_names), *notes(evaluation, pocket=recipe.data.source == POCKET)],
+        notes=[
+            *trends(root, [stage.name for stage in recipe.curriculum.stage_list]),
+            *notes(evaluation, pocket=recipe.data.source == POCKET),
+        ],
         quality_name=evaluation["judge"],
     )

@@ -1,4 +1,4 @@
-"""What a finished run has where, for those who use it: without what trains, which takes seconds to import."""
+"""The recipe of a finished run. Nothing that trains is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,3 @@ def stored_recipe(root: Path) -> Recipe:
     if not path.is_file():
         raise InputError(f"{root}: found no recipe.json, expected the folder of a run")
     return load_recipe(path)
-
-
-def policy_stage(recipe: Recipe) -> str:
-    """The name of the stage that holds the policy whose answers are improved."""
-    return "policy-rl" if recipe.policy_rl else "policy-sft"
-
-
-def improver_stage(recipe: Recipe) -> str:
-    """The name of the stage that holds the finished improver."""
-    return recipe.curriculum.stage_names[-1]

@@ -11,7 +11,6 @@ from pitlm.method.launch import Launch
 from pitlm.run import training
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
-from pitlm.run.finished import policy_stage
 from pitlm.run.folder import Stage
 from pitlm.run.prepare import prepare
 from pitlm.run.reporting import report
@@ -24,7 +23,7 @@ def build_stages(recipe: Recipe, root: Path, *, launch: Launch | None = None, ra
         launch, rank: how training is spread over processes; see :class:`Context`. The outcome does not depend on it.
     """
     context = Context(recipe, root, launch, rank)
-    policy = policy_stage(recipe)
+    policy = recipe.policy_stage
     judges = [] if context.pocket else ["judge"]
     learning = [*_policies(context, judges), *_improvers(context, policy, judges)]
     rl = _curriculum(context, policy, judges)
@@ -160,5 +159,5 @@ def _curriculum(context: Context, policy: str, judges: list[str]) -> list[Stage]
 
         scorer = "gap" if curriculum.reward == "gap" else "reward"
         needs = ["data", "improver-sft", scorer, policy, *([previous] if previous else []), *judges]
-        stages.append(Stage(curriculum.stage_names[number], settings, needs, work))
+        stages.append(Stage(curriculum.stage_list[number].name, settings, needs, work))
     return stages
