@@ -38,7 +38,7 @@ from pitlm.core.recipe import InitSection, LoopSection
 from pitlm.data.dataset import load_preferences
 from pitlm.data.items import Failure, Item
 from pitlm.data.template import encode_completion, encode_prompts
-from pitlm.engines.engine import LocalEngine
+from pitlm.engines.local_engine import LocalEngine
 from pitlm.loop.loop import Loop
 from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import Card, load_tokenizer, quiet

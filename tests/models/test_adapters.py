@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.engines.engine import LocalEngine, WriteRequest
+from pitlm.engines.engine import WriteRequest
+from pitlm.engines.local_engine import LocalEngine
 from pitlm.models.adapters import OVER_BASE, Bases, base_name, save_over_base
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Card, load_causal, load_scorer, load_tokenizer, save

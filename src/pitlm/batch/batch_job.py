@@ -6,7 +6,6 @@ a proposal that is finished goes to whichever is next, of this item or another.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +14,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.data.items import Failure, Item
-from pitlm.engines.engine import Engine, Finished, WriteRequest
+from pitlm.engines.engine import Engine, Finished, WriteRequest, seed_of
 from pitlm.loop.loop import Loop, Wanted
 
 SCORED_TOGETHER = 64
@@ -115,7 +114,9 @@ class BatchJob:
             return
         key = (work.item.number, -1)
         try:
-            self.answerer.submit(WriteRequest(key, work.item.prompt, "", self.answer_temperature, self._seed(*key, 0)))
+            self.answerer.submit(
+                WriteRequest(key, work.item.prompt, "", self.answer_temperature, seed_of(self.seed, *key, 0))
+            )
         except InputError as error:
             self._fail(work, str(error))
 
@@ -132,7 +133,7 @@ class BatchJob:
             return
         work.proposals = [None] * wanted.proposals
         for number in range(wanted.proposals):
-            seed = self._seed(work.item.number, wanted.round, number)
+            seed = seed_of(self.seed, work.item.number, wanted.round, number)
             request = WriteRequest(
                 (work.item.number, number), wanted.prompt, wanted.reference, self.settings.temperature, seed
             )
@@ -174,8 +175,3 @@ class BatchJob:
     def _fail(self, work: _Work, reason: str) -> None:
         del self._work[work.item.number]
         self._done.append(Failure(work.item.number, work.item.where, reason, work.item.row))
-
-    def _seed(self, *path: int) -> int:
-        """Of one answer, from the job's seed, the item's number, the round and the number of the proposal."""
-        text = "/".join(map(str, (self.seed, *path)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -5,7 +5,7 @@ that hold the models take a part each and write its file (:mod:`pitlm.batch.part
 process that leads. A killed actor is replaced and its part given to the next, which goes on from the part's journal.
 
 Where there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
-:class:`pitlm.engines.engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That one is a chain of
+:class:`pitlm.engines.vllm_engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That one is a chain of
 stages that answers each row once; the loop asks again, depending on what the gap model says. With it every round would
 be a pass over the whole data set that drags along what has ended, and the gap model a second pool of GPUs. Neither a
 GPU nor vLLM was at hand: that way is untested.

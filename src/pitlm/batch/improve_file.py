@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -18,14 +18,11 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.core.recipe import LoopSection, ModelChoice, Recipe, TemplateSection
 from pitlm.data.items import Failure, Item, read_items
-from pitlm.engines.decoding import TOKENS_PER_BATCH
-from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.engines.engine import EndpointEngine, Engine, LocalEngine, VLLMEngine
+from pitlm.engines.engine import Engine, ModelSource, open_engine
 from pitlm.io.console import make_console
 from pitlm.loop.loop import margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.finished import stored_recipe
@@ -145,30 +142,26 @@ class Setup:
         models, recipe = self.models, self.recipe
         if models.engine == "endpoint":
             template = recipe.template if recipe else TemplateSection()
-            endpoint = self._endpoint(models.model, models.base_url, self.settings.temperature)
-            return partial(EndpointEngine, endpoint, template.ask)
-        path = self._model(models.improver or self._of_run(recipe.improver_stage if recipe else ""), "improver", named)
-        if models.engine == "vllm":
-            return lambda: VLLMEngine(Improver.from_pretrained(path, weights=False), path)
-        tokens = models.tokens_per_batch or TOKENS_PER_BATCH
-        return lambda: LocalEngine(Improver.from_pretrained(path, **self.opened), tokens)
+            source = self._source("improver", model=models.model, base_url=models.base_url, ask=template.ask)
+        else:
+            of_run = self._of_run(recipe.improver_stage) if recipe else Path()
+            source = self._source("improver", folder=self._model(models.improver or of_run, "improver", named))
+        return partial(open_engine, models.engine, source)
 
     def _answerer(self) -> Callable[[], Engine] | None:
         models, recipe = self.models, self.recipe
         if models.policy_model is not None:
-            temperature = recipe.evaluation.policy_temperature if recipe else 1.0
-            return lambda: EndpointEngine(self._endpoint(models.policy_model, models.policy_url, temperature), None)
+            source = self._source("policy", model=models.policy_model, base_url=models.policy_url)
+            return partial(open_engine, "endpoint", source)
         if models.policy is None and recipe is None:
             return None
-        path = models.policy or self._of_run(recipe.policy_stage if recipe else "")
-        tokens = models.tokens_per_batch or TOKENS_PER_BATCH
-        return lambda: LocalEngine(Policy.from_pretrained(path, **self.opened), tokens)
+        of_run = self._of_run(recipe.policy_stage) if recipe else Path()
+        return partial(open_engine, "transformers", self._source("policy", folder=models.policy or of_run))
 
-    def _endpoint(self, model: str | None, base_url: str | None, temperature: float) -> ChatEndpoint:
-        assert model is not None
+    def _source(self, kind: Literal["policy", "improver"], **where: Any) -> ModelSource:
         data = self.recipe.data if self.recipe else None
         most = (data.max_new_tokens or data.max_response_tokens) if data else None
-        return ChatEndpoint(model, base_url, temperature=temperature, max_tokens=most)
+        return ModelSource(kind, tokens_per_batch=self.models.tokens_per_batch, max_tokens=most, **self.opened, **where)
 
 
 def _stamp(model: Path) -> str:

@@ -46,6 +46,14 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     return value
 
 
+def _known_engine(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from pitlm.engines.engine import ENGINES
+    from pitlm.io.parts import part_names
+
+    names: click.Choice[str] = click.Choice([*part_names("pitlm.engines", ENGINES), "ray"])
+    return names.convert(value, param, ctx)
+
+
 def _check_models(models: ModelChoice) -> None:
     """Refuse options that do not go together."""
     from pitlm.core.errors import InputError
@@ -102,10 +110,12 @@ def _check_prompt(prompt: str | None, response: str | None) -> None:
 @click.option("--policy-model", metavar="NAME", help="The model to ask there.")
 @click.option(
     "--engine",
-    type=click.Choice(["transformers", "vllm", "endpoint", "ray"]),
+    metavar="NAME",
+    callback=_known_engine,
     default="transformers",
     show_default=True,
-    help="What runs the improver: this process, vLLM (extra 'vllm'), a server, or a Ray cluster (extra 'ray').",
+    help="What runs the improver: transformers (this process), vllm (extra 'vllm'), endpoint (a server), ray (a Ray "
+    "cluster, extra 'ray'), or an engine of another package.",
 )
 @click.option("--base-url", metavar="URL", help="The OpenAI-compatible server of --engine endpoint.")
 @click.option("--model", metavar="NAME", help="The improver's name there.")

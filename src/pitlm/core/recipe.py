@@ -324,7 +324,7 @@ class ModelChoice:
     improver: Path | None = None
     gap: Path | None = None
     policy: Path | None = None
-    engine: Literal["transformers", "vllm", "endpoint", "ray"] = "transformers"
+    engine: str = "transformers"
     base_url: str | None = None
     model: str | None = None
     policy_url: str | None = None

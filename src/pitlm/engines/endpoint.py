@@ -1,18 +1,18 @@
-"""Any OpenAI-compatible chat endpoint: many conversations at once, counted in tokens and money, each paid for once."""
+"""The one client of OpenAI-compatible chat endpoints: it counts tokens and money, and pays for no reply twice."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Message, Prompt
+from pitlm.core.nouns import Advance, Message, Prompt
 from pitlm.engines.prices import Price
 from pitlm.engines.reply_cache import ReplyCache, request_key
 
@@ -28,14 +28,14 @@ Conversation = str | Prompt | Sequence[Mapping[str, Any] | Message]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back for one conversation.
+    """A server's reply to one conversation.
 
     Attributes:
         text: the reply; empty where there is none.
-        finish: the server's reason for ending it: ``stop``, ``length``, ...
-        failure: why there is no reply; empty where there is one.
-        cost: what the reply cost when it was bought, in the currency of the price.
-        from_cache: it was bought earlier, or by an equal request of the same call.
+        finish: why the server ended the reply: ``stop``, ``length``, ...
+        failure: why there is no reply; empty where there is a reply.
+        cost: price of the reply when it was bought, in the currency of the endpoint's price.
+        from_cache: the reply was bought earlier, or by an equal request of the same call.
     """
 
     text: str = ""
@@ -55,25 +55,28 @@ class Completion:
 
 @dataclass
 class ChatEndpoint:
-    """A model behind an OpenAI-compatible endpoint. The key is read from ``OPENAI_API_KEY``; a local server needs none.
+    """A model behind an OpenAI-compatible endpoint; several threads may ask at once.
 
-    Retries are the openai client's own: with exponential back-off from half a second, and as long as Retry-After says
-    (up to two minutes), on 408, 409, 429, 5xx, time-outs and broken connections.
+    The openai client retries on 408, 409, 429, 5xx, time-outs and broken connections: with exponential back-off from
+    half a second, or after as long as Retry-After says (up to two minutes).
 
     Attributes:
-        base_url: ``http://host:port/v1``; None for ``OPENAI_BASE_URL``, and without it for OpenAI itself.
-        body: further fields of the request; None removes one (``{"temperature": None}``).
+        base_url: ``http://host:port/v1``; None for ``OPENAI_BASE_URL``, and without that for OpenAI itself.
+        key: None for ``OPENAI_API_KEY``; a local server needs none.
+        body: further fields of the request; None removes a field (``{"temperature": None}``).
         timeout: seconds that the server may be silent.
-        concurrency: calls at the same time.
-        price: makes tokens into money; without it every cost is 0.
-        max_cost: once so much is spent by this object no further call starts; those under way are waited for and kept.
+        concurrency: calls at the same time, in :meth:`complete`.
+        price: turns tokens into money; without a price every cost is 0.
+        max_cost: once this object has spent so much, no further call starts; calls under way are waited for and kept.
         cache: where replies are kept and looked up.
         spent, calls, hits: so far: money, replies bought, replies from the cache.
         stopped: a call was not made because of ``max_cost``.
+        given_up: why every further call would fail, so that none is made; None as long as calls are made.
     """
 
     model: str
     base_url: str | None = None
+    key: str | None = field(default=None, repr=False)
     temperature: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
@@ -88,16 +91,17 @@ class ChatEndpoint:
     calls: int = field(default=0, init=False)
     hits: int = field(default=0, init=False)
     stopped: bool = field(default=False, init=False)
+    given_up: InputError | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
-    _dead: InputError | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_cost is not None and self.price is None:
             raise InputError("a cost limit needs a price: give what a million tokens cost")
         self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
+        self.key = self.key or os.environ.get(KEY_VARIABLE)
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise InputError(f"base URL: found {self.base_url!r}, expected http://... or https://...")
-        if self.base_url is None and not os.environ.get(KEY_VARIABLE):
+        if self.base_url is None and not self.key:
             raise InputError(
                 f"found no {KEY_VARIABLE} in the environment, expected a key, or the URL of a local server"
             )
@@ -106,8 +110,31 @@ class ChatEndpoint:
     def client(self) -> openai.OpenAI:
         import openai  # takes a second
 
-        key = os.environ.get(KEY_VARIABLE) or "none"
-        return openai.OpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=self.retries)
+        return openai.OpenAI(
+            api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.retries
+        )
+
+    def ask(
+        self,
+        conversation: Conversation,
+        *,
+        temperature: float | None = None,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        attempt: int = 0,
+    ) -> Completion:
+        """One completion, from the cache or by a call.
+
+        Args:
+            temperature, seed, max_tokens: replace the endpoint's own, where they are not None.
+            attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
+
+        Raises:
+            InputError: every call would fail: no server, a wrong key, no such model; or a cost limit and a server that
+                does not count tokens.
+        """
+        request = self._request(conversation, temperature, seed, max_tokens, attempt)
+        return self._complete(request_key(request), request)
 
     def complete(
         self,
@@ -116,67 +143,60 @@ class ChatEndpoint:
         temperature: float | None = None,
         seed: int | None = None,
         attempt: int = 0,
-        advance: Callable[[int], None] | None = None,
+        advance: Advance | None = None,
     ) -> list[Completion]:
-        """One completion per conversation, in their order. A failure is its own item's; equal requests are made once.
+        """One completion per conversation, in their order, as by :meth:`ask`. Equal requests are made once.
 
-        Args:
-            temperature, seed: in place of the endpoint's own, where they are not None.
-            attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
-            advance: told how many replies or failures have just arrived.
-
-        Raises:
-            InputError: nothing can be had of this endpoint: no server, a wrong key, no such model; or a cost limit and
-                a server that does not count tokens. What arrived before is in the cache.
+        A completion that fails leaves the others alone. What arrived before an InputError is in the cache.
         """
-        sampling = {
-            "temperature": self.temperature if temperature is None else temperature,
-            "seed": self.seed if seed is None else seed,
-        }
-        requests = [self._request(Prompt.of(x), sampling, attempt) for x in conversations]
+        requests = [self._request(x, temperature, seed, None, attempt) for x in conversations]
         places: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             places.setdefault(request_key(request), []).append(index)
         done: list[Completion] = [Completion()] * len(requests)
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
         try:
-            futures: dict[Future[Completion], str] = {}
-            for key, indices in places.items():
-                futures[pool.submit(self._one, key, requests[indices[0]])] = key
-            for future in as_completed(futures):
-                first, *others = places[futures[future]]
+            asked = {pool.submit(self._complete, key, requests[own[0]]): own for key, own in places.items()}
+            for future in as_completed(asked):
+                first, *others = asked[future]
                 done[first] = future.result()
                 for other in others:
                     done[other] = replace(done[first], cost=0.0, from_cache=True)
                 if advance is not None and done[first].asked:
                     advance(1 + len(others))
         finally:
-            pool.shutdown(cancel_futures=True)  # those under way end, and are kept
+            pool.shutdown(cancel_futures=True)  # waits for the calls under way, which are kept
         return done
 
-    def _request(self, conversation: Prompt, sampling: Mapping[str, Any], attempt: int) -> dict[str, Any]:
+    def _request(
+        self,
+        conversation: Conversation,
+        temperature: float | None,
+        seed: int | None,
+        max_tokens: int | None,
+        attempt: int,
+    ) -> dict[str, Any]:
         """Everything that changes the reply."""
-        fields = {"max_tokens": self.max_tokens, **sampling, **self.body}
-        return {
-            "base_url": str(self.client.base_url),
-            "attempt": attempt,
-            "body": {
-                "model": self.model,
-                "messages": conversation.as_messages(),
-                **{name: value for name, value in fields.items() if value is not None},
-            },
+        fields = {
+            "model": self.model,
+            "messages": Prompt.of(conversation).as_messages(),
+            "max_tokens": self.max_tokens if max_tokens is None else max_tokens,
+            "temperature": self.temperature if temperature is None else temperature,
+            "seed": self.seed if seed is None else seed,
+            **self.body,
         }
+        body = {name: value for name, value in fields.items() if value is not None}
+        return {"base_url": str(self.client.base_url), "attempt": attempt, "body": body}
 
-    def _one(self, key: str, request: Mapping[str, Any]) -> Completion:
+    def _complete(self, key: str, request: Mapping[str, Any]) -> Completion:
         """From the cache, or by a call, which is committed to the cache before anything else can go wrong."""
         raw = self.cache.get(key) if self.cache is not None else None
-        if raw is not None:
-            with self._lock:
-                self.hits += 1
-            return replace(read_completion(raw, self.price), from_cache=True)
         with self._lock:
-            if self._dead is not None:
-                raise self._dead
+            if raw is not None:
+                self.hits += 1
+                return replace(read_completion(raw, self.price), from_cache=True)
+            if self.given_up is not None:
+                raise self.given_up
             if self.max_cost is not None and self.spent >= self.max_cost:
                 self.stopped = True
                 return Completion(failure=NOT_ASKED)
@@ -188,7 +208,7 @@ class ChatEndpoint:
             try:
                 self.cache.put(request, raw)
             except InputError as error:
-                self._dead = error  # what cannot be kept is not to be paid for
+                self.given_up = error  # a reply that cannot be kept must not be paid for
                 raise
         with self._lock:
             self.calls += 1
@@ -198,10 +218,10 @@ class ChatEndpoint:
         return completion
 
     def _call(self, body: Mapping[str, Any]) -> tuple[str, str]:
-        """The raw response and no failure, or none and what failed.
+        """The raw response and "", or "" and why there is no response.
 
         Raises:
-            InputError: what would fail for every item.
+            InputError: every call would fail.
         """
         import openai
 
@@ -220,9 +240,9 @@ class ChatEndpoint:
             return "", _words(error)
 
     def _give_up(self, reason: str) -> InputError:
-        """The error that no further call is to run into: those that wait in the queue would, before it is seen."""
-        self._dead = InputError(f"{self.client.base_url}: {reason}")
-        return self._dead
+        """The error of every further call. Calls that wait in a queue would be made before the first error is seen."""
+        self.given_up = InputError(f"{self.client.base_url}: {reason}")
+        return self.given_up
 
 
 def _words(error: Exception) -> str:
@@ -232,7 +252,7 @@ def _words(error: Exception) -> str:
 
 
 def read_completion(raw: str, price: Price | None) -> Completion:
-    """The completion in a raw response; one with a ``failure`` where the response is no chat completion. Pure."""
+    """The completion in a raw response; with a ``failure`` where the response is no chat completion. Pure."""
     try:
         response = json.loads(raw)
         choice = response["choices"][0]

@@ -1,32 +1,42 @@
-"""What runs a policy or an improver for a batch job: this process, vLLM, or a server. One protocol for all.
+"""The one protocol for everything that writes text: a model in this process, vLLM, or an OpenAI-compatible server.
 
-Requests go in at any time, answers come out as they are finished, and whoever drives an engine keeps it busy.
+Requests may come at any time, and answers leave as they are finished. Whoever drives an engine keeps it busy.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Prompt
-from pitlm.data.template import Template
-from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
-from pitlm.engines.endpoint import ChatEndpoint, Completion
-from pitlm.models.generators import Improver, Policy
+from pitlm.core.nouns import Advance, Answer, Prompt
+from pitlm.io.parts import find_part
+
+if TYPE_CHECKING:
+    from pitlm.models.adapters import Bases
+
+ENGINES = {
+    "transformers": "pitlm.engines.local_engine:LocalEngine.open",
+    "vllm": "pitlm.engines.vllm_engine:VLLMEngine.open",
+    "endpoint": "pitlm.engines.endpoint_engine:EndpointEngine.open",
+}
+"""The engines of pitlm by name; another package adds its own with an entry point of the group ``pitlm.engines``.
+Each is a function that takes a :class:`ModelSource` and returns an :class:`Engine`."""
 
 AHEAD = 4
-"""An engine wants as many times what it works on in its queue, so that it can choose rows of like length."""
+"""An engine asks for requests until this many times its capacity wait, so that it can run rows of like length."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """One answer that is wanted: a better one than ``reference``, or of a policy, a first one.
+    """A request for one answer: a better answer than ``reference``, or, from a policy, a first answer.
 
     Attributes:
-        key: given back with the answer.
+        key: handed back with the answer.
         seed: of this answer alone.
     """
 
@@ -46,164 +56,123 @@ class Finished:
     failure: str = ""
 
 
-class Engine(Protocol):
-    """Writes what it is asked for, in whatever order suits it."""
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The model that an engine is opened for, and its limits.
+
+    Attributes:
+        folder: the checkpoint; None where the model is behind a server.
+        dtype: type of the weights.
+        bases: opens the checkpoint over a base model that several checkpoints share.
+        tokens_per_batch: tokens in flight at once, prompts included; None is the engine's default.
+        model: the model's name on the server at ``base_url``.
+        max_tokens: longest answer of a server's model; None leaves that to the server.
+        ask: the user's turn after y_ref; None for a policy.
+    """
+
+    kind: Literal["policy", "improver"]
+    folder: Path | None = None
+    dtype: str = "float32"
+    bases: Bases | None = None
+    tokens_per_batch: int | None = None
+    model: str | None = None
+    base_url: str | None = None
+    max_tokens: int | None = None
+    ask: str | None = None
+
+
+class Engine(ABC):
+    """Writes answers, in the order that suits the engine."""
 
     @property
+    @abstractmethod
     def pending(self) -> int:
-        """Requests that are not finished."""
+        """Number of requests that are not finished."""
 
     @property
+    @abstractmethod
     def hungry(self) -> bool:
-        """Whether it would like more requests."""
+        """Whether more requests would keep the engine busier."""
 
+    @abstractmethod
     def submit(self, request: WriteRequest) -> None:
         """Take a request.
 
         Raises:
-            InputError: this one cannot be answered.
+            InputError: this request can never be answered.
         """
 
+    @abstractmethod
     def step(self) -> list[Finished]:
-        """Work, or wait, for a while; what was finished meanwhile.
+        """Work, or wait, for a while; returns the requests that were finished meanwhile.
 
         Raises:
-            InputError: nothing can be had of this engine.
+            InputError: the engine can answer nothing at all.
         """
 
+    def write(self, requests: Sequence[WriteRequest], advance: Advance | None = None) -> list[Finished]:
+        """Answer all requests, failures included, in their order. Nothing else may be pending.
 
-class LocalEngine:
-    """A model in this process; places that fall free are filled at once (:class:`pitlm.engines.decoding.Decoder`).
+        Raises:
+            InputError: as :meth:`submit` and :meth:`step` do.
+        """
+        for number, request in enumerate(requests):
+            self.submit(replace(request, key=number))
+        done: dict[int, Finished] = {}
+        while len(done) < len(requests):
+            finished = self.step()
+            done |= {one.key: one for one in finished}
+            if advance is not None and finished:
+                advance(len(finished))
+        return [replace(done[number], key=request.key) for number, request in enumerate(requests)]
 
-    Args:
-        tokens_per_batch: tokens that the answers in flight may come to, with what they answer.
-    """
+    def propose(
+        self,
+        prompts: Sequence[Prompt],
+        references: Sequence[str],
+        *,
+        temperature: float = 0.4,
+        seed: int = 0,
+        advance: Advance | None = None,
+    ) -> list[Answer]:
+        """One proposal per (x, y_ref), as :meth:`pitlm.Improver.propose`.
 
-    def __init__(self, model: Policy | Improver, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
-        tokenizer = model.tokenizer
-        self.model = model
-        self.decoder = Decoder(
-            model.model, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, tokens_per_batch=tokens_per_batch
-        )
-        self.pending = 0
-
-    @property
-    def hungry(self) -> bool:
-        return self.decoder.waiting_tokens < AHEAD * self.decoder.tokens
-
-    def submit(self, request: WriteRequest) -> None:
-        self.decoder.submit(
-            request.key,
-            self.model.encode(request.prompt, request.reference),
-            max_new_tokens=self.model.card.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
-        self.pending += 1
-
-    def step(self) -> list[Finished]:
-        rows = self.decoder.step()
-        if not rows:
-            return []
-        self.pending -= len(rows)
-        texts = self.model.tokenizer.batch_decode([row.written for row in rows], skip_special_tokens=True)
-        return [
-            Finished(row.key, Answer(text.strip(), len(row.written), len(row.prompt)))
-            for row, text in zip(rows, texts, strict=True)
+        Raises:
+            InputError: a proposal cannot be had.
+        """
+        requests = [
+            WriteRequest(number, prompt, reference, temperature, seed_of(seed, number))
+            for number, (prompt, reference) in enumerate(zip(prompts, references, strict=True))
         ]
+        answers = []
+        for finished in self.write(requests, advance):
+            if finished.answer is None:
+                raise InputError(f"item {finished.key + 1}: {finished.failure}")
+            answers.append(finished.answer)
+        return answers
+
+    def answer(
+        self, prompts: Sequence[Prompt], *, temperature: float = 1.0, seed: int = 0, advance: Advance | None = None
+    ) -> list[Answer]:
+        """One first answer per prompt, as :meth:`pitlm.Policy.answer`.
+
+        Raises:
+            InputError: an answer cannot be had.
+        """
+        return self.propose(prompts, [""] * len(prompts), temperature=temperature, seed=seed, advance=advance)
 
 
-class VLLMEngine:
-    """A model in vLLM, by its own continuous batching. Needs the extra ``vllm``.
+def open_engine(name: str, source: ModelSource, *, where: str = "--engine") -> Engine:
+    """Open the engine called ``name`` for a model.
 
-    Args:
-        model: a policy or an improver; only its tokenizer, its template and its limits are used here.
-        options: of ``vllm.EngineArgs``.
+    Raises:
+        InputError: no engine has this name, or it cannot run this model.
     """
-
-    WAITING = 512
-
-    def __init__(self, model: Policy | Improver, path: Path, **options: Any) -> None:
-        import vllm
-
-        self.model = model
-        self._vllm = vllm
-        self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(model=str(path), **options))
-        self._requests: dict[str, tuple[Any, int]] = {}
-        self._submitted = 0
-
-    @property
-    def pending(self) -> int:
-        return len(self._requests)
-
-    @property
-    def hungry(self) -> bool:
-        return self.pending < self.WAITING
-
-    def submit(self, request: WriteRequest) -> None:
-        ids = self.model.encode(request.prompt, request.reference)
-        name = str(self._submitted)
-        parameters = self._vllm.SamplingParams(
-            temperature=request.temperature,
-            seed=request.seed,
-            max_tokens=self.model.card.max_new_tokens,
-            stop_token_ids=[self.model.tokenizer.eos_token_id],
-        )
-        self._engine.add_request(name, {"prompt_token_ids": ids}, parameters)
-        self._requests[name] = request.key, len(ids)
-        self._submitted += 1
-
-    def step(self) -> list[Finished]:
-        finished = []
-        for output in self._engine.step():
-            if output.finished:
-                key, prompt_tokens = self._requests.pop(output.request_id)
-                written = list(output.outputs[0].token_ids)
-                text = self.model.tokenizer.decode(written, skip_special_tokens=True)
-                finished.append(Finished(key, Answer(text.strip(), len(written), prompt_tokens)))
-        return finished
+    engine: Engine = find_part("pitlm.engines", ENGINES, name, where=where)(source)
+    return engine
 
 
-class EndpointEngine:
-    """A model behind an OpenAI-compatible server, which is shown y_ref as the assistant's turn, and then the ask.
-
-    The server samples as it likes, at the endpoint's temperature; a request's seed only tells it apart from others.
-
-    Args:
-        ask: the user's turn after y_ref; None asks for a first answer.
-    """
-
-    def __init__(self, endpoint: ChatEndpoint, ask: str | None) -> None:
-        self._endpoint = endpoint
-        self._template = Template(ask) if ask is not None else None
-        self._pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="improve")
-        self._asked: dict[Future[list[Completion]], Any] = {}
-
-    @property
-    def pending(self) -> int:
-        return len(self._asked)
-
-    @property
-    def hungry(self) -> bool:
-        return self.pending < AHEAD * self._endpoint.concurrency
-
-    def submit(self, request: WriteRequest) -> None:
-        conversation = request.prompt
-        if self._template is not None:
-            conversation = Prompt.of(self._template.improver_messages(request.prompt, request.reference))
-        future = self._pool.submit(self._endpoint.complete, [conversation], attempt=request.seed)
-        self._asked[future] = request.key
-
-    def step(self) -> list[Finished]:
-        done, _ = wait(self._asked, return_when=FIRST_COMPLETED)
-        finished = []
-        for future in done:
-            key = self._asked.pop(future)
-            try:
-                [made] = future.result()
-            except InputError:
-                self._pool.shutdown(cancel_futures=True)
-                raise
-            answer = Answer(made.text.strip(), made.output_tokens, made.input_tokens, made.cost)
-            finished.append(Finished(key, None if made.failure else answer, made.failure))
-        return finished
+def seed_of(seed: int, *path: int) -> int:
+    """The seed of one answer, from the job's seed and numbers that tell the answer apart; below 2**31."""
+    text = "/".join(map(str, (seed, *path)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

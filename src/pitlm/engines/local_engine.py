@@ -1,0 +1,64 @@
+"""A model in this process as an engine: a place that falls free is filled at once."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pitlm.core.nouns import Answer
+from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
+from pitlm.engines.engine import AHEAD, Engine, Finished, ModelSource, WriteRequest
+from pitlm.models.generators import Improver, Policy
+
+
+def writer_class(source: ModelSource) -> type[Policy] | type[Improver]:
+    """The class that reads the source's checkpoint."""
+    return Improver if source.kind == "improver" else Policy
+
+
+class LocalEngine(Engine):
+    """A policy or an improver, written with by :class:`pitlm.engines.decoding.Decoder`.
+
+    Args:
+        tokens_per_batch: most tokens of the answers in flight, their prompts included.
+    """
+
+    pending = 0
+
+    def __init__(self, model: Policy | Improver, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
+        tokenizer = model.tokenizer
+        self.model = model
+        self.decoder = Decoder(
+            model.model, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, tokens_per_batch=tokens_per_batch
+        )
+
+    @classmethod
+    def open(cls, source: ModelSource) -> Self:
+        """Load the checkpoint in ``source.folder``."""
+        assert source.folder is not None
+        model = writer_class(source).from_pretrained(source.folder, source.dtype, bases=source.bases)
+        return cls(model, source.tokens_per_batch or TOKENS_PER_BATCH)
+
+    @property
+    def hungry(self) -> bool:
+        return self.decoder.waiting_tokens < AHEAD * self.decoder.tokens
+
+    def submit(self, request: WriteRequest) -> None:
+        self.decoder.submit(
+            request.key,
+            self.model.encode(request.prompt, request.reference),
+            max_new_tokens=self.model.card.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        self.pending += 1
+
+    def step(self) -> list[Finished]:
+        rows = self.decoder.step()
+        if not rows:
+            return []
+        self.pending -= len(rows)
+        texts = self.model.tokenizer.batch_decode([row.written for row in rows], skip_special_tokens=True)
+        return [
+            Finished(row.key, Answer(text.strip(), len(row.written), len(row.prompt)))
+            for row, text in zip(rows, texts, strict=True)
+        ]

@@ -1,0 +1,69 @@
+"""A model in vLLM as an engine, by vLLM's own continuous batching. Needs the extra ``vllm``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pitlm.core.nouns import Answer
+from pitlm.engines.engine import Engine, Finished, ModelSource, WriteRequest
+from pitlm.engines.local_engine import writer_class
+from pitlm.models.generators import Improver, Policy
+
+WAITING = 512
+"""The engine asks for requests until this many are pending."""
+
+
+class VLLMEngine(Engine):
+    """A policy or an improver in vLLM.
+
+    Args:
+        model: only its tokenizer, its template and its limits are used here.
+        options: of ``vllm.EngineArgs``.
+    """
+
+    def __init__(self, model: Policy | Improver, path: Path, **options: Any) -> None:
+        import vllm
+
+        self.model = model
+        self._vllm = vllm
+        self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(model=str(path), **options))
+        self._requests: dict[str, tuple[Any, int]] = {}
+        self._submitted = 0
+
+    @classmethod
+    def open(cls, source: ModelSource) -> Self:
+        """Let vLLM load the checkpoint in ``source.folder``; how much it runs at once, vLLM decides."""
+        assert source.folder is not None
+        return cls(writer_class(source).from_pretrained(source.folder, weights=False), source.folder)
+
+    @property
+    def pending(self) -> int:
+        return len(self._requests)
+
+    @property
+    def hungry(self) -> bool:
+        return self.pending < WAITING
+
+    def submit(self, request: WriteRequest) -> None:
+        ids = self.model.encode(request.prompt, request.reference)
+        name = str(self._submitted)
+        parameters = self._vllm.SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=self.model.card.max_new_tokens,
+            stop_token_ids=[self.model.tokenizer.eos_token_id],
+        )
+        self._engine.add_request(name, {"prompt_token_ids": ids}, parameters)
+        self._requests[name] = request.key, len(ids)
+        self._submitted += 1
+
+    def step(self) -> list[Finished]:
+        finished = []
+        for output in self._engine.step():
+            if output.finished:
+                key, prompt_tokens = self._requests.pop(output.request_id)
+                written = list(output.outputs[0].token_ids)
+                text = self.model.tokenizer.decode(written, skip_special_tokens=True)
+                finished.append(Finished(key, Answer(text.strip(), len(written), prompt_tokens)))
+        return finished

@@ -1,0 +1,13 @@
+"""Requests that every engine is tried with."""
+
+from __future__ import annotations
+
+import pytest
+from builders import generator_checkpoint
+
+from pitlm.models.generators import Improver
+
+
+@pytest.fixture
+def improver(bases, tmp_path):
+    return Improver.from_pretrained(generator_checkpoint(bases("words"), tmp_path / "improver", "improver"))

@@ -1,0 +1,75 @@
+"""vLLM as an engine, by a stand-in with vLLM's documented interface."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from builders import generator_checkpoint
+from engine_requests import REFERENCES, X, drain, requests
+
+from pitlm.engines.vllm_engine import VLLMEngine
+from pitlm.models.generators import Improver
+
+
+class FakeLLMEngine:
+    """vLLM's documented LLMEngine: add_request(id, prompt, params), step() -> outputs, some of them finished."""
+
+    made = []
+
+    @classmethod
+    def from_engine_args(cls, arguments):
+        made = cls()
+        cls.made.append(made)
+        made.arguments, made.queue, made.seen = arguments, [], []
+        return made
+
+    def add_request(self, request_id, prompt, params):
+        assert isinstance(request_id, str)
+        self.queue.append((request_id, prompt["prompt_token_ids"], params))
+        self.seen.append(params)
+
+    def step(self):
+        request_id, ids, params = self.queue.pop()
+        begun = [SimpleNamespace(request_id=other, finished=False, outputs=[]) for other, *_ in self.queue]
+        written = SimpleNamespace(token_ids=(*ids[-3:-1], *params.stop_token_ids))
+        return [*begun, SimpleNamespace(request_id=request_id, finished=True, outputs=[written])]
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    module = ModuleType("vllm")
+    module.LLMEngine = FakeLLMEngine
+    module.EngineArgs = module.SamplingParams = lambda **fields: SimpleNamespace(**fields)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return module
+
+
+def test_vllm_is_fed_and_read_as_documented(vllm, bases, tmp_path):
+    folder = generator_checkpoint(bases("words"), tmp_path / "improver", "improver")
+    shape = Improver.from_pretrained(folder, weights=False)
+    assert next(shape.model.parameters()).device.type == "meta"
+    engine = VLLMEngine(shape, folder, gpu_memory_utilization=0.5)
+    assert vars(vllm.LLMEngine.made[-1].arguments) == {"model": str(folder), "gpu_memory_utilization": 0.5}
+    for request in requests(temperature=0.7):
+        engine.submit(request)
+    assert vars(vllm.LLMEngine.made[-1].seen[2]) == {
+        "temperature": 0.7, "seed": 2, "max_tokens": 8, "stop_token_ids": [shape.tokenizer.eos_token_id],
+    }  # fmt: skip
+    found = drain(engine)
+    assert sorted(found) == [(0, 0), (1, 0), (2, 0)]
+    answer = found[1, 0].answer
+    ids = shape.encode(X[1], REFERENCES[1])
+    assert answer.text == shape.tokenizer.decode(ids[-3:-1], skip_special_tokens=True).strip()
+    assert (answer.generated_tokens, answer.prompt_tokens) == (3, len(ids))
+
+
+def test_without_vllm_the_extra_is_named(bases, tmp_path, monkeypatch):
+    from pitlm.cli.main import user_message
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    folder = generator_checkpoint(bases("words"), tmp_path / "improver", "improver")
+    with pytest.raises(ModuleNotFoundError) as error:
+        VLLMEngine(Improver.from_pretrained(folder, weights=False), folder)
+    assert "pip install 'pitlm[vllm]'" in user_message(error.value)
