@@ -157,7 +157,7 @@ def test_skipping_stores_nothing_and_the_pair_can_be_had_again(votes, app_url, n
         rater.count(f"{done} of 4")
     rater.page.get_by_text("You rated 3 of 4 and skipped 1.").wait_for()
     assert len(votes.rows()) == 3
-    rater.page.get_by_role("button", name="Show me the skipped ones").click()
+    rater.page.get_by_role("button", name="Show the skipped pairs").click()
     assert rater.ready().texts() == skipped
 
 

@@ -77,9 +77,9 @@ def test_ask_and_see_how_the_answer_became_better(proxy, new_page):
     assert rounds.count() == 3
     for index, (mark, verdict) in enumerate(
         [
-            ("✓ taken", "R_PIT finds it better by 1.00; it was taken."),
-            ("✓ taken", "R_PIT finds it better by 1.00; it was taken."),
-            ("not taken", "R_PIT finds it not better (−1.00); the one before was kept."),
+            ("✓ taken", "R_PIT finds this version better by 1.00, so it was taken."),
+            ("✓ taken", "R_PIT finds this version better by 1.00, so it was taken."),
+            ("not taken", "R_PIT finds this version no better (−1.00), so the version before was kept."),
         ]
     ):
         card = rounds.nth(index)
@@ -88,8 +88,8 @@ def test_ask_and_see_how_the_answer_became_better(proxy, new_page):
         assert card.locator("ins").all_text_contents() == [" Better"]
         assert card.locator("del").count() == 0
     facts = final.locator("dl").text_content()
-    assert "3, of which 2 made it better" in facts
-    assert "the last version was not better by enough." in facts
+    assert "3, of which 2 improved the answer" in facts
+    assert "the last version was not better, or not by enough." in facts
     assert "9 written, 30 read by the improver; 5 written, 7 read by chat" in facts  # three rounds of 3 and 10
     assert page.evaluate("document.activeElement.textContent") == "Final answer"
     asked = proxy.upstream.requests[-1]
@@ -198,7 +198,7 @@ def test_a_token_is_asked_for_and_stays_in_the_page(new_page, watched):
         calls = [request for request in sent if "/v1/" in request.url]
         assert {r.all_headers().get("authorization") for r in calls} == {"Bearer wrong", "Bearer door-key"}
         assert not [request.url for request in sent if "door-key" in request.url]
-        page.get_by_text("The same from a command line").click()
+        page.get_by_text("The same request from a command line").click()
         line = page.locator("pre").text_content()
         assert "door-key" not in line
         assert '-H "Authorization: Bearer $TOKEN"' in line
@@ -227,7 +227,7 @@ def test_what_fails_is_said_in_words(proxy, new_page, watched):
         ("cut", "(status 502)"),
         ("nonsense", "There is no answer: the reply is not JSON (status 200)"),
         ("tools", "There is no answer: the model's reply has no text."),
-        ("", "Name the model that is to answer."),
+        ("", "Enter the name of the model that answers."),
     ]:
         page.get_by_label("Model that answers").fill(model)
         visitor.ask().said(said)
@@ -308,11 +308,11 @@ def test_without_an_upstream_the_answer_is_the_visitor_s(serve, new_page):
     page.goto("/")
     assert page.get_by_label("Model that answers").count() == page.get_by_label("API key").count() == 0
     page.get_by_label("Your question").fill("Why?")
-    page.get_by_label("An answer to it").fill("Because it's so.")
+    page.get_by_label("Answer to improve").fill("Because it's so.")
     page.get_by_role("button", name="Improve").click()
     Visitor(page).done()
-    page.get_by_role("heading", name="Final answer: the first one stands").wait_for()
-    page.get_by_text("The same from a command line").click()
+    page.get_by_role("heading", name="Final answer: the first answer stands").wait_for()
+    page.get_by_text("The same request from a command line").click()
     line = page.locator("pre").text_content()
     assert line.startswith(f"curl '{url}/v1/improve' -H")
     assert r"it'\''s so." in line
