@@ -158,12 +158,11 @@ def test_the_gap_model_gives_the_same_gaps_and_takes_its_calibration_along(pit, 
     assert torch.equal(ours.gaps(ITEMS), theirs.gaps(ITEMS))
     assert load_calibrations(tmp_path / "gap") == {ALONE: found, GUARDED: hopeless}
     assert not (tmp_path / "gap" / "generation_config.json").exists()
-    text = card_of(tmp_path / "gap").text
-    assert "with a margin of 0.25, at most 2.0% of the answers are made worse, with confidence 90%" in " ".join(
-        text.split()
-    )
+    text = " ".join(card_of(tmp_path / "gap").text.split())
+    assert "With R_PIT, a margin of 0.25 makes at most 2.0% of the answers worse, with confidence 90%" in text
     assert "on 60 fresh answers, for up to 2 rounds" in text
-    assert "R_PIT and R_P decides: no margin keeps 2.0% made worse with confidence 90%, so nothing is changed" in text
+    assert "With R_PIT and R_P, no margin makes at most 2.0% of the answers worse with confidence 90%" in text
+    assert "so the loop changes nothing" in text
     # The improver is promised for as well: it is the other half of the loop.
     pit("export", run, "-o", tmp_path / "improver")
     assert "The promise of the margin" in card_of(tmp_path / "improver").text
@@ -370,7 +369,7 @@ def test_names_of_the_hub_are_in_the_card_and_places_of_this_machine_are_not(
 
 
 def test_a_stage_on_the_way_claims_no_row_of_the_table(pit, tiny_run, tmp_path):
-    for stage, claim in (("rl-0-data", "no row is its own"), ("improver-sft", "**SFT-only improver** is this model")):
+    for stage, claim in (("rl-0-data", "no row shows it"), ("improver-sft", "**SFT-only improver** is this model")):
         assert pit("export", tiny_run.root / stage, "-o", tmp_path / stage)[0] == 0
         card = card_of(tmp_path / stage)
         assert claim in card.text
@@ -387,7 +386,7 @@ def test_a_model_outside_a_run_has_a_card_without_results(pit, bases, tmp_path):
         scorer_checkpoint(bases("words"), tmp_path / kind, kind)
         assert pit("export", tmp_path / kind, "-o", tmp_path / f"{kind}-out")[0] == 0
         card = card_of(tmp_path / f"{kind}-out")
-        assert "None are given: this model was exported from a folder outside its run." in card.text
+        assert "None: this model was exported from a folder outside its run." in card.text
         assert "Recipe" not in card.text
         assert card.data.pipeline_tag == "text-classification"
         assert_no_path(tmp_path / f"{kind}-out", tmp_path)
