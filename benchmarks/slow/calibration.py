@@ -79,7 +79,7 @@ def around_another(run: Path) -> dict[str, Any]:
         settings=settings,
         promise=Promise(HARM, CONFIDENCE),
         pairs=context.folds["test"],
-        judge=context.judge(),
+        judge=context.judge(context.bases()),
     ).as_dict()
 
 

@@ -34,12 +34,13 @@ from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.evaluate.compare import ORIGINAL, SystemResult, judge_systems, summarise
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_text
-from pitlm.loop.baselines.budget import held_to
+from pitlm.loop.baselines.baseline import PIT, chosen_baselines
 from pitlm.loop.baselines.chat import Conversation
 from pitlm.loop.baselines.guide import POCKET, Guide
-from pitlm.loop.baselines.sampling import draw, resample
+from pitlm.loop.baselines.sampling import resample
 from pitlm.loop.baselines.self_refine import self_refine
-from pitlm.loop.systems import PIT, Systems, TrainedModels, answer_of
+from pitlm.loop.chains import held_to
+from pitlm.loop.systems import Systems, TrainedModels, answer_of
 from pitlm.method.common import TokenRow, Workbench
 from pitlm.method.sft import train_sft
 from pitlm.method.token_rows import policy_rows
@@ -205,7 +206,7 @@ class Desk:
         """The figures of each system, and each item's verdict as a number: 1, 0 or -1."""
         answers = {ORIGINAL: [Answer(y.text) for y in self.originals]}
         answers |= {name: [answer_of(trace) for trace in traces] for name, traces in systems.items()}
-        rows, scores = judge_systems(self.prompts, answers, self.context.judge())
+        rows, scores = judge_systems(self.prompts, answers, self.context.judge(self.context.bases()))
         count = {name: [len(y.text.split()) for y in given] for name, given in answers.items()}
         lines = summarise(rows, answers, scores, count, resamples=self.context.recipe.evaluation.resamples)
         signs = {
@@ -245,7 +246,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         name: {size: asdict(mean_interval(np.mean(own, axis=0).tolist())) for size, own in sizes.items()}
         for name, sizes in signs.items()
     }
-    whole = {**made, **systems.traces(), RLHF: rlhf(context, desk, own / "policy-rl")}
+    whole = {**made, **systems.traces(chosen_baselines(context.recipe)), RLHF: rlhf(context, desk, own / "policy-rl")}
     result["systems"] = [asdict(line) for line in desk.judge(whole)[0]]
     result["budgets"] = {
         budget: [asdict(x) for x in desk.judge({n: [held_to(t, budget) for t in ts] for n, ts in whole.items()})[0]]
@@ -286,8 +287,8 @@ def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
     policy_rl(Context(context.recipe.model_copy(update={"policy_rl": section}), context.root), folder)
     policy = Policy.from_pretrained(folder / "model")
     temperature = context.recipe.evaluation.policy_temperature
-    drawn = draw(desk.prompts, policy=policy, samples=1, temperature=temperature, seed=context.seed("original"))
-    return resample(desk.prompts, [y.text for y in desk.originals], drawn)
+    drawn = policy.answer(desk.prompts, temperature=temperature, seed=context.seed("original"))
+    return resample(desk.prompts, [y.text for y in desk.originals], [[answer] for answer in drawn])
 
 
 def over_runs(intervals: Sequence[dict[str, float]]) -> tuple[float, float, float]:

@@ -12,8 +12,9 @@ from scipy.stats import binomtest
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.recipe import LoopSection
+from pitlm.loop.chains import always_accept
 from pitlm.loop.loop import improve_many
-from pitlm.loop.margin import MARGINS, Chains, always_accept, items_needed
+from pitlm.loop.margin import MARGINS, Chains, items_needed
 
 PROMPTS = [Prompt.of(f"question {number}") for number in range(200)]
 ORIGINALS = ["0"] * len(PROMPTS)

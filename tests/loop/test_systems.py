@@ -7,11 +7,21 @@ import torch
 
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.recipe import LoopSection
-from pitlm.loop import systems as names
+from pitlm.loop.baselines import improvers, sampling
+from pitlm.loop.baselines.baseline import PIT, PIT_ONE, SFT
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
 
 PROMPTS = [Prompt.of("one"), Prompt.of("two")]
 ORIGINALS = [Answer("a", 4), Answer("b", 4)]
+BASELINES = [
+    sampling.RESAMPLE,
+    sampling.BEST_OF_N,
+    sampling.BEST_OF_N_GAP,
+    improvers.SFT_ONCE,
+    improvers.SFT_LOOP,
+    improvers.REWARD_DIFFERENCE,
+    improvers.ONE_ROUND,
+]
 
 
 class Policy:
@@ -62,44 +72,43 @@ def finals(traces):
 
 def test_each_system_does_what_its_name_says():
     made = make()
-    traces = made.traces()
+    traces = made.traces(BASELINES)
     assert finals(traces) == {
-        names.RESAMPLE: ["p1", "p1"],
-        names.BEST_OF: ["p1", "p1"],
-        names.BEST_OF_GAP: ["p1", "p1"],
-        names.SFT: ["a-", "b-"],
-        names.SFT_LOOP: ["a--", "b--"],
-        names.PIT_DIFFERENCE: ["a", "b"],  # R_P sees no gain in what the improver adds
-        names.PIT_ONE: ["a+", "b+"],
-        names.PIT: ["a++", "b++"],
+        sampling.RESAMPLE.title: ["p1", "p1"],
+        sampling.BEST_OF_N.title: ["p1", "p1"],
+        sampling.BEST_OF_N_GAP.title: ["p1", "p1"],
+        SFT: ["a-", "b-"],
+        improvers.SFT_LOOP.title: ["a--", "b--"],
+        improvers.REWARD_DIFFERENCE.title: ["a", "b"],  # R_P sees no gain in what the improver adds
+        PIT_ONE: ["a+", "b+"],
+        PIT: ["a++", "b++"],
     }
-    assert [trace.final for trace in made.chains[names.PIT]] == ["a+++", "b+++"]  # nobody stops it
+    assert [trace.final for trace in made.chains[PIT]] == ["a+++", "b+++"]  # nobody stops it
 
 
 def test_best_of_n_has_as_many_samples_as_cost_what_pit_costs():
     made = make()
     # Three rounds of 5 tokens, of which the last is rejected, against 4 tokens for an answer.
     assert made.samples == (pytest.approx(15 / 4), 4)
-    spent = {name: {answer_of(trace).generated_tokens for trace in own} for name, own in made.traces().items()}
-    assert (spent[names.PIT], spent[names.BEST_OF], spent[names.BEST_OF_GAP]) == ({15}, {16}, {16})
-    assert (spent[names.RESAMPLE], spent[names.PIT_ONE], spent[names.PIT_DIFFERENCE]) == ({4}, {5}, {5})
+    spent = {name: {answer_of(trace).generated_tokens for trace in own} for name, own in made.traces(BASELINES).items()}
+    assert (spent[PIT], spent[sampling.BEST_OF_N.title], spent[sampling.BEST_OF_N_GAP.title]) == ({15}, {16}, {16})
+    assert (spent[sampling.RESAMPLE.title], spent[PIT_ONE], spent[improvers.REWARD_DIFFERENCE.title]) == ({4}, {5}, {5})
     assert [calls for calls, *_ in made.models.policy.calls] == [2] * 4  # drawn once for all three
 
 
 @pytest.mark.parametrize("tokens", [3, 8, 11, 40])
 def test_a_budget_holds_every_system(tokens):
-    traces = make(tokens).traces()
+    traces = make(tokens).traces(BASELINES)
     for own in traces.values():
         assert all(trace.generated_tokens <= tokens for trace in own)
     rounds = {3: 0, 8: 1, 11: 2, 40: 2}[tokens]
-    assert [trace.final for trace in traces[names.PIT]] == ["a" + "+" * rounds, "b" + "+" * rounds]
+    assert [trace.final for trace in traces[PIT]] == ["a" + "+" * rounds, "b" + "+" * rounds]
     # Best-of-N spends what there is, whatever PIT spends.
-    assert len(traces[names.BEST_OF][0].rounds) == tokens // 4
+    assert len(traces[sampling.BEST_OF_N.title][0].rounds) == tokens // 4
 
 
 def test_the_policy_before_rlhf_is_a_system_where_there_was_rlhf():
     before = Policy("q")
-    traces = make(before=before).traces()
-    assert finals(traces)[names.BEFORE_RL] == ["q1", "q1"]
-    assert names.BEFORE_RL not in make().traces()
+    traces = make(before=before).traces([sampling.BEFORE_RLHF, *BASELINES])
+    assert finals(traces)[sampling.BEFORE_RLHF.title] == ["q1", "q1"]
     assert before.calls == [(2, 0.9, before.calls[0][2])]

@@ -263,6 +263,9 @@ class EvaluationSection(Section):
     tokens: PositiveInt | None = Field(
         None, description="equal compute: what every system may generate for each item; null: as many as each takes"
     )
+    baselines: list[str] | None = Field(
+        None, description="systems to compare PIT with; null: all of pitlm that apply to the recipe"
+    )
     resamples: PositiveInt = 2000
     batch_size: PositiveInt = 128
 

@@ -13,8 +13,9 @@ from pitlm.core.nouns import Advance, Improvement, Preference, Prompt, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.evaluate.gap_health import share
 from pitlm.judge.scores import ScoreJudge
+from pitlm.loop.chains import always_accept
 from pitlm.loop.loop import GapScorer, Proposer
-from pitlm.loop.margin import Chains, MarginOutcome, always_accept, first_growth, rescored
+from pitlm.loop.margin import Chains, MarginOutcome, first_growth, rescored
 from pitlm.models.calibration import Calibration
 
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)

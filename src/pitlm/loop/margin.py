@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Advance, Improvement, Prompt, StopReason, Trace
-from pitlm.core.recipe import LoopSection
-from pitlm.loop.loop import GapScorer, Loop, Proposer, run_loops
+from pitlm.core.nouns import Improvement, Prompt, Trace
+from pitlm.loop.chains import incumbents
+from pitlm.loop.loop import GapScorer
 
 MARGINS = tuple(step / 16 for step in range(256, -1, -1))
 """The margins that are tested, in log odds, the safest first. Fixed beforehand, as the guarantee asks."""
@@ -36,51 +36,15 @@ TIE = 1e-6
 Floats = NDArray[np.float64]
 
 
-def always_accept(
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    *,
-    improver: Proposer,
-    gap: GapScorer,
-    settings: LoopSection,
-    seed: int,
-    advance: Advance | None = None,
-) -> list[Trace]:
-    """The loop without a stop rule: in every round the best proposal becomes the incumbent, whatever its gap is.
-
-    Args:
-        advance: told how many proposals' rounds have just been finished.
-    """
-    one = settings.model_copy(update={"rounds": 1, "tokens": None, "seconds": None, "cost": None})
-    traces = [Trace(x, y, (), StopReason.ROUNDS) for x, y in zip(prompts, responses, strict=True)]
-    for number in range(settings.rounds):
-        loops = [Loop(trace.prompt, trace.final, one, margin=-math.inf) for trace in traces]
-        run_loops(loops, improver, gap, seed=seed + number, advance=advance)
-        traces = [_joined(trace, loop.trace()) for trace, loop in zip(traces, loops, strict=True)]
-    return traces
-
-
 def rescored(traces: Sequence[Trace], gap: GapScorer) -> list[Trace]:
     """The same "always accept" with another scorer's gaps; with one proposal a round it would have done the same."""
     steps = [
         Improvement(trace.prompt, reference, step.proposal)
         for trace in traces
-        for reference, step in zip(_incumbents(trace)[:-1], trace.rounds, strict=True)
+        for reference, step in zip(incumbents(trace)[:-1], trace.rounds, strict=True)
     ]
     gaps = (float(value) for value in gap.gaps(steps))
     return [replace(trace, rounds=tuple(replace(step, gap=next(gaps)) for step in trace.rounds)) for trace in traces]
-
-
-def _joined(first: Trace, then: Trace) -> Trace:
-    return Trace(
-        first.prompt,
-        first.original,
-        (*first.rounds, *then.rounds),
-        StopReason.ROUNDS,
-        first.generated_tokens + then.generated_tokens,
-        first.prompt_tokens + then.prompt_tokens,
-        first.cost + then.cost,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +89,15 @@ class Chains:
 
     @classmethod
     def of(cls, traces: Sequence[Trace], score: Callable[[Sequence[Prompt], Sequence[str]], list[float]]) -> Chains:
-        """From the traces of :func:`always_accept`, judged by ``score``.
+        """From the traces of :func:`pitlm.loop.chains.always_accept`, judged by ``score``.
 
         Raises:
             InputError: no traces.
         """
         if not traces:
             raise InputError("calibration: found no answers, expected some")
-        incumbents = [_incumbents(trace) for trace in traces]
-        prompts = [trace.prompt for trace, texts in zip(traces, incumbents, strict=True) for _ in texts]
-        quality = score(prompts, [text for texts in incumbents for text in texts])
+        asked = [(trace.prompt, text) for trace in traces for text in incumbents(trace)]
+        quality = score([prompt for prompt, _ in asked], [text for _, text in asked])
         return cls(
             np.array([trace.gaps for trace in traces]),
             np.array([[r.accepted for r in trace.rounds] for trace in traces]),
@@ -179,13 +142,6 @@ class Chains:
 def first_growth(traces: Sequence[Trace]) -> list[float]:
     """Length of each first proposal in units of its original's (characters); an empty original counts as one."""
     return [len(trace.rounds[0].proposal) / max(1, len(trace.original)) for trace in traces if trace.rounds]
-
-
-def _incumbents(trace: Trace) -> list[str]:
-    texts = [trace.original]
-    for round_ in trace.rounds:
-        texts.append(round_.proposal if round_.accepted else texts[-1])
-    return texts
 
 
 def items_needed(harm: float, confidence: float) -> int:

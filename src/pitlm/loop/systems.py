@@ -1,4 +1,4 @@
-"""Every system of a comparison, on the same prompts and the same first answers."""
+"""The systems of a comparison: PIT and its baselines, on the same prompts and the same first answers."""
 
 from __future__ import annotations
 
@@ -10,29 +10,21 @@ from functools import cached_property
 from pitlm.core.nouns import Answer, Prompt, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.io.console import progress_bar
-from pitlm.loop.baselines.budget import held_to
-from pitlm.loop.baselines.corrector import correct, first_rounds
-from pitlm.loop.baselines.sampling import draw, pick, resample
+from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, PIT, PIT_ONE, SFT, Baseline
+from pitlm.loop.chains import Unmeasured, always_accept, held_to
 from pitlm.loop.loop import GapScorer, Proposer, improve_many
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
 
-PIT = "PIT"
-PIT_ONE = "PIT, 1 round, no stop rule"
-PIT_DIFFERENCE = "PIT with R_P difference"
-SFT = "SFT-only improver"
-SFT_LOOP = "SFT-only improver + loop"
-RESAMPLE = "resample"
-BEST_OF = "best-of-N with R_P"
-BEST_OF_GAP = "best-of-N with R_PIT"
-BEFORE_RL = "policy before RLHF"
-ROUNDS = 3
-"""Rounds without stop rule that quality by round is measured over."""
-
 
 @dataclass
 class TrainedModels:
-    """What a run has trained, M_P before ordinary RLHF included where there was such a stage."""
+    """The models that a run has trained.
+
+    Attributes:
+        corrector: the SFT-only improver.
+        policy_before: M_P before ordinary RLHF, where the run has that stage.
+    """
 
     policy: Policy
     improver: Improver
@@ -44,14 +36,14 @@ class TrainedModels:
 
 @dataclass
 class Systems:
-    """Makes each system's traces once.
+    """What the systems of a comparison share, each made once.
 
     Attributes:
-        originals: y_0 of each prompt, and what it took.
-        temperature: of the policy; that of the improvers is the loop's.
-        seed: a seed for each purpose.
-        tokens: what each system may generate for each item; None: best-of-N has as many samples as take the tokens
-            that PIT takes, and the others take what they take.
+        originals: y_0 of each prompt, with its cost.
+        temperature: sampling temperature of the policy; the improvers have that of the loop.
+        seed: gives the seed of a purpose.
+        tokens: tokens that each system may generate for an item. None: best-of-N has as many samples as cost what PIT
+            costs, and the other systems have no limit.
     """
 
     prompts: Sequence[Prompt]
@@ -67,95 +59,105 @@ class Systems:
         return [answer.text for answer in self.originals]
 
     @cached_property
-    def chains(self) -> dict[str, list[Trace]]:
-        """Both improvers applied again and again, whatever R_PIT says."""
-        return {name: self._correct(name, model) for name, model in self._improvers.items()}
+    def reward_difference(self) -> RewardDifference:
+        """R_P(x, y) - R_P(x, y_ref), in place of R_PIT."""
+        return RewardDifference(self.models.reward)
 
     @cached_property
-    def loops(self) -> dict[str, list[Trace]]:
-        difference = RewardDifference(self.models.reward)
-        return {
-            **{name: self._loop(name, model, self.models.gap) for name, model in self._improvers.items()},
-            PIT_DIFFERENCE: self._loop(PIT_DIFFERENCE, self.models.improver, difference),
-        }
+    def pit(self) -> list[Trace]:
+        """PIT: M_PIT in the loop, with R_PIT as the stop rule."""
+        return self.improved(PIT, self.models.improver, self.models.gap)
+
+    @cached_property
+    def chains(self) -> dict[str, list[Trace]]:
+        """The SFT-only improver and M_PIT, each applied again and again without a stop rule."""
+        return {SFT: self._chain(SFT, self.models.corrector), PIT: self._chain(PIT, self.models.improver)}
 
     @cached_property
     def samples(self) -> tuple[float, int]:
-        """How many further samples cost what PIT costs, and the whole number of them that best-of-N has."""
-        spent = [trace.generated_tokens for trace in self.loops[PIT]]
+        """How many further samples cost what PIT costs, and the whole number of samples that best-of-N has."""
+        spent = [trace.generated_tokens for trace in self.pit]
         wanted = sum(spent) / max(1, len(spent)) / self._answer_tokens
         return wanted, max(1, round(wanted))
 
-    def traces(self) -> dict[str, list[Trace]]:
-        """Every system but the original itself, none above the budget where there is one."""
-        drawn = self._draw(BEST_OF, self.models.policy, self.samples[1])
-        given = {RESAMPLE: resample(self.prompts, self.y0, drawn)}
-        if self.models.policy_before is not None:
-            before = self._draw(BEFORE_RL, self.models.policy_before, 1)
-            given[BEFORE_RL] = resample(self.prompts, self.y0, before)
-        given |= {
-            BEST_OF: pick(self.prompts, self.y0, drawn, gap=RewardDifference(self.models.reward)),
-            BEST_OF_GAP: pick(self.prompts, self.y0, drawn, gap=self.models.gap),
-            SFT: [first_rounds(trace, 1) for trace in self.chains[SFT]],
-            SFT_LOOP: self.loops[SFT],
-            PIT_DIFFERENCE: self.loops[PIT_DIFFERENCE],
-            PIT_ONE: [first_rounds(trace, 1) for trace in self.chains[PIT]],
-            PIT: self.loops[PIT],
-        }
+    @cached_property
+    def further(self) -> list[list[Answer]]:
+        """Further answers of the policy to each prompt: :attr:`samples`, or under a budget what spends the budget."""
+        title, policy, expected = "further answers", self.models.policy, self.samples[1]
+        if self.tokens is None:
+            return self.draw(title, policy, expected)
+        expected = math.ceil(self.tokens / self._answer_tokens)
+        # An answer has at least one token, so nobody draws more samples than there are tokens.
+        return self.draw(title, policy, self.tokens, expected)
+
+    def traces(self, baselines: Sequence[Baseline]) -> dict[str, list[Trace]]:
+        """The traces of each baseline and of PIT, by title; none is above the budget, if there is a budget."""
+        given = {**{baseline.title: baseline.traces(self) for baseline in baselines}, PIT: self.pit}
         if self.tokens is None:
             return given
         return {name: [held_to(trace, self.tokens) for trace in own] for name, own in given.items()}
 
+    def improved(self, title: str, improver: Proposer, gap: GapScorer) -> list[Trace]:
+        """The loop of the run on every first answer, with this improver and this scorer."""
+        with progress_bar(f"{title}, loop", len(self.prompts)) as advance:
+            settings, seed = self.loop.model_dump(), self.seed("loop")
+            return improve_many(
+                self.prompts, self.y0, improver=improver, gap=gap, seed=seed, advance=advance, **settings
+            )
+
+    def draw(self, title: str, policy: Policy, samples: int, expected: int | None = None) -> list[list[Answer]]:
+        """Up to ``samples`` further answers to each prompt, and none after the budget of tokens is spent.
+
+        Args:
+            expected: samples that the progress bar expects, if not ``samples``.
+        """
+        with progress_bar(title, (expected or samples) * len(self.prompts)) as advance:
+            drawn: list[list[Answer]] = [[] for _ in self.prompts]
+            for number in range(samples):
+                wanted = [
+                    index
+                    for index, own in enumerate(drawn)
+                    if self.tokens is None or sum(answer.generated_tokens for answer in own) < self.tokens
+                ]
+                if not wanted:
+                    break
+                asked = [self.prompts[index] for index in wanted]
+                seed = self.seed("best-of") + number
+                answers = policy.answer(asked, temperature=self.temperature, seed=seed, advance=advance)
+                for index, answer in zip(wanted, answers, strict=True):
+                    drawn[index].append(answer)
+            return drawn
+
     @property
     def _answer_tokens(self) -> float:
-        """What one answer takes on the mean."""
+        """Mean tokens of one answer."""
         return sum(answer.generated_tokens for answer in self.originals) / max(1, len(self.originals)) or 1.0
 
-    @property
-    def _improvers(self) -> dict[str, Proposer]:
-        return {SFT: self.models.corrector, PIT: self.models.improver}
-
-    def _correct(self, name: str, improver: Proposer) -> list[Trace]:
-        with progress_bar(f"{name}, {ROUNDS} rounds", ROUNDS * len(self.y0)) as advance:
-            return correct(
+    def _chain(self, title: str, improver: Proposer) -> list[Trace]:
+        settings = self.loop.model_copy(update={"rounds": CHAIN_ROUNDS, "proposals": 1})
+        with progress_bar(f"{title}, {CHAIN_ROUNDS} rounds", CHAIN_ROUNDS * len(self.prompts)) as advance:
+            return always_accept(
                 self.prompts,
                 self.y0,
                 improver=improver,
-                rounds=ROUNDS,
-                temperature=self.loop.temperature,
+                gap=Unmeasured(),
+                settings=settings,
                 seed=self.seed("rounds-0"),
                 advance=advance,
             )
 
-    def _loop(self, name: str, improver: Proposer, gap: GapScorer) -> list[Trace]:
-        with progress_bar(f"{name}, loop", len(self.prompts)) as advance:
-            return improve_many(
-                self.prompts,
-                self.y0,
-                improver=improver,
-                gap=gap,
-                seed=self.seed("loop"),
-                advance=advance,
-                **self.loop.model_dump(),
-            )
 
-    def _draw(self, name: str, policy: Policy, samples: int) -> list[list[Answer]]:
-        """As many samples as are wanted, or, under a budget, as many as it takes to spend it: each has a token."""
-        expected = samples
-        if self.tokens is not None and name != BEFORE_RL:
-            samples, expected = self.tokens, math.ceil(self.tokens / self._answer_tokens)
-        with progress_bar(f"{name}, further answers", expected * len(self.prompts)) as advance:
-            return draw(
-                self.prompts,
-                policy=policy,
-                samples=samples,
-                tokens=self.tokens,
-                temperature=self.temperature,
-                seed=self.seed("best-of"),
-                advance=advance,
-            )
+def comparisons(baselines: Sequence[Baseline]) -> list[tuple[str, str]]:
+    """The pairs of systems whose Deltas are compared: PIT with each baseline, its closest rivals first.
+
+    If both take part, one round of PIT is also compared with the SFT-only improver, which has one round too.
+    """
+    titles = [baseline.title for baseline in baselines if baseline.compared]
+    rivals = [title for title in titles if title.startswith(SFT)]
+    pairs = [(PIT, title) for title in [*rivals, *(title for title in titles if title not in rivals)]]
+    return [*pairs, (PIT_ONE, SFT)] if {PIT_ONE, SFT} <= set(titles) else pairs
 
 
 def answer_of(trace: Trace) -> Answer:
-    """What a system answered in the end, and what all of it cost."""
+    """The final answer of a system, with the cost of the whole trace."""
     return Answer(trace.final, trace.generated_tokens, trace.prompt_tokens)

@@ -17,18 +17,9 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_text
 from pitlm.io.console import progress_bar
 from pitlm.judge.scores import ScoreJudge
-from pitlm.loop.systems import (
-    BEST_OF,
-    BEST_OF_GAP,
-    PIT,
-    PIT_DIFFERENCE,
-    PIT_ONE,
-    SFT,
-    SFT_LOOP,
-    Systems,
-    TrainedModels,
-    answer_of,
-)
+from pitlm.loop.baselines.baseline import PIT, PIT_ONE, SFT, Baseline, chosen_baselines
+from pitlm.loop.chains import incumbents
+from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
@@ -56,15 +47,17 @@ def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
     systems = Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, section.tokens)
-    result = _judge(context, folder, systems, context.judge(bases))
+    result = _judge(context, folder, systems, chosen_baselines(context.recipe), context.judge(bases))
     wanted, samples = systems.samples
     return {**result, "best_of_samples": samples, "best_of_tokens_wanted": wanted}
 
 
-def _judge(context: Context, folder: Path, systems: Systems, judge: ScoreJudge) -> dict[str, Any]:
+def _judge(
+    context: Context, folder: Path, systems: Systems, baselines: Sequence[Baseline], judge: ScoreJudge
+) -> dict[str, Any]:
     resamples = context.recipe.evaluation.resamples
     prompts, y0 = systems.prompts, systems.y0
-    traces = systems.traces()
+    traces = systems.traces(baselines)
     answers = {
         ORIGINAL: [Answer(text) for text in y0],
         **{name: [answer_of(trace) for trace in own] for name, own in traces.items()},
@@ -74,10 +67,6 @@ def _judge(context: Context, folder: Path, systems: Systems, judge: ScoreJudge) 
     lengths = {name: [len(count.encode(a.text)) for a in given] for name, given in answers.items()}
     lines = summarise(rows, answers, scores, lengths, resamples=resamples)
     _write_rows(folder, prompts, answers, scores, traces[PIT])
-    compared = [
-        *((PIT, other) for other in (SFT, SFT_LOOP, BEST_OF, BEST_OF_GAP, PIT_DIFFERENCE, PIT_ONE)),
-        (PIT_ONE, SFT),
-    ]
     return {
         "judge": judge.name,
         "judge_accuracy": judge_accuracy(judge, context.folds["test"]),
@@ -86,16 +75,16 @@ def _judge(context: Context, folder: Path, systems: Systems, judge: ScoreJudge) 
         "systems": [asdict(line) for line in lines],
         "differences": [
             {"first": a, "second": b, "interval": asdict(difference(rows, a, b, resamples=resamples))}
-            for a, b in compared
+            for a, b in comparisons(baselines)
         ],
         "quality_by_round": {
             name: [
                 asdict(mean_interval(judge.score(prompts, list(texts)), resamples=resamples))
-                for texts in zip(*(trace.responses for trace in chain), strict=True)
+                for texts in zip(*map(incumbents, chain), strict=True)
             ]
             for name, chain in systems.chains.items()
         },
-        "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT)},
+        "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
         "stop_reasons": dict(sorted(Counter(str(trace.stop_reason) for trace in traces[PIT]).items())),
         "made_worse": sum(b < a for a, b in zip(scores[ORIGINAL], scores[PIT], strict=True)) / max(1, len(prompts)),
     }

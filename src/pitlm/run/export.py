@@ -15,7 +15,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe import EvaluationSection, LoopSection, Recipe
 from pitlm.data.readers import check_outside
 from pitlm.io.atomic import atomic_folder, write_text
-from pitlm.loop.systems import PIT, SFT
+from pitlm.loop.baselines.baseline import PIT, SFT
 from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
 from pitlm.models.calibration import load_calibrations
 from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature

@@ -13,7 +13,7 @@ import numpy as np
 from pitlm.core.nouns import Trace
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
-from pitlm.loop.systems import PIT
+from pitlm.loop.baselines.baseline import PIT
 from pitlm.method.logs import read_metrics
 from pitlm.method.probe import probe_file
 from pitlm.report.html import write

@@ -8,7 +8,7 @@ from typing import Any
 
 from pitlm.data.dataset import reading
 from pitlm.evaluate.statistics import Interval, Tally
-from pitlm.loop.systems import PIT
+from pitlm.loop.baselines.baseline import PIT
 from pitlm.report.shape import HEALTH_KEYS, DifferenceLine, HealthLine, SystemLine, health_line
 from pitlm.run.folder import stage_result
 
@@ -16,14 +16,16 @@ from pitlm.run.folder import stage_result
 def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:
     """What a run found, in sentences that a newcomer can read."""
     system = next(line for line in evaluation["systems"] if line["name"] == PIT)
-    against = evaluation["differences"][0]
     fresh, judge = health["fresh_pairs"], evaluation["judge_accuracy"]
-    gain = against["interval"]
-    sign = "a difference" if Interval(**gain).excludes_zero else "no clear difference"
+    rival = []
+    for line in evaluation["differences"][:1]:
+        gain = line["interval"]
+        sign = "a difference" if Interval(**gain).excludes_zero else "no clear difference"
+        rival = [f"Delta of PIT minus Delta of the {line['second']}: {_points(gain)} points ({sign} at 95%)."]
     return [
         f"PIT against the original answer: Delta {_points(system['delta'])} points over {evaluation['items']} held-out "
         f"prompts, judged by {evaluation['judge']}.",
-        f"Delta of PIT minus Delta of the {against['second']}: {_points(gain)} points ({sign} at 95%).",
+        *rival,
         f"The judge ({evaluation['judge']}) agrees with {_percent(judge)} of {judge['n']} held-out labels; "
         "chance is 50%.",
         f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; "

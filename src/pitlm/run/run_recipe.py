@@ -18,7 +18,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe
 from pitlm.data.readers import check_outside
 from pitlm.io.console import make_console
-from pitlm.loop.systems import PIT
+from pitlm.loop.baselines.baseline import PIT, chosen_baselines
 from pitlm.method.common import check_trackers, share_of_batch
 from pitlm.method.launch import Launch, read_launch
 from pitlm.method.rl import check_rollouts
@@ -91,12 +91,13 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     """Before anything is spent: is there what the recipe names?
 
     Raises:
-        InputError: a tracker or package is missing, or the data lies in the run's own folder.
+        InputError: a tracker, package or baseline is missing, or the data lies in the run's own folder.
     """
     check_trackers(recipe.report_to)
     for section in filter(None, (recipe.policy_rl, recipe.curriculum.rl)):
         check_rollouts(section, recipe.quantize)
     check_quantization(recipe.quantize)
+    chosen_baselines(recipe)
     if recipe.data.source:
         check_outside(recipe.data.source, out)
 

@@ -1,0 +1,121 @@
+"""What a baseline is, and which baselines there are.
+
+A new baseline is a module beside this one and a line in :data:`BASELINES`. Another package adds a baseline with an
+entry point of the group ``pitlm.baselines``; a recipe names it in ``evaluation.baselines``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Trace
+from pitlm.core.recipe import Recipe
+from pitlm.io.parts import find_part
+
+if TYPE_CHECKING:
+    from pitlm.loop.systems import Systems
+
+GROUP = "pitlm.baselines"
+BASELINES = {
+    "resample": "pitlm.loop.baselines.sampling:RESAMPLE",
+    "before-rlhf": "pitlm.loop.baselines.sampling:BEFORE_RLHF",
+    "best-of-n": "pitlm.loop.baselines.sampling:BEST_OF_N",
+    "best-of-n-gap": "pitlm.loop.baselines.sampling:BEST_OF_N_GAP",
+    "sft": "pitlm.loop.baselines.improvers:SFT_ONCE",
+    "sft-loop": "pitlm.loop.baselines.improvers:SFT_LOOP",
+    "reward-difference": "pitlm.loop.baselines.improvers:REWARD_DIFFERENCE",
+    "one-round": "pitlm.loop.baselines.improvers:ONE_ROUND",
+}
+"""The baselines of pitlm, in the order of the tables: the name in a recipe, and where the :class:`Baseline` is."""
+
+ORIGINAL, PIT = "original", "PIT"
+"""Names in tables of the two systems that are no baselines."""
+
+SFT, PIT_ONE = "SFT-only improver", "PIT, 1 round, no stop rule"
+"""Names in tables of the two baselines whose gaps reports show beside those of PIT."""
+
+CHAIN_ROUNDS = 3
+"""Rounds without stop rule over which the evaluation shows quality by round, for the SFT-only improver and for PIT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a system asks of the models for each item.
+
+    Attributes:
+        answers: answers of the policy.
+        proposals: proposals of an improver.
+        gaps: gap scores of R_PIT.
+        rewards: scores of R_P.
+    """
+
+    answers: float = 0
+    proposals: float = 0
+    gaps: float = 0
+    rewards: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.answers + other.answers,
+            self.proposals + other.proposals,
+            self.gaps + other.gaps,
+            self.rewards + other.rewards,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A system that PIT is compared with.
+
+    Attributes:
+        title: name in tables.
+        traces: makes one trace for each prompt, from what the systems share. It returns traces and not answers, because
+            the rounds of a trace say what each step cost, so every system can be held to one budget of tokens.
+        work: work for each item, from the mean rounds of a loop and the samples of best-of-N; `pit doctor` reads it.
+        draws: whether it uses :attr:`Systems.further`, the further answers that are drawn once for all systems.
+        needs: section of the recipe without which it takes no part.
+        compared: whether reports show the Delta of PIT minus its Delta.
+    """
+
+    title: str
+    traces: Callable[[Systems], list[Trace]]
+    work: Callable[[float, int], Work] = lambda rounds, samples: Work()
+    draws: bool = False
+    needs: str | None = None
+    compared: bool = True
+
+
+def chosen_baselines(recipe: Recipe) -> list[Baseline]:
+    """The baselines that the recipe names, in its order; all of pitlm that apply, where it names none.
+
+    Raises:
+        InputError: an unknown name, a baseline whose section the recipe lacks, or two systems with one title.
+    """
+    named = recipe.evaluation.baselines
+    titles, chosen = {ORIGINAL, PIT}, []
+    for name in BASELINES if named is None else named:
+        baseline = find_part(GROUP, BASELINES, name, where="evaluation.baselines")
+        if baseline.needs is not None and getattr(recipe, baseline.needs) is None:
+            if named is None:
+                continue
+            raise InputError(f"evaluation.baselines: found '{name}', which needs the section '{baseline.needs}'")
+        if baseline.title in titles:
+            raise InputError(f"evaluation.baselines: found two systems called '{baseline.title}', expected one")
+        titles.add(baseline.title)
+        chosen.append(baseline)
+    return chosen
+
+
+def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:
+    """What PIT and the baselines ask of the models for each item, its first answer included.
+
+    Args:
+        rounds: mean rounds of a loop; best-of-N has as many samples as cost what the loop costs.
+    """
+    samples = max(1, round(rounds))
+    draws = samples if any(baseline.draws for baseline in baselines) else 0
+    shared = Work(answers=1 + draws, proposals=rounds + 2 * CHAIN_ROUNDS, gaps=rounds)
+    return sum((baseline.work(rounds, samples) for baseline in baselines), shared)

@@ -1,0 +1,90 @@
+"""Traces of systems that have no stop rule: made round by round, cut after so many rounds, or held to a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pitlm.core.nouns import Advance, Improvement, Prompt, Round, StopReason, Trace
+from pitlm.core.recipe import LoopSection
+from pitlm.loop.loop import GapScorer, Loop, Proposer, run_loops
+
+
+class Unmeasured:
+    """Scores every proposal with 0: for chains that accept each proposal without looking at it."""
+
+    def gaps(self, items: Sequence[Improvement]) -> list[float]:
+        return [0.0] * len(items)
+
+
+def always_accept(
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    improver: Proposer,
+    gap: GapScorer,
+    settings: LoopSection,
+    seed: int,
+    advance: Advance | None = None,
+) -> list[Trace]:
+    """Run the loop without a stop rule: in every round the best proposal becomes the incumbent, whatever its gap.
+
+    With the SFT-only improver and one round this is Aligner's recipe (arXiv:2402.02416). With M_PIT and several rounds
+    it is the iteration of the PIT paper.
+
+    Args:
+        settings: rounds, proposals and temperature; budgets are ignored.
+        advance: called with the number of responses that have just finished a round.
+    """
+    one = settings.model_copy(update={"rounds": 1, "tokens": None, "seconds": None, "cost": None})
+    traces = [without_stop_rule(x, y, ()) for x, y in zip(prompts, responses, strict=True)]
+    for number in range(settings.rounds):
+        loops = [Loop(trace.prompt, trace.final, one, margin=-math.inf) for trace in traces]
+        run_loops(loops, improver, gap, seed=seed + number, advance=advance)
+        traces = [
+            without_stop_rule(trace.prompt, trace.original, (*trace.rounds, *loop.rounds))
+            for trace, loop in zip(traces, loops, strict=True)
+        ]
+    return traces
+
+
+def without_stop_rule(prompt: Prompt, original: str, rounds: Sequence[Round]) -> Trace:
+    """The trace of a system that does its rounds, pays for all of them, and stops when they are done."""
+    generated, read = sum(step.tokens for step in rounds), sum(step.prompt_tokens for step in rounds)
+    return Trace(prompt, original, tuple(rounds), StopReason.ROUNDS, generated, read)
+
+
+def first_rounds(trace: Trace, rounds: int) -> Trace:
+    """The first ``rounds`` rounds of a trace, and their cost."""
+    return without_stop_rule(trace.prompt, trace.original, trace.rounds[:rounds])
+
+
+def incumbents(trace: Trace) -> list[str]:
+    """The original, and the best answer after each round; len(trace.rounds) + 1 texts."""
+    texts = [trace.original]
+    for step in trace.rounds:
+        texts.append(step.proposal if step.accepted else texts[-1])
+    return texts
+
+
+def held_to(trace: Trace, tokens: int) -> Trace:
+    """The trace as it would be if generation were cut off after ``tokens`` tokens. Ours.
+
+    A round that the budget does not cover to its end brings nothing, but its tokens are spent. Scoring generates no
+    tokens, so it costs nothing here.
+    """
+    if trace.generated_tokens <= tokens:
+        return trace
+    spent = read = kept = 0
+    for step in trace.rounds:
+        if spent == tokens:
+            break
+        spent, read = spent + step.tokens, read + step.prompt_tokens
+        if spent > tokens:
+            break
+        kept += 1
+    else:  # the trace has tokens beyond its last round: a request that brought nothing, such as a last feedback
+        read = trace.prompt_tokens if spent < tokens else read
+    rounds, reason = trace.rounds[:kept], StopReason.TOKENS
+    return replace(trace, rounds=rounds, stop_reason=reason, generated_tokens=tokens, prompt_tokens=read)

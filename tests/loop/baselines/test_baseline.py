@@ -1,0 +1,120 @@
+"""Which baselines take part, and that the work they declare is the work they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Answer, Prompt
+from pitlm.core.packaged_recipes import find_recipe
+from pitlm.core.recipe import LoopSection
+from pitlm.core.recipe_file import load_recipe
+from pitlm.loop.baselines.baseline import BASELINES, CHAIN_ROUNDS, Work, chosen_baselines, work_per_item
+from pitlm.loop.systems import Systems, TrainedModels, comparisons
+
+RECIPE = load_recipe(find_recipe("quickstart"))
+
+
+def naming(*baselines, recipe=RECIPE):
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"baselines": list(baselines)})})
+
+
+def titles(recipe):
+    return [baseline.title for baseline in chosen_baselines(recipe)]
+
+
+def test_all_that_apply_take_part_in_the_order_of_the_tables():
+    expected = [
+        "resample",
+        "best-of-N with R_P",
+        "best-of-N with R_PIT",
+        "SFT-only improver",
+        "SFT-only improver + loop",
+        "PIT with R_P difference",
+        "PIT, 1 round, no stop rule",
+    ]
+    assert RECIPE.policy_rl is None
+    assert titles(RECIPE) == expected
+    with_rlhf = RECIPE.model_copy(update={"policy_rl": RECIPE.curriculum.rl})
+    assert titles(with_rlhf) == [expected[0], "policy before RLHF", *expected[1:]]
+    assert titles(naming(*BASELINES, recipe=with_rlhf)) == titles(with_rlhf)
+
+
+def test_a_recipe_names_those_it_wants():
+    assert titles(naming("one-round", "resample")) == ["PIT, 1 round, no stop rule", "resample"]
+    assert titles(naming()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["resampel"], "evaluation.baselines: found 'resampel', did you mean 'resample'? Known: resample, before-rlhf"),
+        (["before-rlhf"], "evaluation.baselines: found 'before-rlhf', which needs the section 'policy_rl'"),
+        (["sft", "sft"], "evaluation.baselines: found two systems called 'SFT-only improver', expected one"),
+    ],
+)
+def test_a_baseline_that_cannot_take_part_is_refused(names, message):
+    with pytest.raises(InputError) as refused:
+        chosen_baselines(naming(*names))
+    assert str(refused.value).startswith(message)
+
+
+def test_pit_is_compared_with_its_closest_rivals_first():
+    assert comparisons(chosen_baselines(RECIPE)) == [
+        ("PIT", "SFT-only improver"),
+        ("PIT", "SFT-only improver + loop"),
+        ("PIT", "best-of-N with R_P"),
+        ("PIT", "best-of-N with R_PIT"),
+        ("PIT", "PIT with R_P difference"),
+        ("PIT", "PIT, 1 round, no stop rule"),
+        ("PIT, 1 round, no stop rule", "SFT-only improver"),
+    ]
+    assert comparisons(chosen_baselines(naming("resample", "sft"))) == [("PIT", "SFT-only improver")]
+
+
+class Counting:
+    """Every model in one: answers and proposals take 4 tokens, each proposal is longer, and the longest is the best."""
+
+    def __init__(self):
+        self.answers = self.proposals = self.gap_scores = self.rewards = 0
+
+    def answer(self, prompts, *, temperature, seed, advance=None):
+        self.answers += len(prompts)
+        return [Answer(f"a{seed}", 4) for _ in prompts]
+
+    def propose(self, prompts, references, *, temperature, seed):
+        self.proposals += len(prompts)
+        return [Answer(y + "+", 4) for y in references]
+
+    def gaps(self, items):
+        self.gap_scores += len(items)
+        return torch.tensor([float(len(item.response) - len(item.reference)) for item in items])
+
+    def scores(self, prompts, responses):
+        self.rewards += len(prompts)
+        return torch.tensor([float(len(y)) for y in responses])
+
+
+@pytest.mark.parametrize("name", [None, *BASELINES])
+def test_the_work_that_is_declared_is_the_work_that_is_asked_for(name):
+    recipe = RECIPE.model_copy(update={"policy_rl": RECIPE.curriculum.rl})
+    baselines = chosen_baselines(recipe if name is None else naming(name, recipe=recipe))
+    prompts, all_ = [Prompt.of("one"), Prompt.of("two")], Counting()
+    originals = all_.answer(prompts, temperature=1.0, seed=0)
+    models = TrainedModels(all_, all_, all_, all_, all_, all_)
+    systems = Systems(prompts, originals, models, LoopSection(rounds=3), 1.0, lambda purpose: 7)
+    systems.traces(baselines)
+    assert [len(chain) for chain in systems.chains.values()] == [2, 2]
+    asked = Work(*(count / 2 for count in (all_.answers, all_.proposals, all_.gap_scores, all_.rewards)))
+    assert work_per_item(baselines, 3) == asked
+    if not baselines:
+        assert asked == Work(1, 3 + 2 * CHAIN_ROUNDS, 3, 0)
+
+
+def test_work_adds_up():
+    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
+    free = replace(chosen_baselines(RECIPE)[0], work=lambda rounds, samples: Work(), draws=False)
+    assert work_per_item([], 2.2) == work_per_item([free], 2.2) == Work(1, 2.2 + 2 * CHAIN_ROUNDS, 2.2, 0)
