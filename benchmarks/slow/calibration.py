@@ -33,8 +33,9 @@ from pitlm.models.calibration import GUARDED
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.calibrate import fresh_answers
-from pitlm.run.context import Context, true_utility
+from pitlm.run.context import Context
 from pitlm.run.finished import stored_recipe
+from pitlm.run.judges import truth
 from pitlm.worlds import pocket as world
 
 HARM, CONFIDENCE, ROUNDS = 0.02, 0.9, 5
@@ -99,7 +100,7 @@ def in_use(run: Path, prompts: list[Prompt]) -> dict[str, Any]:
         temperature=recipe.loop.temperature,
         seed=2,
     )
-    before, after = true_utility(prompts, originals), true_utility(prompts, [trace.final for trace in traces])
+    before, after = (truth().score(prompts, texts) for texts in (originals, [trace.final for trace in traces]))
     harm = share([b - a > 1e-6 for b, a in zip(before, after, strict=True)])
     return {"items": len(prompts), "worse": round(harm["estimate"] * len(prompts)), "harm": harm}
 

@@ -20,8 +20,8 @@ from scripted_endpoint import Fail, Say, ScriptedEndpoint, Stall
 
 from pitlm.cli.judge_options import judge_options
 from pitlm.cli.main import ENVIRONMENT, main
+from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import VerdictRow
-from pitlm.judge.judges import JudgeOptions
 
 PROMPTS = [f"question {index}" for index in range(12)]
 
@@ -228,8 +228,8 @@ def test_other_verbs_can_have_the_same_options():
         return CliRunner().invoke(verb, arguments).output.strip()
 
     assert said("--seed", "5") == "(5, None)"
-    expected = JudgeOptions(
-        "llm", "m", temperature=0.5, judge_seed=3, body={"top_p": 0.5}, cache=Path("c"), retry_unparsable=2
+    expected = JudgeSection(
+        kind="llm", model="m", temperature=0.5, seed=3, body={"top_p": 0.5}, cache=Path("c"), retry_unparsable=2
     )
     given = [
         "--judge",
@@ -247,12 +247,14 @@ def test_other_verbs_can_have_the_same_options():
         "--body",
     ]
     assert said(*given, '{"top_p": 0.5}') == repr((0, expected))
-    assert said("--judge", "oracle") == repr((0, JudgeOptions("oracle")))  # the defaults are the same in both places
+    assert said("--judge", "oracle") == repr(
+        (0, JudgeSection(kind="truth"))
+    )  # the defaults are the same in both places
 
 
 def test_asking_an_endpoint_needs_no_torch():
     script = (
-        "import sys, pitlm.run.judging, pitlm.cli.judge; "
+        "import sys, pitlm.run.judges, pitlm.cli.judge; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -58,6 +58,7 @@ def test_a_small_recipe_is_filled_with_defaults():
         ({"peft": {"rank": 4, "alhpa": 8}}, "peft.alhpa", "alpha"),
         ({"policy_rl": {"learning_rate": 1e-4, "temprature": 1.0}}, "policy_rl.temprature", "temperature"),
         ({"gap__learningrate": 1e-4}, "gap.learningrate", "learning_rate"),
+        ({"evaluation__judges": [{"kind": "llm", "modle": "m"}]}, "evaluation.judges.0.modle", "model"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_right_one(values, key, nearest):

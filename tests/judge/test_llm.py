@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 from scripted_endpoint import Fail, Say, ScriptedEndpoint
 
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.nouns import Prompt
+from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.prices import Price
 from pitlm.engines.reply_cache import ReplyCache
-from pitlm.judge.judges import JudgeOptions, make_judge, run_judge, spent_on
+from pitlm.judge.judges import make_judge, run_judge, spent_on
 from pitlm.judge.llm import LLMJudge
 from pitlm.judge.scripted import ScriptedJudge
 
@@ -166,15 +166,22 @@ def test_asking_again_later_pays_for_the_unparsable_ones_alone(server, judge, tm
     assert len(server.calls) == 5
 
 
-def run(options, pairs=PAIRS):
-    judge = make_judge(options, len(pairs))
+def run(section, pairs=PAIRS):
+    judge = make_judge(section)
     return run_judge(judge, pairs), judge
 
 
 def test_the_cost_limit_says_how_to_go_on(server, tmp_path, capsys):
     server.reply = lambda request: Say(longer(request), input_tokens=1_000_000, output_tokens=0)
-    options = JudgeOptions("llm", "m", server.base_url, price="1,1,1", cache=tmp_path / "r.sqlite", concurrency=1)
-    limited = replace(options, max_cost=6.0)
+    limited = JudgeSection(
+        kind="llm",
+        model="m",
+        base_url=server.base_url,
+        price="1,1,1",
+        max_cost=6.0,
+        cache=tmp_path / "r.sqlite",
+        concurrency=1,
+    )
     # By hand: one pair of the nine is equal, eight take two calls each.
     with pytest.raises(
         BudgetSpent, match=r"limit of 6 is reached: 4 of 9 pairs are judged, 6 calls cost 6\.0000.*r\.sqlite"
@@ -190,36 +197,23 @@ def test_the_cost_limit_says_how_to_go_on(server, tmp_path, capsys):
     assert spent_on(judge) == "4 calls, cost 4.0000, 12 replies from the cache"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (JudgeOptions("llm"), "--model: found nothing"),
-        (JudgeOptions("oracle", "m"), "--model: found beside --judge oracle"),
-        (JudgeOptions("reward", "m", max_cost=1.0), "--max-cost: found beside --judge reward"),
-        (JudgeOptions("llm", "m", "http://localhost/v1", max_cost=1.0), "needs a price"),
-        (JudgeOptions("llm", "m", "ftp://x"), "expected http"),
-    ],
-)
-def test_options_that_do_not_go_together(options, words):
-    with pytest.raises(InputError) as error:
-        make_judge(options, 1)
-    assert words in str(error.value)
-
-
 def test_the_scripted_judge_follows_its_rule_in_both_orders():
     def rule(comparison):
         a, b = len(comparison.first), len(comparison.second)
         return "Verdict: " + ("A" if a > b else "B" if b > a else "tie")
 
-    straight = ScriptedJudge(rule).judge(PAIRS)
-    swapped = ScriptedJudge(rule).judge([comparison.swap() for comparison in PAIRS])
+    def script(shown):
+        return [rule(comparison) for comparison in shown]
+
+    straight = ScriptedJudge(script).judge(PAIRS)
+    swapped = ScriptedJudge(script).judge([comparison.swap() for comparison in PAIRS])
     assert [row.verdict for row in straight] == [T, L, L, W, T, L, W, W, T]
     assert [row.verdict.swap() for row in straight] == [row.verdict for row in swapped]
 
 
 def test_the_scripted_judge_fails_and_mumbles_on_demand():
-    judge = ScriptedJudge.of(["Verdict: A", TimeoutError("slow"), "Hm.", "Verdict: A", "Verdict: A", "Verdict: A"])
-    rows = judge.judge(PAIRS[:3])
+    said = ["Verdict: A", TimeoutError("slow"), "Hm.", "Verdict: A", "Verdict: A", "Verdict: A"]
+    rows = ScriptedJudge(lambda shown: said).judge(PAIRS[:3])
     assert [row.verdict for row in rows] == [U, U, I]
     assert rows[0].replies[1].failure == "TimeoutError: slow"
 
@@ -227,10 +221,11 @@ def test_the_scripted_judge_fails_and_mumbles_on_demand():
 def test_scripted_replies_come_from_a_file(tmp_path):
     path = tmp_path / "replies.jsonl"
     path.write_text('"Verdict: A"\n"Why.\\nVerdict: B"\n')
-    (row,) = ScriptedJudge.from_file(path, 1).judge(PAIRS[:1])
+    section = JudgeSection(kind="scripted", model=str(path))
+    (row,) = ScriptedJudge.of(section).judge(PAIRS[:1])
     assert (row.verdict, row.judge) == (W, "replies")
     with pytest.raises(InputError, match="found 2 replies, expected 4"):
-        ScriptedJudge.from_file(path, 2)
+        ScriptedJudge.of(section).judge(PAIRS[:2])
     path.write_text('{"a": 1}\n')
     with pytest.raises(InputError, match=r"replies\.jsonl:1: .*expected a string"):
-        ScriptedJudge.from_file(path, 1)
+        ScriptedJudge.of(section)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from pitlm.core.nouns import Prompt
-from pitlm.core.verdicts import Comparison, Reply, Verdict
-from pitlm.judge.parsing import parse_verdict, row_of_replies
+from pitlm.core.verdicts import Verdict
+from pitlm.judge.parsing import parse_verdict
 
 W, T, L, I, U = Verdict
 
@@ -57,14 +56,3 @@ def test_a_verdict_on_the_last_line_is_read(text, expected):
 )
 def test_anything_else_is_unparsable(text):
     assert parse_verdict(text) is U
-
-
-@pytest.mark.parametrize(
-    ("straight", "swapped", "expected"),
-    [([W], [W], W), ([W], [L], I), ([W], [T], I), ([T], [T], T), ([U], [W], U), ([U, W], [W], W), ([W], [U, U], U)],
-)
-def test_of_each_order_the_last_reply_counts_and_all_are_kept(straight, swapped, expected):
-    replies = [Reply(False, v) for v in straight] + [Reply(True, v) for v in swapped]
-    row = row_of_replies(Comparison(Prompt.of("q"), "a", "bb", "7", ("m", "n")), replies, "j")
-    assert (row.verdict, row.replies, row.item, row.judge) == (expected, tuple(replies), "7", "j")
-    assert (row.first, row.second, row.lengths) == ("m", "n", (1, 2))

@@ -18,8 +18,9 @@ from transformers import (
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
+from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Verdict
-from pitlm.judge.judges import checkpoint_judge
+from pitlm.judge.scores import checkpoint_judge
 from pitlm.models.foreign import ForeignRewardModel
 
 TALK = Prompt((Message("user", "is it small ?"), Message("assistant", "it is small ."), Message("user", "the price ?")))
@@ -130,7 +131,9 @@ def test_a_pair_that_is_too_long_is_no_verdict_and_the_others_are_judged(tmp_pat
     model = deberta(tmp_path / "short", position_biased_input=True, max_position_embeddings=12)
     scores = ForeignRewardModel.from_pretrained(model).scores(PROMPTS[1:2] * 2, ["nine .", "nine . " * 9])
     assert [math.isnan(score) for score in scores] == [False, True]
-    (row,) = checkpoint_judge(str(model)).judge([Comparison(PROMPTS[1], "nine .", "nine . " * 9)])
+    (row,) = checkpoint_judge(JudgeSection(kind="foreign", model=str(model))).judge(
+        [Comparison(PROMPTS[1], "nine .", "nine . " * 9)]
+    )
     assert row.verdict is Verdict.UNPARSABLE
 
 
@@ -160,16 +163,16 @@ def test_a_checkpoint_s_card_says_how_it_judges(bases, tmp_path):
 
     pair = Comparison(PROMPTS[1], ANSWERS[0], ANSWERS[1], "7", ("m", "n"))
     reward = scorer_checkpoint(bases("words"), tmp_path / "reward", "reward")
-    (row,) = checkpoint_judge(str(reward)).judge([pair])
+    (row,) = checkpoint_judge(JudgeSection(kind="foreign", model=str(reward))).judge([pair])
     r = RewardModel.from_pretrained(reward)
     assert row.scores == (r.score(pair.prompt, pair.first), r.score(pair.prompt, pair.second))
     assert row.verdict is (Verdict.WIN if row.scores[0] > row.scores[1] else Verdict.LOSS)
     gap = scorer_checkpoint(bases("words"), tmp_path / "gap", "gap")
-    (row,) = checkpoint_judge(str(gap)).judge([pair])
+    (row,) = checkpoint_judge(JudgeSection(kind="foreign", model=str(gap))).judge([pair])
     g = GapModel.from_pretrained(gap)
     gaps = (g.gap(pair.prompt, pair.first, pair.second), g.gap(pair.prompt, pair.second, pair.first))
     assert [float(reply.text) for reply in row.replies] == pytest.approx(gaps, abs=1e-5)
     policy = AutoModelForCausalLM.from_pretrained(bases("words"))
     save(policy, AutoTokenizer.from_pretrained(bases("words")), Card("policy", "ask", 8), tmp_path / "policy")
     with pytest.raises(InputError, match="found a model trained as policy"):
-        checkpoint_judge(str(tmp_path / "policy"))
+        checkpoint_judge(JudgeSection(kind="foreign", model=str(tmp_path / "policy")))

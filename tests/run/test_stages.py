@@ -24,6 +24,7 @@ RL = {"rl-0-data", "rl-1-policy", "evaluation", "report"}
         # The fresh answers of the gap stage and the references of the RL stages are sampled in such batches.
         ({"evaluation.batch_size": "64"}, {"gap", *RL}),
         ({"evaluation.policy_temperature": "0.9"}, {"gap", *RL}),
+        ({"evaluation.judges": "[{kind: truth}]"}, {"evaluation", "report"}),
     ],
 )
 def test_a_change_makes_stale_what_it_reaches(change: dict[str, str], stale: set[str]) -> None:

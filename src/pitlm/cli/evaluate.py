@@ -12,8 +12,8 @@ from pitlm.cli.judge_options import judge_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pitlm.core.recipe import JudgeSection
     from pitlm.evaluate.alpaca import Annotation
-    from pitlm.judge.judges import JudgeOptions
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
@@ -83,7 +83,7 @@ def evaluate(
     seed: int,
     output: Path | None,
     force: bool,
-    options: JudgeOptions | None,
+    options: JudgeSection | None,
 ) -> None:
     """Win rates, Deltas, tests, rankings and agreement from FILEs of verdicts. Nothing is asked again.
 
@@ -104,7 +104,7 @@ def evaluate(
     show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **figures)
 
 
-def _judged(files: Sequence[Path], output: Path | None, options: JudgeOptions, force: bool) -> list[Annotation]:
+def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, force: bool) -> list[Annotation]:
     """The verdicts on two files of answers, with what AlpacaEval's annotations hold beside them."""
     if len(files) != 2:
         raise click.UsageError(f"--judge: found {len(files)} FILEs, expected two, with the answers of a system each")

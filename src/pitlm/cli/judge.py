@@ -13,8 +13,8 @@ from pitlm.cli.judge_options import judge_options
 from pitlm.cli.outputs import check_output
 
 if TYPE_CHECKING:
+    from pitlm.core.recipe import JudgeSection
     from pitlm.core.verdicts import VerdictRow
-    from pitlm.judge.judges import JudgeOptions
 
 EXAMPLES = """
 \b
@@ -50,28 +50,25 @@ codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 )
 @judge_options(required=True)
 @click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
-def judge(first: Path, second: Path, output: Path, options: JudgeOptions, force: bool) -> None:
+def judge(first: Path, second: Path, output: Path, options: JudgeSection, force: bool) -> None:
     """Compare the answers in FIRST with those in SECOND, and say how often the first system wins."""
     judge_to_file(first, second, output, options, force=force)
 
 
-def judge_to_file(first: Path, second: Path, output: Path, options: JudgeOptions, *, force: bool) -> list[VerdictRow]:
+def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection, *, force: bool) -> list[VerdictRow]:
     """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
 
     Raises:
-        InputError: as :func:`pitlm.run.judging.judge_answer_files` does, and an output that is there already.
+        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, and an output that is there already.
     """
-    from dataclasses import replace
-
-    from pitlm.io.atomic import write_text
-    from pitlm.judge.judges import rows_as_lines
-    from pitlm.run.judging import judge_answer_files
+    from pitlm.io.atomic import write_json_lines
+    from pitlm.run.judges import judge_answer_files
 
     check_output(output, force, "the verdicts")
     if options.kind == "llm" and options.cache is None:
-        options = replace(options, cache=output.with_name(f"{output.name}.replies.sqlite"))
+        options = options.model_copy(update={"cache": output.with_name(f"{output.name}.replies.sqlite")})
     rows = judge_answer_files(first, second, options)
-    write_text(output, rows_as_lines(rows))
+    write_json_lines(output, [row.as_dict() for row in rows])
     _print_tally(rows)
     click.echo(f"Written to {output}")
     return rows

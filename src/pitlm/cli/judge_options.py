@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from pitlm.io.parts import part_names
+from pitlm.judge.protocol import GROUP
+
 
 def _body(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any]:
     try:
@@ -21,7 +24,8 @@ def _body(ctx: click.Context, param: click.Parameter, value: str | None) -> dict
     return body
 
 
-KINDS = click.Choice(["llm", "reward", "oracle", "scripted"])
+KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
+"""What `--judge` calls the kinds of judges, and what a recipe calls them."""
 WHO = "A language model, a reward or gap model, the pocket world's truth, or replies from a file."
 HOW = [
     click.option(
@@ -74,22 +78,28 @@ HOW = [
 
 
 def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command these options, as one argument ``options``: a :class:`pitlm.judge.judges.JudgeOptions`.
+    """Give a command these options, as one argument ``options``: a :class:`pitlm.core.recipe.JudgeSection`.
 
     Args:
         required: where it is not, and no judge is named, ``options`` is None.
     """
-    options = [click.option("--judge", "kind", type=KINDS, required=required, help=WHO), *HOW]
+    options = [
+        click.option("--judge", "kind", type=click.Choice(part_names(GROUP, KINDS)), required=required, help=WHO),
+        *HOW,
+    ]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_options(**given: Any) -> Any:
-            from dataclasses import fields
+            from pitlm.core.recipe import JudgeSection
+            from pitlm.judge.judges import check_section
 
-            from pitlm.judge.judges import JudgeOptions
-
-            own = {field.name: given.pop(field.name) for field in fields(JudgeOptions)}
-            return command(options=JudgeOptions(**own) if own["kind"] is not None else None, **given)
+            own = {name: given.pop("judge_seed" if name == "seed" else name) for name in JudgeSection.model_fields}
+            if own["kind"] is None:
+                return command(options=None, **given)
+            section = JudgeSection(**{**own, "kind": KINDS.get(own["kind"], own["kind"])})
+            check_section(section, f"--judge {own['kind']}", lambda field: f"--{field.replace('_', '-')}")
+            return command(options=section, **given)
 
         return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_options)
 

@@ -76,13 +76,10 @@ def rate(
 
 
 def _export(votes: Votes, path: Path) -> None:
-    import json
-
-    from pitlm.io.atomic import atomic_writer
+    from pitlm.io.atomic import write_json_lines
 
     rows = votes.rows()
-    with atomic_writer(path) as file:
-        file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
+    write_json_lines(path, [row.as_dict() for row in rows])
     click.echo(f"Verdicts written to {path}: {_by_rater(rows)}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from pitlm.core.errors import InputError
 
@@ -16,6 +16,7 @@ Quantization = Literal["nf4"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+FilePath = Annotated[Path, PlainSerializer(str)]
 
 
 class Section(BaseModel):
@@ -254,6 +255,47 @@ class LoopSection(Section):
     cost: PositiveFloat | None = Field(None, description="what one response may cost, in the improver's currency")
 
 
+class JudgeSection(Section):
+    """One judge, and how it is asked. Fields from `base_url` on are for `llm`, except where they say otherwise."""
+
+    kind: str = Field(
+        description="truth: the hidden utility of the pocket world; reward: the run's held-out reward model; foreign: "
+        "any reward or gap model; llm: a language model behind an endpoint; scripted: replies from a file; or the name "
+        "of a judge that another package adds"
+    )
+    model: str | None = Field(
+        None,
+        description="llm: name of the model; foreign: folder or hub name; scripted: JSON lines, two replies a pair",
+    )
+    base_url: str | None = Field(
+        None, description="address of any OpenAI-compatible endpoint; default: OPENAI_BASE_URL"
+    )
+    template: FilePath | None = Field(
+        None, description="file with the prompt of the judge, in place of the built-in one"
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="sampling temperature of the judge; 0 is greedy"
+    )
+    max_tokens: PositiveInt = Field(1024, description="longest reply of the judge, in tokens")
+    seed: int | None = Field(None, description="seed that is sent with each request, for servers that heed it")
+    body: dict[str, Any] = Field(
+        default_factory=dict, description="further fields of each request; null removes a field, such as temperature"
+    )
+    price: str | None = Field(
+        None,
+        description="price of a million tokens: input,cached,output; or a JSON file {model: [input, cached, output]}",
+    )
+    max_cost: PositiveFloat | None = Field(
+        None, description="start no further call once this much is spent; calls under way are kept; needs a price"
+    )
+    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(8, description="calls at the same time")
+    timeout: PositiveFloat = Field(120.0, description="seconds that the server may be silent")
+    cache: FilePath | None = Field(None, description="file where replies are kept, so that none is paid for twice")
+    retry_unparsable: Annotated[int, Field(ge=0)] = Field(
+        0, description="how many more times a reply without a verdict is asked for"
+    )
+
+
 class EvaluationSection(Section):
     """Held-out comparison of the systems."""
 
@@ -265,6 +307,12 @@ class EvaluationSection(Section):
     )
     baselines: list[str] | None = Field(
         None, description="systems to compare PIT with; null: all of pitlm that apply to the recipe"
+    )
+    judges: list[JudgeSection] | None = Field(
+        None,
+        min_length=1,
+        description="who says which answer is better; the first judge gives the headline; default: the truth in the "
+        "pocket world, the held-out reward model elsewhere",
     )
     resamples: PositiveInt = 2000
     batch_size: PositiveInt = 128

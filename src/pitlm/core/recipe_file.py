@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -112,7 +113,13 @@ def _explain(kind: type[BaseModel], origin: str, problem: Any) -> str:
 
 def _known_keys(model: type[BaseModel], sections: list[str]) -> list[str]:
     for section in (name for name in sections if not name.isdecimal()):  # a number is a place in a list
-        annotation = model.model_fields[section].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        model = next(_sections_in(model.model_fields[section].annotation))
     return list(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation names, such as the one in ``list[JudgeSection] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -43,6 +44,16 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_writer(path) as handle:
         handle.write(text)
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line to ``path`` in one step.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    with atomic_writer(path) as handle:
+        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextmanager

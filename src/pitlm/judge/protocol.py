@@ -1,12 +1,22 @@
-"""What every judge is."""
+"""What every judge is, and what judges share that are asked about each pair in both orders."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 from pitlm.core.nouns import Advance
-from pitlm.core.verdicts import Comparison, VerdictRow
+from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
+
+GROUP = "pitlm.judges"
+"""The group of entry points in which other packages name their judges."""
+JUDGES = {
+    "llm": "pitlm.judge.llm:LLMJudge.of",
+    "foreign": "pitlm.judge.scores:checkpoint_judge",
+    "scripted": "pitlm.judge.scripted:ScriptedJudge.of",
+}
+"""What makes a judge of each kind from its section of a recipe. A run makes the kinds ``truth`` and ``reward``."""
 
 
 class Judge(Protocol):
@@ -16,5 +26,81 @@ class Judge(Protocol):
     def name(self) -> str: ...
 
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
-        """One row per comparison, in their order, seen from each one's first response."""
+        """One row per comparison, in their order, seen from the first response of each.
+
+        Args:
+            advance: told how many comparisons have just been judged.
+        """
         ...
+
+
+class TwoOrderJudge(ABC):
+    """Asks about each pair in both orders and keeps both replies.
+
+    Attributes:
+        name: the name of the judge in rows and tables.
+        ask_again: how many more times an unparsable reply is asked for. A failed call is not repeated.
+        asks_about_equals: whether two equal responses are shown to the judge; otherwise they are a tie.
+    """
+
+    name: str
+    ask_again: int = 0
+    asks_about_equals: bool = True
+
+    @abstractmethod
+    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance | None) -> list[Reply]:
+        """One reply per comparison, seen from its first response.
+
+        Args:
+            shown: both orders of each pair, one after the other.
+            attempt: 0 at first; another number asks for another reply to the same comparisons.
+            advance: told how many replies have just arrived.
+        """
+
+    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
+        """One row per comparison, in their order, seen from the first response of each."""
+        asked = [i for i, pair in enumerate(comparisons) if self.asks_about_equals or pair.first != pair.second]
+        if advance is not None:
+            advance(len(comparisons) - len(asked))
+        replies: dict[tuple[int, bool], list[Reply]] = {(i, swapped): [] for i in asked for swapped in (False, True)}
+        waiting, moved = list(replies), _pairs(advance)
+        for attempt in range(1 + self.ask_again):
+            shown = [comparisons[index].swap() if swapped else comparisons[index] for index, swapped in waiting]
+            for (index, swapped), reply in zip(waiting, self.ask(shown, attempt, moved), strict=True):
+                replies[index, swapped].append(reply.swap() if swapped else reply)
+            moved = None  # each pair is counted once
+            waiting = [key for key in waiting if _no_verdict(replies[key][-1])]
+        return [
+            row_of_replies(comparison, [*replies.get((i, False), ()), *replies.get((i, True), ())], self.name)
+            for i, comparison in enumerate(comparisons)
+        ]
+
+
+def row_of_replies(comparison: Comparison, replies: Sequence[Reply], judge: str) -> VerdictRow:
+    """The row of a comparison that was asked about in both orders, or not at all: then it is a tie.
+
+    The last reply of each order counts.
+    """
+    if not replies:
+        return VerdictRow.of(comparison, Verdict.TIE, judge=judge)
+    straight, swapped = ([r for r in replies if r.swapped is order][-1] for order in (False, True))
+    verdict = Verdict.of_orders(straight.verdict, swapped.verdict)
+    return VerdictRow.of(comparison, verdict, judge=judge, replies=tuple(replies))
+
+
+def _no_verdict(reply: Reply) -> bool:
+    return reply.verdict is Verdict.UNPARSABLE and not reply.failure
+
+
+def _pairs(advance: Advance | None) -> Advance | None:
+    """Counts replies, and reports each two of them as a pair."""
+    if advance is None:
+        return None
+    replies = 0
+
+    def moved(count: int) -> None:
+        nonlocal replies
+        before, replies = replies // 2, replies + count
+        advance(replies // 2 - before)
+
+    return moved

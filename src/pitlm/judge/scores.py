@@ -1,4 +1,4 @@
-"""Judges that compare two scores: the pocket world's truth, reward models, and the gap model in both orders."""
+"""Judges that compare scores: the pocket world's truth, reward models, and the gap model in both orders."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pitlm.core.nouns import Advance, Improvement, Prompt
+from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
-from pitlm.judge.parsing import row_of_replies
+from pitlm.judge.protocol import Judge, TwoOrderJudge
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 Gap = Callable[[Sequence[Improvement]], list[float]]
@@ -18,12 +19,12 @@ Gap = Callable[[Sequence[Improvement]], list[float]]
 class ScoreJudge:
     """Prefers the response with the higher score.
 
-    A score does not depend on the order in which two responses are shown, so its verdicts are always consistent.
+    A score does not depend on the order in which two responses are shown, so the verdicts are always consistent.
 
     Attributes:
-        name: how reports call it.
+        name: the name of the judge in rows and tables.
         score: quality of each (x, y).
-        tie: scores closer than this are a tie. A score that is not a number is no verdict: unparsable.
+        tie: scores closer than this are a tie.
     """
 
     name: str
@@ -31,35 +32,31 @@ class ScoreJudge:
     tie: float = 1e-6
 
     def verdict(self, first: float, second: float) -> Verdict:
-        if math.isnan(first) or math.isnan(second):
-            return Verdict.UNPARSABLE
-        if abs(first - second) <= self.tie:
-            return Verdict.TIE
-        return Verdict.WIN if first > second else Verdict.LOSS
+        """The verdict on two scores; unparsable where one of them is not a number."""
+        return _sign(first - second, self.tie)
 
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
-        """One row per comparison, seen from its first response."""
+        """One row per comparison, seen from its first response; without scores where one of them is not a number."""
         prompts = [comparison.prompt for comparison in comparisons]
         firsts = self.score(prompts, [comparison.first for comparison in comparisons])
         seconds = self.score(prompts, [comparison.second for comparison in comparisons])
         if advance is not None:
             advance(len(comparisons))
-        return [self._row(*given) for given in zip(comparisons, firsts, seconds, strict=True)]
+        rows = []
+        for comparison, *scores in zip(comparisons, firsts, seconds, strict=True):
+            verdict = self.verdict(*scores)
+            kept = None if verdict is Verdict.UNPARSABLE else (scores[0], scores[1])
+            rows.append(VerdictRow.of(comparison, verdict, judge=self.name, scores=kept))
+        return rows
 
-    def _row(self, comparison: Comparison, first: float, second: float) -> VerdictRow:
-        verdict = self.verdict(first, second)
-        scores = None if verdict is Verdict.UNPARSABLE else (first, second)
-        return VerdictRow.of(comparison, verdict, judge=self.name, scores=scores)
 
-
-@dataclass(frozen=True)
-class GapJudge:
-    """R_PIT as a judge: asks for the gap of the first to the second, and of the second to the first.
+@dataclass
+class GapJudge(TwoOrderJudge):
+    """R_PIT as a judge: the gap of the first response to the second, and of the second to the first.
 
     The gap model need not be antisymmetric, so the two orders can disagree; both gaps are kept as the replies.
 
     Attributes:
-        name: how reports call it.
         gap: calibrated gap of each response to its reference, 0 for no change.
         tie: gaps closer to 0 than this are a tie.
     """
@@ -68,20 +65,35 @@ class GapJudge:
     gap: Gap
     tie: float = 1e-6
 
-    def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
-        """One row per comparison, seen from its first response."""
-        straight = self.gap([Improvement(c.prompt, reference=c.second, response=c.first) for c in comparisons])
-        swapped = self.gap([Improvement(c.prompt, reference=c.first, response=c.second) for c in comparisons])
+    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance | None) -> list[Reply]:
+        gaps = self.gap([Improvement(pair.prompt, pair.second, pair.first) for pair in shown])
         if advance is not None:
-            advance(len(comparisons))
-        return [
-            row_of_replies(comparison, (self._reply(gap), self._reply(back).swap()), self.name)
-            for comparison, gap, back in zip(comparisons, straight, swapped, strict=True)
-        ]
+            advance(len(gaps))
+        return [Reply(False, _sign(gap, self.tie), "nan" if math.isnan(gap) else f"{gap:+.6f}") for gap in gaps]
 
-    def _reply(self, gap: float) -> Reply:
-        """Seen from the response whose gap it is."""
-        if math.isnan(gap):
-            return Reply(False, Verdict.UNPARSABLE, "nan")
-        verdict = Verdict.TIE if abs(gap) <= self.tie else Verdict.WIN if gap > 0 else Verdict.LOSS
-        return Reply(False, verdict, f"{gap:+.6f}")
+
+def _sign(difference: float, tie: float) -> Verdict:
+    if math.isnan(difference):
+        return Verdict.UNPARSABLE
+    return Verdict.TIE if abs(difference) <= tie else Verdict.WIN if difference > 0 else Verdict.LOSS
+
+
+def checkpoint_judge(section: JudgeSection) -> Judge:
+    """R_P, R_PIT or any other reward model. The file ``pit.json`` says what a checkpoint of pitlm is.
+
+    Raises:
+        InputError: there is no model that scores answers.
+    """
+    # Imported here, because an endpoint as the judge needs neither torch nor the seconds that its import takes.
+    from pitlm.models.foreign import ForeignRewardModel
+    from pitlm.models.loading import Card, quiet
+    from pitlm.models.scorers import GapModel, RewardModel
+
+    quiet()
+    path = section.model or ""
+    card = Card.load(path)
+    if card is not None and card.kind == "gap":
+        gap = GapModel.from_pretrained(path)
+        return GapJudge(path, lambda items: gap.gaps(items).tolist())
+    reward = RewardModel.from_pretrained(path) if card is not None else ForeignRewardModel.from_pretrained(path)
+    return ScoreJudge(path, lambda prompts, responses: reward.scores(prompts, responses).tolist())

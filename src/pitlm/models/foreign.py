@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BatchEncoding,
@@ -24,6 +25,24 @@ from pitlm.models.loading import device, first_line
 
 TOKENS_PER_BATCH = 8_192
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+def check_reward_model(path: str | Path) -> None:
+    """Read the configuration of a reward model, but not its weights.
+
+    Raises:
+        InputError: there is no model, or one whose configuration names more than one logit.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot load a reward model: {first_line(error)}") from error
+    _check_logits(path, config.num_labels)
+
+
+def _check_logits(path: str | Path, logits: int) -> None:
+    if logits != 1:
+        raise InputError(f"{path}: found {logits} logits, expected a reward model with one")
 
 
 class ForeignRewardModel:
@@ -62,8 +81,7 @@ class ForeignRewardModel:
             raise InputError(
                 f"{path}: found no weights for {missing}; expected a trained sequence-classification model"
             )
-        if model.config.num_labels != 1:
-            raise InputError(f"{path}: found {model.config.num_labels} logits, expected a reward model with one")
+        _check_logits(path, model.config.num_labels)
         return cls(model.to(device()).eval(), tokenizer)
 
     @property

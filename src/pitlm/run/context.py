@@ -21,7 +21,7 @@ from pitlm.models.devices import release_memory
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
 from pitlm.models.scorers import RewardModel
 from pitlm.run.finished import POCKET
-from pitlm.run.judging import true_utility
+from pitlm.run.judges import truth
 
 
 class Trained(Exception):
@@ -125,7 +125,7 @@ class Context:
             bases: opens it beside other models.
         """
         if self.pocket:
-            return ScoreJudge("true utility", true_utility)
+            return truth()
         return ScoreJudge("held-out R_P", _reward_score(self.model("judge"), self.recipe.model.dtype, bases))
 
 

@@ -25,6 +25,7 @@ from pitlm.method.rl import check_rollouts
 from pitlm.models.loading import check_quantization, quiet
 from pitlm.run.finished import POCKET
 from pitlm.run.folder import RunFolder, stage_record, stage_result
+from pitlm.run.judges import check_judges
 from pitlm.run.results import data_line, headline, health_lines, trends
 from pitlm.run.stages import build_stages
 
@@ -91,7 +92,7 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     """Before anything is spent: is there what the recipe names?
 
     Raises:
-        InputError: a tracker, package or baseline is missing, or the data lies in the run's own folder.
+        InputError: a tracker, package, baseline or judge is missing, or the data lies in the run's own folder.
     """
     check_trackers(recipe.report_to)
     for section in filter(None, (recipe.policy_rl, recipe.curriculum.rl)):
@@ -100,6 +101,7 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     chosen_baselines(recipe)
     if recipe.data.source:
         check_outside(recipe.data.source, out)
+    check_judges(recipe)
 
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:

@@ -12,6 +12,7 @@ from pitlm.run import training
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
 from pitlm.run.folder import Stage
+from pitlm.run.judges import judge_settings
 from pitlm.run.prepare import prepare
 from pitlm.run.reporting import report
 
@@ -39,7 +40,12 @@ def build_stages(recipe: Recipe, root: Path, *, launch: Launch | None = None, ra
         *rl,
         Stage(
             "evaluation",
-            {**_common(recipe), "evaluation": recipe.evaluation.model_dump(), "loop": recipe.loop.model_dump()},
+            {
+                **_common(recipe),
+                "evaluation": recipe.evaluation.model_dump(exclude={"judges"}),
+                "loop": recipe.loop.model_dump(),
+                **judge_settings(recipe.evaluation.judges),
+            },
             ["data", policy, "reward", "improver-sft", "gap", improver, *judges],
             lambda folder: evaluate(context, folder, policy, improver),
         ),
