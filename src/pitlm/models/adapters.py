@@ -105,35 +105,37 @@ class Bases:
     is gone, is loaded with its own merged weights, which are the same model.
 
     Attributes:
-        quantize: how bases, and models without one, are held. In 4 bits a base with an adapter and merged weights are
-            no longer the same to the last figure: one rounds the base, the other the sum.
+        dtype: of the weights.
+        quantize: how bases, and models without a base, are held. In 4 bits a base with an adapter and merged weights
+            are no longer the same to the last figure: one rounds the base, the other the sum.
     """
 
+    dtype: str = "float32"
     quantize: Quantization | None = None
-    _open: dict[tuple[str, str], _Shared | None] = field(default_factory=dict)
+    _open: dict[str, _Shared | None] = field(default_factory=dict)
 
-    def causal(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
-        """See :func:`pitlm.models.loading.load_causal`."""
-        shared = self._shared(Path(path), tokenizer, dtype)
-        return load_causal(path, tokenizer, dtype, self.quantize) if shared is None else shared.writer(Path(path))
+    def load(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, *, writes: bool) -> PreTrainedModel:
+        """Load the causal model in ``path`` if it ``writes``, else its model with one logit.
 
-    def scorer(self, path: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32") -> PreTrainedModel:
-        """See :func:`pitlm.models.loading.load_scorer`."""
-        shared = self._shared(Path(path), tokenizer, dtype)
-        return load_scorer(path, tokenizer, dtype, self.quantize) if shared is None else shared.scorer(Path(path))
+        Raises:
+            InputError: nothing loadable there.
+        """
+        path = Path(path)
+        shared = self._shared(path, tokenizer) if (path / OVER_BASE).is_dir() else None
+        if shared is not None:
+            return shared.writer(path) if writes else shared.scorer(path)
+        return (load_causal if writes else load_scorer)(path, tokenizer, self.dtype, self.quantize)
 
-    def _shared(self, path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str) -> _Shared | None:
-        if not (path / OVER_BASE).is_dir():
-            return None
-        key = base_name(path), dtype
-        if key not in self._open:
+    def _shared(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> _Shared | None:
+        name = base_name(path)
+        if name not in self._open:
             try:
-                base = load_causal(key[0], tokenizer, dtype, self.quantize)
-                self._open[key] = _Shared(base.to(device()).eval())
+                base = load_causal(name, tokenizer, self.dtype, self.quantize)
+                self._open[name] = _Shared(base.to(device()).eval())
             except InputError as error:
                 logging.getLogger(__name__).warning("%s; loading each model by itself", error)
-                self._open[key] = None
-        return self._open[key]
+                self._open[name] = None
+        return self._open[name]
 
 
 class _Shared:

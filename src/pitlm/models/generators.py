@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
-from pitlm.data.template import Template, encode_completion, encode_prompts
-from pitlm.models.adapters import Bases
-from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_shape, load_tokenizer
+from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.models.checkpoint import Checkpoint
 
 
 @torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids
@@ -66,37 +63,11 @@ def generate(
     return completions
 
 
-class Generator:
-    """A causal model with its tokenizer, template and limits. Use :class:`Policy` or :class:`Improver`."""
+class Generator(Checkpoint):
+    """A model that writes. Use :class:`Policy` or :class:`Improver`."""
 
-    kind: Kind
     batch_size = 128
     """Conversations at a time, where a call does not say."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.card = card
-        self.template = Template(card.ask)
-
-    @classmethod
-    def from_pretrained(
-        cls, path: str | Path, dtype: str = "float32", *, weights: bool = True, bases: Bases | None = None
-    ) -> Self:
-        """Load a checkpoint that a training stage wrote; without weights it can encode, and no more.
-
-        Args:
-            bases: opens it beside others, over the base that they share.
-
-        Raises:
-            InputError: no checkpoint of this kind there.
-        """
-        card = load_card(path, cls.kind)
-        tokenizer = load_tokenizer(path)
-        if not weights:
-            return cls(load_shape(path), tokenizer, card)
-        load = load_causal if bases is None else bases.causal
-        return cls(load(path, tokenizer, dtype).to(device()).eval(), tokenizer, card)
 
     def _check_length(self, longest: int) -> None:
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
