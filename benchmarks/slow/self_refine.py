@@ -44,7 +44,6 @@ from pitlm.loop.systems import Systems, TrainedModels, answer_of
 from pitlm.method.common import TokenRow, Workbench
 from pitlm.method.sft import train_sft
 from pitlm.method.token_rows import policy_rows
-from pitlm.models.chat import LocalChat
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
@@ -131,7 +130,7 @@ def new_start(context: Context, folder: Path, layers: int) -> Any:
     return tokenizer
 
 
-def teach(context: Context, folder: Path, options: argparse.Namespace) -> LocalChat:
+def teach(context: Context, folder: Path, options: argparse.Namespace) -> Policy:
     """The follower: M_P trained further on answers and lessons; one that is there already is taken."""
     section = TrainSection(learning_rate=options.rate, batch_size=options.batch)
     rng = random.Random(context.seed("follower"))
@@ -144,10 +143,10 @@ def teach(context: Context, folder: Path, options: argparse.Namespace) -> LocalC
         card = context.card("policy")
         bench = Workbench(folder, folder / "start", tokenizer, card, context.seed("follower"))
         train_sft(rows, held_out, section, bench, "rubric follower")
-    return LocalChat.from_pretrained(folder / "model", max_new_tokens=context.card("policy").max_new_tokens)
+    return Policy.from_pretrained(folder / "model")
 
 
-def exam(chat: LocalChat, context: Context, count: int) -> dict[str, dict[str, float]]:
+def exam(chat: Policy, context: Context, count: int) -> dict[str, dict[str, float]]:
     """Shares right on held-out prompts: fault seen where there is one and none where none is, found word for word,
     and mended: word for word, and by the marks (gone, whatever else was changed)."""
     lessons = draw_lessons(random.Random(context.seed("exam")), context.folds["test"], count)
@@ -171,7 +170,7 @@ def exam(chat: LocalChat, context: Context, count: int) -> dict[str, dict[str, f
 class Remembering:
     """Under greedy decoding a conversation has one reply, so it is asked once, however many rubrics come to it."""
 
-    chat: LocalChat
+    chat: Policy
     replies: dict[str, Answer] = field(default_factory=dict)
 
     def complete(self, conversations: Sequence[Conversation], *, temperature: float, seed: int) -> list[Answer]:

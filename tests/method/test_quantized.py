@@ -105,13 +105,13 @@ def test_what_is_saved_is_the_start_in_full_with_the_adapter_on_it(chain):
 
 
 def test_models_of_a_run_share_one_base_in_four_bits(chain):
-    shared = Bases("nf4")
+    shared = Bases("bfloat16", "nf4")
     folders = {"improver": chain["sft"].model_folder, "gap": chain["gap"].model_folder}
-    improver = Improver.from_pretrained(folders["improver"], "bfloat16", bases=shared)
-    gap = GapModel.from_pretrained(folders["gap"], "bfloat16", bases=shared)
+    improver = Improver.from_pretrained(folders["improver"], bases=shared)
+    gap = GapModel.from_pretrained(folders["gap"], bases=shared)
     assert gap.model.base_model is improver.model.base_model
     assert all(isinstance(module.base_layer, Linear4bit) for module in layers(improver.model))
-    alone = GapModel.from_pretrained(folders["gap"], "bfloat16")
+    alone = GapModel.from_pretrained(folders["gap"], bases=Bases("bfloat16"))
     raw = alone.raw(ITEMS)
     assert (gap.raw(ITEMS) - raw).abs().max() < 0.3 * raw.abs().max()
     [answer] = improver.propose([Prompt.of("is it small ?")], ["it"], temperature=0)

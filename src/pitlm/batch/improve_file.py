@@ -82,9 +82,8 @@ class Setup:
             update={name: value for name, value in settings.items() if value is not None}
         )
         self.opened: dict[str, Any] = {
-            "dtype": self.recipe.model.dtype if self.recipe else "float32",
             # Of a run that was trained with LoRA, one base carries all.
-            "bases": Bases(self.recipe.quantize if self.recipe else None),
+            "bases": Bases(self.recipe.model.dtype, self.recipe.quantize) if self.recipe else Bases(),
         }
         named = {**asdict(models), "tokens_per_batch": None}
         self.calibration: Calibration | None = None

@@ -77,14 +77,20 @@ class Generator(Checkpoint):
                 f"the {self.kind}'s window of {window} less {self.card.max_new_tokens} for the answer"
             )
 
-    def _answer(
+    def complete(
         self,
         conversations: Sequence[list[dict[str, str]]],
+        *,
         temperature: float,
         seed: int,
-        batch_size: int | None,
-        advance: Advance | None,
+        batch_size: int | None = None,
+        advance: Advance | None = None,
     ) -> list[Answer]:
+        """One reply per conversation, each of which ends with the user's turn.
+
+        Raises:
+            InputError: a conversation that leaves no room for a reply in the model's window.
+        """
         if not conversations:
             return []  # of no rows the tokenizer would decode one
         prompt_ids = encode_prompts(self.tokenizer, conversations)
@@ -132,7 +138,7 @@ class Policy(Generator):
     ) -> list[Answer]:
         """One answer per prompt."""
         conversations = [self.template.policy_messages(prompt) for prompt in prompts]
-        return self._answer(conversations, temperature, seed, batch_size, advance)
+        return self.complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)
 
 
 class Improver(Generator):
@@ -166,4 +172,4 @@ class Improver(Generator):
             self.template.improver_messages(prompt, reference)
             for prompt, reference in zip(prompts, references, strict=True)
         ]
-        return self._answer(conversations, temperature, seed, batch_size, advance)
+        return self.complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)

@@ -45,10 +45,10 @@ def calibrate_run(
     unbounded = {"margin": None, "tokens": None, "seconds": None, "cost": None}
     settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
     sets = fresh_answers(context, items, prompts)
-    dtype, bases = recipe.model.dtype, context.bases()
-    improver = Improver.from_pretrained(context.model(recipe.improver_stage), dtype, bases=bases)
-    gap = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases)
-    both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases))
+    bases = context.bases()
+    improver = Improver.from_pretrained(context.model(recipe.improver_stage), bases=bases)
+    gap = GapModel.from_pretrained(context.model("gap"), bases=bases)
+    both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward"), bases=bases))
     judge = context.judge(bases)
     scorers: dict[str, GapScorer] = {ALONE: gap, GUARDED: both}
     with progress_bar("calibrating", rounds_to_play(len(scorers), sets, settings)) as advance:
@@ -91,7 +91,7 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
     chosen = dict(list(given.items())[:items])
     if not chosen or not shown:
         raise InputError(f"{context.root}: found no held-out prompts, expected some in the folds validation and test")
-    policy = Policy.from_pretrained(context.model(context.recipe.policy_stage), context.recipe.model.dtype)
+    policy = Policy.from_pretrained(context.model(context.recipe.policy_stage), bases=context.bases())
 
     def answered(asked: Mapping[Prompt, str | None], name: str) -> Answered:
         seed = context.seed(f"calibration-{name}")

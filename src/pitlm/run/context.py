@@ -116,7 +116,7 @@ class Context:
 
     def bases(self) -> Bases:
         """Opens models of the run; those opened by one of these share what they can."""
-        return Bases(self.recipe.quantize)
+        return Bases(self.recipe.model.dtype, self.recipe.quantize)
 
     def judge(self, bases: Bases) -> ScoreJudge:
         """The truth in the pocket world; elsewhere a reward model that neither R_P nor R_PIT shares a pair with.
@@ -126,12 +126,12 @@ class Context:
         """
         if self.pocket:
             return truth()
-        return ScoreJudge("held-out R_P", _reward_score(self.model("judge"), self.recipe.model.dtype, bases))
+        return ScoreJudge("held-out R_P", _reward_score(self.model("judge"), bases))
 
 
-def _reward_score(path: Path, dtype: str, bases: Bases) -> Score:
+def _reward_score(path: Path, bases: Bases) -> Score:
     """A score function from a reward model's checkpoint, loaded once."""
-    model = RewardModel.from_pretrained(path, dtype, bases=bases)
+    model = RewardModel.from_pretrained(path, bases=bases)
 
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         scores: list[float] = model.scores(prompts, responses).tolist()

@@ -28,14 +28,14 @@ from pitlm.run.training import unique_prompts
 
 def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:
     """Answer, judge and summarise; the answers, rows and traces are kept beside the result."""
-    section, dtype, bases = context.recipe.evaluation, context.recipe.model.dtype, context.bases()
+    section, bases = context.recipe.evaluation, context.bases()
     models = TrainedModels(
-        policy=Policy.from_pretrained(context.model(policy), dtype, bases=bases),
-        improver=Improver.from_pretrained(context.model(improver), dtype, bases=bases),
-        corrector=Improver.from_pretrained(context.model("improver-sft"), dtype, bases=bases),
-        gap=GapModel.from_pretrained(context.model("gap"), dtype, bases=bases),
-        reward=RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases),
-        policy_before=Policy.from_pretrained(context.model("policy-sft"), dtype, bases=bases)
+        policy=Policy.from_pretrained(context.model(policy), bases=bases),
+        improver=Improver.from_pretrained(context.model(improver), bases=bases),
+        corrector=Improver.from_pretrained(context.model("improver-sft"), bases=bases),
+        gap=GapModel.from_pretrained(context.model("gap"), bases=bases),
+        reward=RewardModel.from_pretrained(context.model("reward"), bases=bases),
+        policy_before=Policy.from_pretrained(context.model("policy-sft"), bases=bases)
         if context.recipe.policy_rl
         else None,
     )

@@ -75,8 +75,8 @@ def gap_model(context: Context, folder: Path, policy: str) -> dict[str, Any]:
 def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
     evaluation = context.recipe.evaluation
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
-    dtype, bases = context.recipe.model.dtype, context.bases()
-    writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
+    bases = context.bases()
+    writer = Policy.from_pretrained(context.model(policy), bases=bases)
     with progress_bar("fresh answers", 2 * len(prompts)) as advance:
         first, second = (
             writer.answer(
@@ -90,8 +90,8 @@ def _health(context: Context, folder: Path, policy: str) -> dict[str, Any]:
         )
     fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
     return gap_health(
-        GapModel.from_pretrained(folder / "model", dtype, bases=bases),
-        RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases),
+        GapModel.from_pretrained(folder / "model", bases=bases),
+        RewardModel.from_pretrained(context.model("reward"), bases=bases),
         context.folds["test"],
         fresh,
         context.judge(bases).score,
@@ -109,7 +109,7 @@ def policy_rl(context: Context, folder: Path) -> dict[str, Any]:
 
     def train() -> dict[str, float]:
         bases = context.bases()
-        reward = RewardModel.from_pretrained(context.model("reward"), context.recipe.model.dtype, bases=bases)
+        reward = RewardModel.from_pretrained(context.model("reward"), bases=bases)
         held_out = [context.template.policy_messages(x) for x in _held_out(context, section)]
         return train_rl(
             conversations,
@@ -148,16 +148,16 @@ def _train_curriculum(
 ) -> dict[str, float]:
     curriculum = context.recipe.curriculum
     anchor = context.model("improver-sft")
-    lora, dtype, bases = context.recipe.peft is not None, context.recipe.model.dtype, context.bases()
+    lora, bases = context.recipe.peft is not None, context.bases()
     # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before goes on.
     # So reward model, judge and policy share the run's base, but not with what is trained: that sits on merged weights.
     start = context.model(previous) if previous and not lora else anchor
     if curriculum.reward == "gap":
-        reward: Reward = GapModel.from_pretrained(context.model("gap"), dtype, bases=bases).score_rows
+        reward: Reward = GapModel.from_pretrained(context.model("gap"), bases=bases).score_rows
     else:
-        judge = RewardModel.from_pretrained(context.model("reward"), dtype, bases=bases)
+        judge = RewardModel.from_pretrained(context.model("reward"), bases=bases)
         reward = RewardDifference(judge).row_reward(rows)
-    writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
+    writer = Policy.from_pretrained(context.model(policy), bases=bases)
     prompts = _held_out(context, section)
     temperature = context.recipe.evaluation.policy_temperature
     answers = writer.answer(prompts, temperature=temperature, seed=context.seed("probe"))
@@ -223,13 +223,13 @@ def _sample_references(
     batch = context.recipe.evaluation.batch_size
     improving = source == "improver"
     with progress_bar("references", len(prompts) * (2 if improving else 1)) as advance:
-        dtype, bases = context.recipe.model.dtype, context.bases()
-        writer = Policy.from_pretrained(context.model(policy), dtype, bases=bases)
+        bases = context.bases()
+        writer = Policy.from_pretrained(context.model(policy), bases=bases)
         seed = context.seed(f"references-{number}")
         answers = writer.answer(prompts, temperature=temperature, seed=seed, batch_size=batch, advance=advance)
         if improving:
             assert previous is not None
-            improver = Improver.from_pretrained(context.model(previous), dtype, bases=bases)
+            improver = Improver.from_pretrained(context.model(previous), bases=bases)
             texts = [answer.text for answer in answers]
             answers = improver.propose(
                 prompts, texts, temperature=temperature, seed=seed, batch_size=batch, advance=advance

@@ -63,13 +63,13 @@ def load_models(
     from pitlm.models.scorers import GapModel, GuardedGap
 
     quiet()
-    bases = Bases(quantize)
+    bases = Bases(dtype, quantize)
     scorer: GapScorer | None = None
     if gap is not None and reward is not None:
-        scorer = GuardedGap.from_pretrained(gap, reward, dtype, bases=bases)
+        scorer = GuardedGap.from_pretrained(gap, reward, bases=bases)
     elif gap is not None:
-        scorer = GapModel.from_pretrained(gap, dtype, bases=bases)
-    return LoadedModels(None if improver is None else Improver.from_pretrained(improver, dtype, bases=bases), scorer)
+        scorer = GapModel.from_pretrained(gap, bases=bases)
+    return LoadedModels(None if improver is None else Improver.from_pretrained(improver, bases=bases), scorer)
 
 
 @dataclass(frozen=True, slots=True)

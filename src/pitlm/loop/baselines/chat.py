@@ -12,7 +12,7 @@ Conversation = list[dict[str, str]]
 
 
 class Chat(Protocol):
-    """Completes conversations; :class:`pitlm.models.chat.LocalChat` is one. None stands for a reply that failed."""
+    """Completes conversations; :class:`pitlm.models.generators.Policy` is one. None stands for a reply that failed."""
 
     def complete(
         self, conversations: Sequence[Conversation], *, temperature: float, seed: int
