@@ -62,7 +62,6 @@ class ModelSource:
 
     Attributes:
         folder: the checkpoint; None where the model is behind a server.
-        dtype: type of the weights.
         bases: opens the checkpoint over a base model that several checkpoints share.
         tokens_per_batch: tokens in flight at once, prompts included; None is the engine's default.
         model: the model's name on the server at ``base_url``.
@@ -72,7 +71,6 @@ class ModelSource:
 
     kind: Literal["policy", "improver"]
     folder: Path | None = None
-    dtype: str = "float32"
     bases: Bases | None = None
     tokens_per_batch: int | None = None
     model: str | None = None

@@ -35,7 +35,7 @@ class LocalEngine(Engine):
     def open(cls, source: ModelSource) -> Self:
         """Load the checkpoint in ``source.folder``."""
         assert source.folder is not None
-        model = writer_class(source).from_pretrained(source.folder, source.dtype, bases=source.bases)
+        model = writer_class(source).from_pretrained(source.folder, bases=source.bases)
         return cls(model, source.tokens_per_batch or TOKENS_PER_BATCH)
 
     @property
