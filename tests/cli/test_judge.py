@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from scripted_endpoint import Fail, Say, ScriptedEndpoint, Stall
 
-from pitlm.cli.judge_options import judge_options
+from pitlm.cli.judge import judge_options
 from pitlm.cli.main import ENVIRONMENT, main
 from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import VerdictRow

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.cli.judge_options import judge_options
+from pitlm.cli.judge import judge_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

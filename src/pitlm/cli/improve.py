@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.cli.outputs import check_output, check_output_folder
+from pitlm.cli.options import check_output, check_output_folder
 
 if TYPE_CHECKING:
     from pitlm.core.recipe import ModelChoice

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.cli.judge_options import judge_options
-from pitlm.cli.outputs import check_output
+from pitlm.cli.options import Command, check_output, option_name, section_options
+from pitlm.core.recipe import JudgeSection
+from pitlm.io.parts import part_names
+from pitlm.judge.protocol import GROUP
 
 if TYPE_CHECKING:
-    from pitlm.core.recipe import JudgeSection
     from pitlm.core.verdicts import VerdictRow
+
+KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
+"""What `--judge` calls the kinds of judges, and what a recipe calls them."""
+
+HELPS = {
+    "kind": "A language model, a reward or gap model, the pocket world's truth, or replies from a file.",
+    "model": "llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.",
+    "body": "Further fields of each request, as a JSON object; null removes a field, as for models without a "
+    """temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.""",
+    "cache": "File where replies are kept, so that none is paid for twice. Default: beside the output.",
+}
 
 EXAMPLES = """
 \b
@@ -40,6 +53,37 @@ Replies are kept as they arrive, beside the output (or in --cache): after a kill
 command goes on, and no reply that arrived is paid for twice. Two equal answers are a tie, and nobody is asked. Exit
 codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 """
+
+
+def judge_options(*, required: bool) -> Callable[[Command], Command]:
+    """Give a command the options that describe a judge, as one argument ``options``: a checked section.
+
+    Args:
+        required: where it is not, and no judge is named, ``options`` is None.
+    """
+    generated = section_options(
+        JudgeSection,
+        into="options",
+        names={"kind": "judge", "seed": "judge_seed"},
+        helps=HELPS,
+        types={"kind": click.Choice(part_names(GROUP, KINDS))},
+        optional=not required,
+    )
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_judge(options: JudgeSection | None, **given: Any) -> Any:
+            if options is not None:
+                from pitlm.judge.judges import check_section
+
+                named = f"--judge {options.kind}"
+                options = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
+                check_section(options, named, option_name)
+            return command(options=options, **given)
+
+        return generated(with_judge)
+
+    return decorate
 
 
 @click.command(epilog=EXAMPLES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,8 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from click.core import ParameterSource
-from pydantic import fields
 
+from pitlm.core.errors import InputError
 from pitlm.core.recipe import Section
 
 Command = Callable[..., Any]
@@ -35,6 +36,7 @@ def section_options(
     into: str,
     names: Mapping[str, str] | None = None,
     helps: Mapping[str, str] | None = None,
+    types: Mapping[str, Any] | None = None,
     of_run: bool = False,
     optional: bool = False,
 ) -> Callable[[Command], Command]:
@@ -48,24 +50,29 @@ def section_options(
         into: the command's argument that receives the section.
         names: options whose name differs from the field's, by field.
         helps: help texts that replace the field's description, by field.
+        types: click types that replace the field's, by field.
         of_run: defaults come from a run first, and the help says so.
         optional: the section is None where the user leaves out a field that has no default.
     """
     own = {name: section.model_fields[name] for name in chosen or section.model_fields}
-    spelled = {name: "--" + (names or {}).get(name, name).replace("_", "-") for name in own}
-    options = [
-        _option(spelled[name], name, field, (helps or {}).get(name), of_run=of_run, optional=optional)
-        for name, field in own.items()
-    ]
+    keys = {name: (names or {}).get(name, name) for name in own}
+    options = []
+    for name, field in own.items():
+        text = _help((helps or {}).get(name) or field.description or name, field.default if of_run else None, of_run)
+        kind = (types or {}).get(name) or _click_type(field.annotation, field.metadata)
+        required = field.is_required() and not optional
+        options.append(_option(keys[name], kind, text, None if of_run else field.default, required))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_section(**given: Any) -> Any:
             source = click.get_current_context().get_parameter_source
-            values = {name: given.pop(name) for name in own}
-            values = {name: value for name, value in values.items() if source(name) is not ParameterSource.DEFAULT}
+            values = {name: given.pop(key) for name, key in keys.items()}
+            values = {
+                name: value for name, value in values.items() if source(keys[name]) is not ParameterSource.DEFAULT
+            }
             left_out = any(field.is_required() and name not in values for name, field in own.items())
-            made = None if optional and left_out else section.of(values, lambda name: spelled.get(name, name))
+            made = None if optional and left_out else section.of(values, lambda name: option_name(keys.get(name, name)))
             return command(**{into: made}, **given)
 
         wrapped: Command = with_section
@@ -76,25 +83,31 @@ def section_options(
     return decorate
 
 
-def _option(
-    option: str, name: str, field: fields.FieldInfo, text: str | None, *, of_run: bool, optional: bool
-) -> Callable[[Command], Command]:
-    default = field.default if isinstance(field.default, str | int | float) else None
-    text = (text or field.description or name).rstrip(".")
-    text = f"{text[0].upper()}{text[1:]}."
+def option_name(key: str) -> str:
+    """The option that fills an argument or field."""
+    return "--" + key.replace("_", "-")
+
+
+def _help(text: str, default: Any, of_run: bool) -> str:
+    """The text as a sentence, with the default where a run may have another."""
+    text = text.rstrip(".") + "."
+    text = text if text.partition(" ")[0].endswith(":") else text[0].upper() + text[1:]  # "llm: ..." is a name
     if of_run:
         text += " Default: the run's" + (f", or {default}." if default is not None else ".")
-    kind = _click_type(field.annotation, field.metadata)
-    known: dict[str, Any] = {} if default is None else {"default": default}  # click takes None for a default
+    return text
+
+
+def _option(key: str, kind: Any, text: str, default: Any, required: bool) -> Callable[[Command], Command]:
+    known = isinstance(default, str | int | float)
     return click.option(
-        option,
-        name,
+        option_name(key),
+        key,
         type=kind,
         is_flag=kind is click.BOOL,
-        required=field.is_required() and not optional,
-        **known,
-        show_default=default is not None and not of_run and kind is not click.BOOL,
+        required=required,
+        show_default=known and kind is not click.BOOL,
         help=text,
+        **({"default": default} if known else {}),  # click takes an explicit None for a default
     )
 
 
@@ -126,3 +139,38 @@ def _range(number: type[int] | type[float], bounds: list[Any]) -> Any:
     if number is float:
         return click.FloatRange(low, high, min_open="gt" in limits, max_open="lt" in limits)
     return click.IntRange(limits["gt"] + 1 if "gt" in limits else low, limits["lt"] - 1 if "lt" in limits else high)
+
+
+def check_output(output: Path, force: bool, what: str) -> None:
+    """Refuse, before anything long begins, what could not be written at the end.
+
+    Raises:
+        InputError: a folder, a file that is there already and not to be replaced, or nowhere to write to.
+    """
+    if output.is_dir():
+        raise InputError.at(output, found="a folder", expected=f"the file that {what} go to")
+    _check_place(output, force)
+
+
+def check_output_folder(output: Path, force: bool, what: str, pattern: str) -> None:
+    """The same for a folder of files, of which ``force`` replaces no other than those of a ``pattern``.
+
+    Raises:
+        InputError: a file, a folder that is there already and not to be replaced, or nowhere to write to.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError.at(output, found="a file", expected=f"the folder that {what} go to")
+    _check_place(output, force)
+    other = next((path.name for path in output.glob("*") if not path.match(pattern)), None)
+    if other is not None:
+        raise InputError.at(output, found=f"a folder with '{other}' in it", expected=f"only {pattern} to replace")
+
+
+def _check_place(output: Path, force: bool) -> None:
+    if output.exists() and not force:
+        raise InputError(f"{output}: exists already; give another -o, or --force to replace it")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"{output}: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{output}: {above} may not be written to")

@@ -58,7 +58,7 @@ def rate(
     force: bool,
 ) -> None:
     """Let people say which of two systems' answers is better, side by side and blinded, in a browser."""
-    from pitlm.cli.outputs import check_output
+    from pitlm.cli.options import check_output
     from pitlm.core.errors import InputError
     from pitlm.judge.votes import Votes
 
