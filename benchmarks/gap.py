@@ -43,8 +43,7 @@ from pitlm.core.recipe import InitSection
 from pitlm.core.recipe_file import load_recipe
 from pitlm.data.dataset import load_preferences
 from pitlm.data.template import Template
-from pitlm.method.reward import GapRow, gap_batch
-from pitlm.method.token_rows import gap_rows
+from pitlm.method.reward import GapRow, gap_batch, gap_rows
 from pitlm.models.forest import shared_prefix
 from pitlm.models.loading import load_scorer, load_tokenizer, quiet
 from pitlm.models.scorers import score_ids

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,9 @@ from pitlm.plan.plan import plan_run
 from pitlm.plan.rates import measure_rates
 from pitlm.plan.shapes import Shape
 from pitlm.plan.workloads import known_workload
+from pitlm.run.context import Context
 from pitlm.run.folder import RunFolder
+from pitlm.run.stage_work import do_work
 from pitlm.run.stages import build_stages
 
 SHORT = {"curriculum.rl.probe_items": "100", "evaluation.items": "200", "evaluation.fresh_pairs": "200"}
@@ -58,7 +61,8 @@ def executed(recipe: Recipe, folder: Path) -> dict[str, float]:
             print(f"{name:14} took {took[name]:.1f} s", flush=True)
         begins[name] = time.process_time()
 
-    RunFolder(folder, __version__).execute(build_stages(recipe, folder), recipe=recipe.model_dump(), listener=listen)
+    work = partial(do_work, Context(recipe, folder))
+    RunFolder(folder, __version__).execute(build_stages(recipe), work, recipe=recipe.model_dump(), listener=listen)
     return took
 
 

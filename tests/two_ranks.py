@@ -19,10 +19,9 @@ from transformers import TrainerCallback
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
-from pitlm.method import reward, rl, sft
+from pitlm.method import common, reward, rl, sft
 from pitlm.method.probe import Probe
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
-from pitlm.method.token_rows import gap_rows, improver_rows, reward_rows
 from pitlm.models.loading import quiet
 
 WORDS = [
@@ -70,24 +69,24 @@ def train_all(root: Path, base: Path) -> None:
     template = Template(ASK)
     for name, module, work in (
         ("sft", sft, lambda b: sft.train_sft(
-            improver_rows(PAIRS, b.tokenizer, template), improver_rows(PAIRS[:8], b.tokenizer, template),
+            sft.improver_rows(PAIRS, b.tokenizer, template), sft.improver_rows(PAIRS[:8], b.tokenizer, template),
             train_section(batch_size=8, accumulation=2, epochs=2), b, "SFT")),
         ("lora", sft, lambda b: sft.train_sft(
-            improver_rows(PAIRS, b.tokenizer, template), improver_rows(PAIRS[:8], b.tokenizer, template),
+            sft.improver_rows(PAIRS, b.tokenizer, template), sft.improver_rows(PAIRS[:8], b.tokenizer, template),
             train_section(batch_size=8), b, "LoRA")),
         ("reward", reward, lambda b: reward.train_reward(
-            reward_rows(PAIRS, b.tokenizer, template), reward_rows(PAIRS[:8], b.tokenizer, template),
+            reward.reward_rows(PAIRS, b.tokenizer, template), reward.reward_rows(PAIRS[:8], b.tokenizer, template),
             train_section(batch_size=8, max_steps=3), b)),
         ("gap", reward, lambda b: reward.train_gap(
-            gap_rows(PAIRS, b.tokenizer, template), gap_rows(PAIRS[:8], b.tokenizer, template),
+            reward.gap_rows(PAIRS, b.tokenizer, template), reward.gap_rows(PAIRS[:8], b.tokenizer, template),
             train_section(batch_size=4, max_steps=4), b)),
         ("rl", rl, train_curriculum),
     ):  # fmt: skip
         peft = LoraSection(r=4, alpha=8) if name == "lora" else None
         bench = workbench(root / name, base, "gap" if module is reward else "improver", peft=peft, seed=3)
-        genuine = module.callbacks
+        genuine = common.callbacks
         with patch.object(
-            module, "callbacks", lambda b, title, genuine=genuine: [*genuine(b, title), Keeper(b.folder)]
+            common, "callbacks", lambda b, title, genuine=genuine: [*genuine(b, title), Keeper(b.folder)]
         ):
             work(bench)
 
@@ -95,7 +94,7 @@ def train_all(root: Path, base: Path) -> None:
 def train_curriculum(bench) -> None:
     asked = []
 
-    def score(rows):
+    def score(rows, conversations):
         asked.extend(rows)
         return torch.tensor([-sum(row[-4:]) / 10 for row in rows])
 

@@ -41,15 +41,14 @@ from pitlm.loop.baselines.sampling import resample
 from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.chains import held_to
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
-from pitlm.method.common import TokenRow, Workbench
-from pitlm.method.sft import train_sft
-from pitlm.method.token_rows import policy_rows
+from pitlm.method.common import Workbench
+from pitlm.method.curriculum import train_policy
+from pitlm.method.sft import TokenRow, policy_rows, train_sft
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.finished import stored_recipe
-from pitlm.run.training import policy_rl
 from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
 LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"
@@ -283,7 +282,7 @@ def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
     steps = curriculum.rl.max_steps * len(curriculum.stages)
     section = curriculum.rl.model_copy(update={"max_steps": steps})
     folder.mkdir(parents=True, exist_ok=True)
-    policy_rl(Context(context.recipe.model_copy(update={"policy_rl": section}), context.root), folder)
+    train_policy(context, section, folder)
     policy = Policy.from_pretrained(folder / "model")
     temperature = context.recipe.evaluation.policy_temperature
     drawn = policy.answer(desk.prompts, temperature=temperature, seed=context.seed("original"))

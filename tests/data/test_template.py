@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from builders import ASK, CHAT, LLAMA3_TEMPLATE, QWEN3_TEMPLATE
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
@@ -42,6 +44,26 @@ def test_the_improver_sees_x_then_the_reference_as_the_assistants_turn_then_the_
         {"role": "assistant", "content": Y_REF},
         {"role": "user", "content": ASK},
     ]
+
+
+TEXTS = st.text(max_size=20)
+
+
+@given(st.none() | TEXTS, st.lists(st.tuples(TEXTS, TEXTS), max_size=3), TEXTS, TEXTS, st.text(min_size=1, max_size=20))
+def test_the_template_gives_x_and_the_reference_back(system, turns, last, reference, ask):
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for asked, answered in turns:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    x = Prompt.of([*messages, {"role": "user", "content": last}])
+    template = Template(ask)
+    assert template.parts(template.improver_messages(x, reference)) == (x, reference)
+
+
+def test_a_conversation_without_a_reference_has_no_parts():
+    short = TEMPLATE.policy_messages(Prompt.of(ASK))
+    for messages in (short, TEMPLATE.policy_messages(X), Template("another request").improver_messages(X, Y_REF)):
+        with pytest.raises(InputError, match="expected y_ref and"):
+            TEMPLATE.parts(messages)
 
 
 def test_prompt_and_completion_are_the_whole_conversation(tokenizer):

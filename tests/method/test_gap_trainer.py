@@ -11,9 +11,16 @@ from builders import preference, scorer_checkpoint, train_section, workbench
 from transformers import AutoModelForSequenceClassification
 
 from pitlm.data.template import Template, encode_completion, encode_prompts
-from pitlm.method.reward import GapRow, GapTrainer, _arguments, _dataset, gap_batch, train_gap, train_reward
-from pitlm.method.token_rows import gap_rows
-from pitlm.models.loading import load_scorer
+from pitlm.method.reward import (
+    GapRow,
+    GapTrainer,
+    gap_batch,
+    gap_rows,
+    reward_rows,
+    scorer_trainer,
+    train_gap,
+    train_reward,
+)
 from pitlm.models.scorers import GapModel, score_ids
 
 PAIRS = [
@@ -36,14 +43,7 @@ def rows(bench):
 
 @pytest.fixture
 def trainer(bench, rows):
-    return GapTrainer(
-        model=load_scorer(bench.start, bench.tokenizer),
-        args=_arguments(train_section(), bench),
-        train_dataset=_dataset(rows),
-        eval_dataset=_dataset(rows),
-        processing_class=bench.tokenizer,
-        data_collator=gap_batch,
-    )
+    return scorer_trainer(GapTrainer, bench.load(), rows, rows, train_section(), bench)
 
 
 def test_a_batch_is_four_blocks_of_rows_and_says_how_many_triples_it_holds():
@@ -108,8 +108,6 @@ def test_training_orders_the_pairs_and_the_checkpoint_keeps_it(bases, tmp_path):
 
 
 def test_the_reward_model_is_the_pairwise_loss(bases, tmp_path):
-    from pitlm.method.token_rows import reward_rows
-
     start = scorer_checkpoint(bases("llama3"), tmp_path / "start", "reward")
     bench = workbench(tmp_path / "reward", start, "reward")
     rows = reward_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))

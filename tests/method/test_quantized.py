@@ -18,10 +18,9 @@ from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.data.template import Template
-from pitlm.method.reward import train_gap
+from pitlm.method.reward import gap_rows, train_gap
 from pitlm.method.rl import AnchorCheck, train_rl
-from pitlm.method.sft import train_sft
-from pitlm.method.token_rows import gap_rows, improver_rows
+from pitlm.method.sft import improver_rows, train_sft
 from pitlm.models.adapters import OVER_BASE, Bases
 from pitlm.models.generators import Improver
 from pitlm.models.loading import load_causal, load_scorer, load_tokenizer
@@ -130,7 +129,7 @@ def test_rl_is_anchored_to_the_weights_under_the_adapter_in_four_bits(chain, tmp
     conversations = [Template(chain["sft"].card.ask).improver_messages(item.prompt, item.reference) for item in ITEMS]
     zero, one = (workbench(tmp_path / name, anchor, **QLORA) for name in ("rl-0", "rl-1"))
 
-    def reward(rows):
+    def reward(rows, conversations):
         return torch.tensor([-sum(row[-4:]) / 100 for row in rows])
 
     train_rl(conversations, reward, rl_section(), zero, title="RL", anchor=anchor)

@@ -11,13 +11,14 @@ import torch
 from builders import ASK, preference, rl_section, train_section, workbench
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+import pitlm.method.common as common
 import pitlm.method.rl as rl
 import pitlm.method.sft as sft
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
 from pitlm.method.common import last_whole_checkpoint
-from pitlm.method.token_rows import improver_rows
+from pitlm.method.sft import improver_rows
 
 WORDS = (
     "the price is nine",
@@ -69,26 +70,25 @@ def run_capped(bench):
 def run_rl(bench):
     conversations = [Template(ASK).improver_messages(Prompt.of("what is it ?"), word) for word in WORDS]
 
-    def reward(rows):
+    def reward(rows, conversations):
         return torch.tensor([-sum(row[-4:]) / 100 for row in rows])
 
     section = rl_section(max_steps=STEPS, save_every=2, batch_size=8, accumulation=2)
     rl.train_rl(conversations, reward, section, bench, title="RL", anchor=bench.start)
 
 
-STAGES = {"sft": (sft, run_sft), "capped": (sft, run_capped), "rl": (rl, run_rl)}
+STAGES = {"sft": run_sft, "capped": run_capped, "rl": run_rl}
 
 
 @pytest.fixture(params=["sft", "rl", "sft-lora", "rl-lora"])
 def stage(request, bases, monkeypatch):
     """A function that runs one stage in a folder, cut at a step or not, and returns the steps it made."""
     name, _, lora = request.param.partition("-")
-    module, work = STAGES[name]
-    genuine = module.callbacks
+    work, genuine = STAGES[name], common.callbacks
 
     def run(folder: Path, stop: int | None = None) -> list[int]:
         watch = Watch(stop)
-        monkeypatch.setattr(module, "callbacks", lambda bench, title: [*genuine(bench, title), watch])
+        monkeypatch.setattr(common, "callbacks", lambda bench, title: [*genuine(bench, title), watch])
         bench = workbench(folder, bases("words"), peft=LoraSection(r=4, alpha=8) if lora else None, seed=3)
         torch.manual_seed(stop or 99)  # what happened before must not matter
         if stop is None:

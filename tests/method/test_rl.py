@@ -38,7 +38,7 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
 
-    def __call__(self, rows):
+    def __call__(self, rows, conversations):
         self.rows += rows
         return torch.tensor([-sum(row[-4:]) / 100 for row in rows])
 
@@ -256,7 +256,7 @@ def test_without_kl_no_anchor_is_needed(bases, tmp_path):
 )
 def test_what_samples_is_told_to_trl(unit, rollouts, use, mode, server):
     section = rl_section(rollouts=rollouts, rollout_server="http://gpu:8001")
-    told = rl._arguments(section, unit[0])
+    told = rl.rl_arguments(section, unit[0])
     assert (told.use_vllm, told.vllm_mode, told.vllm_server_base_url) == (use, mode, server)
     assert (told.temperature, told.top_p, told.top_k) == (section.temperature, 1.0, 0)
 
@@ -278,7 +278,7 @@ def test_the_reward_goes_up(bases, tmp_path):
     bench = workbench(tmp_path / "rl", anchor)
     wanted = set(bench.tokenizer.encode("the price is nine", add_special_tokens=False))
 
-    def reward(rows):
+    def reward(rows, conversations):
         return torch.tensor([float(sum(token in wanted for token in row[-5:])) for row in rows])
 
     section = rl_section(max_steps=25, batch_size=32, group=8, learning_rate=2e-2, beta=0.01, truncated_penalty=0.0)

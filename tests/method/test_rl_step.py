@@ -138,7 +138,7 @@ def test_a_stage_takes_the_same_steps_either_way(tmp_path, peft):
     for share in (False, True):
         bench = workbench(tmp_path / str(share), base, peft=peft)
         section = rl_section(max_steps=3, learning_rate=1e-3, share_prompts=share)
-        reward = lambda rows: torch.tensor([-sum(row[-4:]) / 100 for row in rows])  # noqa: E731
+        reward = lambda rows, conversations: torch.tensor([-sum(row[-4:]) / 100 for row in rows])  # noqa: E731
         train_rl(conversations, reward, section, bench, title="RL", anchor=base)
         logs.append([json.loads(line) for line in (bench.folder / "metrics.jsonl").read_text().splitlines()])
     stock, ours = logs

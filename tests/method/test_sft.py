@@ -10,8 +10,7 @@ from builders import preference, train_section, workbench
 from transformers import AutoModelForCausalLM
 
 from pitlm.data.template import Template
-from pitlm.method.sft import train_sft
-from pitlm.method.token_rows import improver_rows, policy_rows
+from pitlm.method.sft import improver_rows, policy_rows, train_sft
 from pitlm.models.generators import Improver
 
 PAIRS = [

@@ -130,10 +130,11 @@ def test_the_difference_of_rewards_is_what_it_says(family, bases, tmp_path):
     assert difference.gaps([Improvement(X, "nine", "nine")]).item() == 0.0  # no change, no gap
 
     # In RL the rows are tokens of x, y_ref, the request and y; R_P has to read them without y_ref.
-    prompts = encode_prompts(reward.tokenizer, [reward.template.improver_messages(X, i.reference) for i in items])
+    shown = [reward.template.improver_messages(X, i.reference) for i in items]
+    prompts = encode_prompts(reward.tokenizer, shown)
     rows = [ids + encode_completion(reward.tokenizer, i.response) for ids, i in zip(prompts, items, strict=True)]
     references = [(X, RESPONSES[0]), (Prompt.of("it ?"), "it is red ."), (X, RESPONSES[1])]
-    assert difference.row_reward(references)(rows).tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert difference.row_reward(references)(rows, shown).tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_pad_equal_to_end_is_refused(bases, tmp_path):

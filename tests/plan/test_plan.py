@@ -128,12 +128,12 @@ def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_the_plan_has_the_stages_of_the_run(name, tmp_path):
+def test_the_plan_has_the_stages_of_the_run(name):
     from pitlm.run.stages import build_stages
 
     given = recipe(name)
     work, _ = known_workload(given)
-    built = [stage.name for stage in build_stages(given, tmp_path) if stage.name != "report"]
+    built = [stage.name for stage in build_stages(given) if stage.name != "report"]
     assert list(stages(given, Shape.of_model(given.model), work, assumed("h200", given.model.dtype))) == built
 
 

@@ -35,10 +35,10 @@ class Bench:
         self.error: Exception = RuntimeError("out of luck")
 
     def stages(self) -> list[Stage]:
-        return [Stage(name, self.settings[name], needs, self.work) for name, needs in NEEDS.items()]
+        return [Stage(name, self.settings[name], needs) for name, needs in NEEDS.items()]
 
-    def work(self, folder: Path) -> dict[str, Any]:
-        name = folder.name
+    def work(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        name = stage.name
         (folder / "half.txt").write_text(name)
         if name == self.fail_in:
             raise self.error
@@ -51,7 +51,7 @@ class Bench:
         self.worked, self.told = [], []
         listener = lambda name, event, seconds: self.told.append((name, event))  # noqa: E731
         folder = RunFolder(self.root, "0")
-        folder.execute(self.stages(), recipe={"all": self.settings}, update=update, listener=listener)
+        folder.execute(self.stages(), self.work, recipe={"all": self.settings}, update=update, listener=listener)
         return self.worked
 
 

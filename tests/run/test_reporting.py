@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.run.reporting import _curve
-from pitlm.run.training import quality_trend
+from pitlm.run.stage_work import quality_trend
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

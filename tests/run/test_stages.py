@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pitlm.core.packaged_recipes import find_recipe
@@ -29,7 +27,7 @@ RL = {"rl-0-data", "rl-1-policy", "evaluation", "report"}
 )
 def test_a_change_makes_stale_what_it_reaches(change: dict[str, str], stale: set[str]) -> None:
     def prints(overrides: dict[str, str]) -> dict[str, str]:
-        return fingerprints(build_stages(load_recipe(find_recipe("quickstart"), overrides), Path("run")))
+        return fingerprints(build_stages(load_recipe(find_recipe("quickstart"), overrides)))
 
     before, after = prints({}), prints(change)
     assert {name for name in before if before[name] != after[name]} == stale

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Preference
+from pitlm.core.nouns import Preference, Prompt
 from pitlm.data.dataset import Loaded, located, parse_row
 from pitlm.data.pairs import RowDropped, RowError
 from pitlm.data.readers import read_rows
@@ -177,3 +177,8 @@ def _summary_counts(path: Path) -> dict[str, int]:
         raise InputError.at(
             path, found=f"no counts of pairs ({type(error).__name__}: {error})", expected=expected
         ) from error
+
+
+def unique_prompts(pairs: Sequence[Preference]) -> list[Prompt]:
+    """Each prompt once, in the order of the pairs."""
+    return list(dict.fromkeys(pair.prompt for pair in pairs))

@@ -8,7 +8,7 @@ is given ``PLAIN_CHAT_TEMPLATE``, which travels with the checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +63,18 @@ class Template:
             {"role": "assistant", "content": reference},
             {"role": "user", "content": self.ask},
         ]
+
+    def parts(self, conversation: Sequence[Mapping[str, str]]) -> tuple[Prompt, str]:
+        """x and y_ref of a conversation that :meth:`improver_messages` made.
+
+        Raises:
+            InputError: another conversation.
+        """
+        x, last = conversation[:-2], conversation[-2:]
+        if [turn["role"] for turn in last] != ["assistant", "user"] or last[1]["content"] != self.ask:
+            found = last[-1]["content"]
+            raise InputError(f"found a conversation that ends with {found!r}, expected y_ref and {self.ask!r}")
+        return Prompt.of(x), last[0]["content"]
 
 
 def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -20,6 +20,7 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
     set_seed,
 )
 from transformers.integrations import get_available_reporting_integrations
@@ -33,8 +34,7 @@ from pitlm.method.logs import MetricsWriter, ProgressBar
 from pitlm.models.adapters import save_over_base
 from pitlm.models.loading import Card, load_causal, load_scorer, save
 
-TokenRow = tuple[list[int], ...]
-"""Token ids that are read and that are learnt, in turn: a prompt and its completion (end token included), and so on."""
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 EVALUATION = "evaluation.json"
 """Written last: a stage's folder that holds it holds a trained model."""
@@ -67,8 +67,18 @@ class Workbench:
         """How the weights under the adapter are held while it trains."""
         return self.peft.quantize if self.peft else None
 
-    def lora(self, task: str) -> LoraConfig | None:
-        """The adapter configuration; a reward head is trained and saved in full beside it."""
+    def load(self, *, quantized: bool = True) -> PreTrainedModel:
+        """The model to train: one that writes or one that scores, as the card says.
+
+        A new score head or adapter is drawn from the stage's own seed. Otherwise it would depend on what the process
+        did before, and a run that was interrupted here would end elsewhere.
+        """
+        set_seed(self.seed)
+        load = load_causal if self.card.writes else load_scorer
+        return load(self.start, self.tokenizer, self.dtype, self.quantize if quantized else None)
+
+    def lora(self) -> LoraConfig | None:
+        """The adapter's configuration; a reward head is trained and saved in full beside the adapter."""
         if self.peft is None:
             return None
         return LoraConfig(
@@ -76,8 +86,8 @@ class Workbench:
             lora_alpha=self.peft.alpha,
             lora_dropout=self.peft.dropout,
             target_modules=self.peft.target_modules,
-            task_type=task,
-            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+            task_type="CAUSAL_LM" if self.card.writes else "SEQ_CLS",
+            modules_to_save=None if self.card.writes else ["score"],
         )
 
 
@@ -91,14 +101,6 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in usable:
             raise InputError(f"report_to: found '{name}', expected trackers that are installed: {', '.join(usable)}")
-
-
-def seed_stage(bench: Workbench) -> None:
-    """Call before a model is loaded: a new score head or adapter is then drawn from the stage's own seed.
-
-    Otherwise it depends on what the process did before, and a run that was interrupted here would end elsewhere.
-    """
-    set_seed(bench.seed)
 
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
@@ -176,7 +178,28 @@ def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
     return [MetricsWriter(bench.folder / "metrics.jsonl"), ProgressBar(title)]
 
 
-def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
+def make_trainer(
+    kind: Callable[..., AnyTrainer],
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    bench: Workbench,
+    rows: Dataset,
+    held_out: Dataset | None,
+    **more: Any,
+) -> AnyTrainer:
+    """One of TRL's trainers for the model of a stage, with an adapter where the recipe has LoRA."""
+    return kind(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=bench.tokenizer,
+        peft_config=bench.lora(),
+        **more,
+    )
+
+
+def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) -> dict[str, float]:
     """Train, going on from the last whole checkpoint where there is one, and save the model.
 
     With LoRA the adapter is merged into ``model`` (so that every engine can load it), which also has it over the base
@@ -188,6 +211,8 @@ def fit(trainer: Trainer, bench: Workbench) -> dict[str, float]:
         The last evaluation's metrics, where the trainer has an evaluation set.
     """
     trainer.remove_callback(PrinterCallback)
+    for callback in (*callbacks(bench, title), *more):
+        trainer.add_callback(callback)
     checkpoints = bench.folder / "checkpoints"
     if (finished := finished_metrics(bench.folder)) is not None:  # what came after training was interrupted
         return finished
@@ -242,8 +267,7 @@ def _save(trainer: Trainer, bench: Workbench) -> None:
         save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
         if sharded or bench.quantize:  # a shard cannot be merged, and four bits would have to be rounded again
             unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
-            load = load_causal if bench.card.writes else load_scorer
-            base = load(bench.start, bench.tokenizer, bench.dtype)
+            base = bench.load(quantized=False)
             model, state = PeftModel.from_pretrained(base, bench.folder / "adapter"), None
         model = model.merge_and_unload()
     save(model, bench.tokenizer, bench.card, bench.model_folder, state)

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
+from pitlm.core.recipe import RLSection
 from pitlm.data.template import encode_prompts
 from pitlm.method.common import Workbench
 from pitlm.method.logs import read_metrics, replace_rows
@@ -36,14 +37,12 @@ class Probe:
 class HeldOutProbe(TrainerCallback):
     """Answers the held-out items before the first step, every few steps and after the last; writes ``probe.jsonl``."""
 
-    trainer: Trainer
-
-    def __init__(self, probe: Probe, bench: Workbench, *, every: int, temperature: float) -> None:
+    def __init__(self, trainer: Trainer, probe: Probe, bench: Workbench, section: RLSection) -> None:
+        self.trainer = trainer
         self.probe = probe
         self.held_out = list(probe.held_out)
         self.bench = bench
-        self.every = every
-        self.temperature = temperature
+        self.section = section
         self.path = probe_file(bench.folder)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -55,7 +54,7 @@ class HeldOutProbe(TrainerCallback):
             self._measure(state)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        if state.global_step % self.section.probe_every == 0 or state.global_step == state.max_steps:
             self._measure(state)
 
     def _measure(self, state: TrainerState) -> None:
@@ -65,7 +64,7 @@ class HeldOutProbe(TrainerCallback):
             self.bench.tokenizer,
             encode_prompts(self.bench.tokenizer, conversations),
             max_new_tokens=self.bench.card.max_new_tokens,
-            temperature=self.temperature,
+            temperature=self.section.temperature,
             seed=self.bench.seed,
         )
         texts = [text.strip() for text in self.bench.tokenizer.batch_decode(completions, skip_special_tokens=True)]

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
+from pitlm.core.nouns import Preference
 from pitlm.core.recipe import TrainSection
-from pitlm.method.common import Workbench, arranged, callbacks, fit, seed_stage, trainer_arguments
+from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
+from pitlm.method.common import Workbench, arranged, fit, make_trainer, trainer_arguments
 from pitlm.models.forest import Forest
-from pitlm.models.loading import load_scorer
 from pitlm.models.trees import score_tree
 
 
@@ -34,73 +35,50 @@ class GapRow(NamedTuple):
     lw: list[int]
 
 
+def reward_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[PairRow]:
+    """(x, y_w) beside (x, y_l)."""
+    prompts = encode_prompts(tokenizer, [template.policy_messages(pair.prompt) for pair in pairs])
+    return [
+        PairRow(ids + encode_completion(tokenizer, pair.chosen), ids + encode_completion(tokenizer, pair.rejected))
+        for ids, pair in zip(prompts, pairs, strict=True)
+    ]
+
+
+def gap_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[GapRow]:
+    """The four rows of Eq. 2, each exactly the improver's prompt and completion."""
+    beside_w = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.chosen) for pair in pairs])
+    beside_l = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.rejected) for pair in pairs])
+    rows = []
+    for pair, at_w, at_l in zip(pairs, beside_w, beside_l, strict=True):
+        w, l = encode_completion(tokenizer, pair.chosen), encode_completion(tokenizer, pair.rejected)
+        rows.append(GapRow(wl=at_l + w, ww=at_w + w, ll=at_l + l, lw=at_w + l))
+    return rows
+
+
 def train_reward(
     rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
-    return fit(reward_trainer(_start(bench), rows, held_out, section, bench), bench)
-
-
-def reward_trainer(
-    model: PreTrainedModel,
-    rows: Sequence[PairRow],
-    held_out: Sequence[PairRow],
-    section: TrainSection,
-    bench: Workbench,
-) -> RewardTrainer:
-    """The trainer of :func:`train_reward`."""
-    return RewardTrainer(**_trainer(model, rows, held_out, section, bench, "reward model"))
+    return fit(scorer_trainer(RewardTrainer, bench.load(), rows, held_out, section, bench), bench, "reward model")
 
 
 def train_gap(
     rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
-    return fit(gap_trainer(_start(bench), rows, held_out, section, bench), bench)
+    return fit(scorer_trainer(GapTrainer, bench.load(), rows, held_out, section, bench), bench, "gap model")
 
 
-def gap_trainer(
-    model: PreTrainedModel,
-    rows: Sequence[GapRow],
-    held_out: Sequence[GapRow],
-    section: TrainSection,
-    bench: Workbench,
-) -> GapTrainer:
-    """The trainer of :func:`train_gap`."""
-    return GapTrainer(**_trainer(model, rows, held_out, section, bench, "gap model"), data_collator=gap_batch)
-
-
-def _start(bench: Workbench) -> PreTrainedModel:
-    seed_stage(bench)
-    return load_scorer(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
-
-
-def _trainer(
+def scorer_trainer(
+    kind: type[RewardTrainer],
     model: PreTrainedModel,
     rows: Sequence[PairRow] | Sequence[GapRow],
     held_out: Sequence[PairRow] | Sequence[GapRow],
     section: TrainSection,
     bench: Workbench,
-    title: str,
-) -> dict[str, Any]:
-    """What both trainers are made with."""
-    return {
-        "model": model,
-        "args": _arguments(section, bench),
-        "train_dataset": arranged(_dataset(rows), [max(map(len, row)) for row in rows], section, bench),
-        "eval_dataset": _dataset(held_out),
-        "processing_class": bench.tokenizer,
-        "peft_config": bench.lora("SEQ_CLS"),
-        "callbacks": callbacks(bench, title),
-    }
-
-
-def _dataset(rows: Sequence[PairRow] | Sequence[GapRow]) -> Dataset:
-    return Dataset.from_list([row._asdict() for row in rows])
-
-
-def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:
-    return RewardConfig(
+) -> RewardTrainer:
+    """The trainer of :func:`train_reward` or, with ``GapTrainer``, of :func:`train_gap`."""
+    arguments = RewardConfig(
         **trainer_arguments(section, bench),
         max_length=None,
         disable_dropout=True,
@@ -108,6 +86,9 @@ def _arguments(section: TrainSection, bench: Workbench) -> RewardConfig:
         pad_to_multiple_of=None,
         activation_offloading=False,
     )
+    train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
+    ordered = arranged(train, [max(map(len, row)) for row in rows], section, bench)
+    return make_trainer(kind, model, arguments, bench, ordered, test)
 
 
 def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,6 +102,9 @@ class GapTrainer(RewardTrainer):
     """RewardTrainer with Eq. 2 in place of the pairwise loss."""
 
     _signature_columns: list[str] | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, data_collator=gap_batch)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # rows come tokenized

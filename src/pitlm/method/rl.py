@@ -1,4 +1,4 @@
-"""Stage 3 of the paper: curriculum RL of the improver, one round of RLOO per source of references.
+"""One round of RLOO: of the improver in each stage of the curriculum, or of the policy.
 
 TRL's RLOO maximises the paper's objective literally: reward minus beta times the summed log-ratio to the
 reference model (Eq. 4, Eq. 5). Two things are added: the reference is the SFT improver in every stage, checked
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -25,13 +25,15 @@ from trl.import_utils import is_vllm_available
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Quantization, RLSection
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
-from pitlm.method.common import Workbench, callbacks, fit, seed_stage, trainer_arguments
+from pitlm.method.common import Workbench, fit, make_trainer, trainer_arguments
 from pitlm.method.probe import Conversation, HeldOutProbe, Probe
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
 from pitlm.models.loading import load_causal
 
-Reward = Callable[[list[list[int]]], Tensor]
-"""Token ids of prompt + completion -> score of each; shape (batch,)."""
+T = TypeVar("T")
+
+Reward = Callable[[list[list[int]], list[Conversation]], Tensor]
+"""Token ids of prompt + completion, and the conversations that the prompts show -> score of each; shape (batch,)."""
 
 
 def train_rl(
@@ -61,28 +63,25 @@ def train_rl(
     Raises:
         RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
     """
-    seed_stage(bench)
-    model = load_causal(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
+    model = bench.load()
     # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
     model.config._name_or_path = str(anchor)
-    lora = bench.lora("CAUSAL_LM")
-    trainer = (SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer)(
-        model=model,
+    trainer = make_trainer(
+        SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer,
+        model,
+        rl_arguments(section, bench),
+        bench,
+        _in_order(conversations, section, bench),
+        None,
         reward_funcs=SampleReward(reward, bench, section.truncated_penalty, probe),
-        args=_arguments(section, bench),
-        train_dataset=_in_order(conversations, section, bench),
-        processing_class=bench.tokenizer,
-        peft_config=lora,
-        callbacks=[AnchorCheck(anchor, bench), SequenceKL(), *callbacks(bench, title)],
+        callbacks=[SequenceKL()],  # before the metrics are written
     )
-    if probe is not None:
-        trainer.add_callback(HeldOutProbe(probe, bench, every=section.probe_every, temperature=section.temperature))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, AnchorCheck | HeldOutProbe):
-            callback.trainer = trainer
-    if lora is not None and adapter is not None:
+    if adapter is not None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
-    return fit(trainer, bench)
+    watch: list[TrainerCallback] = [AnchorCheck(trainer, anchor, bench)]
+    if probe is not None:
+        watch.append(HeldOutProbe(trainer, probe, bench, section))
+    return fit(trainer, bench, title, *watch)
 
 
 def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
@@ -99,20 +98,30 @@ def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
         raise InputError(f"rollouts: found {section.rollouts}, expected vLLM installed: pip install 'pitlm[vllm]'")
 
 
+def take_for_steps(rng: random.Random, items: Sequence[T], section: RLSection) -> list[T]:
+    """As many items as the steps of RL take, in random order; where there are fewer, all of them, which come again."""
+    return rng.sample(items, k=min(_wanted(section), len(items)))
+
+
+def _wanted(section: RLSection) -> int:
+    """How many conversations the steps take: one for each group of samples."""
+    return section.max_steps * section.batch_size // section.group
+
+
 def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: Workbench) -> Dataset:
     """As many conversations as the steps take, shuffled anew each time they come again.
 
     Fixed beforehand: TRL's sampler draws each epoch's order as it goes, and an interrupted run would meet others.
     """
     rng = random.Random(bench.seed)
-    wanted = section.max_steps * section.batch_size // section.group
     order: list[Conversation] = []
-    while len(order) < wanted:
+    while len(order) < _wanted(section):
         order += rng.sample(list(conversations), k=len(conversations))
-    return Dataset.from_dict({"prompt": order[:wanted]})
+    return Dataset.from_dict({"prompt": order[: _wanted(section)]})
 
 
-def _arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
+def rl_arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
+    """TRL's configuration of a round; every field that matters to the algorithm is set."""
     return RLOOConfig(
         **trainer_arguments(section, bench),
         num_generations=section.group,
@@ -169,7 +178,7 @@ class SampleReward:
             prompt + (ids if done else [*ids, end])
             for prompt, ids, done in zip(prompt_ids, completion_ids, ended, strict=True)
         ]
-        rewards: list[float] = self.reward(rows).tolist()
+        rewards: list[float] = self.reward(rows, prompts).tolist()
         if self.probe is not None:
             texts = [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
             quality = self.probe.quality(prompts, texts)
@@ -184,13 +193,12 @@ class SampleReward:
 class AnchorCheck(TrainerCallback):
     """Before the first step: the KL anchor must be the SFT checkpoint, weight for weight."""
 
-    def __init__(self, anchor: Path, bench: Workbench) -> None:
+    def __init__(self, trainer: RLOOTrainer, anchor: Path, bench: Workbench) -> None:
+        self.trainer = trainer
         self.anchor = anchor
         self.bench = bench
-        self.trainer: RLOOTrainer | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.trainer is not None
         if self.trainer.beta == 0.0:
             return
         anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype, self.bench.quantize)

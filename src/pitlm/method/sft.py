@@ -8,9 +8,25 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
+from pitlm.core.nouns import Preference
 from pitlm.core.recipe import TrainSection
-from pitlm.method.common import TokenRow, Workbench, arranged, callbacks, fit, seed_stage, trainer_arguments
-from pitlm.models.loading import load_causal
+from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
+from pitlm.method.common import Workbench, arranged, fit, make_trainer, trainer_arguments
+
+TokenRow = tuple[list[int], ...]
+"""Token ids that are read and that are learnt, in turn: a prompt, its completion with the end token, and so on."""
+
+
+def policy_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[TokenRow]:
+    """(x, y_w): L = -sum log M_P(y_w | x)."""
+    prompts = encode_prompts(tokenizer, [template.policy_messages(pair.prompt) for pair in pairs])
+    return [(ids, encode_completion(tokenizer, pair.chosen)) for ids, pair in zip(prompts, pairs, strict=True)]
+
+
+def improver_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[TokenRow]:
+    """(x with y_l as the reference, y_w): L = -sum log M_PIT(y_w | x, y_l)."""
+    prompts = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.rejected) for pair in pairs])
+    return [(ids, encode_completion(tokenizer, pair.chosen)) for ids, pair in zip(prompts, pairs, strict=True)]
 
 
 def train_sft(
@@ -18,16 +34,13 @@ def train_sft(
 ) -> dict[str, float]:
     """Minimise the negative log-likelihood of each completion given its prompt.
 
-    For the policy a row is (x, y_w); for the improver (x with y_l, y_w): L = -sum log M_PIT(y_w | x, y_l).
-    Rows come tokenized, so that SFT, reward models and RL read the same tokens. A row with more parts than two is a
-    conversation of several turns, each of which is learnt.
+    Rows come tokenized, so that SFT, reward models and RL read the same tokens. A row of more than two parts is a
+    conversation of several turns, and each of its answers is learnt.
 
     Returns:
         Held-out metrics.
     """
-    seed_stage(bench)
-    model = load_causal(bench.start, bench.tokenizer, bench.dtype, bench.quantize)
-    return fit(sft_trainer(model, rows, held_out, section, bench, title), bench)
+    return fit(sft_trainer(bench.load(), rows, held_out, section, bench), bench, title)
 
 
 def sft_trainer(
@@ -36,7 +49,6 @@ def sft_trainer(
     held_out: Sequence[TokenRow],
     section: TrainSection,
     bench: Workbench,
-    title: str,
 ) -> SFTTrainer:
     """The trainer of :func:`train_sft`."""
     arguments = SFTConfig(
@@ -51,15 +63,8 @@ def sft_trainer(
         loss_type="nll",
         activation_offloading=False,
     )
-    return SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench),
-        eval_dataset=_labelled(held_out),
-        processing_class=bench.tokenizer,
-        peft_config=bench.lora("CAUSAL_LM"),
-        callbacks=callbacks(bench, title),
-    )
+    ordered = arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench)
+    return make_trainer(SFTTrainer, model, arguments, bench, ordered, _labelled(held_out))
 
 
 def _labelled(rows: Sequence[TokenRow]) -> Dataset:

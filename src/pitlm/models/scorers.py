@@ -133,24 +133,24 @@ class RewardDifference(Gaps):
     def parts(self) -> Sequence[Part]:
         return [(self.reward, _response_alone, _reference_alone)]
 
-    def row_reward(self, references: Sequence[tuple[Prompt, str]]) -> Callable[[Sequence[list[int]]], Tensor]:
-        """The same for rows that the improver was shown and sampled, x and y_ref being among ``references``.
+    def row_reward(
+        self, references: Sequence[tuple[Prompt, str]]
+    ) -> Callable[[Sequence[list[int]], Sequence[list[dict[str, str]]]], Tensor]:
+        """The same difference for what the improver was shown and sampled in RL, beside one of the ``references``.
 
         Returns:
-            Scores of prompt + completion token ids, read as R_P reads them: y after x, without y_ref; shape (rows,).
+            A function of token ids of prompt + completion and of the conversations that the prompts show. R_P reads
+            each row without its reference: y after x. Shape (rows,).
         """
         tokenizer, template = self.reward.tokenizer, self.reward.template
-        shown = encode_prompts(tokenizer, [template.improver_messages(x, y) for x, y in references])
-        asked = encode_prompts(tokenizer, [template.policy_messages(x) for x, _ in references])
-        base = self.reward.scores([x for x, _ in references], [y for _, y in references])
-        known = {tuple(ids): (x_ids, score) for ids, x_ids, score in zip(shown, asked, base, strict=True)}
-        lengths = sorted(set(map(len, shown)), reverse=True)
+        base = dict(zip(references, self.reward.scores(*zip(*references, strict=True)), strict=True))
 
-        def score(rows: Sequence[list[int]]) -> Tensor:
-            cuts = [next(n for n in lengths if tuple(row[:n]) in known) for row in rows]
-            found = [known[tuple(row[:cut])] for row, cut in zip(rows, cuts, strict=True)]
-            own = [ids + row[cut:] for (ids, _), row, cut in zip(found, rows, cuts, strict=True)]
-            return self.reward.score_rows(own) - torch.stack([score for _, score in found])
+        def score(rows: Sequence[list[int]], conversations: Sequence[list[dict[str, str]]]) -> Tensor:
+            parts = [template.parts(conversation) for conversation in conversations]
+            shown = encode_prompts(tokenizer, conversations)
+            asked = encode_prompts(tokenizer, [template.policy_messages(x) for x, _ in parts])
+            own = [x_ids + row[len(ids) :] for x_ids, ids, row in zip(asked, shown, rows, strict=True)]
+            return self.reward.score_rows(own) - torch.stack([base[part] for part in parts])
 
         return score
 

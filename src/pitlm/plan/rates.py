@@ -29,14 +29,14 @@ from transformers import (
     TrainerState,
 )
 from transformers.trainer_utils import SaveStrategy
+from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe, TrainSection
 from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.method.common import Workbench
-from pitlm.method.logs import ProgressBar
-from pitlm.method.reward import GapRow, PairRow, gap_trainer, reward_trainer
+from pitlm.method.reward import GapRow, GapTrainer, PairRow, scorer_trainer
 from pitlm.method.sft import sft_trainer
 from pitlm.models.devices import accelerators
 from pitlm.models.forest import Forest
@@ -196,13 +196,15 @@ class _Measure:
         """Seconds of a step of R_P, by the trainer that a stage has: its own work is much of a small model's step."""
         ids = self.ids((REPEATS + 2) * pairs, 2, row).tolist()
         rows = [PairRow(*own) for own in ids]
-        return self._steps(pairs, lambda section, bench: reward_trainer(self.scorer, rows, rows[:1], section, bench))
+        return self._steps(
+            pairs, lambda section, bench: scorer_trainer(RewardTrainer, self.scorer, rows, rows[:1], section, bench)
+        )
 
     def training(self, rows: int, row: int) -> float:
         """Seconds of a step of SFT."""
         ids = self.ids((REPEATS + 2) * rows, row).tolist()
         split = [(own[: row // 2], own[row // 2 :]) for own in ids]
-        return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench, ""))
+        return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench))
 
     def _steps(self, batch: int, make: Callable[[TrainSection, Workbench], Trainer]) -> float:
         sizes = {
@@ -216,8 +218,7 @@ class _Measure:
         with tempfile.TemporaryDirectory() as folder:
             bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
             trainer = make(self.section.model_copy(update=sizes), bench)
-            for callback in (PrinterCallback, ProgressBar):
-                trainer.remove_callback(callback)
+            trainer.remove_callback(PrinterCallback)
             trainer.add_callback(stamps)
             trainer.args.save_strategy = SaveStrategy.NO
             trainer.train()
@@ -238,7 +239,7 @@ class _Measure:
         tokens = Forest.of([row for triple in rows[:triples] for row in triple]).input_ids_1T.shape[1]
 
         def make(section: TrainSection, bench: Workbench) -> Trainer:
-            return gap_trainer(self.scorer, rows, rows[:1], section, bench)
+            return scorer_trainer(GapTrainer, self.scorer, rows, rows[:1], section, bench)
 
         return self._steps(triples, make), tokens
 

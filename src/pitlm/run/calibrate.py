@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
+from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
 from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate, play, rounds_to_play
 from pitlm.io.console import progress_bar
@@ -18,7 +19,6 @@ from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.report.margin_plot import draw_margins
 from pitlm.run.context import Context
 from pitlm.run.finished import stored_recipe
-from pitlm.run.training import unique_prompts
 
 
 def calibrate_run(

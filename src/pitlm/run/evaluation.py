@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.core.nouns import Answer, Improvement, Preference, Prompt, Trace
+from pitlm.data.folds import unique_prompts
 from pitlm.evaluate.compare import ORIGINAL, difference, judge_systems, summarise
 from pitlm.evaluate.gap_health import share
 from pitlm.evaluate.statistics import mean_interval
@@ -23,7 +24,6 @@ from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.training import unique_prompts
 
 
 def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:

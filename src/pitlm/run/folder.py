@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pitlm.core.errors import InputError
 from pitlm.io.atomic import write_text
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint; raised when a stage's files change their meaning."""
 
 RECORD = {"name", "status", "fingerprint", "version", "seconds", "needs", "settings", "result"}
@@ -43,15 +44,14 @@ class Stage:
     Attributes:
         settings: everything that changes the outcome, as plain JSON values.
         needs: names of the stages whose folders this one reads.
-        work: does the work inside the folder that it is given, going on from what an interrupted attempt left
-            there, and returns the result that is kept in ``stage.json``.
     """
 
     name: str
     settings: Mapping[str, Any]
     needs: Sequence[str]
-    work: Callable[[Path], dict[str, Any]]
 
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 Listener = Callable[[str, str, float], None]
 """Told (stage, "skip" | "start" | "resume" | "done", seconds)."""
@@ -102,7 +102,8 @@ class RunFolder:
 
     def execute(
         self,
-        stages: Sequence[Stage],
+        stages: Sequence[AnyStage],
+        work: Callable[[AnyStage, Path], dict[str, Any]],
         *,
         recipe: Mapping[str, Any],
         update: bool = False,
@@ -111,6 +112,8 @@ class RunFolder:
         """Bring every stage up to date, in order.
 
         Args:
+            work: does the work of a stage inside the folder that it is given, going on from what an interrupted attempt
+                left there; its result is kept in ``stage.json``.
             recipe: the whole configuration, kept as ``recipe.json`` once it is clear that the run goes ahead.
             update: redo stages whose settings or inputs have changed (their folders are replaced).
 
@@ -133,14 +136,16 @@ class RunFolder:
                     tell(stage.name, "skip", self._seconds(stage.name))
                     continue
                 try:
-                    self._execute(stage, prints[stage.name], statuses[stage.name], tell)
+                    self._execute(stage, partial(work, stage), prints[stage.name], statuses[stage.name], tell)
                 except InputError:
                     if before is not None:
                         write_text(path, before)
                     raise
                 before = None  # from here on the folder holds a run of the new recipe
 
-    def _execute(self, stage: Stage, fingerprint: str, status: Status, tell: Listener) -> None:
+    def _execute(
+        self, stage: Stage, work: Callable[[Path], dict[str, Any]], fingerprint: str, status: Status, tell: Listener
+    ) -> None:
         folder, earlier = self.folder(stage.name), self.folder(f".{stage.name}.earlier")
         if status is Status.STALE:
             shutil.rmtree(earlier, ignore_errors=True)
@@ -150,7 +155,7 @@ class RunFolder:
         self._write(stage, fingerprint, Status.STARTED, 0.0)
         begin = time.perf_counter()
         try:
-            result = stage.work(folder)
+            result = work(folder)
         except InputError:
             if status is Status.STALE:
                 shutil.rmtree(folder)

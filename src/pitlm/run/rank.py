@@ -39,13 +39,15 @@ def train(root: Path, stage: str) -> None:
     """Do the training of one stage of the run in ``root``, together with the other ranks."""
     from pitlm.core.recipe_file import load_recipe
     from pitlm.models.loading import quiet
-    from pitlm.run.context import Trained
+    from pitlm.run.context import Context, Trained
+    from pitlm.run.stage_work import do_work
     from pitlm.run.stages import build_stages
 
     quiet()
-    stages = {found.name: found for found in build_stages(load_recipe(root / "recipe.json"), root, rank=True)}
+    recipe = load_recipe(root / "recipe.json")
+    stages = {found.name: found for found in build_stages(recipe, contents=False)}
     with suppress(Trained):
-        stages[stage].work(root / stage)
+        do_work(Context(recipe, root, rank=True), stages[stage], root / stage)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from pitlm.method.common import check_trackers, share_of_batch
 from pitlm.method.launch import Launch, read_launch
 from pitlm.method.rl import check_rollouts
 from pitlm.models.loading import check_quantization, quiet
+from pitlm.run.context import Context
 from pitlm.run.finished import POCKET
 from pitlm.run.folder import RunFolder, stage_record, stage_result
 from pitlm.run.judges import check_judges
 from pitlm.run.results import data_line, headline, health_lines, trends
+from pitlm.run.stage_work import do_work
 from pitlm.run.stages import build_stages
 
 
@@ -57,7 +60,7 @@ def run_recipe(
     launch = None if accelerate is None else read_launch(accelerate)
     if launch is not None:
         check_launch(recipe, launch)
-    stages = build_stages(recipe, out, launch=launch)
+    stages = build_stages(recipe)
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
@@ -79,7 +82,8 @@ def run_recipe(
         number = f"{names.index(name) + 1}/{len(names)}"
         console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))
 
-    folder.execute(stages, recipe=recipe.model_dump(), update=update, listener=listen)
+    work = partial(do_work, Context(recipe, out, launch))
+    folder.execute(stages, work, recipe=recipe.model_dump(), update=update, listener=listen)
     if until is None:
         summary(console, out, names)
         took = time.perf_counter() - (begin or time.perf_counter())

@@ -1,0 +1,137 @@
+"""Stage 3 of the paper, top to bottom: curriculum RL of the improver (Eq. 4, Eq. 5), and ordinary RLHF of the policy.
+
+A stage of the curriculum samples its references once, from a frozen source. Then RLOO raises the gap between the
+improver's answer and the reference. The KL anchor is the SFT improver in every stage.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.nouns import Prompt
+from pitlm.core.recipe import CurriculumStage, RLSection
+from pitlm.data.folds import unique_prompts
+from pitlm.io.atomic import write_text
+from pitlm.io.console import progress_bar
+from pitlm.method.probe import Probe
+from pitlm.method.rl import Reward, take_for_steps, train_rl
+from pitlm.method.setting import Setting
+from pitlm.models.adapters import Bases
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
+
+Reference = tuple[Prompt, str]
+"""(x, y_ref)."""
+
+
+def train_stage(run: Setting, stage: CurriculumStage, folder: Path) -> dict[str, Any]:
+    """One stage of the curriculum, in its folder; an interrupted attempt keeps the references that it sampled."""
+    path = folder / "references.jsonl"
+    if path.is_file():
+        stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        references = [(Prompt.of(row["prompt"]), str(row["reference"])) for row in stored]
+    else:
+        references = sample_references(run, stage)
+        rows = ({"prompt": x.as_messages(), "reference": y} for x, y in references)
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    run.train(folder, lambda: _reinforce(run, stage, references, folder))
+    return {"references": len(references), "source": stage.source}
+
+
+def sample_references(run: Setting, stage: CurriculumStage) -> list[Reference]:
+    """The stage's (x, y_ref) from the fold `rl`: as many as its steps take.
+
+    Source `data`: y_l and y_w (Eq. 4). Source `policy`: y_ref ~ M_P(. | x) (Eq. 5). Source `improver`: the answer of
+    the policy, improved once by the improver of the stage before.
+    """
+    rng = random.Random(run.seed(stage.name))
+    pairs = run.folds["rl"]
+    if stage.source == "data":
+        both = [(pair.prompt, y) for pair in pairs for y in (pair.rejected, pair.chosen)]
+        return take_for_steps(rng, both, stage.rl)
+    prompts = take_for_steps(rng, unique_prompts(pairs), stage.rl)
+    improved_by = stage.previous if stage.source == "improver" else None
+    with progress_bar("references", len(prompts) * (2 if improved_by else 1)) as advance:
+        bases = run.bases()
+        how: dict[str, Any] = {
+            "temperature": run.recipe.curriculum.reference_temperature,
+            "seed": run.seed(f"references-{stage.number}"),
+            "batch_size": run.recipe.evaluation.batch_size,
+            "advance": advance,
+        }
+        answers = run.open(Policy, run.recipe.policy_stage, bases).answer(prompts, **how)
+        if improved_by:
+            improver = run.open(Improver, improved_by, bases)
+            answers = improver.propose(prompts, [answer.text for answer in answers], **how)
+    return [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _reinforce(run: Setting, stage: CurriculumStage, references: Sequence[Reference], folder: Path) -> dict[str, float]:
+    anchor, previous, bases = run.model("improver-sft"), stage.previous, run.bases()
+    # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before is trained further.
+    # So reward model, judge and policy share the run's base, but not with what is trained: that sits on merged weights.
+    lora = run.recipe.peft is not None
+    start = run.model(previous) if previous and not lora else anchor
+    return train_rl(
+        [run.template.improver_messages(x, y_ref) for x, y_ref in references],
+        _reward(run, references, bases),
+        stage.rl,
+        run.bench(folder, start, "improver"),
+        title=f"RL stage {stage.number} ({stage.source})",
+        anchor=anchor,
+        adapter=run.root / previous / "adapter" if previous and lora else None,
+        probe=_probe(run, stage, bases),
+    )
+
+
+def _reward(run: Setting, references: Sequence[Reference], bases: Bases) -> Reward:
+    """R_PIT; or R_P(y) - R_P(y_ref), where the recipe asks for this ablation."""
+    if run.recipe.curriculum.reward == "gap":
+        gap = run.open(GapModel, "gap", bases)
+        return lambda rows, _: gap.score_rows(rows)
+    return RewardDifference(run.open(RewardModel, "reward", bases)).row_reward(references)
+
+
+def _probe(run: Setting, stage: CurriculumStage, bases: Bases) -> Probe:
+    """The judge's quality of the improver's answers, on held-out prompts that the policy answers once, beforehand."""
+    writer = run.open(Policy, run.recipe.policy_stage, bases)
+    prompts = _held_out(run, stage.rl)
+    temperature = run.recipe.evaluation.policy_temperature
+    answers = writer.answer(prompts, temperature=temperature, seed=run.seed("probe"))
+    del writer  # training needs its memory
+    held_out = [run.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
+    quality = run.quality(bases)
+    return Probe(lambda shown, texts: quality([run.template.parts(each)[0] for each in shown], texts), held_out)
+
+
+def _held_out(run: Setting, section: RLSection) -> list[Prompt]:
+    return unique_prompts(run.folds["validation"])[: section.probe_items]
+
+
+def train_policy(run: Setting, section: RLSection, folder: Path) -> dict[str, Any]:
+    """Ordinary RLHF of the policy on R_P, anchored to the SFT policy: M_P of the later stages."""
+    rng = random.Random(run.seed(folder.name))
+    prompts = take_for_steps(rng, unique_prompts(run.folds["rl"]), section)
+    anchor = run.model("policy-sft")
+
+    def reinforce() -> dict[str, float]:
+        bases = run.bases()
+        reward = run.open(RewardModel, "reward", bases)
+        held_out = [run.template.policy_messages(x) for x in _held_out(run, section)]
+        quality = run.quality(bases)
+        return train_rl(
+            [run.template.policy_messages(prompt) for prompt in prompts],
+            lambda rows, _: reward.score_rows(rows),
+            section,
+            run.bench(folder, anchor, "policy"),
+            title="policy RL",
+            anchor=anchor,
+            probe=Probe(lambda shown, texts: quality([Prompt.of(each) for each in shown], texts), held_out),
+        )
+
+    run.train(folder, reinforce)
+    return {"prompts": len(prompts)}

@@ -1,0 +1,92 @@
+"""A run as its training stages see it: recipe, folds of pairs, and models by the stage that made them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from pitlm.core.nouns import Preference, Prompt
+from pitlm.core.recipe import Recipe
+from pitlm.data.folds import read_folds
+from pitlm.data.template import Template
+from pitlm.method.common import Workbench
+from pitlm.models.adapters import Bases
+from pitlm.models.generators import Improver, Policy
+from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
+from pitlm.models.scorers import GapModel, RewardModel
+
+Quality = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+"""Prompts and responses -> the quality of each response, from a judge that no model is trained on."""
+
+Model = TypeVar("Model", Policy, Improver, GapModel, RewardModel)
+
+
+@dataclass(frozen=True)
+class Setting(ABC):
+    """One run: its recipe and its root folder, which has one folder for each stage."""
+
+    recipe: Recipe
+    root: Path
+
+    @abstractmethod
+    def train(self, folder: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Call ``work``, here or in several processes that train together; return the last evaluation's metrics."""
+
+    @abstractmethod
+    def quality(self, bases: Bases) -> Quality:
+        """The quality that RL is watched by; ``bases`` opens the judge where it is a model."""
+
+    def model(self, stage: str) -> Path:
+        """Where a stage keeps its model."""
+        return self.root / stage / "model"
+
+    @property
+    def start(self) -> str | Path:
+        """The checkpoint that policy and improver start from."""
+        return self.recipe.model.base or self.root / "data" / "base"
+
+    @cached_property
+    def tokenizer(self) -> HFTokenizer:
+        return load_tokenizer(self.start)
+
+    @property
+    def template(self) -> Template:
+        return Template(self.recipe.template.ask)
+
+    @cached_property
+    def folds(self) -> dict[str, list[Preference]]:
+        return read_folds(self.root / "data")
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose, so that no two purposes share a stream of random numbers."""
+        return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{purpose}".encode()).digest()[:4]) % 2**31
+
+    def card(self, kind: Kind) -> Card:
+        data = self.recipe.data
+        return Card(kind, self.recipe.template.ask, data.max_new_tokens or data.max_response_tokens)
+
+    def bench(self, folder: Path, start: str | Path, kind: Kind) -> Workbench:
+        """The workbench of one training stage, with a seed of its own."""
+        return Workbench(
+            folder=folder,
+            start=Path(start),
+            tokenizer=self.tokenizer,
+            card=self.card(kind),
+            seed=self.seed(folder.name),
+            dtype=self.recipe.model.dtype,
+            peft=self.recipe.peft,
+            report_to=self.recipe.report_to,
+        )
+
+    def bases(self) -> Bases:
+        """Opens models of the run. Models that one of these opens share the base of the run in memory."""
+        return Bases(self.recipe.model.dtype, self.recipe.quantize)
+
+    def open(self, kind: type[Model], stage: str, bases: Bases | None = None) -> Model:
+        """Load the model that a stage made."""
+        return kind.from_pretrained(self.model(stage), bases=bases or self.bases())
