@@ -11,10 +11,10 @@ from pitlm.core.packaged_recipes import RECIPES, find_recipe
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.plan.costs import Workload
-from pitlm.plan.hardware import assumed
+from pitlm.plan.hardware import CARDS, assumed
 from pitlm.plan.plan import Plan, plan_run
 from pitlm.plan.shapes import KNOWN, Shape
-from pitlm.plan.workloads import recipe_note
+from pitlm.plan.workloads import known_workload
 
 DOCUMENT = Path(__file__).with_name("scale.md")
 PLANNED = re.compile(r"^# (PLANNED|Planned \(.*)$", re.MULTILINE)
@@ -25,6 +25,7 @@ SIZES = {
     "8B": "meta-llama/Llama-3.1-8B-Instruct",
     "70B": "meta-llama/Llama-3.3-70B-Instruct",
 }
+CARD_ORDER = ("rtx4090", "h100", "h200")
 PRICE = 3.0
 """Assumed price of one H100 for an hour, in dollars."""
 
@@ -119,6 +120,18 @@ def where_table() -> str:
             shares.append(f"{100 * spent / plan.seconds:.0f}%")
         rows.append([f"{size}, 10^{len(str(pairs)) - 1}", *shares])
     return table(["size, pairs", *groups], rows)
+
+
+def recipe_note(recipe: Recipe) -> str:
+    """The comment line of a recipe: its plan on the smallest of a few cards that holds it, or on the largest card."""
+    work, shape = known_workload(recipe)[0], Shape.of_model(recipe.model)
+    plans = [plan_run(recipe, shape, work, assumed(name, recipe.model.dtype)) for name in CARD_ORDER]
+    plan = next((plan for plan in plans if plan.fits), plans[-1])
+    name, memory = plan.hardware.name, CARDS[plan.hardware.name].memory / 1e9
+    return (
+        f"# Planned (pit doctor {recipe.name} --hardware {name}): {plan.seconds / 3600:.1f} hours and at most "
+        f"{plan.peak / 1e9:.0f} of {memory:.0f} GB (in {plan.largest.name}), at assumed rates."
+    )
 
 
 TABLES = {"memory": memory_table, "cost": cost_table, "where": where_table}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,11 +16,12 @@ from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import RECIPES, find_recipe, recipe_names
 from pitlm.core.recipe import TrainSection
 from pitlm.core.recipe_file import load_recipe
-from pitlm.plan.costs import Costs, Spent, Workload
+from pitlm.plan.costs import Costs, StagePlan, Workload
 from pitlm.plan.hardware import CARDS, Hardware, assumed
-from pitlm.plan.plan import plan_run
+from pitlm.plan.plan import PLANNERS, plan_run
 from pitlm.plan.shapes import KNOWN, Shape
-from pitlm.plan.workloads import POCKET, known_workload, recipe_note
+from pitlm.plan.workloads import POCKET, known_workload
+from pitlm.run.stages import Work, build_stages
 
 ROOT = Path(__file__).parents[2]
 SMALL = Shape(layers=2, hidden=4, mlp=8, heads=2, kv_heads=1, head_dim=2, vocabulary=10, tied=True)
@@ -60,7 +64,7 @@ def test_a_small_shape_by_hand():
 
 
 def test_a_step_of_full_training_is_six_flop_a_weight_and_token():
-    tally = Spent()
+    tally = StagePlan("any")
     costs = Costs(recipe(), SMALL, WORK, replace(FLAT, step_seconds=0.5))
     costs.learn(tally, TrainSection(learning_rate=1e-3), steps=3, tokens=100, context=0, headed=100)
     assert tally.trained == 300
@@ -84,7 +88,7 @@ def test_adapters_spare_a_third_and_recomputing_costs_it_again():
 def test_decoding_reads_the_weights_once_a_step():
     hardware = replace(FLAT, forward_flops=1e30, decode_flops=1e30)
     costs = Costs(recipe(), SMALL, WORK, hardware)
-    tally = Spent()
+    tally = StagePlan("any")
     costs.write(tally, rows=10, prompt=0, batch=5)
     steps = 2 * costs.y  # of the longest of a batch, in two batches
     cache = 5 * steps / 2 * SMALL.kv_elements * 4
@@ -127,10 +131,33 @@ def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
     assert four.weights(1) == pytest.approx(linear + (whole - SMALL.linear) * 2)
 
 
+def test_everything_that_a_stage_can_do_is_planned_but_the_report():
+    assert set(PLANNERS) == {*get_args(Work)} - {"report"}
+
+
+def test_the_plan_counts_the_systems_that_the_recipe_compares():
+    """Without baselines there are no further answers, and fewer proposals and scores."""
+    everything, alone = (stages(recipe(**changes))["evaluation"] for changes in ({}, {"evaluation__baselines": "[]"}))
+    assert alone.generated < everything.generated
+    assert alone.flops < everything.flops
+    one = stages(recipe(evaluation__baselines="[sft-loop]"))["evaluation"]
+    assert alone.generated < one.generated < everything.generated
+
+
+def test_the_plan_needs_no_torch():
+    script = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # importing either fails
+from pitlm.cli.main import main
+main(["doctor", "hh-llama-8b", "--hardware", "h100", "--plan"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "evaluation" in done.stdout
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_plan_has_the_stages_of_the_run(name):
-    from pitlm.run.stages import build_stages
-
     given = recipe(name)
     work, _ = known_workload(given)
     built = [stage.name for stage in build_stages(given) if stage.name != "report"]
@@ -150,17 +177,23 @@ def test_the_pocket_world_has_the_lengths_that_are_planned_with():
     assert Shape.of_model(recipe().model).vocabulary == len(words) + 6
 
 
+@pytest.fixture(scope="module")
+def scale():
+    """The script that writes the planner's figures into the document and into the recipes."""
+    spec = importlib.util.spec_from_file_location("scale_tables", ROOT / "docs" / "scale.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_comments_of_recipes_say_what_the_planner_says(path):
+def test_the_comments_of_recipes_say_what_the_planner_says(path, scale):
     given, text = load_recipe(path), path.read_text()
     planned = [line for line in text.splitlines() if line.startswith("# Planned")]
-    assert planned == ([recipe_note(given)] if given.model.base else [])
+    assert planned == ([scale.recipe_note(given)] if given.model.base else [])
 
 
-def test_the_tables_of_the_document_are_the_planners():
-    spec = importlib.util.spec_from_file_location("scale_tables", ROOT / "docs" / "scale.py")
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+def test_the_tables_of_the_document_are_the_planners(scale):
     text = scale.DOCUMENT.read_text()
     assert scale.filled(text) == text
     assert text.count("<!-- end -->") == len(scale.TABLES)

@@ -11,7 +11,8 @@ from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.models.forest import Forest
 from pitlm.plan import rates
-from pitlm.plan.plan import plan_run, tree_tokens
+from pitlm.plan.costs import tree_tokens
+from pitlm.plan.plan import plan_run
 from pitlm.plan.rates import measure_rates
 from pitlm.plan.shapes import Shape
 from pitlm.plan.workloads import known_workload

@@ -112,6 +112,8 @@ def _planned(
     changes = read_overrides(overrides)
     if pairs is not None:  # asks what so much data would take
         changes["data.pairs"] = str(pairs)
+    if data is not None:
+        changes["data.source"] = json.dumps(data)
     recipe = load_recipe(find_recipe(name), changes)
     shape = Shape.of_model(recipe.model)
     own = recipe.data.source

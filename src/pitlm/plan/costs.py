@@ -1,4 +1,4 @@
-"""What reading, learning and writing so many tokens takes on some hardware, and what lies in its memory. Ours."""
+"""What it takes to read, learn and write tokens on some hardware: arithmetic, seconds and memory. Ours."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from pitlm.plan.hardware import Hardware
 from pitlm.plan.shapes import Shape
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in nf4: its four bits, and its share of its block's constant, which is itself held in 8 bits."""
+"""Bytes of a weight in nf4: four bits, and its share of the constant of its block, which takes 8 bits."""
 
 JOINED = 2
-"""An adapter over the base of the run, in ranks of a stage's own: it joins those of two stages, as a rule."""
+"""Rank of an adapter over the base of the run, in ranks of one stage: it usually joins the adapters of two stages."""
 
 LONGEST = 2.0
-"""The longest answer of a batch, in mean answers; decoding goes on for it. Between 1.7 and 2.3 in the pocket world."""
+"""Length of a batch's longest answer, in mean lengths; decoding waits for it. In the pocket world 1.7 to 2.3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """How many pairs there are, and their mean lengths in tokens.
+    """The number of pairs, and their mean lengths in tokens.
 
     Attributes:
-        marks: what a chat template puts around one turn and its answer.
-        prompts: distinct prompts for each pair.
-        judge: whether a reward model judges, for want of a truth.
+        marks: tokens that a chat template puts around one turn and its answer.
+        prompts: distinct prompts per pair.
     """
 
     pairs: int
@@ -35,20 +34,27 @@ class Workload:
     rejected: float
     marks: float = 20.0
     prompts: float = 1.0
-    judge: bool = True
 
 
 @dataclass
-class Spent:
-    """What has been spent in a stage so far."""
+class StagePlan:
+    """What one stage takes.
 
+    Attributes:
+        trained: tokens read with gradient.
+        generated: tokens written.
+        peak: bytes of memory on one device.
+    """
+
+    name: str
     trained: float = 0.0
     generated: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
+    peak: float = 0.0
 
-    def add(self, part: Spent, times: float) -> None:
-        """Something that happens so many times."""
+    def add(self, part: StagePlan, times: float) -> None:
+        """Count a part of the stage that happens so many times."""
         self.trained += times * part.trained
         self.generated += times * part.generated
         self.flops += times * part.flops
@@ -56,7 +62,7 @@ class Spent:
 
 
 class Costs:
-    """One recipe, one shape, one workload and one device; each method adds to a tally or gives bytes."""
+    """One recipe, one shape, one workload and one kind of device. A method adds to a plan, or returns bytes."""
 
     def __init__(self, recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -> None:
         self.recipe, self.shape, self.work, self.hardware = recipe, shape, work, hardware
@@ -75,21 +81,21 @@ class Costs:
         self.longest_beside = self.longest_x + self.longest_y + work.marks
 
     def forward(self, tokens: float, context: float, headed: float = 0.0) -> float:
-        """FLOP of reading ``tokens`` that see ``context`` others in the mean; ``headed`` of them meet the head."""
+        """FLOP to read ``tokens`` that see ``context`` other tokens on average; ``headed`` of them pass the head."""
         attention = 4 * self.shape.layers * self.shape.heads * self.shape.head_dim * context
         return tokens * (2 * self.shape.linear + attention) + headed * 2 * self.shape.head
 
     def _weighed(self, flops: float, headed: float, slower: float = 1.0) -> float:
-        """FLOP of layers and head in those of layers read as rows, as which rates are measured."""
+        """FLOP in units of the measured rates, which are those of layers that read rows: heads and trees are slower."""
         head = self.forward(0, 0, headed)
         return (flops - head) * slower + head * self.hardware.head_factor
 
-    def encode(self, tally: Spent, rows: float) -> None:
-        tally.seconds += rows * self.hardware.row_seconds
+    def encode(self, plan: StagePlan, rows: float) -> None:
+        plan.seconds += rows * self.hardware.row_seconds
 
     def learn(
         self,
-        tally: Spent,
+        plan: StagePlan,
         section: TrainSection,
         steps: float,
         tokens: float,
@@ -97,63 +103,63 @@ class Costs:
         headed: float = 0.0,
         tree: bool = False,
     ) -> None:
-        """``steps`` forward and back over ``tokens`` each; frozen weights have no gradient of their own."""
+        """``steps`` passes forward and back, over ``tokens`` each; frozen weights have no gradient of their own."""
         once = self.forward(tokens, context, headed)
         passes = 2 + (self.recipe.peft is None) + section.gradient_checkpointing
         hardware = self.hardware
         slower = hardware.tree_factor if tree else 1.0
         launches = hardware.layer_seconds * self.shape.layers * section.accumulation
-        tally.trained += steps * tokens
-        tally.flops += steps * once * passes
-        tally.seconds += steps * (hardware.step_seconds + launches)
+        plan.trained += steps * tokens
+        plan.flops += steps * once * passes
+        plan.seconds += steps * (hardware.step_seconds + launches)
         weighed = self._weighed(once, headed, slower)
-        tally.seconds += steps * weighed * passes / (hardware.train_flops * hardware.devices)
+        plan.seconds += steps * weighed * passes / (hardware.train_flops * hardware.devices)
 
-    def read(self, tally: Spent, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
-        """``tokens`` without gradient, in so many passes."""
+    def read(self, plan: StagePlan, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
+        """Read ``tokens`` without gradient, in so many passes."""
         flops = self.forward(tokens, context, headed)
         launches = self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds
-        tally.flops += flops
-        tally.seconds += passes * launches / 3
-        tally.seconds += self._weighed(flops, headed) / (self.hardware.forward_flops * self.hardware.devices)
+        plan.flops += flops
+        plan.seconds += passes * launches / 3
+        plan.seconds += self._weighed(flops, headed) / (self.hardware.forward_flops * self.hardware.devices)
 
-    def write(self, tally: Spent, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
-        """``rows`` answers to prompts of so many tokens, of which ``prefills`` are read (default: all)."""
+    def write(self, plan: StagePlan, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
+        """Write ``rows`` answers to prompts of ``prompt`` tokens; ``prefills`` prompts are read (default: all)."""
         batches = math.ceil(rows / batch)
         in_batch = rows / batches
         steps = min(self.limit, LONGEST * self.y)
-        self.read(tally, (rows if prefills is None else prefills) * prompt, prompt / 2, batches)
+        self.read(plan, (rows if prefills is None else prefills) * prompt, prompt / 2, batches)
         hardware, shape = self.hardware, self.shape
         weights = (shape.linear + shape.head) * self.bytes / hardware.devices
         cache = in_batch * (prompt + steps / 2) * shape.kv_elements * self.bytes / hardware.devices
         flops = self.forward(in_batch, prompt + steps / 2, in_batch)
         step = hardware.decode_seconds * shape.layers + (weights + cache) / hardware.bandwidth
         step += flops / (hardware.decode_flops * hardware.devices)
-        tally.generated += rows * self.y
-        tally.flops += batches * steps * flops
-        tally.seconds += batches * steps * step
+        plan.generated += rows * self.y
+        plan.flops += batches * steps * flops
+        plan.seconds += batches * steps * step
 
     def weights(self, models: float) -> float:
-        """Bytes of so many models; in 4 bits only the matrices of the layers are."""
+        """Bytes of so many models; only the matrices of the layers are held in 4 bits."""
         linear, others = self.shape.linear, self.shape.parameters - self.shape.linear
         held = linear * (FOUR_BITS if self.recipe.quantize else self.bytes) + others * self.bytes
         return models * held / self.hardware.devices
 
     def readers(self, models: float) -> float:
-        """Bytes of so many models that are only read: with LoRA one base, or two, and an adapter for each."""
+        """Bytes of so many models that are only read: with LoRA one base (or two) and an adapter for each model."""
         if self.recipe.peft is None:
             return self.weights(models)
         adapters = models * JOINED * self.shape.lora(self.recipe.peft.r) * 4 / self.hardware.devices
         return self.weights(1 + (self.recipe.model.reward_base is not None)) + adapters
 
     def states(self) -> float:
-        """Bytes of a model in training: weights, gradients, AdamW's two moments; adapters are float32."""
+        """Bytes of a model in training: weights, gradients and AdamW's two moments; adapters are float32."""
         if self.recipe.peft is None:
             return 4 * self.weights(1)
         return self.weights(1) + 16 * self.shape.lora(self.recipe.peft.r) / self.hardware.devices
 
     def activations(self, section: TrainSection, tokens: float) -> float:
-        """Bytes kept for the gradient of a micro-batch of so many tokens; of one layer where they are recomputed."""
+        """Bytes kept for the gradient of a micro-batch of so many tokens: one layer's, where they are recomputed."""
         shape = self.shape
         wide = 8 * shape.hidden + 4 * shape.mlp + 2 * shape.kv_heads * shape.head_dim
         layer = tokens * (wide * self.bytes + 16 * shape.hidden)
@@ -162,8 +168,13 @@ class Costs:
         return shape.layers * layer
 
     def logits(self, tokens: float) -> float:
-        """Bytes of logits as they come, in float32, as log-probabilities and as gradient."""
+        """Bytes of logits: as computed, in float32, as log-probabilities, and as gradient."""
         return tokens * self.shape.vocabulary * (self.bytes + 12)
 
     def cache(self, rows: float, tokens: float) -> float:
         return rows * tokens * self.shape.kv_elements * self.bytes / self.hardware.devices
+
+
+def tree_tokens(x: float, w: float, l: float, marks: float) -> float:
+    """Tokens of Eq. 2's four rows as one tree: x, then each reference with its request, then each candidate twice."""
+    return x + (l + marks) + (w + marks) + 2 * (w + l)

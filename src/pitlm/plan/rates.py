@@ -1,6 +1,6 @@
-"""A few seconds of this machine's own rates, on a model of the shape that is planned for. Ours.
+"""This machine's rates, measured for a few seconds on a model of the shape that is planned for. Ours.
 
-A large shape is stood in for by one of its width with few layers and a small vocabulary: rates are per FLOP.
+A shape of the same width, with few layers and a small vocabulary, stands in for a large one: rates are per FLOP.
 """
 
 from __future__ import annotations
@@ -33,27 +33,26 @@ from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.core.recipe import Recipe
 from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.method.common import Workbench
 from pitlm.method.reward import GapRow, GapTrainer, PairRow, scorer_trainer
 from pitlm.method.sft import sft_trainer
 from pitlm.models.devices import accelerators
-from pitlm.models.forest import Forest
 from pitlm.models.loading import Card, device, quiet
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
-from pitlm.plan.costs import Costs, Workload
+from pitlm.plan.costs import Costs, Workload, tree_tokens
 from pitlm.plan.hardware import Hardware, assumed
 from pitlm.plan.machine import memory_bytes
 from pitlm.plan.shapes import Shape
 
 LAYERS, VOCABULARY = 2, 8_192
 FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
-"""About what one measured step may take, so that it is done in seconds, and yet as busy as training is."""
+"""Most FLOP of a measured step: it takes less than seconds, and keeps the machine as busy as training does."""
 
 CPU_PARAMETERS = 1e9
-"""Larger models are not trained on a processor, and would take minutes and much memory to measure."""
+"""Larger models are not trained on a processor; to measure one would take minutes and much memory."""
 
 NEW_TOKENS, REPEATS = 12, 5
 WORDS = [f"w{number}" for number in range(50)]
@@ -71,25 +70,21 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         InputError: a model of more than 10^9 parameters and no accelerator.
     """
     quiet()
-    costs = Costs(recipe, Shape.of_model(recipe.model), work, assumed("l4", recipe.model.dtype))
-    shape = replace(
-        costs.shape,
-        layers=min(costs.shape.layers, LAYERS),
-        vocabulary=min(costs.shape.vocabulary, VOCABULARY),
-    )
-    where = device()
-    if where.type == "cpu" and costs.shape.parameters > CPU_PARAMETERS:
+    whole, where = Shape.of_model(recipe.model), device()
+    costs = Costs(recipe, whole, work, assumed("l4", recipe.model.dtype))
+    shape = replace(whole, layers=min(whole.layers, LAYERS), vocabulary=min(whole.vocabulary, VOCABULARY))
+    if where.type == "cpu" and whole.parameters > CPU_PARAMETERS:
         raise InputError(
-            f"found {costs.shape.parameters / 1e9:.1f} billion parameters and no GPU, expected one, or the name of a "
+            f"found {whole.parameters / 1e9:.1f} billion parameters and no GPU, expected one, or the name of a "
             "card to plan for: --hardware h100"
         )
-    deep = costs.shape.layers / shape.layers
-    section = costs.recipe.policy_sft
+    section = recipe.policy_sft
     row = round(costs.x + costs.w)
     most = FLOP_PER_STEP[where.type] / (6 * shape.linear + 6 * shape.head) / row
     rows = max(4, min(max(section.batch_size // section.accumulation, 16), round(most)))  # few would be mostly noise
     few = max(1, rows // 16)
-    together = max(2, min(costs.recipe.evaluation.batch_size, 4 * rows))
+    together = max(2, min(recipe.evaluation.batch_size, 4 * rows))
+    parts = [round(length) for length in (costs.x, costs.w, costs.l, work.marks)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         measure = _Measure(shape, recipe, clock)
@@ -97,7 +92,8 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         read /= 2  # a pair has two rows
         head = measure.training(rows, row) - fixed - rows * read
         forward, _ = _line(lambda rows: measure.forward(rows, row), rows, few)
-        tree_s, tree_tokens = measure.tree(max(2, rows // 4), costs)
+        triples = max(2, rows // 4)
+        tree = (measure.trees(triples, *parts) - fixed) / (triples * tree_tokens(*parts))
         per_row, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
         encoding = measure.encoding(row)
     flops = _flops(shape, row)
@@ -113,9 +109,9 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         decode_flops=(_flops(shape, 1) + 2 * shape.head) / per_row,
         bandwidth=bandwidth,
         head_factor=max(head * 3 * flops / read / head_flops, 0.1),
-        step_seconds=fixed * deep,
+        step_seconds=fixed * whole.layers / shape.layers,
         decode_seconds=max((one_step - weights / bandwidth) / shape.layers, 0.0),
-        tree_factor=max((tree_s - fixed) / (tree_tokens / row * read), 1.0),
+        tree_factor=max(tree / (read / row), 1.0),
         row_seconds=encoding,
         stage_seconds=1.0,
         measured=True,
@@ -123,14 +119,14 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
 
 
 def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, float]:
-    """Seconds of each of so many, and beside them; together right for ``many`` where they are no line."""
+    """Seconds of each item, and of a step beside its items; together they give what was measured for ``many``."""
     of_many, of_few = (max(seconds(count), 1e-6) for count in (many, few))
     each = min(max((of_many - of_few) / (many - few), of_many / many / 10), of_many / many)
     return each, of_many - many * each
 
 
 def _flops(shape: Shape, tokens: int) -> float:
-    """FLOP of a row read once, the head apart."""
+    """FLOP to read one row, without the head."""
     attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens / 2
     return tokens * (2 * shape.linear + attention)
 
@@ -175,8 +171,9 @@ class _Measure:
         self.scorer.to(self.device)
         enable_trees(self.scorer)
 
-    def ids(self, *size: int) -> torch.Tensor:
-        return torch.randint(2, self.shape.vocabulary, size)
+    def ids(self, count: int) -> list[int]:
+        """Random tokens that neither pad nor end a row."""
+        return torch.randint(2, self.shape.vocabulary, (count,)).tolist()
 
     def median(self, work: Callable[[], object]) -> float:
         times = []
@@ -193,31 +190,39 @@ class _Measure:
             torch.cuda.synchronize()
 
     def rewards(self, pairs: int, row: int) -> float:
-        """Seconds of a step of R_P, by the trainer that a stage has: its own work is much of a small model's step."""
-        ids = self.ids((REPEATS + 2) * pairs, 2, row).tolist()
-        rows = [PairRow(*own) for own in ids]
-        return self._steps(
-            pairs, lambda section, bench: scorer_trainer(RewardTrainer, self.scorer, rows, rows[:1], section, bench)
-        )
+        """Seconds of a step of R_P, by a stage's own trainer, whose overhead is much of a small model's step."""
+        kind = partial(scorer_trainer, RewardTrainer, self.scorer)
+        return self._steps(pairs, kind, lambda: PairRow(self.ids(row), self.ids(row)))
 
     def training(self, rows: int, row: int) -> float:
         """Seconds of a step of SFT."""
-        ids = self.ids((REPEATS + 2) * rows, row).tolist()
-        split = [(own[: row // 2], own[row // 2 :]) for own in ids]
-        return self._steps(rows, lambda section, bench: sft_trainer(self.model, split, split[:1], section, bench))
+        half = row // 2
+        return self._steps(rows, partial(sft_trainer, self.model), lambda: (self.ids(half), self.ids(row - half)))
 
-    def _steps(self, batch: int, make: Callable[[TrainSection, Workbench], Trainer]) -> float:
+    def trees(self, triples: int, x: int, w: int, l: int, marks: int) -> float:
+        """Seconds of a step on Eq. 2's four rows of so many triples."""
+
+        def make() -> GapRow:
+            prompt, y_w, y_l, ask = (self.ids(length) for length in (x, w, l, marks))
+            pairs = ((y_l, y_w), (y_w, y_w), (y_l, y_l), (y_w, y_l))
+            return GapRow(*(prompt + y_ref + ask + y for y_ref, y in pairs))
+
+        return self._steps(triples, partial(scorer_trainer, GapTrainer, self.scorer), make)
+
+    def _steps(self, batch: int, trainer_of: Callable[..., Trainer], make: Callable[[], Any]) -> float:
+        """Median seconds of the steps of a trainer on rows that ``make`` makes."""
         sizes = {
             "batch_size": batch,
             "accumulation": 1,
             "epochs": 1.0,
             "max_steps": None,
-            "gradient_checkpointing": False,  # what it costs is planned as one more pass
+            "gradient_checkpointing": False,  # planned as one more pass
         }
         stamps = _Stamps(self.clock, self._wait)
+        rows = [make() for _ in range((REPEATS + 2) * batch)]
         with tempfile.TemporaryDirectory() as folder:
             bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
-            trainer = make(self.section.model_copy(update=sizes), bench)
+            trainer = trainer_of(rows, rows[:1], self.section.model_copy(update=sizes), bench)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(stamps)
             trainer.args.save_strategy = SaveStrategy.NO
@@ -225,27 +230,14 @@ class _Measure:
         return statistics.median(after - before for before, after in pairwise(stamps.times[1:]))  # the first warms up
 
     def forward(self, rows: int, row: int) -> float:
-        ids = self.ids(rows, row).to(self.device)
+        """Seconds of a pass without gradient."""
+        ids = torch.tensor([self.ids(row) for _ in range(rows)], device=self.device)
         with torch.inference_mode():
             return self.median(partial(self.scorer, input_ids=ids, use_cache=False))
 
-    def tree(self, triples: int, costs: Costs) -> tuple[float, int]:
-        """Seconds of a step on Eq. 2's four rows of so many triples, and the tokens that it reads."""
-        lengths = (round(costs.x), round(costs.w), round(costs.l), round(costs.work.marks))
-        rows: list[GapRow] = []
-        for _ in range((REPEATS + 2) * triples):
-            x, w, l, marks = (self.ids(n).tolist() for n in lengths)
-            rows.append(GapRow(*(x + y_ref + marks + y for y_ref, y in ((l, w), (w, w), (l, l), (w, l)))))
-        tokens = Forest.of([row for triple in rows[:triples] for row in triple]).input_ids_1T.shape[1]
-
-        def make(section: TrainSection, bench: Workbench) -> Trainer:
-            return scorer_trainer(GapTrainer, self.scorer, rows, rows[:1], section, bench)
-
-        return self._steps(triples, make), tokens
-
     def decoding(self, rows: int, row: int) -> float:
         """Seconds of one step of decoding so many rows."""
-        ids = self.ids(rows, row).to(self.device)
+        ids = torch.tensor([self.ids(row) for _ in range(rows)], device=self.device)
         mask = torch.ones_like(ids)
 
         def write(count: int) -> float:
@@ -256,7 +248,7 @@ class _Measure:
             return (write(NEW_TOKENS) - write(2)) / (NEW_TOKENS - 2)
 
     def encoding(self, row: int) -> float:
-        """Seconds of putting one conversation and its answer into tokens."""
+        """Seconds to tokenize one conversation and its answer."""
         text = " ".join((WORDS * (row // 50 + 1))[: max(1, row // 2)])
         conversations = [Template("w0").policy_messages(Prompt.of(text))] * 200
 
@@ -268,7 +260,7 @@ class _Measure:
         return self.median(encode) / len(conversations)
 
     def bandwidth(self) -> float:
-        """Bytes a second that are read and written in a copy."""
+        """Bytes per second, read and written, of a copy in memory."""
         source = torch.zeros(8_000_000, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.nbytes / self.median(lambda: target.copy_(source))

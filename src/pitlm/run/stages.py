@@ -94,7 +94,8 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         needs = ["data", "improver-sft", scorer, policy, *([stage.previous] if stage.previous else []), *judges]
         add("curriculum", stage.name, needs, stage.rl, ["rl"], {"source": stage.source, **references}, stage)
     names = [stage.name for stage in stages]
-    needs = ["data", policy, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
+    before = ["policy-sft"] if recipe.policy_rl else []  # a baseline: the policy before RLHF
+    needs = ["data", policy, *before, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
     held_out = {"evaluation": evaluation.model_dump(exclude={"judges"}), "loop": recipe.loop.model_dump()}
     if contents:
         held_out |= judge_settings(evaluation.judges)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pitlm.core.nouns import Answer, Improvement, Prompt, Round, Trace
 from pitlm.loop.baselines.baseline import Baseline, Work
 from pitlm.loop.chains import without_stop_rule
 from pitlm.loop.loop import GapScorer
-from pitlm.loop.systems import Systems
+
+if TYPE_CHECKING:  # the planner reads these declarations without torch
+    from pitlm.loop.systems import Systems
 
 
 def pick(
