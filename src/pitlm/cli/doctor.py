@@ -104,8 +104,7 @@ def _planned(
     from pitlm.cli.run import read_overrides
     from pitlm.core.packaged_recipes import find_recipe
     from pitlm.core.recipe_file import load_recipe
-    from pitlm.plan.plan import plan_run
-    from pitlm.plan.plan_text import plan_lines
+    from pitlm.plan.plan import plan_lines, plan_run
     from pitlm.plan.shapes import Shape
     from pitlm.plan.workloads import known_workload
 

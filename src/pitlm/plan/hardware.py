@@ -1,4 +1,4 @@
-"""What a machine does a second: measured on the machine at hand, or assumed for a card by its data sheet. Ours."""
+"""Rates of a machine: measured on the machine at hand, or assumed for a card from its data sheet. Ours."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Dtype = Literal["float32", "bfloat16"]
 GB = 10**9
 
 TRAIN_SHARE, FORWARD_SHARE, BANDWIDTH_SHARE = 0.35, 0.45, 0.5
-"""Shares of a data sheet's peaks that are assumed to be reached. Not measured here."""
+"""Assumed shares of a data sheet's peaks. Not measured here."""
 
 LAYER_PASS, LAYER_DECODE = 0.4e-3, 0.7e-3
-"""Seconds that launching one layer's kernels is assumed to take on a card: in a pass, and in a step of decoding with
-transformers. Not measured here."""
+"""Assumed seconds to launch one layer's kernels on a card: in a pass, and in a step of decoding with transformers. Not
+measured here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +21,21 @@ class Hardware:
     """Rates of one device. Rates are per second, times in seconds, memory in bytes.
 
     Attributes:
-        train_flops: reached in forward and backward together.
-        forward_flops: reached without gradient.
-        decode_flops: reached in decoding, beside the reading of the weights.
-        bandwidth: at which decoding reads weights and cache.
-        head_factor: a FLOP of the head in training takes this many times one of the layers: logits are written and
-            read again for the loss, and for what the trainer reports.
-        step_seconds: of an optimizer step, whatever its size; of a forward pass a third is taken.
-        layer_seconds: of one layer in one pass forward and back, on top.
-        decode_seconds: of one layer in one step of decoding, on top.
-        tree_factor: a token that is read in a tree takes this many times a token of a row.
-        row_seconds: of putting one conversation into tokens and batches, on the processor.
-        stage_seconds: of loading, saving and evaluating, in each stage.
-        devices: how many share the work.
-        price: of one device for an hour.
-        measured: on this machine; otherwise assumed from a data sheet.
+        train_flops: FLOP per second of forward and backward passes together.
+        forward_flops: FLOP per second of passes without gradient.
+        decode_flops: FLOP per second of decoding, beside the reading of the weights.
+        bandwidth: bytes per second at which decoding reads weights and cache.
+        head_factor: time of a FLOP of the head in training, in times of a FLOP of the layers: logits are written and
+            read again for the loss and for the trainer's metrics.
+        step_seconds: fixed time of an optimizer step; a forward pass takes a third of it.
+        layer_seconds: further time of one layer in one pass forward and back.
+        decode_seconds: further time of one layer in one step of decoding.
+        tree_factor: time of a token in a tree, in times of a token in a row.
+        row_seconds: time to put one conversation into tokens and batches, on the processor.
+        stage_seconds: time of loading, saving and evaluating in each stage.
+        devices: number of devices that share the work.
+        price: price of one device for an hour.
+        measured: whether the rates were measured on this machine; otherwise they are assumed from a data sheet.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class DataSheet:
-    """A data sheet: bytes of memory and a second, dense FLOP a second in each type."""
+    """A data sheet: bytes of memory, bytes per second, and dense FLOP per second in each type."""
 
     memory: float
     bandwidth: float
@@ -76,7 +76,7 @@ CARDS = {
 
 
 def assumed(name: str, dtype: Dtype, *, devices: int = 1, price: float | None = None) -> Hardware:
-    """A card by name, at the shares of its peaks that are assumed above."""
+    """The rates of a card by name: its peaks times the shares assumed above."""
     card = CARDS[name]
     peak = card.bfloat16 if dtype == "bfloat16" else card.float32
     return Hardware(

@@ -1,4 +1,4 @@
-"""What is to be known of this machine without asking anyone: no network, nothing heavy imported."""
+"""This machine: memory, cores, versions, what is missing. No network is used, and nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,13 +18,16 @@ MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes of memory (what a container allows of it) and of the free disk, cores that may be used, versions.
+    """What a machine has.
 
     Attributes:
-        threads: what OMP_NUM_THREADS says.
-        versions: of Python and of the libraries that are installed.
-        missing: of each extra, the modules that are not installed.
-        offline: the variables that keep the hub's libraries from asking it.
+        memory: bytes that the machine has, or that its container may use.
+        disk: free bytes.
+        cores: cores that this process may use.
+        threads: value of OMP_NUM_THREADS.
+        versions: versions of Python and of the installed libraries.
+        missing: modules that are not installed, by extra.
+        offline: environment variables that keep the hub's libraries from asking the hub.
     """
 
     memory: int
@@ -37,38 +40,29 @@ class Machine:
 
 
 def look(extras: Mapping[str, Set[str]], folder: Path) -> Machine:
-    """This machine, with the extras by the modules that each brings, and the disk that ``folder`` is on."""
+    """Describe this machine; ``extras`` has the modules of each extra, and ``folder`` is on the disk to look at."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    installed = {found.name: found.version for found in distributions()}
     return Machine(
         memory_bytes(),
         shutil.disk_usage(folder).free,
         len(affinity(0)) if affinity else os.cpu_count() or 1,
         os.environ.get("OMP_NUM_THREADS"),
-        {"python": platform.python_version(), **_versions()},
+        {"python": platform.python_version(), **{name: installed[name] for name in LIBRARIES if name in installed}},
         {extra: tuple(sorted(m for m in modules if find_spec(m) is None)) for extra, modules in extras.items()},
         tuple(name for name in OFFLINE if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}),
     )
 
 
 def memory_bytes() -> int:
-    """What the machine has, or what a container allows of it."""
+    """Bytes of memory that the machine has, or that its container may use."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
     return min(memory, int(limit)) if limit.isdigit() else memory
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def machine_lines(machine: Machine, cards: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """The machine and its accelerators (name, bytes) as a person reads them, and what can be run here."""
+    """Lines for a person: the machine, its accelerators (name, bytes), and what can be run here."""
     threads = f", OMP_NUM_THREADS={machine.threads}" if machine.threads else ""
     yield f"memory      {machine.memory / 1e9:.0f} GB; disk {machine.disk / 1e9:.0f} GB free here"
     yield f"processor   {machine.cores} cores{threads}"

@@ -45,7 +45,7 @@ from pitlm.models.trees import enable_trees
 from pitlm.plan.costs import Costs, Workload, tree_tokens
 from pitlm.plan.hardware import Hardware, assumed
 from pitlm.plan.machine import memory_bytes
-from pitlm.plan.shapes import Shape
+from pitlm.plan.shapes import CONFIG_KEYS, Shape
 
 LAYERS, VOCABULARY = 2, 8_192
 FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
@@ -71,8 +71,8 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     """
     quiet()
     whole, where = Shape.of_model(recipe.model), device()
-    costs = Costs(recipe, whole, work, assumed("l4", recipe.model.dtype))
     shape = replace(whole, layers=min(whole.layers, LAYERS), vocabulary=min(whole.vocabulary, VOCABULARY))
+    costs = Costs(recipe, shape, work, assumed("l4", recipe.model.dtype))
     if where.type == "cpu" and whole.parameters > CPU_PARAMETERS:
         raise InputError(
             f"found {whole.parameters / 1e9:.1f} billion parameters and no GPU, expected one, or the name of a "
@@ -88,32 +88,30 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     with torch.random.fork_rng():
         torch.manual_seed(0)
         measure = _Measure(shape, recipe, clock)
-        read, fixed = _line(lambda pairs: measure.rewards(pairs, row), rows // 2, few)
-        read /= 2  # a pair has two rows
+        pair, fixed = _line(lambda pairs: measure.rewards(pairs, row), rows // 2, few)
+        read = pair / 2  # a pair has two rows
         head = measure.training(rows, row) - fixed - rows * read
         forward, _ = _line(lambda rows: measure.forward(rows, row), rows, few)
         triples = max(2, rows // 4)
         tree = (measure.trees(triples, *parts) - fixed) / (triples * tree_tokens(*parts))
-        per_row, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
-        encoding = measure.encoding(row)
-    flops = _flops(shape, row)
-    head_flops = 6 * rows * row * shape.head
-    bandwidth = measure.bandwidth()
-    weights = (shape.linear + shape.head) * costs.bytes
-    threads = torch.get_num_threads()
+        token, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
+        encoding, bandwidth = measure.encoding(row), measure.bandwidth()
+    flops, weights = costs.forward(row, row / 2), (shape.linear + shape.head) * costs.bytes
+    train_flops = 3 * flops / read
     return Hardware(
-        torch.cuda.get_device_name() if where.type == "cuda" else f"{platform.machine()}, {threads} threads",
+        torch.cuda.get_device_name()
+        if where.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
         float(accelerators()[0][1] if where.type == "cuda" else memory_bytes()),
-        train_flops=3 * flops / read,
+        train_flops=train_flops,
         forward_flops=flops / forward,
-        decode_flops=(_flops(shape, 1) + 2 * shape.head) / per_row,
+        decode_flops=costs.forward(1, 0.5, 1) / token,
         bandwidth=bandwidth,
-        head_factor=max(head * 3 * flops / read / head_flops, 0.1),
+        head_factor=max(head * train_flops / (6 * rows * row * shape.head), 0.1),
         step_seconds=fixed * whole.layers / shape.layers,
         decode_seconds=max((one_step - weights / bandwidth) / shape.layers, 0.0),
         tree_factor=max(tree / (read / row), 1.0),
         row_seconds=encoding,
-        stage_seconds=1.0,
         measured=True,
     )
 
@@ -125,69 +123,54 @@ def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, 
     return each, of_many - many * each
 
 
-def _flops(shape: Shape, tokens: int) -> float:
-    """FLOP to read one row, without the head."""
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens / 2
-    return tokens * (2 * shape.linear + attention)
-
-
 class _Stamps(TrainerCallback):
     """When each step began."""
 
-    def __init__(self, clock: Clock, wait: Callable[[], None]) -> None:
-        self.clock, self.wait = clock, wait
+    def __init__(self, now: Clock) -> None:
+        self.now = now
         self.times: list[float] = []
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.wait()
-        self.times.append(self.clock())
+        self.times.append(self.now())
 
 
 class _Measure:
-    """Medians of a few repeats on models with random weights."""
+    """Medians of a few repeats, on models with random weights."""
 
     def __init__(self, shape: Shape, recipe: Recipe, clock: Clock) -> None:
         self.shape, self.clock, self.device = shape, clock, device()
         self.section, self.dtype = recipe.policy_sft, recipe.model.dtype
         self.tokenizer = make_words_tokenizer(WORDS)
-        config = AutoConfig.for_model(
-            "llama",
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.hidden,
-            intermediate_size=shape.mlp,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            max_position_embeddings=32_768,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            eos_token_id=1,
-            num_labels=1,
-        )
+        sizes = {key: getattr(shape, name) for name, key in CONFIG_KEYS.items()}
+        special = {"pad_token_id": 0, "eos_token_id": 1, "num_labels": 1}
+        config = AutoConfig.for_model("llama", **sizes, **special, max_position_embeddings=32_768)
         kind = getattr(torch, self.dtype)
         self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
         self.scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=kind)
         self.scorer.to(self.device)
         enable_trees(self.scorer)
 
-    def ids(self, count: int) -> list[int]:
-        """Random tokens that neither pad nor end a row."""
-        return torch.randint(2, self.shape.vocabulary, (count,)).tolist()
-
-    def median(self, work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(REPEATS + 1):
-            self._wait()
-            begin = self.clock()
-            work()
-            self._wait()
-            times.append(self.clock() - begin)
-        return statistics.median(times[1:])  # the first one warms up
-
-    def _wait(self) -> None:
+    def now(self) -> float:
+        """The time at which all that was asked of the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        return self.clock()
+
+    def median(self, work: Callable[[], object]) -> float:
+        """Median seconds of some work, without the first time, which warms up."""
+        times = [self.now()]
+        for _ in range(REPEATS + 1):
+            work()
+            times.append(self.now())
+        return statistics.median(after - before for before, after in pairwise(times[1:]))
+
+    def ids(self, count: int) -> list[int]:
+        """Random tokens that neither pad nor end a row."""
+        ids: list[int] = torch.randint(2, self.shape.vocabulary, (count,)).tolist()
+        return ids
+
+    def batch(self, rows: int, row: int) -> torch.Tensor:
+        return torch.tensor([self.ids(row) for _ in range(rows)], device=self.device)
 
     def rewards(self, pairs: int, row: int) -> float:
         """Seconds of a step of R_P, by a stage's own trainer, whose overhead is much of a small model's step."""
@@ -218,7 +201,7 @@ class _Measure:
             "max_steps": None,
             "gradient_checkpointing": False,  # planned as one more pass
         }
-        stamps = _Stamps(self.clock, self._wait)
+        stamps = _Stamps(self.now)
         rows = [make() for _ in range((REPEATS + 2) * batch)]
         with tempfile.TemporaryDirectory() as folder:
             bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
@@ -231,13 +214,13 @@ class _Measure:
 
     def forward(self, rows: int, row: int) -> float:
         """Seconds of a pass without gradient."""
-        ids = torch.tensor([self.ids(row) for _ in range(rows)], device=self.device)
+        ids = self.batch(rows, row)
         with torch.inference_mode():
             return self.median(partial(self.scorer, input_ids=ids, use_cache=False))
 
     def decoding(self, rows: int, row: int) -> float:
         """Seconds of one step of decoding so many rows."""
-        ids = torch.tensor([self.ids(row) for _ in range(rows)], device=self.device)
+        ids = self.batch(rows, row)
         mask = torch.ones_like(ids)
 
         def write(count: int) -> float:

@@ -1,6 +1,6 @@
-"""The shape of a decoder: what its memory and its arithmetic follow from. Ours.
+"""The shape of a decoder, from which its memory and its arithmetic follow. Ours.
 
-One family is meant, that of Llama and Qwen: gated feed-forward, rotary positions, grouped keys and values.
+Decoders are those of the family of Llama and Qwen: gated feed-forward, rotary positions, grouped keys and values.
 """
 
 from __future__ import annotations
@@ -15,14 +15,31 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe import InitSection, ModelSection
 
 ROLE_TOKENS = 6
-"""Special tokens of a tokenizer made here."""
+"""Special tokens of a tokenizer that pitlm makes."""
 
 POCKET_WORDS = 49
+
+CONFIG_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "mlp": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocabulary": "vocab_size",
+    "tied": "tie_word_embeddings",
+}
+"""Where a Hugging Face configuration has each size of a :class:`Shape`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a decoder; ``tied`` where the output head is the embedding, ``norms`` and ``biases`` a layer's own."""
+    """Sizes of a decoder.
+
+    Attributes:
+        tied: whether the output head is the embedding.
+        norms, biases: further weights of each layer.
+    """
 
     layers: int
     hidden: int
@@ -37,7 +54,7 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Weights of all layers' matrices: those that a token is multiplied with, the head apart."""
+        """Weights of the matrices of all layers, without the head."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.mlp)
 
@@ -53,7 +70,7 @@ class Shape:
         return self.linear + self.head * (1 if self.tied else 2) + small
 
     def lora(self, r: int) -> int:
-        """Weights of adapters of rank r beside every matrix of every layer."""
+        """Weights of adapters of rank r for every matrix of every layer."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = (self.hidden + q) + 2 * (self.hidden + kv) + (q + self.hidden)
         return self.layers * r * (attention + 3 * (self.hidden + self.mlp))
@@ -65,7 +82,7 @@ class Shape:
 
     @classmethod
     def of_init(cls, init: InitSection) -> Shape:
-        """Of a model that is made from scratch; a word tokenizer counts the pocket world's words."""
+        """The shape of a model made from scratch; a tokenizer of words has those of the pocket world."""
         words = init.tokenizer == "words"
         vocabulary = POCKET_WORDS + ROLE_TOKENS if words else init.vocabulary
         width = init.hidden // init.heads
@@ -73,38 +90,29 @@ class Shape:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], where: str) -> Shape:
-        """Of a ``config.json``.
+        """The shape that a ``config.json`` describes.
 
         Raises:
-            InputError: it lacks a size, as those of other families do.
+            InputError: the configuration lacks a size, as in other families.
         """
         config = {**config, **config.get("text_config", {})}
         try:
-            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-            width = int(config.get("head_dim") or hidden // heads)
-            kv = int(config.get("num_key_value_heads") or heads)
-            kind = config.get("model_type")
-            return cls(
-                int(config["num_hidden_layers"]),
-                hidden,
-                int(config["intermediate_size"]),
-                heads,
-                kv,
-                width,
-                int(config["vocab_size"]),
-                bool(config.get("tie_word_embeddings", False)),
-                norms=2 * width if kind == "qwen3" else 0,
-                biases=(heads + 2 * kv) * width if kind == "qwen2" else 0,
-            )
+            hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+            usual = {"num_key_value_heads": heads, "head_dim": hidden // heads, "tie_word_embeddings": False}
+            given = {**usual, **{key: value for key, value in config.items() if value is not None}}
+            sizes: dict[str, Any] = {name: int(given[key]) for name, key in CONFIG_KEYS.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError.at(where, found=f"no size ({error})", expected="the sizes of a decoder") from error
+        width, kind = sizes["head_dim"], given.get("model_type")
+        biases = (heads + 2 * sizes["kv_heads"]) * width if kind == "qwen2" else 0
+        return cls(**sizes, norms=2 * width if kind == "qwen3" else 0, biases=biases)
 
     @classmethod
     def of_model(cls, model: ModelSection) -> Shape:
-        """Of what a recipe starts from: `init`, a folder with config.json, or a name that is known here.
+        """The shape of the model that a recipe starts from: `init`, a folder with config.json, or a name in ``KNOWN``.
 
         Raises:
-            InputError: a name whose shape is not known without asking a hub.
+            InputError: another name. No hub is asked.
         """
         if model.init is not None:
             return cls.of_init(model.init)
@@ -124,23 +132,14 @@ class Shape:
         return KNOWN[model.base]
 
 
-def _qwen2(layers: int, hidden: int, mlp: int, heads: int, kv: int, *, tied: bool = True) -> Shape:
-    width = hidden // heads
-    return Shape(layers, hidden, mlp, heads, kv, width, 151_936, tied, biases=(heads + 2 * kv) * width)
-
-
-def _llama(layers: int, hidden: int, mlp: int, heads: int, width: int, *, tied: bool) -> Shape:
-    return Shape(layers, hidden, mlp, heads, 8, width, 128_256, tied)
-
-
 KNOWN = {
-    "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(24, 896, 4_864, 14, 2),
-    "Qwen/Qwen2.5-3B-Instruct": _qwen2(36, 2_048, 11_008, 16, 2),
+    "Qwen/Qwen2.5-0.5B-Instruct": Shape(24, 896, 4_864, 14, 2, 64, 151_936, True, biases=1_152),
+    "Qwen/Qwen2.5-3B-Instruct": Shape(36, 2_048, 11_008, 16, 2, 128, 151_936, True, biases=2_560),
     "Qwen/Qwen2.5-7B-Instruct": Shape(28, 3_584, 18_944, 28, 4, 128, 152_064, False, biases=4_608),
     "Qwen/Qwen3-8B": Shape(36, 4_096, 12_288, 32, 8, 128, 151_936, False, norms=256),
-    "meta-llama/Llama-3.2-1B-Instruct": _llama(16, 2_048, 8_192, 32, 64, tied=True),
-    "meta-llama/Llama-3.2-3B-Instruct": _llama(28, 3_072, 8_192, 24, 128, tied=True),
-    "meta-llama/Llama-3.1-8B-Instruct": _llama(32, 4_096, 14_336, 32, 128, tied=False),
-    "meta-llama/Llama-3.3-70B-Instruct": _llama(80, 8_192, 28_672, 64, 128, tied=False),
+    "meta-llama/Llama-3.2-1B-Instruct": Shape(16, 2_048, 8_192, 32, 8, 64, 128_256, True),
+    "meta-llama/Llama-3.2-3B-Instruct": Shape(28, 3_072, 8_192, 24, 8, 128, 128_256, True),
+    "meta-llama/Llama-3.1-8B-Instruct": Shape(32, 4_096, 14_336, 32, 8, 128, 128_256, False),
+    "meta-llama/Llama-3.3-70B-Instruct": Shape(80, 8_192, 28_672, 64, 8, 128, 128_256, False),
 }
 """Published configurations, by hub name."""
