@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from proxies import proxied, running
 from scripted_upstream import TEXT, Upstream, served
 
+from pitlm.cli.main import ENVIRONMENT, main
 from pitlm.cli.serve import serve
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
@@ -108,11 +110,15 @@ def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
     assert message in str(result.exception)
 
 
-def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "pitlm.serve.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    result = CliRunner().invoke(serve, ["--upstream", "http://127.0.0.1:9/v1"])
-    assert "pip install 'pitlm[serve]'" in str(result.exception)
+    for name in ENVIRONMENT:  # main() sets these for the process; put back what was there
+        monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "--upstream", "http://127.0.0.1:9/v1"])
+    assert stop.value.code == 2
+    assert "pip install 'pitlm[serve]'" in capsys.readouterr().err
 
 
 def test_a_server_that_is_open_to_others_says_so(monkeypatch):

@@ -21,7 +21,7 @@ ASK = {"model": "chat", "messages": [{"role": "user", "content": "a private matt
 
 @pytest.fixture(scope="module")
 def guarded():
-    with proxied(token="door-key", upstream_key="sk-upstream", hosts=None, body_bytes=1000) as proxy:
+    with proxied(token="door-key", upstream_key="sk-upstream", hosts=None, max_body=1000 / 2**20) as proxy:
         yield proxy
 
 

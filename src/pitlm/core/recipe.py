@@ -39,6 +39,10 @@ class Section(BaseModel):
         except ValidationError as error:
             raise InputError("; ".join(_problem(found, spell) for found in error.errors())) from error
 
+    def over(self, other: Self) -> Self:
+        """The values that are set here, and the other section's values for all else."""
+        return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
 
 def _problem(found: Any, spell: Callable[[str], str]) -> str:
     message: str = found["msg"].removeprefix("Value error, ")
@@ -242,10 +246,12 @@ class CurriculumSection(Section):
 class LoopSection(Section):
     """Inference: how one response is improved, and when to stop."""
 
-    rounds: PositiveInt = 3
-    proposals: PositiveInt = Field(1, description="k: proposals of each round, of which the best by gap may be kept")
+    rounds: PositiveInt = Field(3, description="most rounds for one response")
+    proposals: PositiveInt = Field(1, description="k: proposals of each round; the best of them by gap may be kept")
     margin: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="a proposal needs a gap above this; null: as calibrated for the gap model, or 0"
+        None,
+        description="gap that a proposal has to exceed to replace the answer; where none is set, the margin that was "
+        "calibrated for the gap model, or 0",
     )
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.4, description="sampling temperature of the improver; 0 is greedy"

@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Annotated
 
-from pitlm.core.recipe import LoopSection, Quantization, TemplateSection
+from pydantic import Field
+
+from pitlm.core.recipe import LoopSection, PositiveFloat, PositiveInt, Quantization, Section, TemplateSection
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-"""What a server may be bound to that only this machine reaches."""
+"""Addresses that only this machine reaches."""
 
 LOOPBACK = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK_HOSTS)
-"""The same as a client's Host header names them."""
+"""The same addresses as a client's Host header names them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What `pit serve` serves.
+class Settings(Section):
+    """What `pit serve` serves; several fields are options of the command."""
 
-    Attributes:
-        upstream: base URL of the API in front of which the proxy stands, or None: then only scoring and improving.
-        upstream_key: sent to it in place of the client's; needed where clients send ``token``.
-        improver, gap: a checkpoint's folder, or the base URL of a server that has it.
-        reward: the folder of an R_P that has to agree with a gap model of this machine.
-        dtype, quantize: of the weights of models of this machine.
-        improver_model, improver_ask: a remote improver's name, and the turn that it was trained with.
-        models_key: bearer token for remote improver and gap model.
-        token: what clients have to send; None asks for none.
-        open_paths: need no token; the page at ``/`` asks for it, and is of no use without.
-        hosts: names by which clients may call this server; None takes any.
-        improve_seconds: for the improvement of one answer, after which the best so far stands.
-        upstream_seconds: of the upstream's silence.
-        heartbeat: seconds between comments in a stream that has nothing to say yet.
-        concurrency: requests worked on at once.
-        queue: requests that may wait beside them; more are told to come again (429).
-        body_bytes: the largest request body.
-        batch: proposals or gaps that the models make together, at most.
-    """
+    upstream: str | None = Field(
+        None, description="base URL of the API behind the proxy, as a client would have it (with its /v1)"
+    )
+    upstream_key: str | None = Field(None, description="key for the upstream, in place of the client's own")
+    improver: str | None = Field(
+        None, description="folder of an improver, or URL of an OpenAI-compatible server that has it"
+    )
+    improver_model: str = Field("improver", description="name of a remote improver on its server")
+    improver_ask: str = Field(
+        TemplateSection().ask, description="turn that a remote improver was trained with ('ask' in its pit.json)"
+    )
+    gap: str | None = Field(None, description="folder of a gap model, or URL of another `pit serve` that has it")
+    reward: str | None = Field(None, description="folder of an R_P that has to agree with a gap model of this machine")
+    dtype: str = Field("float32", description="dtype of the weights of models of this machine")
+    quantize: Quantization | None = Field(None, description="how weights of models of this machine are held")
+    models_key: str | None = Field(None, description="bearer token for a remote improver and gap model")
+    loop: LoopSection = LoopSection()
+    token: str | None = Field(None, description="bearer token that clients have to send; null asks for none")
+    open_paths: frozenset[str] = Field(
+        frozenset({"/", "/healthz"}),
+        description="paths that need no token; the page at / asks for the token, and is of no use without it",
+    )
+    hosts: frozenset[str] | None = Field(
+        LOOPBACK, description="names by which clients may call this server; null allows any name"
+    )
+    improve_seconds: PositiveFloat = Field(
+        20.0, description="seconds for the improvement of one answer; then the best so far is sent"
+    )
+    upstream_seconds: PositiveFloat = Field(
+        600.0, description="seconds that the upstream may be silent before the client gets a 504"
+    )
+    heartbeat: PositiveFloat = Field(5.0, description="seconds between comments in a stream that waits for text")
+    batch: PositiveInt = Field(32, description="most proposals or gaps that the models make together")
+    concurrency: PositiveInt = Field(256, description="most requests that are worked on at once")
+    queue: Annotated[int, Field(ge=0)] = Field(256, description="most requests that wait; further ones get a 429")
+    max_body: PositiveFloat = Field(16, description="largest request, in MiB")
 
-    upstream: str | None = None
-    upstream_key: str | None = None
-    improver: str | None = None
-    gap: str | None = None
-    reward: str | None = None
-    dtype: str = "float32"
-    quantize: Quantization | None = None
-    improver_model: str = "improver"
-    improver_ask: str = TemplateSection().ask
-    models_key: str | None = None
-    loop: LoopSection = field(default_factory=LoopSection)
-    token: str | None = None
-    open_paths: frozenset[str] = frozenset({"/", "/healthz"})
-    hosts: frozenset[str] | None = LOOPBACK
-    improve_seconds: float = 20.0
-    upstream_seconds: float = 600.0
-    heartbeat: float = 5.0
-    concurrency: int = 256
-    queue: int = 256
-    body_bytes: int = 16 * 2**20
-    batch: int = 32
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the largest request body."""
+        return int(self.max_body * 2**20)
