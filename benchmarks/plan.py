@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from pitlm import __version__
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
@@ -62,7 +61,7 @@ def executed(recipe: Recipe, folder: Path) -> dict[str, float]:
         begins[name] = time.process_time()
 
     work = partial(do_work, Context(recipe, folder))
-    RunFolder(folder, __version__).execute(build_stages(recipe), work, recipe=recipe.model_dump(), listener=listen)
+    RunFolder(folder).execute(build_stages(recipe), work, recipe=recipe.model_dump(), listener=listen)
     return took
 
 

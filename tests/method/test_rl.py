@@ -16,7 +16,7 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template, encode_prompts
 from pitlm.method.probe import Probe
-from pitlm.method.rl import SampleReward, train_rl
+from pitlm.method.rl import sample_reward, train_rl
 from pitlm.models.loading import Card, load_tokenizer, save
 
 TEMPLATE = Template(ASK)
@@ -93,23 +93,21 @@ def unit(bases, tmp_path):
     return bench, bench.tokenizer.eos_token_id, encode_prompts(bench.tokenizer, CONVERSATIONS)
 
 
-def ask(sample_reward, completions, **kwargs):
-    return sample_reward(
-        prompts=CONVERSATIONS[: len(completions)], completions=None, completion_ids=completions, **kwargs
-    )
+def ask(reward, completions, **kwargs):
+    return reward(prompts=CONVERSATIONS[: len(completions)], completions=None, completion_ids=completions, **kwargs)
 
 
 def test_the_reward_reads_exactly_the_sampled_tokens(unit):
     bench, end, prompts = unit
     reward = Recorder()
-    ask(SampleReward(reward, bench, 1.0, None), [[7, 8, end], [9, end], [end]])
+    ask(sample_reward(reward, bench, 1.0, None), [[7, 8, end], [9, end], [end]])
     assert reward.rows == [prompts[0] + [7, 8, end], prompts[1] + [9, end], prompts[2] + [end]]
 
 
 def test_a_cut_answer_is_scored_with_its_end_token_less_the_penalty(unit):
     bench, end, prompts = unit
     reward = Recorder()
-    got = ask(SampleReward(reward, bench, 0.25, None), [[7, 8, 9], [7, 8, 9, end]])
+    got = ask(sample_reward(reward, bench, 0.25, None), [[7, 8, 9], [7, 8, 9, end]])
     assert reward.rows == [prompts[0] + [7, 8, 9, end], prompts[1] + [7, 8, 9, end]]
     plain = -(7 + 8 + 9 + end) / 100
     assert got == pytest.approx([plain - 0.25, plain])
@@ -117,7 +115,7 @@ def test_a_cut_answer_is_scored_with_its_end_token_less_the_penalty(unit):
 
 def test_without_a_penalty_a_cut_answer_is_left_out(unit):
     bench, end, _ = unit
-    got = ask(SampleReward(Recorder(), bench, None, None), [[7, 8, 9], [7, end]])
+    got = ask(sample_reward(Recorder(), bench, None, None), [[7, 8, 9], [7, end]])
     assert got[0] is None
     assert got[1] is not None
 
@@ -131,11 +129,11 @@ def test_the_probe_sees_conversations_and_texts_and_is_logged(unit):
         seen.append((conversations, texts))
         return [1.0, 2.0]
 
-    sample_reward = SampleReward(Recorder(), bench, 1.0, Probe(probe, []))
-    got = ask(sample_reward, [[*words, end], words], log_metric=metrics.__setitem__)
+    watched = sample_reward(Recorder(), bench, 1.0, Probe(probe, []))
+    got = ask(watched, [[*words, end], words], log_metric=metrics.__setitem__)
     assert seen == [(CONVERSATIONS[:2], ["the price", "the price"])]
     assert metrics == {"probe": 1.5}
-    assert got == ask(SampleReward(Recorder(), bench, 1.0, None), [[*words, end], words])
+    assert got == ask(sample_reward(Recorder(), bench, 1.0, None), [[*words, end], words])
 
 
 @pytest.mark.parametrize("family", ["words", "llama3", "qwen3"])

@@ -50,7 +50,7 @@ class Bench:
         """Execute; return the stages that worked."""
         self.worked, self.told = [], []
         listener = lambda name, event, seconds: self.told.append((name, event))  # noqa: E731
-        folder = RunFolder(self.root, "0")
+        folder = RunFolder(self.root)
         folder.execute(self.stages(), self.work, recipe={"all": self.settings}, update=update, listener=listener)
         return self.worked
 
@@ -283,7 +283,7 @@ def test_a_second_process_on_one_run_is_refused_until_the_first_ends(bench: Benc
     script = f"""
 import pathlib, sys
 from pitlm.run.folder import RunFolder, stage_record, stage_result
-with RunFolder(pathlib.Path({str(bench.root)!r}), "0").locked():
+with RunFolder(pathlib.Path({str(bench.root)!r})).locked():
     print("locked", flush=True); sys.stdin.read()
 """
     command = [sys.executable, "-c", script]
@@ -322,7 +322,7 @@ def test_status_of_each_kind(bench: Bench) -> None:
         bench.run()
     stages = {stage.name: stage for stage in bench.stages()}
     prints = fingerprints(bench.stages())
-    folder = RunFolder(bench.root, "0")
+    folder = RunFolder(bench.root)
     found = {name: folder.status(stage, prints[name]) for name, stage in stages.items()}
     assert found == {"a": Status.DONE, "b": Status.DONE, "c": Status.STARTED, "d": Status.MISSING}
     assert folder.status(stages["a"], "other") is Status.STALE

@@ -104,14 +104,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
-    """The fields that every TRL configuration here sets, explicitly: TRL's defaults move between minors."""
+    """The fields of every TRL configuration here; all that matter to an algorithm, as defaults move between minors."""
     share = share_of_batch(section)
     # Trackers read their folder from the environment since transformers 5.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")
     return {
         "output_dir": str(bench.folder / "checkpoints"),
         "run_name": f"{bench.folder.parent.name}/{bench.folder.name}",
-        "learning_rate": section.learning_rate,
+        **section.model_dump(include={"learning_rate", "weight_decay", "max_grad_norm", "gradient_checkpointing"}),
         "num_train_epochs": section.epochs if isinstance(section, RLSection) else 1.0,  # see arranged()
         "train_sampling_strategy": "sequential",
         "max_steps": section.max_steps or -1,
@@ -124,9 +124,6 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,
-        "weight_decay": section.weight_decay,
-        "max_grad_norm": section.max_grad_norm,
-        "gradient_checkpointing": section.gradient_checkpointing,
         "bf16": bench.dtype == "bfloat16" and torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": section.log_every,
@@ -134,14 +131,11 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
         "save_strategy": "steps",
         "save_steps": section.save_every,
         "save_total_limit": 2,
-        "save_only_model": False,
         "seed": bench.seed,
         "data_seed": bench.seed,
         "report_to": list(bench.report_to) or "none",
         "disable_tqdm": True,
-        "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "push_to_hub": False,
     }
 
 

@@ -91,9 +91,8 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
     """
     command = ["--config_file", str(launch.config), "--num_processes", str(launch.processes)]
     for name in ("elastic", "elastic.agent.server.api", "run"):
-        logging.getLogger(f"torch.distributed.{name}").setLevel(
-            logging.CRITICAL
-        )  # several screens, for what RankFailed says in a line
+        # They fill several screens with what RankFailed says in a line.
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     stop = None
     try:
@@ -132,6 +131,5 @@ def _reason(failures: dict[int, ProcessFailure], processes: int) -> str:
 
 def _message(failure: ProcessFailure) -> str:
     told: Any = failure.message  # declared str; a dict where the process recorded its exception
-    if isinstance(told, dict):
-        return str(told["message"]).strip().splitlines()[0]
-    return f"exit code {failure.exitcode}"
+    known = isinstance(told, dict)
+    return str(told["message"]).strip().splitlines()[0] if known else f"exit code {failure.exitcode}"

@@ -1,9 +1,8 @@
-"""What a training writes down and shows while it goes on."""
+"""Metrics of a training: written to a file, and shown in a progress bar."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from pitlm.io.console import make_progress
 SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl_sequence": "KL", "probe": "judge"}
 
 
-class MetricsWriter(TrainerCallback):
-    """Appends every log of the trainer to ``metrics.jsonl``, less what an interrupted run had beyond its checkpoint."""
+class StepLog(TrainerCallback):
+    """A file of JSON lines, each with its step, without those that an interrupted run wrote after its checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,21 +24,23 @@ class MetricsWriter(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-            replace_rows(self.path, kept)
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def append(self, state: TrainerState, row: dict[str, Any]) -> None:
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **kwargs["logs"]}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **row}) + "\n")
 
 
-def replace_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a file of JSON lines anew."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+class MetricsWriter(StepLog):
+    """Appends every log of the trainer."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.append(state, kwargs["logs"])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The rows of a :class:`StepLog`, without a last line that was cut short."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -50,7 +51,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressBar(TrainerCallback):
-    """One line with the time left and the metrics that matter."""
+    """One line with the time left and the metrics in ``SHOWN``."""
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerControl, TrainerState
 
 from pitlm.core.recipe import RLSection
 from pitlm.data.template import encode_prompts
 from pitlm.method.common import Workbench
-from pitlm.method.logs import read_metrics, replace_rows
+from pitlm.method.logs import StepLog
 from pitlm.models.generators import generate
+from pitlm.models.loading import HFTokenizer
 
 Conversation = list[dict[str, str]]
 
@@ -33,23 +33,27 @@ class Probe:
     quality: Callable[[list[Conversation], list[str]], list[float]]
     held_out: Sequence[Conversation]
 
+    def of_tokens(self, tokenizer: HFTokenizer, shown: list[Conversation], completions: list[list[int]]) -> list[float]:
+        """The quality of each sampled answer."""
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return self.quality(shown, [text.strip() for text in texts])
 
-class HeldOutProbe(TrainerCallback):
-    """Answers the held-out items before the first step, every few steps and after the last; writes ``probe.jsonl``."""
+
+class HeldOutProbe(StepLog):
+    """Answers the held-out items before the first step, every few steps and after the last; writes ``probe.jsonl``.
+
+    Each line has one quality per held-out item, in the same order.
+    """
 
     def __init__(self, trainer: Trainer, probe: Probe, bench: Workbench, section: RLSection) -> None:
-        self.trainer = trainer
-        self.probe = probe
+        super().__init__(probe_file(bench.folder))
+        self.trainer, self.probe, self.bench, self.section = trainer, probe, bench, section
         self.held_out = list(probe.held_out)
-        self.bench = bench
-        self.section = section
-        self.path = probe_file(bench.folder)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Sharded weights are gathered for each token, so every process has to read and write the same.
         broadcast_object_list(self.held_out)
-        if state.is_world_process_zero:
-            replace_rows(self.path, [row for row in read_metrics(self.path) if row["step"] <= state.global_step])
+        super().on_train_begin(args, state, control)
         if state.global_step == 0:
             self._measure(state)
 
@@ -58,22 +62,18 @@ class HeldOutProbe(TrainerCallback):
             self._measure(state)
 
     def _measure(self, state: TrainerState) -> None:
-        conversations = self.held_out
+        tokenizer = self.bench.tokenizer
         completions = generate(
             self.trainer.accelerator.unwrap_model(self.trainer.model),
-            self.bench.tokenizer,
-            encode_prompts(self.bench.tokenizer, conversations),
+            tokenizer,
+            encode_prompts(tokenizer, self.held_out),
             max_new_tokens=self.bench.card.max_new_tokens,
             temperature=self.section.temperature,
             seed=self.bench.seed,
         )
-        texts = [text.strip() for text in self.bench.tokenizer.batch_decode(completions, skip_special_tokens=True)]
-        quality = self.probe.quality(conversations, texts)
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, "quality": quality}) + "\n")
+        self.append(state, {"quality": self.probe.of_tokens(tokenizer, self.held_out, completions)})
 
 
 def probe_file(folder: Path) -> Path:
-    """Where a stage keeps its measurements: one line each, with ``step`` and one ``quality`` per held-out item."""
+    """Where a stage keeps its measurements."""
     return folder / "probe.jsonl"

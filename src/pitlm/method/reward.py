@@ -83,8 +83,6 @@ def scorer_trainer(
         max_length=None,
         disable_dropout=True,
         center_rewards_coefficient=None,
-        pad_to_multiple_of=None,
-        activation_offloading=False,
     )
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     ordered = arranged(train, [max(map(len, row)) for row in rows], section, bench)

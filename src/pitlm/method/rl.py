@@ -73,7 +73,7 @@ def train_rl(
         bench,
         _in_order(conversations, section, bench),
         None,
-        reward_funcs=SampleReward(reward, bench, section.truncated_penalty, probe),
+        reward_funcs=sample_reward(reward, bench, section.truncated_penalty, probe),
         callbacks=[SequenceKL()],  # before the metrics are written
     )
     if adapter is not None:
@@ -144,50 +144,35 @@ def rl_arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
         shuffle_dataset=False,  # see _in_order
         remove_unused_columns=False,
         chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
-        cache_implementation=None,
         use_vllm=section.rollouts != "transformers",
         vllm_mode=section.rollouts.removeprefix("vllm-") if section.rollouts != "transformers" else "colocate",
         vllm_server_base_url=section.rollout_server if section.rollouts == "vllm-server" else None,
-        log_completions=False,
     )
 
 
-class SampleReward:
-    """The callable that RLOOTrainer asks for rewards: scores prompt + completion token ids, as sampled."""
+def sample_reward(
+    score: Reward, bench: Workbench, truncated_penalty: float | None, probe: Probe | None
+) -> Callable[..., list[float | None]]:
+    """The function that RLOOTrainer asks for rewards: scores prompt + completion token ids, as sampled.
 
-    __name__ = "reward"
+    An answer cut off before its end token is scored with the end token, less a penalty. Without a penalty its reward is
+    None, which leaves it out of its group's baseline.
+    """
+    tokenizer = bench.tokenizer
+    end = tokenizer.eos_token_id
 
-    def __init__(self, reward: Reward, bench: Workbench, truncated_penalty: float | None, probe: Probe | None) -> None:
-        self.reward = reward
-        self.tokenizer = bench.tokenizer
-        self.truncated_penalty = truncated_penalty
-        self.probe = probe
-
-    def __call__(
-        self, prompts: list[Conversation], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
-    ) -> list[float | None]:
-        """One reward per sample.
-
-        An answer cut off before its end token is scored with the end token, less a penalty; without a penalty it
-        gets None, which leaves it out of its group's baseline.
-        """
-        end = self.tokenizer.eos_token_id
-        prompt_ids = encode_prompts(self.tokenizer, prompts)
+    def reward(prompts: list[Conversation], completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
         ended = [ids[-1:] == [end] for ids in completion_ids]
-        rows = [
-            prompt + (ids if done else [*ids, end])
-            for prompt, ids, done in zip(prompt_ids, completion_ids, ended, strict=True)
-        ]
-        rewards: list[float] = self.reward(rows, prompts).tolist()
-        if self.probe is not None:
-            texts = [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
-            quality = self.probe.quality(prompts, texts)
+        whole = [ids if done else [*ids, end] for ids, done in zip(completion_ids, ended, strict=True)]
+        rows = [prompt + ids for prompt, ids in zip(encode_prompts(tokenizer, prompts), whole, strict=True)]
+        rewards: list[float] = score(rows, prompts).tolist()
+        if probe is not None:
+            quality = probe.of_tokens(tokenizer, prompts, completion_ids)
             kwargs["log_metric"]("probe", sum(quality) / len(quality))
-        penalty = self.truncated_penalty
-        return [
-            reward if done else None if penalty is None else reward - penalty
-            for reward, done in zip(rewards, ended, strict=True)
-        ]
+        cut = [None if truncated_penalty is None else value - truncated_penalty for value in rewards]
+        return [value if done else less for value, less, done in zip(rewards, cut, ended, strict=True)]
+
+    return reward
 
 
 class AnchorCheck(TrainerCallback):

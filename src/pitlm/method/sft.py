@@ -55,13 +55,10 @@ def sft_trainer(
         **trainer_arguments(section, bench),
         max_length=None,
         packing=False,
-        padding_free=False,
-        pad_to_multiple_of=None,
         completion_only_loss=True,
         assistant_only_loss=False,
         shuffle_dataset=False,
         loss_type="nll",
-        activation_offloading=False,
     )
     ordered = arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench)
     return make_trainer(SFTTrainer, model, arguments, bench, ordered, _labelled(held_out))

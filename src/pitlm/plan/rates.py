@@ -32,9 +32,7 @@ from transformers.trainer_utils import SaveStrategy
 from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
-from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.method.common import Workbench
 from pitlm.method.reward import GapRow, GapTrainer, PairRow, scorer_trainer
 from pitlm.method.sft import sft_trainer
@@ -95,7 +93,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         triples = max(2, rows // 4)
         tree = (measure.trees(triples, *parts) - fixed) / (triples * tree_tokens(*parts))
         token, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
-        encoding, bandwidth = measure.encoding(row), measure.bandwidth()
+        bandwidth = measure.bandwidth()
     flops, weights = costs.forward(row, row / 2), (shape.linear + shape.head) * costs.bytes
     train_flops = 3 * flops / read
     return Hardware(
@@ -111,7 +109,6 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         step_seconds=fixed * whole.layers / shape.layers,
         decode_seconds=max((one_step - weights / bandwidth) / shape.layers, 0.0),
         tree_factor=max(tree / (read / row), 1.0),
-        row_seconds=encoding,
         measured=True,
     )
 
@@ -229,18 +226,6 @@ class _Measure:
 
         with torch.inference_mode():
             return (write(NEW_TOKENS) - write(2)) / (NEW_TOKENS - 2)
-
-    def encoding(self, row: int) -> float:
-        """Seconds to tokenize one conversation and its answer."""
-        text = " ".join((WORDS * (row // 50 + 1))[: max(1, row // 2)])
-        conversations = [Template("w0").policy_messages(Prompt.of(text))] * 200
-
-        def encode() -> None:
-            encode_prompts(self.tokenizer, conversations)
-            for _ in conversations:
-                encode_completion(self.tokenizer, text)
-
-        return self.median(encode) / len(conversations)
 
     def bandwidth(self) -> float:
         """Bytes per second, read and written, of a copy in memory."""

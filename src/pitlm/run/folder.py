@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.io.atomic import write_text
 
@@ -54,7 +55,7 @@ class Stage:
 AnyStage = TypeVar("AnyStage", bound=Stage)
 
 Listener = Callable[[str, str, float], None]
-"""Told (stage, "skip" | "start" | "resume" | "done", seconds)."""
+"""Told (stage, "skip" | "start" | "resume" | "done", seconds that the stage took)."""
 
 
 class RunFolder:
@@ -64,9 +65,8 @@ class RunFolder:
         InputError: the folder holds something else, or another process works in it.
     """
 
-    def __init__(self, root: Path, version: str) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.version = version
         marker = root / "run.json"
         if root.exists() and not root.is_dir():
             raise InputError(f"{root}: found a file, expected a folder for the run")
@@ -77,7 +77,7 @@ class RunFolder:
         self._new = not marker.is_file()
         self._made = not root.is_dir()
         if self._new:
-            write_text(marker, json.dumps({"format": FORMAT, "version": version}) + "\n")
+            write_text(marker, json.dumps({"format": FORMAT, "version": __version__}) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -88,9 +88,6 @@ class RunFolder:
             except BlockingIOError as error:
                 raise InputError(f"{self.root}: another process is working on this run") from error
             yield
-
-    def folder(self, name: str) -> Path:
-        return self.root / name
 
     def status(self, stage: Stage, fingerprint: str) -> Status:
         record = stage_record(self.root, stage.name)
@@ -133,7 +130,7 @@ class RunFolder:
             write_text(path, json.dumps(dict(recipe), indent=2, ensure_ascii=False) + "\n")
             for stage in stages:
                 if statuses[stage.name] is Status.DONE:
-                    tell(stage.name, "skip", self._seconds(stage.name))
+                    tell(stage.name, "skip", 0.0)
                     continue
                 try:
                     self._execute(stage, partial(work, stage), prints[stage.name], statuses[stage.name], tell)
@@ -146,7 +143,7 @@ class RunFolder:
     def _execute(
         self, stage: Stage, work: Callable[[Path], dict[str, Any]], fingerprint: str, status: Status, tell: Listener
     ) -> None:
-        folder, earlier = self.folder(stage.name), self.folder(f".{stage.name}.earlier")
+        folder, earlier = self.root / stage.name, self.root / f".{stage.name}.earlier"
         if status is Status.STALE:
             shutil.rmtree(earlier, ignore_errors=True)
             folder.rename(earlier)
@@ -177,10 +174,6 @@ class RunFolder:
             if self._made and not any(self.root.iterdir()):
                 self.root.rmdir()
 
-    def _seconds(self, name: str) -> float:
-        record = stage_record(self.root, name)
-        return float(record["seconds"]) if record else 0.0
-
     def _write(
         self, stage: Stage, fingerprint: str, status: Status, seconds: float, result: dict[str, Any] | None = None
     ) -> None:
@@ -188,13 +181,13 @@ class RunFolder:
             "name": stage.name,
             "status": status,
             "fingerprint": fingerprint,
-            "version": self.version,
+            "version": __version__,
             "seconds": round(seconds, 2),
             "needs": list(stage.needs),
             "settings": dict(stage.settings),
             "result": result,
         }
-        write_text(self.folder(stage.name) / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.root / stage.name / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def _refuse_stale(self, stages: Sequence[Stage], statuses: Mapping[str, Status]) -> None:
         stale = [stage for stage in stages if statuses[stage.name] is Status.STALE]

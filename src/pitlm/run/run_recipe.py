@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe
 from pitlm.data.readers import check_outside
@@ -66,7 +65,7 @@ def run_recipe(
         if until not in names:
             raise InputError(f"--until: found '{until}', expected one of {', '.join(names)}")
         stages = stages[: names.index(until) + 1]
-    folder = RunFolder(out, __version__)
+    folder = RunFolder(out)
     record = stage_record(out, "report")
     if record and record["status"] == "done" and not (out / "report.html").exists():  # outside its stage's folder
         shutil.rmtree(out / "report")
