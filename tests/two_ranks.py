@@ -1,4 +1,4 @@
-"""What `tests/method/test_distributed.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
+"""What `tests/method/test_launch.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
 
 from __future__ import annotations
 

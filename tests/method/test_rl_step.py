@@ -14,6 +14,7 @@ from peft import LoraConfig
 from trl import RLOOConfig, RLOOTrainer
 
 from pitlm.core.recipe import LoraSection
+from pitlm.method import rl_step
 from pitlm.method.rl import train_rl
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
 from pitlm.models.loading import load_causal, load_tokenizer
@@ -114,15 +115,11 @@ def test_samples_are_read_once_by_the_policy_and_once_by_the_reference(base, tmp
     ours = trainer(SharedPromptRLOOTrainer, base, tmp_path)
     ours.model.train()
     read = []
-    plain = SharedPromptRLOOTrainer._read_trees
-    monkeypatch.setattr(
-        SharedPromptRLOOTrainer,
-        "_read_trees",
-        lambda self, model, *rest: read.append(model) or plain(self, model, *rest),
-    )
+    plain = rl_step.completion_log_probs
+    monkeypatch.setattr(rl_step, "completion_log_probs", lambda model, *rest: read.append(model) or plain(model, *rest))
     ours.compute_loss(ours.model, ours._prepare_inputs([{"prompt": "a"}] * G)).backward()
     assert read == [ours.model, ours.ref_model]
-    assert ours._read is None
+    assert ours.kept is None
 
 
 def test_the_reference_is_read_the_same_way(base, tmp_path):

@@ -98,7 +98,7 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
     try:
         launch_command(launch_command_parser().parse_args([*command, "--module", module, *arguments]))
     except ChildFailedError as error:
-        raise RankFailed(_reason(error.failures, launch.processes)) from error
+        raise RankFailed(failure_reason(error.failures, launch.processes)) from error
     except SignalException as error:
         stop = error.sigval
     finally:
@@ -116,7 +116,7 @@ def run_rank(work: Callable[[], None]) -> None:
     PartialState().destroy_process_group()
 
 
-def _reason(failures: dict[int, ProcessFailure], processes: int) -> str:
+def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
     """What died first, in one line. The agent ends the others with SIGTERM, and a lost peer makes them fail as well."""
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in own.items():

@@ -40,7 +40,7 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
             and not self.args.gradient_checkpointing
             and self.num_iterations == self.args.steps_per_generation == 1
         )
-        self._read: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self.kept: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
         model = self.accelerator.unwrap_model(self.model)
@@ -77,21 +77,21 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         # comes the reference, with PEFT the same model without its adapter.
         places = self._places(input_ids)
         if places is not None and torch.is_grad_enabled():
-            (logp_BC, entropy_BC), self._read = self._read[1], None  # type: ignore[index]
+            (logp_BC, entropy_BC), self.kept = self.kept[1], None  # type: ignore[index]
             return logp_BC.index_select(0, places), entropy_BC.index_select(0, places), None
         first = model is self.model and self.model.training and places is None and not torch.is_grad_enabled()
         keep = self._reads_once and first
         with torch.set_grad_enabled(keep or torch.is_grad_enabled()), self.accelerator.autocast():
             logp_BC, entropy_BC = self._read_trees(model, input_ids, attention_mask, logits_to_keep, batch_size)
         if keep:
-            self._read = input_ids, (logp_BC, entropy_BC)
+            self.kept = input_ids, (logp_BC, entropy_BC)
         return logp_BC.detach() if keep else logp_BC, entropy_BC, None
 
     def _places(self, input_ids: Tensor) -> Tensor | None:
         """Where each row stands in the batch that was kept; None where one is not in it. Shape (B,)."""
-        if self._read is None or self._read[0].shape != input_ids.shape:
+        if self.kept is None or self.kept[0].shape != input_ids.shape:
             return None
-        kept = {tuple(row): place for place, row in enumerate(self._read[0].tolist())}
+        kept = {tuple(row): place for place, row in enumerate(self.kept[0].tolist())}
         places = [kept.get(tuple(row)) for row in input_ids.tolist()]
         return None if None in places else torch.tensor(places, device=input_ids.device)
 

@@ -19,7 +19,7 @@ from pitlm.core.packaged_recipes import LAUNCHES, find_launch, find_recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.method import launch
 from pitlm.method.common import share_of_batch
-from pitlm.method.launch import Launch, read_launch, run_ranks
+from pitlm.method.launch import Launch, failure_reason, read_launch, run_ranks
 from pitlm.run.run_recipe import check_launch
 
 TRAININGS = ("sft", "lora", "reward", "gap", "rl")
@@ -225,10 +225,10 @@ def test_the_reason_is_what_died_by_itself(tmp_path):
     """The agent ends the others with SIGTERM, and those that wait for a peer fail when it goes."""
     lost = "RuntimeError: Connection closed by peer\nat length"
     killed = dict([failed(0, 1, lost, tmp_path), failed(1, -9), failed(2, -15)])
-    assert launch._reason(killed, 3) == "rank 1 of 3 was killed (SIGKILL)"
+    assert failure_reason(killed, 3) == "rank 1 of 3 was killed (SIGKILL)"
     raised = dict([failed(0, -15), failed(1, 1, "ValueError: no\nmore", tmp_path)])
-    assert launch._reason(raised, 2) == "rank 1 of 2 failed: ValueError: no"
+    assert failure_reason(raised, 2) == "rank 1 of 2 failed: ValueError: no"
     alike = dict(failed(rank, 1, f"ValueError: {text}", tmp_path) for rank, text in enumerate("aab"))
-    assert launch._reason(alike, 3) == "rank 0 of 3 failed: ValueError: a; rank 2 of 3 failed: ValueError: b"
-    assert launch._reason(dict([failed(1, 3)]), 2) == "rank 1 of 2 failed: exit code 3"
-    assert launch._reason(dict([failed(0, -15), failed(1, -15)]), 2) == "rank 0 of 2 was killed (SIGTERM)"
+    assert failure_reason(alike, 3) == "rank 0 of 3 failed: ValueError: a; rank 2 of 3 failed: ValueError: b"
+    assert failure_reason(dict([failed(1, 3)]), 2) == "rank 1 of 2 failed: exit code 3"
+    assert failure_reason(dict([failed(0, -15), failed(1, -15)]), 2) == "rank 0 of 2 was killed (SIGTERM)"

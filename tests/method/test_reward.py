@@ -78,10 +78,11 @@ def test_the_loss_is_eq_2_of_four_separate_forward_passes(bench, rows, trainer):
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
     assert loss.requires_grad
     assert outputs["scores"].shape == (3, 4)
-    counted = trainer._metrics["train"]
-    names = ["order/wl>ww", "order/wl>ll", "order/wl>lw", "order/ww>lw", "order/ll>lw"]
-    assert [counted[name][0] for name in names] == pytest.approx([count / 3 for count in right])
-    assert counted["accuracy"] == counted["order/wl>lw"]
+    counted = trainer.evaluate()
+    names = [f"eval_order/{relation}" for relation in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")]
+    assert [counted[name] for name in names] == pytest.approx([count / 3 for count in right])
+    assert counted["eval_accuracy"] == counted["eval_order/wl>lw"]
+    assert counted["eval_loss"] == pytest.approx(total / 3, rel=1e-5)
 
 
 def test_scores_in_training_are_those_that_rl_and_the_loop_will_see(bench, rows, trainer):
