@@ -1,8 +1,8 @@
 """The one place where x, y_ref and y become tokens.
 
-Policy, improver, R_P and R_PIT all read what these functions return, so that no two of them can
-see different texts. Everything goes through the tokenizer's chat template; a tokenizer without one
-is given ``PLAIN_CHAT_TEMPLATE``, which travels with the checkpoint.
+Policy, improver, R_P and R_PIT all read what these functions return, so no two of them can see different texts.
+Everything goes through the tokenizer's chat template. A tokenizer without a chat template gets ``PLAIN_CHAT_TEMPLATE``,
+which is saved with the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PLAIN_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-"""For base models: plain markers, and a prompt that ends on a newline, where tokens do not merge."""
+"""For base models: plain markers, and prompts that end with a newline, where tokens do not merge."""
 
 
 class Tokenizer(Protocol):
-    """What this module needs of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that this module uses."""
 
     eos_token_id: int | None
 
@@ -42,14 +42,14 @@ class Tokenizer(Protocol):
 
 
 CHAT_TEMPLATE_ARGUMENTS: dict[str, Any] = {"enable_thinking": False}
-"""Given to every template; families without a thinking mode ignore it."""
+"""Arguments for every chat template; families without a thinking mode ignore them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """How a reference is shown to the improver: x, then y_ref as the assistant's turn, then ``ask``.
 
-    ``ask`` is fixed and names no criterion: the goal is implicit in the preferences (design, Template).
+    ``ask`` is fixed and names no criterion: the goal is implicit in the preferences.
     """
 
     ask: str
@@ -81,7 +81,7 @@ def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, 
     """Token ids of each conversation, up to where the assistant begins to write.
 
     Raises:
-        InputError: the chat template refuses one; it may not know every role, or every order of them.
+        InputError: the chat template refuses a conversation; it may not know every role, or every order of roles.
     """
     if not conversations:
         return []
@@ -89,20 +89,20 @@ def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, 
 
 
 def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
-    """Token ids of a response, end token included."""
+    """Token ids of a response, with the end token."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token")
     return [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
 
 
 def served_template(template: str, ask: str | None) -> str:
-    """A chat template that shows a server's model what pitlm shows it, with no argument of ours. Ours.
+    """A chat template with which a server shows its model what pitlm shows it, without pitlm's arguments. Ours.
 
-    ``CHAT_TEMPLATE_ARGUMENTS`` are fixed in it. Where ``ask`` is given, a conversation that ends with the assistant's
-    turn, and is to be answered, gets it as the user's turn at its end: the response is the reference. Any other
-    conversation is rendered as before. What has been through here already is returned as it is.
+    The template fixes ``CHAT_TEMPLATE_ARGUMENTS``. With ``ask``, a conversation to be answered that ends with the
+    assistant's turn gets a further user turn ``ask``: the assistant's turn is the reference. Other conversations are
+    rendered as before. A template that this function made is returned unchanged.
     """
-    # Each line ends with a tag, after which a line feed is dropped: what follows begins like a file of its own.
+    # Each line ends with a tag. Jinja drops the line feed after it, so the original template begins as before.
     fixed = [f"{{%- set {name} = {json.dumps(value)} %}}\n" for name, value in CHAT_TEMPLATE_ARGUMENTS.items()]
     if ask is not None:
         turn = json.dumps({"role": "user", "content": ask}, ensure_ascii=False)
@@ -115,17 +115,17 @@ def served_template(template: str, ask: str | None) -> str:
 
 
 def check_template(tokenizer: Tokenizer, where: str | Path) -> None:
-    """Is what a model is shown how the answered conversation begins, with x, y_ref and the request all in it?
+    """Check that the tokens of a prompt begin the tokens of the whole conversation, and hold x, y_ref and the request.
 
     Only then do policy, improver and gap model, which read a prompt and a completion, read the conversation that the
-    chat template means. Templates that leave out earlier answers, or begin an answer otherwise than they ask for one,
-    break it. The end of an answer is ours: a template's own may be another token, or none.
+    chat template means. Some templates leave out earlier answers, or begin an answer differently when they ask for it.
+    The end token after an answer is pitlm's: a template may have another one, or none.
 
     Args:
         where: the model, for the message.
 
     Raises:
-        InputError: it is not, with what differs.
+        InputError: the template does not fit; the message shows what differs.
     """
     x, reference, ask, answer = "what is it", "a lamp", "a better answer", "it is a red lamp"
     asked = [{"role": "user", "content": x}]
@@ -161,7 +161,7 @@ def _render(tokenizer: Tokenizer, conversations: list[list[dict[str, str]]], **o
 
 
 def _words(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """What tokens say; how words are parted differs between the middle of a text and its beginning."""
+    """The text of tokens without spaces, which differ between the beginning and the middle of a text."""
     return "".join(tokenizer.decode(ids).split())
 
 

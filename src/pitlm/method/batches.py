@@ -1,4 +1,4 @@
-"""The order in which rows are trained on: shuffled, yet rows of like length together."""
+"""The order of training rows: shuffled, with rows of similar length in one batch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import random
 from collections.abc import Sequence
 
 CHUNK = 32
-"""Batches that are sorted by length together: enough to save most padding, few enough to stay random."""
+"""Batches sorted by length together: enough to save most padding, few enough to stay random."""
 
 
 def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, seed: int) -> list[int]:
-    """Row indices for a sequential pass that makes ``epochs`` epochs, in batches of rows of like length. Ours.
+    """Row indices of ``epochs`` epochs, in batches of rows of similar length. Ours.
 
-    Each epoch is shuffled anew, cut into chunks, sorted by length within a chunk, and its batches shuffled. The
-    whole order is fixed beforehand by the seed, so an interrupted run meets the same rows when it goes on (a
-    sampler that draws as it goes does not).
+    Each epoch is shuffled anew and cut into chunks. Rows are sorted by length within a chunk, and its batches shuffled.
+    The seed fixes the whole order beforehand, so an interrupted run meets the same rows when it is resumed; a sampler
+    that draws as it goes would give others.
 
     Returns:
         ``round(epochs * len(lengths))`` indices, at least one; every row once in each whole epoch.

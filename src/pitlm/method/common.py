@@ -1,4 +1,4 @@
-"""What the training stages share: arguments, callbacks, resuming, saving."""
+"""What all training stages share: arguments, callbacks, resuming, saving."""
 
 from __future__ import annotations
 
@@ -37,16 +37,19 @@ from pitlm.models.loading import Card, load_causal, load_scorer, save
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 EVALUATION = "evaluation.json"
-"""Written last: a stage's folder that holds it holds a trained model."""
+"""A stage writes this file last: a folder that holds it holds a trained model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """Where and how one stage trains; everything that is not an algorithm.
+    """Where and how one stage trains, apart from its algorithm.
 
     Attributes:
-        folder: the stage's own folder; checkpoints, metrics and the final model go there.
+        folder: the stage's own folder, for checkpoints, metrics and the final model.
         start: the checkpoint that training starts from.
+        card: the kind of model, its request and its longest answer.
+        peft: the adapter to train; None trains all weights.
+        report_to: trackers of the trainer.
     """
 
     folder: Path
@@ -64,7 +67,7 @@ class Workbench:
 
     @property
     def quantize(self) -> Quantization | None:
-        """How the weights under the adapter are held while it trains."""
+        """How the weights under the adapter are held while the adapter trains."""
         return self.peft.quantize if self.peft else None
 
     def load(self, *, quantized: bool = True) -> PreTrainedModel:
@@ -92,10 +95,10 @@ class Workbench:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Before anything is spent: are these trackers known and installed?
+    """Check before the run that these trackers are known and installed.
 
     Raises:
-        InputError: one is not.
+        InputError: a tracker is not.
     """
     usable = get_available_reporting_integrations()
     for name in names:
@@ -140,22 +143,22 @@ def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]
 
 
 def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, bench: Workbench) -> Dataset:
-    """All epochs of a training set as one sequence, rows of like length in one batch."""
+    """All epochs of a training set as one sequence, with rows of similar length in one batch."""
     order = length_grouped(lengths, batch_size=section.batch_size, epochs=section.epochs, seed=bench.seed)
     if section.max_steps is not None:
-        # Not more: the trainer would make a further step when it goes on from its last checkpoint.
+        # With more rows, a trainer that resumes from its last checkpoint would make a further step.
         order = order[: section.max_steps * section.batch_size]
     return dataset.select(order)
 
 
 def share_of_batch(section: TrainSection, processes: int | None = None) -> int:
-    """How much of each batch one process takes: a recipe means the same on any number of them.
+    """How many rows of each batch one process takes: a recipe means the same on any number of processes.
 
     Args:
-        processes: how many train together; default: as many as were started with this one.
+        processes: number of processes that train together; default: as the launcher says.
 
     Raises:
-        InputError: the batch cannot be shared evenly, or the share of RL would not hold whole groups.
+        InputError: the batch cannot be shared evenly, or a share of RL would not hold whole groups.
     """
     processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
     whole = lcm(section.accumulation, section.group) if isinstance(section, RLSection) else section.accumulation
@@ -169,6 +172,7 @@ def share_of_batch(section: TrainSection, processes: int | None = None) -> int:
 
 
 def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
+    """The callbacks of every stage."""
     return [MetricsWriter(bench.folder / "metrics.jsonl"), ProgressBar(title)]
 
 
@@ -194,21 +198,24 @@ def make_trainer(
 
 
 def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) -> dict[str, float]:
-    """Train, going on from the last whole checkpoint where there is one, and save the model.
+    """Train and save the model. Resumes from the last whole checkpoint; a finished model is not trained again.
 
-    With LoRA the adapter is merged into ``model`` (so that every engine can load it), which also has it over the base
-    of the run (so that the models of a run can share that in memory), and is kept in ``adapter`` over the weights that
-    the stage began with (so that a later stage can go on with it). Once the model is saved the checkpoints are deleted:
-    their optimizer states are larger than it. A model that is there already is not trained again.
+    With LoRA, ``model`` has the adapter merged, so that every engine can load it. Beside the merged weights lies the
+    adapter over the base of the run, so that the models of a run can share the base in memory. ``adapter`` has the
+    adapter over the weights that the stage started from, so that a later stage can train it further. Once the model is
+    saved, the checkpoints are deleted: their optimizer states are larger than the model.
+
+    Args:
+        more: further callbacks, called after those that every stage has.
 
     Returns:
-        The last evaluation's metrics, where the trainer has an evaluation set.
+        Metrics of the last evaluation; none without an evaluation set.
     """
     trainer.remove_callback(PrinterCallback)
     for callback in (*callbacks(bench, title), *more):
         trainer.add_callback(callback)
     checkpoints = bench.folder / "checkpoints"
-    if (finished := finished_metrics(bench.folder)) is not None:  # what came after training was interrupted
+    if (finished := finished_metrics(bench.folder)) is not None:  # the stage was interrupted after its training
         return finished
     if bench.quantize:
         _widen_adapters(trainer.model)
@@ -222,7 +229,7 @@ def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) 
                 callback.on_train_end(trainer.args, trainer.state, trainer.control)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     _save(trainer, bench)
-    # TRL's count of tokens starts anew where an interrupted run goes on: a figure that would depend on that.
+    # TRL's count of tokens starts anew in a resumed run, so the figure would depend on interruptions.
     figures = {name: v for name, v in metrics.items() if isinstance(v, float) and not name.endswith("num_tokens")}
     if trainer.is_world_process_zero():
         write_text(bench.folder / EVALUATION, json.dumps(figures, indent=2) + "\n")
@@ -231,9 +238,9 @@ def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) 
 
 
 def _widen_adapters(model: PeftModel) -> None:
-    """Adapters over four bits in float32, as PEFT has them over sixteen.
+    """Hold adapters over four-bit weights in float32, as PEFT does over sixteen-bit weights.
 
-    TRL makes them bfloat16, in which a weight of 0.01 does not move by less than 3e-5; a step of RL is smaller.
+    TRL makes them bfloat16, in which a weight of 0.01 cannot move by less than 3e-5; a step of RL is smaller.
     """
     for name, weight in model.named_parameters():
         if weight.requires_grad and ".lora_" in name:
@@ -241,7 +248,7 @@ def _widen_adapters(model: PeftModel) -> None:
 
 
 def finished_metrics(folder: Path) -> dict[str, float] | None:
-    """The last evaluation of a stage whose model is trained and saved; None where it is not."""
+    """Metrics of the last evaluation of a stage whose model is saved; None if there is no model yet."""
     path = folder / EVALUATION
     if not path.is_file():
         return None
@@ -250,7 +257,7 @@ def finished_metrics(folder: Path) -> dict[str, float] | None:
 
 
 def _save(trainer: Trainer, bench: Workbench) -> None:
-    """Write model and adapter, on the main process; sharded weights are gathered there by all of them."""
+    """Write model and adapter, on the main process. All processes gather sharded weights there."""
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
@@ -259,8 +266,8 @@ def _save(trainer: Trainer, bench: Workbench) -> None:
     if isinstance(model, PeftModel):
         model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"], state_dict=state)
         save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
-        if sharded or bench.quantize:  # a shard cannot be merged, and four bits would have to be rounded again
-            unset_hf_deepspeed_config()  # or what is loaded would be sharded as well
+        if sharded or bench.quantize:  # a shard cannot be merged, and four bits would be rounded again
+            unset_hf_deepspeed_config()  # otherwise the base would be sharded as well
             base = bench.load(quantized=False)
             model, state = PeftModel.from_pretrained(base, bench.folder / "adapter"), None
         model = model.merge_and_unload()
@@ -268,9 +275,9 @@ def _save(trainer: Trainer, bench: Workbench) -> None:
 
 
 def last_whole_checkpoint(folder: Path, *, delete: bool) -> Path | None:
-    """The newest checkpoint that was written to its end; with ``delete``, those that were not are removed.
+    """The newest whole checkpoint, or None; with ``delete``, newer checkpoints that are not whole are removed.
 
-    The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one is half of one.
+    The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one is not whole.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:

@@ -1,7 +1,6 @@
 """Training on several processes: accelerate's launcher starts them, torch's agent watches them.
 
-Nothing distributed is written here: a configuration is read and checked, the launcher is called, and what it says of a
-process that died is put into one line.
+This module reads and checks a configuration, calls the launcher, and says in one line why a process died.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from pitlm.models.loading import first_line
 
 KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""The signals that torch's agent takes over, and does not give back."""
+"""Signals whose handlers torch's agent replaces and does not restore."""
 
 SHOWN = 3
-"""Failures in one message; the others mostly say that a peer has gone."""
+"""Failures in one message; further ones mostly say that a peer is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,9 @@ class Launch:
     """How training is spread over processes.
 
     Attributes:
-        config: a configuration of accelerate, as ``accelerate config`` writes it.
-        processes: how many train together, on all machines.
-        sharded: whether each holds but a part of the weights, of their gradients or of the optimizer's state.
+        config: file of a configuration of accelerate, as ``accelerate config`` writes it.
+        processes: number of processes that train together, on all machines.
+        sharded: whether each process holds only a part of the weights, gradients or optimizer state.
     """
 
     config: Path
@@ -53,8 +52,12 @@ def read_launch(path: Path) -> Launch:
     """Check a configuration against this machine. Without ``num_processes`` there is one process for each GPU.
 
     Raises:
-        InputError: not a configuration of accelerate, or one of a kind that is not supported or that cannot run here.
+        InputError: the file is no configuration of accelerate, its kind is not supported, or it cannot run here.
     """
+
+    def refused(field: str, found: str, expected: str) -> InputError:
+        return InputError.at(path, field=field, found=found, expected=expected)
+
     try:
         config = load_config_from_file(str(path))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -62,24 +65,18 @@ def read_launch(path: Path) -> Launch:
     kind = config.distributed_type.value
     if not isinstance(config, ClusterConfig) or kind not in KINDS:
         hint = f"{', '.join(KINDS)} (CPUs: MULTI_GPU with use_cpu: true)"
-        raise InputError.at(path, field="distributed_type", found=kind, expected=hint)
+        raise refused("distributed_type", kind, hint)
     if kind != "MULTI_GPU" and config.use_cpu:
-        raise InputError.at(
-            path, field="use_cpu", found=f"true with {kind}", expected="GPUs: weights are sharded there"
-        )
+        raise refused("use_cpu", f"true with {kind}", "GPUs: weights are sharded there")
     if kind == "FSDP" and config.fsdp_config.get("fsdp_version", 1) != 2:
-        raise InputError.at(path, field="fsdp_version", found="FSDP 1", expected="2")
+        raise refused("fsdp_version", "FSDP 1", "2")
     if kind == "DEEPSPEED" and not is_deepspeed_available():
-        raise InputError.at(path, field="distributed_type", found=kind, expected="deepspeed installed: pip install it")
+        raise refused("distributed_type", kind, "deepspeed installed: pip install it")
     cards = torch.cuda.device_count()
     processes = config.num_processes if config.num_processes > 0 else cards * config.num_machines
     if not config.use_cpu and not 0 < processes <= cards * config.num_machines:
-        raise InputError.at(
-            path,
-            field="num_processes",
-            found=f"{processes or 'none'}, and {cards or 'no'} GPUs here",
-            expected="a GPU for each process, or use_cpu: true (--accelerate cpu)",
-        )
+        found = f"{processes or 'none'}, and {cards or 'no'} GPUs here"
+        raise refused("num_processes", found, "a GPU for each process, or use_cpu: true (--accelerate cpu)")
     return Launch(path, processes, sharded=kind != "MULTI_GPU")
 
 
@@ -87,7 +84,7 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
     """Run ``python -m module arguments`` in every process, and wait until all are done.
 
     Raises:
-        RankFailed: one ended early; the others have then been stopped.
+        RankFailed: a process ended early; the others have been stopped.
     """
     command = ["--config_file", str(launch.config), "--num_processes", str(launch.processes)]
     for name in ("elastic", "elastic.agent.server.api", "run"):
@@ -109,7 +106,7 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
 
 
 def run_rank(work: Callable[[], None]) -> None:
-    """Do what one of the processes does; what it raises reaches :func:`run_ranks`."""
+    """Do the work of one process. The parent's :func:`run_ranks` reports what the work raises."""
     if torch.cuda.is_available():  # models that are loaded before the trainer is made go to "the" GPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     record(work)()
@@ -117,7 +114,7 @@ def run_rank(work: Callable[[], None]) -> None:
 
 
 def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
-    """What died first, in one line. The agent ends the others with SIGTERM, and a lost peer makes them fail as well."""
+    """What died first, in one line. The agent then ends the others with SIGTERM, or they fail as they lost a peer."""
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in own.items():
         if failure.exitcode < 0:

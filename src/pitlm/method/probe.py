@@ -22,12 +22,12 @@ Conversation = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Probe:
-    """A quality that is measured while a model is trained, and never trained on.
+    """A quality to measure while a model is trained, and never to train on.
 
     Attributes:
-        quality: conversations and answers -> quality of each.
-        held_out: conversations that no stage trains on; the same ones are answered at each measurement, from the same
-            random numbers, so that measurements are paired by item.
+        quality: conversations and answers -> quality of each answer.
+        held_out: conversations that no stage trains on. Each measurement answers the same ones, from the same random
+            numbers, so that measurements are paired by item.
     """
 
     quality: Callable[[list[Conversation], list[str]], list[float]]
@@ -51,7 +51,7 @@ class HeldOutProbe(StepLog):
         self.held_out = list(probe.held_out)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Sharded weights are gathered for each token, so every process has to read and write the same.
+        # Sharded weights are gathered for each token, so every process must read and write the same.
         broadcast_object_list(self.held_out)
         super().on_train_begin(args, state, control)
         if state.global_step == 0:

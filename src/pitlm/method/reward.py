@@ -27,7 +27,7 @@ class PairRow(NamedTuple):
 
 
 class GapRow(NamedTuple):
-    """Token ids of the four rows of Eq. 2: ``wl`` is y_w as candidate beside y_l as reference, and so on."""
+    """Token ids of the four rows of Eq. 2: ``wl`` has the candidate y_w and the reference y_l, and so on."""
 
     wl: list[int]
     ww: list[int]
@@ -114,7 +114,7 @@ class GapTrainer(RewardTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Eq. 2 in float32, and the share of triples that satisfy each relation, gathered over processes."""
+        """Eq. 2 in float32. Logs the share of triples that satisfy each relation, over all processes."""
         scores = score_tree(model, inputs["forest"]).float()
         wl_B, ww_B, ll_B, lw_B = scores.chunk(4)
         loss = gap_loss(wl_B, ww_B, ll_B, lw_B)

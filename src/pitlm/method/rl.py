@@ -1,8 +1,8 @@
 """One round of RLOO: of the improver in each stage of the curriculum, or of the policy.
 
-TRL's RLOO maximises the paper's objective literally: reward minus beta times the summed log-ratio to the
-reference model (Eq. 4, Eq. 5). Two things are added: the reference is the SFT improver in every stage, checked
-before the first step, and the reward reads exactly the tokens that were sampled.
+TRL's RLOO maximises the paper's objective literally: reward minus beta times the summed log-ratio to the reference
+model (Eq. 4, Eq. 5). This module adds two things. The reference model is the SFT checkpoint in every stage, and is
+checked before the first step. The reward reads exactly the tokens that were sampled.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ def train_rl(
             the improver.
         reward: scores sampled answers, in batches.
         anchor: the SFT checkpoint of the KL term.
-        adapter: with LoRA, the adapter that training goes on with; ``bench.start`` is then the anchor itself.
-        probe: a quality that is measured on the samples and on held-out items, and never trained on.
+        adapter: with LoRA, the adapter to train further; ``bench.start`` is then the anchor itself.
+        probe: a quality to measure on the samples and on held-out items.
 
     Returns:
-        Nothing: there is no loss to evaluate.
+        No metrics: there is no loss to evaluate.
 
     Raises:
         RuntimeError: the trainer's KL anchor is not the checkpoint at ``anchor``.
     """
     model = bench.load()
-    # TRL loads its frozen reference from this name: without it a later stage is anchored to its own start.
+    # TRL loads its frozen reference model from this name. By default a later stage would be anchored to its own start.
     model.config._name_or_path = str(anchor)
     trainer = make_trainer(
         SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer,
@@ -85,10 +85,10 @@ def train_rl(
 
 
 def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
-    """Before anything is spent: is there what samples, and can it be sent the weights?
+    """Check before the run that the sampler is installed and can read the weights.
 
     Raises:
-        InputError: vLLM is wanted and not installed, or weights are held so that it could not read them.
+        InputError: vLLM is wanted and not installed, or weights are held in 4 bits, which it cannot read.
     """
     if section.rollouts == "transformers":
         return
@@ -109,9 +109,9 @@ def _wanted(section: RLSection) -> int:
 
 
 def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: Workbench) -> Dataset:
-    """As many conversations as the steps take, shuffled anew each time they come again.
+    """As many conversations as the steps take, shuffled anew in each epoch.
 
-    Fixed beforehand: TRL's sampler draws each epoch's order as it goes, and an interrupted run would meet others.
+    The order is fixed beforehand: TRL's sampler draws it as it goes, so a resumed run would meet other conversations.
     """
     rng = random.Random(bench.seed)
     order: list[Conversation] = []
@@ -176,7 +176,7 @@ def sample_reward(
 
 
 class AnchorCheck(TrainerCallback):
-    """Before the first step: the KL anchor must be the SFT checkpoint, weight for weight."""
+    """Checks before the first step that the KL anchor is the SFT checkpoint, weight for weight."""
 
     def __init__(self, trainer: RLOOTrainer, anchor: Path, bench: Workbench) -> None:
         self.trainer = trainer
@@ -206,7 +206,7 @@ def _whole(weight: Tensor) -> Tensor:
 
 
 def _base_weights(model: PeftModel) -> dict[str, Tensor]:
-    """The weights under the adapters, by the names that they have without adapters."""
+    """The weights under the adapters, by their names in a model without adapters."""
     return {
         name.replace(".base_layer.", "."): weight
         for name, weight in model.get_base_model().state_dict().items()

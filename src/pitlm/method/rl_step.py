@@ -1,9 +1,9 @@
 """TRL's RLOO step with less to compute, and the same numbers. Ours.
 
-Stock TRL reads a prompt once per completion, off Triton devices projects prompt positions onto the vocabulary as well,
-and reads each sample twice with the policy that drew it. Here a prompt is read once per group, only completions meet
-the head, and the second reading is the first. What is leant on in TRL is private; it is all here, and
-`tests/method/test_rl_step.py` holds it to the stock trainer's samples, losses and gradients.
+Stock TRL reads a prompt once per completion. Without Triton it also projects prompt positions onto the vocabulary.
+And it reads each sample twice with the policy that drew it. Here a prompt is read once per group, only completions
+pass the head, and the first reading serves as the second. This is the only module that uses private names of TRL;
+`tests/method/test_rl_step.py` compares it with the stock trainer's samples, losses and gradients.
 
 Shapes: B rows (prompt + completion) of P + C tokens, G rows to a prompt.
 """
@@ -26,15 +26,15 @@ LogProbs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class SharedPromptRLOOTrainer(RLOOTrainer):
-    """RLOOTrainer that reads each prompt once; as TRL has it where an architecture cannot."""
+    """RLOOTrainer that reads each prompt once. Where an architecture cannot do that, it is TRL's own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for model in (self.model, self.ref_model):
             if model is not None:
                 enable_trees(self.accelerator.unwrap_model(model))
-        # Sharded or replicated weights need the forward pass of their gradient through the wrapper, and checkpointing
-        # is there to keep no activations for long.
+        # The gradient of sharded or replicated weights needs a forward pass through their wrapper, and gradient
+        # checkpointing must not keep activations for long.
         self._reads_once = (
             self.accelerator.num_processes == 1
             and not self.args.gradient_checkpointing
@@ -73,8 +73,8 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
                 **images,
             )
             return stock
-        # TRL first reads the samples with the policy, without gradient, and later again with it, shuffled. In between
-        # comes the reference, with PEFT the same model without its adapter.
+        # TRL first reads the samples with the policy, without gradient, and later again with gradient, shuffled. In
+        # between it reads them with the reference model, which with PEFT is the same model without its adapter.
         places = self._places(input_ids)
         if places is not None and torch.is_grad_enabled():
             (logp_BC, entropy_BC), self.kept = self.kept[1], None  # type: ignore[index]
@@ -88,7 +88,7 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         return logp_BC.detach() if keep else logp_BC, entropy_BC, None
 
     def _places(self, input_ids: Tensor) -> Tensor | None:
-        """Where each row stands in the batch that was kept; None where one is not in it. Shape (B,)."""
+        """The place of each row in the batch that was kept, shape (B,); None if a row is not in that batch."""
         if self.kept is None or self.kept[0].shape != input_ids.shape:
             return None
         kept = {tuple(row): place for place, row in enumerate(self.kept[0].tolist())}
@@ -113,9 +113,9 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
 
 @contextmanager
 def _shared_prefill(model: Any, group: int) -> Iterator[None]:
-    """While open, ``model.generate`` reads each prompt once, and repeats the cache for the others of its group.
+    """While open, ``model.generate`` reads each prompt once and repeats its cache for the rest of the group.
 
-    TRL's batches are whole groups, so all processes do the same: sharded weights make them take each pass together.
+    TRL's batches are whole groups, so all processes do the same: with sharded weights they take each pass together.
     """
     plain = model.generate
     before = vars(model).get("generate")

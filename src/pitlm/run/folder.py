@@ -1,4 +1,4 @@
-"""A run folder: one folder a stage, each fingerprinted, skipped when done, resumed when interrupted."""
+"""A run folder: one folder for each stage, with a fingerprint; done stages are skipped, interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pitlm.core.errors import InputError
 from pitlm.io.atomic import write_text
 
 FORMAT = 2
-"""Part of every fingerprint; raised when a stage's files change their meaning."""
+"""Part of every fingerprint; to be raised when the files of a stage change their meaning."""
 
 RECORD = {"name", "status", "fingerprint", "version", "seconds", "needs", "settings", "result"}
 """The fields of ``stage.json``."""
 
 SHOWN = 8
-"""Settings that differ, in a message that refuses a run."""
+"""Changed settings that are listed in a message that refuses a run."""
 
 
 class Status(StrEnum):
-    """What a run folder knows of a stage."""
+    """The state of a stage in a run folder."""
 
     MISSING = "missing"
     STARTED = "started"
@@ -44,7 +44,7 @@ class Stage:
 
     Attributes:
         settings: everything that changes the outcome, as plain JSON values.
-        needs: names of the stages whose folders this one reads.
+        needs: names of the stages whose folders this stage reads.
     """
 
     name: str
@@ -81,7 +81,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; released when the process ends, however it ends."""
+        """Lock the run for this process; the lock goes when the process ends, however it ends."""
         with (self.root / "run.lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,15 +109,15 @@ class RunFolder:
         """Bring every stage up to date, in order.
 
         Args:
-            work: does the work of a stage inside the folder that it is given, going on from what an interrupted attempt
-                left there; its result is kept in ``stage.json``.
-            recipe: the whole configuration, kept as ``recipe.json`` once it is clear that the run goes ahead.
-            update: redo stages whose settings or inputs have changed (their folders are replaced).
+            work: does a stage in its folder, from where an interrupted attempt stopped, and returns the stage's result
+                for ``stage.json``.
+            recipe: the whole configuration, written to ``recipe.json`` if the run is not refused.
+            update: redo stages whose settings or inputs have changed; their folders are replaced.
 
         Raises:
-            InputError: a stage is stale and ``update`` is off (the message names the settings that differ), or the
-                work found its input at fault; a stage that began with it is then gone again, and the one that it was
-                to replace is back.
+            InputError: a stage is stale and ``update`` is off; the message names the settings that differ. Or the work
+                found a fault in its input; then a stage that was new is gone again, and a stage that was to be replaced
+                is back.
         """
         tell = listener or (lambda *_: None)
         with self.locked():
@@ -166,7 +166,7 @@ class RunFolder:
         tell(stage.name, "done", seconds)
 
     def _withdraw(self, folder: Path) -> None:
-        """Take back a stage whose input was at fault, and with the first stage of a new run, the run."""
+        """Remove a stage whose input has a fault; if it was the first stage of a new run, remove the run."""
         shutil.rmtree(folder)
         if self._new and not any(path.is_dir() for path in self.root.iterdir()):
             for name in ("run.json", "run.lock", "recipe.json"):
@@ -208,7 +208,7 @@ class RunFolder:
 
 
 def stage_record(root: Path, name: str) -> dict[str, Any] | None:
-    """What a stage's ``stage.json`` says, or None where there is none.
+    """The contents of a stage's ``stage.json``, or None if there is no such file.
 
     Raises:
         InputError: the file is not what :class:`RunFolder` writes.
@@ -240,7 +240,7 @@ def stage_result(root: Path, name: str) -> dict[str, Any]:
 
 
 def is_current(root: Path, name: str) -> bool:
-    """Whether a stage is done, and was from what its needs hold now; one of them may have been made again since."""
+    """Whether a stage is done, and none of the stages that it needs was made again since."""
     record = stage_record(root, name)
     if record is None or record["status"] != Status.DONE:
         return False

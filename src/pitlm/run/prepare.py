@@ -1,4 +1,4 @@
-"""The first stage: pairs read, fitted to the lengths, cut into folds; tokenizer and start model where none is given."""
+"""The first stage: read pairs, fit them to the lengths, cut them into folds, and make a start model if none is given."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pitlm.run.context import Context
 from pitlm.worlds import pocket as world
 
 TEMPLATE_TOKENS = 48
-"""Room for the marks of the chat template and the request beside x, y_ref and y."""
+"""Tokens allowed for the marks of the chat template and for the request, beside x, y_ref and y."""
 
 
 def prepare(context: Context, folder: Path) -> dict[str, Any]:
-    """Write the folds, and ``base`` (tokenizer and model) where the recipe starts from scratch."""
+    """Write the folds, and ``base`` (tokenizer and model) if the recipe starts from scratch."""
     recipe = context.recipe
     data = recipe.data
     loaded = _load(context, folder)
@@ -48,14 +48,14 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _longest(recipe: Recipe) -> int:
-    """Tokens of the longest sequence that a model of the run may see: x, y_ref, y and what the template puts around."""
+    """Tokens of the longest sequence that a model of the run may see: x, y_ref, y and the template's own."""
     data = recipe.data
     response = max(data.max_response_tokens, data.max_new_tokens or 0)
     return data.max_prompt_tokens + 2 * response + TEMPLATE_TOKENS
 
 
 def _check_window(context: Context) -> None:
-    """Before anything is spent: does all that the limits let through fit the start model?"""
+    """Check before any training that all sequences within the limits fit the start model."""
     longest, window = _longest(context.recipe), load_window(context.start)
     if window is not None and longest > window:
         raise InputError(
@@ -65,7 +65,7 @@ def _check_window(context: Context) -> None:
 
 
 def _check_reward_base(context: Context) -> None:
-    """Policy, improver and both reward models read the same token ids."""
+    """Check that policy, improver and both reward models read the same token ids."""
     base = context.recipe.model.reward_base
     if base is not None and load_tokenizer(base).get_vocab() != context.tokenizer.get_vocab():
         raise InputError(
@@ -74,7 +74,7 @@ def _check_reward_base(context: Context) -> None:
 
 
 def _check_target_modules(context: Context) -> None:
-    """Adapters beside modules that the model does not have would stop the first training instead."""
+    """Check that the model has the modules that adapters are for; otherwise the first training would stop."""
     peft = context.recipe.peft
     if peft is None or peft.target_modules == "all-linear":
         return

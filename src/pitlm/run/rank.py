@@ -1,6 +1,6 @@
-"""One of the processes that do a stage's training together: ``python -m pitlm.run.rank RUN STAGE``.
+"""One of the processes that do the training of a stage together: ``python -m pitlm.run.rank RUN STAGE``.
 
-Started by accelerate's launcher; nothing heavy is imported before it is clear where messages go.
+accelerate's launcher starts it. Nothing heavy is imported before messages go to their file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Train, and write messages to ``rank-N.log`` in the stage's folder; the console has rank 0's progress alone."""
+    """Train. Messages go to ``rank-N.log`` in the stage's folder; only rank 0 shows its progress on the console."""
     parent = os.getppid()
-    if sys.platform == "linux":  # the launcher's death by SIGKILL would leave this process to train on unseen
+    if sys.platform == "linux":  # otherwise this process would outlive a launcher that was killed
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit(1)
@@ -32,7 +32,7 @@ def main() -> None:
 
     run_rank(lambda: train(root, stage))
     sys.stdout.flush()
-    os._exit(0)  # all is written; threads of gloo that outlive the interpreter sometimes abort the process
+    os._exit(0)  # threads of gloo that outlive the interpreter sometimes abort the process; all files are written
 
 
 def train(root: Path, stage: str) -> None:

@@ -41,12 +41,12 @@ def run_recipe(
     begin: float = 0.0,
     accelerate: Path | None = None,
 ) -> None:
-    """Run every stage that is not done, then print what the run found.
+    """Run every stage that is not done, then print the results.
 
     Args:
-        until: the last stage to run; all by default.
-        begin: when the command started, on the ``time.perf_counter`` clock.
-        accelerate: a configuration of accelerate's launcher, which then starts the processes of each training.
+        until: the last stage to run; by default the last of all.
+        begin: when the command started, on the clock ``time.perf_counter``.
+        accelerate: file of a configuration of accelerate's launcher, which starts the processes of each training.
 
     Raises:
         InputError: bad data, an unknown stage or tracker, a missing package, a folder that holds another run, or a
@@ -108,10 +108,10 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
 
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:
-    """Before anything is spent: can so many processes share the batches of every training, and the weights as they are?
+    """Check before the run that the processes can share the batches of every training, and the weights.
 
     Raises:
-        InputError: they cannot.
+        InputError: they cannot share them.
     """
     if recipe.quantize and launch.sharded:
         raise InputError(

@@ -74,14 +74,15 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Did the judge's quality still hold at the end, while the reward was being maximised? Ours.
+    """Whether the judge's quality still held at the end, while RL maximised the reward. Ours.
 
     Args:
         rows: two or more measurements of ``probe.jsonl``, each with one quality per held-out item, in the same order.
 
     Returns:
-        Means at the first, the late (three quarters of the way, or the last but one) and the last measurement, and the
-        last less the late one, paired by item: an interval wholly below zero is what reward hacking looks like.
+        Means of the first, the late and the last measurement, where the late one is at three quarters of the steps, or
+        the last but one. And the change from late to last, paired by item: an interval below zero is the mark of
+        reward hacking.
     """
     first, *middle, last = rows
     late = next((row for row in middle if row["step"] >= 0.75 * last["step"]), rows[-2])
