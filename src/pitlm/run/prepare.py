@@ -1,4 +1,4 @@
-"""The first stage: read pairs, fit them to the lengths, cut them into folds, and make a start model if none is given."""
+"""The first stage: read pairs, fit them to the lengths, cut them into folds; make a start model if none is given."""
 
 from __future__ import annotations
 

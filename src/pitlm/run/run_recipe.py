@@ -92,7 +92,7 @@ def run_recipe(
 
 
 def check_recipe(recipe: Recipe, out: Path) -> None:
-    """Before anything is spent: is there what the recipe names?
+    """Check before the run that everything the recipe names is there.
 
     Raises:
         InputError: a tracker, package, baseline or judge is missing, or the data lies in the run's own folder.
