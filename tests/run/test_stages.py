@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pitlm.core.packaged_recipes import find_recipe
+from pitlm.core.packaged_recipes import find_recipe, recipe_names
 from pitlm.core.recipe_file import load_recipe
 from pitlm.run.folder import fingerprints
 from pitlm.run.stages import build_stages
@@ -31,3 +31,28 @@ def test_a_change_makes_stale_what_it_reaches(change: dict[str, str], stale: set
 
     before, after = prints({}), prints(change)
     assert {name for name in before if before[name] != after[name]} == stale
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("changes", [{}, {"policy_rl": "{learning_rate: 1.0e-4}"}, {"data.source": "pairs.jsonl"}])
+def test_a_stage_reads_only_stages_before_it_and_says_what_it_trains(name: str, changes: dict[str, str]) -> None:
+    recipe = load_recipe(find_recipe(name), changes)
+    stages = build_stages(recipe, contents=False)
+    names = [stage.name for stage in stages]
+    assert len(set(names)) == len(names)
+    for index, stage in enumerate(stages):
+        assert set(stage.needs) <= set(names[:index])
+        trains = stage.work not in ("data", "evaluation", "report")
+        assert (stage.section is not None) is bool(stage.folds) is trains
+        assert (stage.curriculum is not None) is (stage.work == "curriculum")
+    assert recipe.policy_stage in names
+    assert [stage.name for stage in stages if stage.curriculum] == [s.name for s in recipe.curriculum.stage_list]
+
+
+def test_no_two_models_learn_from_the_pairs_that_judge_them() -> None:
+    """Where the truth is unknown, the judge shares no pair with R_P or R_PIT, and nobody trains on held-out folds."""
+    stages = build_stages(load_recipe(find_recipe("quickstart"), {"data.source": "pairs.jsonl"}), contents=False)
+    folds = {stage.name: set(stage.folds) for stage in stages}
+    assert folds["judge"]
+    assert not folds["judge"] & (folds["reward"] | folds["gap"])
+    assert not set().union(*folds.values()) & {"test", "validation"}

@@ -86,7 +86,8 @@ def scorer_trainer(
     )
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     ordered = arranged(train, [max(map(len, row)) for row in rows], section, bench)
-    return make_trainer(kind, model, arguments, bench, ordered, test)
+    collator = gap_batch if issubclass(kind, GapTrainer) else None
+    return make_trainer(kind, model, arguments, bench, ordered, test, data_collator=collator)
 
 
 def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -100,9 +101,6 @@ class GapTrainer(RewardTrainer):
     """RewardTrainer with Eq. 2 in place of the pairwise loss."""
 
     _signature_columns: list[str] | None
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, data_collator=gap_batch)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # rows come tokenized

@@ -187,14 +187,16 @@ class AnchorCheck(TrainerCallback):
         if self.trainer.beta == 0.0:
             return
         anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype, self.bench.quantize)
-        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
+        unwrap = self.trainer.accelerator.unwrap_model
+        policy = unwrap(self.trainer.model)
+        if not isinstance(policy, PeftModel):
+            frozen = unwrap(self.trainer.ref_model)
+        elif "ref" in policy.peft_config:
             raise RuntimeError("the KL anchor is a copy of the adapter, not the SFT checkpoint")
-        frozen = (
-            policy if isinstance(policy, PeftModel) else self.trainer.accelerator.unwrap_model(self.trainer.ref_model)
-        )
+        else:
+            frozen = policy.get_base_model()  # the weights under the adapter
         with gather_params_ctx([*anchor.parameters(), *frozen.parameters()]):  # ZeRO-3 shards both
-            found = _base_weights(frozen) if isinstance(frozen, PeftModel) else frozen.state_dict()
+            found = {name.replace(".base_layer.", "."): weight for name, weight in frozen.state_dict().items()}
             for name, weight in anchor.state_dict().items():
                 if name not in found or not torch.equal(_whole(found[name]), weight.cpu()):
                     raise RuntimeError(f"the KL anchor differs from {self.anchor} in {name}")
@@ -203,15 +205,6 @@ class AnchorCheck(TrainerCallback):
 def _whole(weight: Tensor) -> Tensor:
     """A weight on the CPU, gathered from all processes where FSDP shards it."""
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu()
-
-
-def _base_weights(model: PeftModel) -> dict[str, Tensor]:
-    """The weights under the adapters, by their names in a model without adapters."""
-    return {
-        name.replace(".base_layer.", "."): weight
-        for name, weight in model.get_base_model().state_dict().items()
-        if ".lora_" not in name
-    }
 
 
 class SequenceKL(TrainerCallback):
