@@ -85,10 +85,14 @@ class Costs:
         attention = 4 * self.shape.layers * self.shape.heads * self.shape.head_dim * context
         return tokens * (2 * self.shape.linear + attention) + headed * 2 * self.shape.head
 
-    def _weighed(self, flops: float, headed: float, slower: float = 1.0) -> float:
-        """FLOP in units of the measured rates, which are those of layers that read rows: heads and trees are slower."""
-        head = self.forward(0, 0, headed)
-        return (flops - head) * slower + head * self.hardware.head_factor
+    def _compute(
+        self, plan: StagePlan, tokens: float, context: float, headed: float, rate: float, slower: float = 1.0
+    ) -> None:
+        """Add the arithmetic; ``rate`` is that of layers that read rows, from which heads and trees differ."""
+        flops, head = self.forward(tokens, context, headed), self.forward(0, 0, headed)
+        plan.flops += flops
+        weighed = (flops - head) * slower + head * self.hardware.head_factor
+        plan.seconds += weighed / (rate * self.hardware.devices)
 
     def encode(self, plan: StagePlan, rows: float) -> None:
         plan.seconds += rows * self.hardware.row_seconds
@@ -104,24 +108,18 @@ class Costs:
         tree: bool = False,
     ) -> None:
         """``steps`` passes forward and back, over ``tokens`` each; frozen weights have no gradient of their own."""
-        once = self.forward(tokens, context, headed)
-        passes = 2 + (self.recipe.peft is None) + section.gradient_checkpointing
         hardware = self.hardware
+        passes = steps * (2 + (self.recipe.peft is None) + section.gradient_checkpointing)
         slower = hardware.tree_factor if tree else 1.0
-        launches = hardware.layer_seconds * self.shape.layers * section.accumulation
+        self._compute(plan, passes * tokens, context, passes * headed, hardware.train_flops, slower)
         plan.trained += steps * tokens
-        plan.flops += steps * once * passes
+        launches = hardware.layer_seconds * self.shape.layers * section.accumulation
         plan.seconds += steps * (hardware.step_seconds + launches)
-        weighed = self._weighed(once, headed, slower)
-        plan.seconds += steps * weighed * passes / (hardware.train_flops * hardware.devices)
 
     def read(self, plan: StagePlan, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
         """Read ``tokens`` without gradient, in so many passes."""
-        flops = self.forward(tokens, context, headed)
-        launches = self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds
-        plan.flops += flops
-        plan.seconds += passes * launches / 3
-        plan.seconds += self._weighed(flops, headed) / (self.hardware.forward_flops * self.hardware.devices)
+        self._compute(plan, tokens, context, headed, self.hardware.forward_flops)
+        plan.seconds += passes * (self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds) / 3
 
     def write(self, plan: StagePlan, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
         """Write ``rows`` answers to prompts of ``prompt`` tokens; ``prefills`` prompts are read (default: all)."""

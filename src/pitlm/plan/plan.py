@@ -60,15 +60,12 @@ class Plan:
 
 def plan_run(recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -> Plan:
     """Every stage of the pipeline but the report, in order."""
-    costs = Costs(recipe, shape, work, hardware)
-    stages = (stage for stage in build_stages(recipe, contents=False) if stage.work != "report")
-    return Plan(hardware, tuple(_plan_stage(costs, stage) for stage in stages))
-
-
-def _plan_stage(p: Costs, stage: PipelineStage) -> StagePlan:
-    plan = StagePlan(stage.name, peak=CONTEXT_BYTES)
-    PLANNERS[stage.work](p, stage, plan)
-    return plan
+    costs, plans = Costs(recipe, shape, work, hardware), []
+    for stage in build_stages(recipe, contents=False):
+        if stage.work != "report":
+            plans.append(StagePlan(stage.name, peak=CONTEXT_BYTES))
+            PLANNERS[stage.work](costs, stage, plans[-1])
+    return Plan(hardware, tuple(plans))
 
 
 def _data(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
