@@ -1,18 +1,19 @@
-"""What reading rows as trees saves the gap model, against the bound that the token count sets.
+"""Measures how much time and memory the gap model saves by reading rows as trees.
 
-For each shape, in a process of its own and in turn, on the same texts:
+Each shape runs in a process of its own. Within a shape, the variants run in turn on the same texts:
 
-* a training step of Eq. 2 (collation, forward, backward, AdamW): the tree, four separate rows, and TRL's own
-  RewardTrainer with its pairwise loss on the same four rows;
-* scoring 8 candidates and the reference itself under one (x, y_ref): the tree, and separate rows.
+* a training step of Eq. 2 (collation, forward, backward, AdamW), with the tree, with four separate rows, and with TRL's
+  own RewardTrainer and its pairwise loss on the same four rows;
+* scoring 8 candidates and the reference itself under one (x, y_ref), with the tree and with separate rows.
 
-A ratio is rows / tree, so above 1 the tree is faster or smaller. Time ratios are medians over the rounds of the ratio
-within a round. The bound is tokens read by separate rows, without their padding, over tokens of the tree; its share is
-the smaller of what training and scoring reach. Peak memory is what the process holds at most during one training step,
-above what it held before (on a GPU: what was allocated).
+A ratio is rows / tree, so above 1 the tree is faster or smaller. A time ratio is the median of the rounds' ratios. The
+bound is the number of tokens in separate rows, without padding, over the number of tokens in the tree. The share of the
+bound is the smaller of the shares in training and in scoring. Peak memory is the most that the process holds during one
+training step, minus the memory that it held before (on a GPU: allocated memory).
 
-Shapes: `pocket` is the quickstart's model on its own pairs; `hh` has the lengths of 1,000 pairs of HH-RLHF
-(hh_lengths.csv), `tldr` x = 350 and y = 35, `long` x = 1500 and y = 200 tokens, all on layers of Qwen2.5-0.5B's shape.
+Shapes: `pocket` is the quickstart's model on its own pairs. The others use layers of Qwen2.5-0.5B's shape: `hh` has
+the lengths of 1,000 pairs of HH-RLHF (hh_lengths.csv), `tldr` x = 350 and y = 35 tokens, `long` x = 1500 and y = 200
+tokens.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ QWEN_2_5_0_5B = {
     "num_attention_heads": 14,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "vocab_size": VOCABULARY,  # its own 151,936 would only fill memory: no token is generated here
+    "vocab_size": VOCABULARY,  # the original 151,936 would only fill memory: nothing generates tokens here
     "pad_token_id": PAD,
     "eos_token_id": END,
     "num_labels": 1,
@@ -72,7 +73,7 @@ Sizes = list[tuple[int, int, int]]
 
 
 class Round(NamedTuple):
-    """The texts of one round: triples to train on, and rows to score."""
+    """The texts of one round: triples for training, rows for scoring."""
 
     triples: list[GapRow]
     scored: Rows
@@ -82,14 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
-    parser.add_argument("--pairs", type=Path, metavar="PATH", help="Give `hh` the lengths of these pairs instead.")
-    parser.add_argument("--rounds", type=int, default=9, help="Rounds that count; one more warms up. Default: 9.")
-    parser.add_argument("--layers", type=int, default=1, help="Layers of Qwen2.5-0.5B, which has 24. Default: 1.")
+    parser.add_argument("--pairs", type=Path, metavar="PATH", help="Take the lengths of `hh` from these pairs.")
+    parser.add_argument("--rounds", type=int, default=9, help="Measured rounds, after one to warm up. Default: 9.")
+    parser.add_argument("--layers", type=int, default=1, help="Number of layers (Qwen2.5-0.5B has 24). Default: 1.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--scale", type=int, default=1, help="Times as many texts a round; for a GPU.")
+    parser.add_argument("--scale", type=int, default=1, help="Factor on the texts of a round, for GPUs. Default: 1.")
     options = parser.parse_args()
     figures = {}
-    # A process for each shape: to see the peak, the allocator is told to keep nothing, which would slow down the next.
+    # One process for each shape: measuring the peak changes the allocator, which would slow down the next shape.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
         for name in options.shapes:
             figures[name] = alone.submit(measure, name, options).result()
@@ -113,7 +114,7 @@ def describe(name: str, f: dict[str, float]) -> str:
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     quiet()
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about TRL
+    warnings.simplefilter("ignore", FutureWarning)  # a warning of transformers about TRL
     from trl import RewardConfig, RewardTrainer  # after pitlm, which quiets what it imports
 
     with tempfile.TemporaryDirectory() as folder:
@@ -188,19 +189,19 @@ def summary(walls: dict[tuple[str, str], list[float]], texts: list[Round], peaks
     figures.update({f"peak_mib_{key}": peak for key, peak in peaks.items()})
     padded = sum(len(batch) * max(map(len, batch)) for batch in rows["train"])
     figures["padding_rows"] = 1 - sum(len(row) for batch in rows["train"] for row in batch) / padded
-    figures["padding_tree"] = 0.0  # a forest holds no padding
+    figures["padding_tree"] = 0.0  # a forest has no padding
     figures["rounds"] = len(texts)
     return figures
 
 
 def distinct(rows: Rows) -> int:
-    """Tokens with all that begins alike counted once: the least that any tree reads."""
+    """Count tokens, but common beginnings only once: the fewest tokens that a tree can read."""
     ordered = sorted(rows)
     return sum(map(len, rows)) - sum(map(shared_prefix, ordered, ordered[1:]))
 
 
 def row_scores(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
-    """Separate rows, padded on the right."""
+    """Score separate rows, padded on the right; shape (len(rows),)."""
     width = max(map(len, rows))
     pad = model.config.pad_token_id
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=DEVICE)
@@ -210,7 +211,7 @@ def row_scores(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
 
 @torch.inference_mode()
 def score_rows(model: PreTrainedModel, rows: Rows) -> None:
-    """As :func:`score_ids` without trees: rows of like length together, 16,384 tokens a batch."""
+    """Score rows as :func:`score_ids` does without trees: in batches of similar length, 16,384 tokens each."""
     model.eval()
     left = sorted(rows, key=len)
     while left:
@@ -229,7 +230,8 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def peak_mib(work: Callable[[], None]) -> float:
-    """Mebibytes above what was held before; NaN where the system does not tell."""
+    """Return the peak memory of ``work`` in MiB above the memory held before; NaN where the system has no such
+    count."""
     gc.collect()
     if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated()
@@ -240,11 +242,11 @@ def peak_mib(work: Callable[[], None]) -> float:
     if not reset.exists():
         return float("nan")
     libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once, so that it is not counted
+    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: freed memory goes back at once, so it is not counted
     work()
     gc.collect()
     libc.malloc_trim(0)
-    reset.write_text("5")  # the high-water mark begins anew
+    reset.write_text("5")  # resets the high-water mark
 
     def held(field: str) -> float:
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) / 1024
@@ -272,7 +274,7 @@ def pocket_model(options: argparse.Namespace, folder: Path) -> PreTrainedModel:
 
 
 def pocket_rounds(options: argparse.Namespace, folder: Path) -> list[Round]:
-    """The quickstart's own batches: 32 triples; 32 prompts of a round of the loop, 8 candidates each."""
+    """The quickstart's own batches: 32 triples for training; 32 prompts with 8 candidates each for scoring."""
     recipe, tokenizer = load_recipe(find_recipe("quickstart")), load_tokenizer(pocket_base(folder))
     pairs = world.make_preferences(4_000, 0)
     rows = gap_rows(pairs, tokenizer, Template(recipe.template.ask))
@@ -297,7 +299,7 @@ def qwen_model(options: argparse.Namespace, folder: Path) -> PreTrainedModel:
 
 
 def lengths_rounds(tokens: int, groups: int, sizes: Callable[[argparse.Namespace], Sizes]) -> Callable[..., Any]:
-    """Random tokens of given lengths; a batch is triples of like length up to so many tokens."""
+    """Random tokens with lengths from ``sizes``. A batch has triples of similar length, ``tokens`` in all."""
 
     def rounds(options: argparse.Namespace, folder: Path) -> list[Round]:
         rng = random.Random(0)
@@ -338,7 +340,7 @@ def hh_lengths(options: argparse.Namespace) -> Sizes:
 
 
 def measured(source: Path) -> Sizes:
-    """Tokens of x, y_w and y_l in 1,000 pairs drawn from a source, by a BPE of 4,096 learnt on all of it."""
+    """Token counts of x, y_w and y_l in 1,000 random pairs of a source, with a BPE of 4,096 trained on the source."""
     pairs = load_preferences(str(source), skip_invalid=True).preferences
     with tempfile.TemporaryDirectory() as folder:
         init = InitSection(layers=1, hidden=16, heads=2, mlp=16, tokenizer="bpe", vocabulary=VOCABULARY)
@@ -346,7 +348,7 @@ def measured(source: Path) -> Sizes:
         make_from_scratch(init, texts, Path(folder), seed=0, max_tokens=16)
         tokenizer = load_tokenizer(folder)
 
-    def count(text: str) -> int:  # with one mark a turn, or the end token
+    def count(text: str) -> int:  # plus one token for the turn's mark or the end token
         return len(tokenizer.encode(text)) + 1
 
     drawn = random.Random(0).sample(pairs, min(1_000, len(pairs)))

@@ -1,16 +1,18 @@
-"""What `pit improve` saves on a file of answers, against the plain way.
+"""Measures how much time `pit improve` saves on a file of answers, against a plain implementation.
 
-The plain way takes the file in batches of one size, and for each round of a batch calls `generate` once and scores each
-row (x, y_ref, y) and (x, y_ref, y_ref) by itself. `pit improve` gives each place that falls free to whatever is
-wanted next, and scores what shares its beginning as trees. Both run the same loop on the same models in one process,
-in turn, greedily, for three rounds; the plain way's batch is as large as ours is on average while rows are waiting.
-A ratio is plain / ours in seconds, so above 1 ours is faster: the median over the rounds of the ratio within a round.
+The plain implementation takes the file in batches of one size. For each round of a batch it calls `generate` once,
+and it scores each row (x, y_ref, y) and (x, y_ref, y_ref) separately. `pit improve` fills each free place in the
+batch with the next answer to write, and scores rows with a common beginning as trees. Both run the same loop on the
+same models in one process, in turn, greedily, for three rounds. The plain batch is as large as the average batch of
+`pit improve` while rows wait. A ratio is plain / ours in seconds, so above 1 ours is faster. The result is the median
+of the rounds' ratios.
 
-Models: `pocket` is a finished quickstart on answers of its own policy (``--run``; trained first where it is missing).
-`llama30m` is a Llama of 30 million parameters with random weights. It has no idea when to end, so the end token comes
-with a fixed chance a token, by a hash of the last token and its position, which any engine sees. Lengths are then
-geometric, with the mean of HH-RLHF's chosen answers (85 tokens; theirs deviate by 79, a geometric's by 85), cut at
-256. Prompts and answers to improve are random words with the lengths of HH-RLHF pairs (hh_lengths.csv).
+Models: `pocket` is a finished quickstart on answers of its own policy (``--run``; trained first if missing).
+`llama30m` is a Llama of 30 million parameters with random weights. Random weights do not know when to end, so each
+token has a fixed chance of being the end token. A hash of the last token and its position decides, so every engine
+ends alike. Lengths are then geometric, with the mean of HH-RLHF's chosen answers (85 tokens) and cut at 256. Their
+standard deviation is 79, and that of a geometric distribution 85. Prompts and answers are random words with lengths
+of HH-RLHF pairs (hh_lengths.csv).
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ WORDS = 8_186
 
 
 class Bench(NamedTuple):
-    """Models and a file."""
+    """The models, and the rows of the file to improve."""
 
     improver: Improver
     gap: GapModel
@@ -66,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["pocket", "llama30m"], metavar="MODEL")
-    parser.add_argument("--rounds", type=int, default=3, help="Rounds that count. Default: 3.")
+    parser.add_argument("--rounds", type=int, default=3, help="Measured rounds. Default: 3.")
     parser.add_argument("--items", type=int, help="Rows of the file. Default: 600 (pocket), 96 (llama30m).")
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="Default: runs/quickstart.")
     parser.add_argument("--tokens-per-batch", type=int, default=16_384)
@@ -95,7 +97,7 @@ def describe(name: str, f: dict[str, Any]) -> str:
 
 
 class Clock:
-    """Seconds by kind of work."""
+    """Counts seconds by kind of work."""
 
     def __init__(self) -> None:
         self.spent = dict.fromkeys(("writing", "scoring", "all"), 0.0)
@@ -172,7 +174,7 @@ def ours(bench: Bench, items: list[Item], tokens: int, clock: Clock, active: lis
 
 
 def plain(bench: Bench, items: list[Item], batch: int, clock: Clock) -> list[Trace]:
-    """A `generate` call a round and batch, and one row at a time through the gap model."""
+    """Run the loop with one `generate` call per round and batch, and the gap model on one row at a time."""
     improver, gap = bench.improver, bench.gap
     for model in (improver.model, gap.model):
         model.set_attn_implementation("sdpa")
@@ -225,7 +227,7 @@ def pocket(options: argparse.Namespace, folder: Path) -> Bench:
 
 
 def ending(mean: float, specials: int, end: int) -> type[LlamaForCausalLM]:
-    """A Llama that ends by chance, and says nothing but words."""
+    """Return a Llama class that ends by chance, after ``mean`` tokens on average, and writes words only."""
 
     class Ending(LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, input_ids: Any = None, position_ids: Any = None, **kwargs: Any) -> Any:
@@ -261,7 +263,7 @@ def llama(options: argparse.Namespace, folder: Path, shape: dict[str, int] = LLA
     config.num_labels = 1
     torch.manual_seed(0)
     mean = statistics.mean(w for _, w, _ in sizes)
-    # A configuration each, as two checkpoints have: it holds which attention a model computes.
+    # Each model has its own configuration, as two checkpoints do, because it says which attention the model computes.
     writer = ending(mean, specials, tokenizer.eos_token_id)(copy.deepcopy(config)).eval()
     scorer = LlamaForSequenceClassification(config).eval()
     torch.nn.init.normal_(scorer.score.weight)

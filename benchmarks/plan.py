@@ -1,12 +1,12 @@
-"""What the planner says that each stage takes, beside what it took.
+"""Compares the time that the planner predicts for each stage with the time that the stage took.
 
-By default a small quickstart is run here, on one thread, and both the calibration and the stages are counted in this
-process's processor seconds: other programs then disturb less, though not nothing. With --run FOLDER the wall seconds
-of a finished run are taken from its stages, and the calibration is in wall seconds, on as many threads as torch takes:
-only worth something where the machine is as idle as it was then.
+By default the benchmark runs a small quickstart on one thread. It counts calibration and stages in processor seconds of
+its own process, so other programs disturb it less. With --run FOLDER it reads the wall seconds of a finished run's
+stages and calibrates in wall seconds, on as many threads as torch uses. That comparison is valid only if the machine is
+as idle as it was during the run.
 
-A ratio is predicted / measured. The machine is calibrated before and after the run, and the rates of each are planned
-with; the prediction is their mean.
+A ratio is predicted / measured. The machine is calibrated before and after the run, and each calibration gives a plan.
+The prediction is the mean of the two plans.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def predicted(recipe: Recipe, wall: bool) -> dict[str, float]:
 
 
 def executed(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Processor seconds of each stage of a run here."""
+    """Run the recipe and return the processor seconds of each stage."""
     begins: dict[str, float] = {}
     took: dict[str, float] = {}
 
@@ -66,16 +66,16 @@ def executed(recipe: Recipe, folder: Path) -> dict[str, float]:
 
 
 def stored(folder: Path) -> dict[str, float]:
-    """Wall seconds of each stage of a finished run."""
+    """Return the wall seconds of each stage of a finished run."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/stage.json")]
     return {stage["name"]: stage["seconds"] for stage in files}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="A finished run, instead of a small one made here.")
-    parser.add_argument("--pairs", type=int, default=6_000, help="Of the small run.")
-    parser.add_argument("--steps", type=int, default=20, help="Of RL in each stage of the small run.")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="Read this finished run; run no small quickstart.")
+    parser.add_argument("--pairs", type=int, default=6_000, help="Pairs of the small run.")
+    parser.add_argument("--steps", type=int, default=20, help="Steps of each RL stage of the small run.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -102,7 +102,7 @@ def main() -> int:
     drift = sum(after.values()) / sum(before.values())
     for name, row in {**rows, "in all": total}.items():
         print(f"{name:14} predicted {row['predicted']:7.1f} s  measured {row['measured']:7.1f} s  x{row['ratio']:.2f}")
-    print(f"the second calibration says x{drift:.2f} of the first; held within 25% in all: {held(total['ratio'])}")
+    print(f"second calibration / first: x{drift:.2f}; total within 25%: {held(total['ratio'])}")
     figures = {"clock": "wall" if wall else "processor", "threads": torch.get_num_threads(), "drift": drift}
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)

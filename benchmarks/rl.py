@@ -1,11 +1,12 @@
-"""What reading each prompt once saves a step of RL, against TRL's RLOOTrainer as it stands.
+"""Measures how much time an RL step saves by reading each prompt once, against TRL's unchanged RLOOTrainer.
 
-For each shape, in one process and in turn: one whole training step of RLOO (64 answers of 32 tokens are sampled, scored
-by a reward that costs nothing, read by policy and reference, and the gradient is taken) by the stock trainer and by
-ours, from the same weights and the same random numbers, so on the same answers. A ratio is stock / ours: above 1, ours
-is faster. `loss_difference` and `gradient_difference` are relative.
+For each shape, the stock trainer and ours take one whole RLOO step in turn, in one process. A step samples 64 answers
+of 32 tokens, scores them with a reward that costs nothing, reads them with policy and reference, and computes the
+gradient. Both trainers start from the same weights and random numbers, so they see the same answers. A ratio is stock
+/ ours: above 1, ours is faster. `loss_difference` is absolute, `gradient_difference` relative.
 
-Shapes: `p96` a prompt of 96 tokens and a vocabulary of 8,192, `p512` one of 512 and 32,768; Llama, 4 layers, width 128.
+Shapes: `p96` has a prompt of 96 tokens and a vocabulary of 8,192; `p512` has 512 and 32,768. Llama, 4 layers, width
+128.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
-    parser.add_argument("--rounds", type=int, default=5, help="Rounds that count; one more warms up. Default: 5.")
-    parser.add_argument("--group", type=int, default=8, help="G, answers of one prompt. Default: 8.")
+    parser.add_argument("--rounds", type=int, default=5, help="Measured rounds, after one to warm up. Default: 5.")
+    parser.add_argument("--group", type=int, default=8, help="G, the answers to one prompt. Default: 8.")
     options = parser.parse_args()
     quiet()
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about TRL
+    warnings.simplefilter("ignore", FutureWarning)  # a warning of transformers about TRL
     figures = {}
     for name in options.shapes:
         figures[name] = measure(*SHAPES[name], options.group, options.rounds)
@@ -104,7 +105,7 @@ def paired(a: list[float], b: list[float]) -> float:
 
 
 class Stopwatch:
-    """Times the sampling within a step."""
+    """Measures the time that a step spends on sampling."""
 
     def __init__(self, trainer: RLOOTrainer) -> None:
         self.trainer, self.spent = trainer, 0.0

@@ -1,17 +1,18 @@
-"""What `pit serve` adds to an API, and what it does to one that misbehaves. Loopback only.
+"""Measures the time that `pit serve` adds to an API, and how it copes with an API that misbehaves. Loopback only.
 
 Three parts, against a scripted upstream in a process of its own:
 
-* latency: one client asks the upstream directly and through the proxy in turn, improvement switched off; what is added
-  is the difference of the medians and of the 99th percentiles;
-* rate: `--clients` at once through the proxy, improvement switched off, and directly as a control; and the processor
-  time that the proxy takes for a request, which says what a core could do if the machine had nothing else to do;
-* faults: `--clients` at once and `--requests` in all, a third of them streamed, improved by a remote improver and gap
-  model. The upstream fails, stalls, breaks off or talks nonsense in 20% of them, the improver in 10%. Counted are
-  requests without an answer (lost), answers to another request or requests that the upstream saw twice (doubled), and
-  5xx where the upstream was well (foreign). Memory is that of the proxy, at the end less after the first fifth.
+* latency: one client asks the upstream directly and through the proxy in turn, with improvement off. The added latency
+  is the difference of the medians, and of the 99th percentiles;
+* rate: `--clients` ask at once, through the proxy with improvement off, and directly as a control. The processor time
+  of the proxy per request shows what one core could do on an idle machine;
+* faults: `--clients` ask at once, `--requests` in all, a third of them streamed, with a remote improver and gap model.
+  The upstream fails, stalls, breaks off or replies nonsense in 20% of the requests, the improver in 10%. The benchmark
+  counts requests without an answer (lost), answers to another request and requests that the upstream saw twice
+  (doubled), and 5xx replies while the upstream was well (foreign). Memory growth is the proxy's memory at the end minus
+  its memory after the first fifth.
 
-A busy machine makes the figures worse, not better: the client, the upstream and the proxy share its cores.
+A busy machine makes the figures worse, because client, upstream and proxy share its cores.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from pathlib import Path
 from typing import Any
 
 FAULTS = ("fail", "stall", "cut", "nonsense")
-PATIENCE = 2.0  # seconds that the proxy waits for upstream and improver, in the faults part
+PATIENCE = 2.0  # seconds that the proxy waits for upstream and improver in the faults part
 
 
 class Scripted(asyncio.Protocol):
-    """The upstream: does what the request's `metadata` says. Plain sockets, because it must not be the slow part."""
+    """The upstream. It does what a request's `metadata` says, on plain sockets, so that it is not the slow part."""
 
     seen: Counter[str] = Counter()
 
@@ -118,7 +119,7 @@ async def be_upstream() -> None:
 
 @contextmanager
 def process(*arguments: str) -> Iterator[str]:
-    """A server in a process of its own; yields its URL."""
+    """Run a server in a process of its own, and yield its URL."""
     command = [sys.executable, *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -133,13 +134,13 @@ def process(*arguments: str) -> Iterator[str]:
 
 @dataclass
 class Client:
-    """One connection to a server, opened again when it is lost."""
+    """One connection to a server, reopened when it is lost."""
 
     url: str
     streams: Any = None
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None, header: str = "") -> tuple[int, str, bool]:
-        """Status, body, and whether the response came to its end; status 0 where there was none."""
+        """Return status, body, and whether the response was complete; status 0 if there was no response."""
         host, port = self.url.split("/")[2].split(":")
         content = b"" if body is None else json.dumps(body).encode()
         lines = (f"{method} {path} HTTP/1.1", f"host: {host}:{port}", f"content-length: {len(content)}", header)
@@ -181,12 +182,12 @@ async def timed(client: Client, number: int) -> float:
 
 
 async def latency(direct: str, proxied: str, pairs: int) -> dict[str, float]:
-    """Milliseconds that are added for one client, over pairs of requests in turn."""
+    """Return the milliseconds that the proxy adds for one client, from direct and proxied requests in turn."""
     clients, times = (Client(direct), Client(proxied)), ([], [])
     for number in range(-50, pairs):
         for client, kept in zip(clients, times, strict=True):
             took = await timed(client, number)
-            if number >= 0:  # before that, connections are opened
+            if number >= 0:  # negative numbers warm up
                 kept.append(took)
     for client in clients:
         client.close()
@@ -198,7 +199,7 @@ async def latency(direct: str, proxied: str, pairs: int) -> dict[str, float]:
 
 
 async def rate(url: str, clients: int, requests: int) -> float:
-    """Requests a second with so many clients at once."""
+    """Return the requests a second with ``clients`` at once."""
 
     async def one() -> None:
         client = Client(url)
@@ -213,7 +214,7 @@ async def rate(url: str, clients: int, requests: int) -> float:
 
 @dataclass
 class Tally:
-    """What became of the requests of the faults part."""
+    """Counts the outcomes of the faults part."""
 
     answered: int = 0
     lost: int = 0
@@ -225,7 +226,7 @@ class Tally:
         wanted = request["metadata"]
         fault, name = wanted.get("fault"), wanted["id"]
         self.answered += 1
-        # A stream that the upstream breaks off has to break off here too; every other response has an end.
+        # Only a stream that the upstream breaks off may break off here; every other response must be complete.
         if (
             status == 0
             or (not whole and fault != "cut")
@@ -238,7 +239,7 @@ class Tally:
 
 
 def spoken(text: str) -> str:
-    """The words of a response, streamed or not."""
+    """Return the words of a response, streamed or not."""
     return "".join(re.findall(r'"content": "([^"]*)"', text))
 
 
@@ -284,12 +285,12 @@ async def faults(proxied: str, direct: str, clients: int, requests: int) -> dict
 
 
 async def resident(proxied: str) -> float:
-    """MiB that the proxy's process holds."""
+    """Return the memory of the proxy's process in MiB."""
     return await said(proxied, "process_resident_memory_bytes") / 2**20
 
 
 async def said(proxied: str, name: str) -> float:
-    """A figure of the proxy's process, as it says itself."""
+    """Read a figure from the proxy's own metrics."""
     text = (await Client(proxied).ask("GET", "/metrics", None))[1]
     return float(re.findall(rf"^{name} (\S+)", text, re.MULTILINE)[0])
 
@@ -314,7 +315,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
-        "--upstream", action="store_true", help="be the scripted upstream, as the benchmark asks itself to"
+        "--upstream", action="store_true", help="run as the scripted upstream; the benchmark starts itself so"
     )
     options = parser.parse_args()
     if options.upstream:

@@ -1,7 +1,7 @@
-"""How long `pit --help` takes, as a ratio to starting Python and doing nothing.
+"""Measures how long `pit --help` takes, as a ratio to an empty Python program.
 
-The two are run in turn, so that whatever else the machine does falls on both; a ratio of medians travels between
-machines better than milliseconds do.
+The commands run in turn, so that other load on the machine falls on all of them. A ratio of medians compares better
+between machines than milliseconds do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def seconds(arguments: list[str]) -> float:
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each command, one of each per round; the first round only warms the disk cache."""
+    """Return the wall seconds of each command, once per round. A first, uncounted round warms the disk cache."""
     taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for number in range(rounds + 1):
         for name, arguments in COMMANDS.items():

@@ -1,13 +1,13 @@
-"""What `pit calibrate` promises, over runs of the pocket world: harm, gain and tokens, as a Markdown table.
+"""Checks the promise of `pit calibrate` over runs of the pocket world: harm, gain and tokens, as Markdown tables.
 
     python benchmarks/slow/calibration.py runs/seeds/seed-0 runs/seeds/seed-1 --json calibration.json
 
-Each run is copied, because calibrating writes beside its gap model. The margin is chosen on prompts of the validation
-fold, on those of the test fold that the run's evaluation leaves, and on further prompts of the world (``--further``).
-"Held out" are those that the evaluation has; "fresh" are other new prompts, on which the loop is run as a user would
-run it. No new prompt is in a fold. "Always" is "always accept,
-five rounds". The truth judges. Exit code 1 if, with R_PIT and R_P together, the share of fresh answers made worse is
-above the promise, less than 90% of the gain is kept, or more than half of the tokens are generated.
+The benchmark calibrates a copy of each run, because `pit calibrate` writes beside the gap model. It chooses the
+margin on the validation fold, on the test prompts that the run's evaluation does not use, and on new prompts
+(``--further``). The columns: "held out" has the prompts of the evaluation; "fresh" has other new prompts, where the
+loop runs as a user would run it; "always" means "always accept, five rounds". No new prompt is in a fold. The truth
+judges. Exit code 1 if R_PIT and R_P together make more fresh answers worse than promised, keep less than 90% of the
+gain, or generate more than half of the tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ AROUND = "R_PIT around the SFT-only improver"
 
 
 def calibrated(run: Path, fresh: int, further: int) -> dict[str, Any]:
-    """The figures of one run, by scorer."""
+    """Return the figures of one run, by scorer."""
     prompts = fresh_prompts(run, fresh + further)
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(run, Path(folder) / run.name, ignore=shutil.ignore_patterns("logs", "checkpoint*"))
@@ -65,7 +65,7 @@ def calibrated(run: Path, fresh: int, further: int) -> dict[str, Any]:
 
 
 def around_another(run: Path) -> dict[str, Any]:
-    """R_PIT alone as the stop rule around an improver that it had no part in: the SFT-only one."""
+    """Calibrate R_PIT alone around an improver that was not trained with R_PIT: the SFT-only improver."""
     context = Context(stored_recipe(run), run)
     scorer = {AROUND: GapModel.from_pretrained(context.model("gap"))}
     improver = Improver.from_pretrained(context.model("improver-sft"))
@@ -85,7 +85,7 @@ def around_another(run: Path) -> dict[str, Any]:
 
 
 def in_use(run: Path, prompts: list[Prompt]) -> dict[str, Any]:
-    """The share of fresh answers that the calibrated loop makes worse, with its exact 95% interval."""
+    """Return the share of fresh answers that the calibrated loop makes worse, with its exact 95% interval."""
     recipe = stored_recipe(run)
     policy, improver = run / recipe.policy_stage / "model", run / recipe.improver_stage / "model"
     temperature = recipe.evaluation.policy_temperature
@@ -136,7 +136,7 @@ def percent(value: dict[str, float]) -> str:
 
 
 def pooled(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All runs as one: shares over all their items, and means over them."""
+    """Join all runs: shares and means over all their items."""
 
     def joined(name: str) -> dict[str, Any]:
         outcomes = [run[name] for run in runs]
@@ -154,12 +154,12 @@ def pooled(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", default=sorted(Path("runs/seeds").glob("seed-*")))
-    parser.add_argument("--fresh", type=int, default=3000, help="prompts of the world that are in no fold")
-    parser.add_argument("--further", type=int, default=0, help="other such prompts that the margin is chosen on too")
+    parser.add_argument("--fresh", type=int, default=3000, help="new prompts that test the loop")
+    parser.add_argument("--further", type=int, default=0, help="more new prompts to choose the margin on")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not arguments.runs:
-        parser.error("found no runs; make seeds makes them, or name some")
+        parser.error("found no runs, expected their folders (`make seeds` makes five)")
     found = {str(run): calibrated(run, arguments.fresh, arguments.further) for run in arguments.runs}
     held = True
     for scorer in next(iter(found.values())):

@@ -1,9 +1,10 @@
-"""The ablation that the paper lacks: R_P(y) - R_P(y_ref) in the place of R_PIT, in training and in the loop.
+"""An ablation that the paper lacks: R_P(y) - R_P(y_ref) in place of R_PIT, in training and in the loop.
 
     python benchmarks/slow/reward_difference.py --runs runs/seeds/seed-0 runs/seeds/seed-1 --json ablation.json
 
-Each finished run is copied, its RL stages are trained again with the other reward, everything before them is kept; then
-both are compared on the same prompts from the same first answers. Copies that are done are read, not made again.
+The benchmark copies each finished run, keeps the stages before RL, and trains the RL stages again with the other
+reward. It compares run and copy on the same prompts and the same first answers. It reads finished copies instead of
+making them again.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pitlm.evaluate.statistics import mean_interval
 
 PIT, ONE, DIFFERENCE = "PIT", "PIT, 1 round, no stop rule", "PIT with R_P difference"
 PAIRS = {"loop": (PIT, DIFFERENCE), "1 round": (ONE, ONE)}
-"""What is compared: a system of the run, and its counterpart in the copy."""
+"""Each comparison: a system of the run, and its counterpart in the copy."""
 
 
 def ablate(root: Path, copy: Path) -> None:
-    """The run with the other reward, in a folder of its own."""
+    """Train the run with the other reward, in a folder of its own."""
     if not copy.exists():
         shutil.copytree(root, copy, ignore=shutil.ignore_patterns("rl-*", "evaluation", "report*", "run.lock"))
     command = [sys.executable, "-m", "pitlm.cli.main", "run", str(root / "recipe.json"), "--out", str(copy), "--update"]
@@ -34,7 +35,7 @@ def ablate(root: Path, copy: Path) -> None:
 
 
 def signs(root: Path, system: str) -> np.ndarray[Any, Any]:
-    """1, 0 or -1 for each held-out prompt: better than the original, equal, worse."""
+    """Return 1, 0 or -1 for each held-out prompt: better than the original, equal, worse."""
     lines = (root / "evaluation" / "items.jsonl").read_text(encoding="utf-8").splitlines()
     scores = [json.loads(line)["scores"] for line in lines]
     return np.array([np.sign(score[system] - score["original"]) for score in scores])

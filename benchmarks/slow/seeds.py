@@ -1,8 +1,8 @@
-"""The quickstart's claims over seeds: one run each, one row each, as a Markdown table.
+"""Checks the quickstart's claims over seeds: one run and one row of a Markdown table for each seed.
 
     python benchmarks/slow/seeds.py --seeds 0 1 2 3 4 --out runs/seeds --json seeds.json
 
-Runs that are done are read, not repeated. Exit code 1 if a claim fails for any seed.
+The benchmark reads finished runs instead of repeating them. Exit code 1 if a claim fails for any seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def stage(root: Path, name: str) -> dict[str, Any]:
 
 
 def claims(root: Path) -> dict[str, Any]:
-    """The figures that the quickstart promises, and whether each promise held."""
+    """Return the figures of the quickstart's claims, and whether each claim holds."""
     evaluation = stage(root, "evaluation")["result"]
     systems = {line["name"]: line for line in evaluation["systems"]}
     against = {(line["first"], line["second"]): line["interval"] for line in evaluation["differences"]}
@@ -78,7 +78,7 @@ def main() -> int:
         subprocess.run(command, check=True)
         rows[seed] = claims(root)
     print(
-        "| seed | PIT Delta | SFT-only Delta | best-of-N Delta | PIT less SFT-only | 1 round less SFT-only "
+        "| seed | PIT Delta | SFT-only Delta | best-of-N Delta | PIT minus SFT-only | 1 round minus SFT-only "
         "| R_PIT on fresh pairs | change of utility, last quarter of each RL stage | claims |"
     )
     print("| --- " * 9 + "|")

@@ -1,12 +1,13 @@
-"""How complete must a rubric be before prompting matches learning from preferences? In the pocket world.
+"""How complete must a rubric be before prompting matches learning from preferences? Measured in the pocket world.
 
     python benchmarks/slow/self_refine.py --runs runs/seeds/seed-0 runs/seeds/seed-1 --json build/bench/self_refine.json
 
-Reads finished runs of the quickstart; prompts, first answers, PIT and the judge are theirs. To each run one model is
-added: M_P trained further, alongside answering, on small instruction tasks, each criterion of the hidden utility apart
-(find what breaks it, mend it). Self-Refine on that model is then given rubrics that name k of the K = 6 criteria, and
-compared with PIT, which sees none. The policy after ordinary RLHF, at the same number of RL steps, is added too. A
-run's models are kept in --out and not trained again.
+The benchmark reads finished runs of the quickstart and uses their prompts, first answers, PIT and judge. For each run
+it trains one more model, the follower. The follower is M_P, trained further on answers and on small instruction
+tasks, one criterion of the hidden utility each (find what breaks the criterion, mend it). Self-Refine with the
+follower gets rubrics that name k of the K = 6 criteria. PIT sees no rubric. The table compares both, and the policy
+after ordinary RLHF with the same number of RL steps. --out keeps the models of each run, and the benchmark does not
+train them again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ TEMPLATE = (
 
 
 def said(told: Lesson) -> str:
-    """The true feedback in the words of the lessons."""
+    """Return the true feedback in the words of the lessons."""
     return f"yes {told.found}" if told.found else "no"
 
 
@@ -75,13 +76,16 @@ def to_mend(told: Lesson) -> Conversation:
 
 
 def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> list[TokenRow]:
-    """One conversation per lesson: some of the other criteria are asked about first, then the lesson's; then it is
-    mended. Each turn is learnt, so that a response that has been read is worth several questions."""
+    """Make one conversation per lesson: questions about other criteria, the lesson's question, then the mending.
+
+    The model learns every reply, so one response serves several questions.
+    """
     shown: list[Conversation] = []
     replies: list[list[str]] = []
     for told in lessons:
         others = [lesson(told.prompt, told.response, name) for name in CRITERIA if name != told.criterion]
-        # Most criteria hold in most responses: fewer of those, or "no" is learnt and nothing else.
+        # Most criteria hold in most responses. With all of them in, the model would learn to reply "no" and nothing
+        # else.
         before = [turn for turn in others if rng.random() < (0.9 if turn.found else 0.3)]
         rng.shuffle(before)
         turns = [(asked(turn)[-1], said(turn)) for turn in (*before, told)]
@@ -102,13 +106,16 @@ def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> li
 
 
 def new_start(context: Context, folder: Path, layers: int) -> Any:
-    """M_P with tokens for the words of the instructions, and further layers that change nothing before training."""
+    """Write M_P with tokens for the words of the instructions, and with new layers that change nothing before training.
+
+    Returns its tokenizer.
+    """
     source = context.model("policy-sft")
     tokenizer = load_tokenizer(source)
     model, known = load_causal(source, tokenizer), len(tokenizer)
     texts = [t.replace("{rubric}", name) for t in (GUIDE.feedback, GUIDE.refine) for name in GUIDE.rubric.values()]
     words = sorted({word for text in [*texts, "yes no"] for word in text.split()} - set(tokenizer.get_vocab()))
-    # A turn that ends says so, in what is read as in what is written; M_P's own template has one turn of each.
+    # Every assistant turn ends with the end token, read or written. M_P's own template has only one turn of each role.
     tokenizer.chat_template = TEMPLATE
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
     config = model.config
@@ -119,7 +126,7 @@ def new_start(context: Context, folder: Path, layers: int) -> Any:
     grown.load_state_dict(model.state_dict(), strict=False)
     grown.resize_token_embeddings(len(tokenizer))
     with torch.no_grad():
-        # Drawn as wide as those that a model from scratch begins with: the library's narrow start learns late.
+        # As wide as in a model from scratch: the library's narrow initial values learn late.
         grown.get_input_embeddings().weight[known:].normal_(0, width**-0.5)
         for layer in grown.model.layers[before:]:
             layer.self_attn.o_proj.weight.zero_()
@@ -130,7 +137,7 @@ def new_start(context: Context, folder: Path, layers: int) -> Any:
 
 
 def teach(context: Context, folder: Path, options: argparse.Namespace) -> Policy:
-    """The follower: M_P trained further on answers and lessons; one that is there already is taken."""
+    """Train the follower, M_P on answers and lessons, or load it from the folder if it is there."""
     section = TrainSection(learning_rate=options.rate, batch_size=options.batch)
     rng = random.Random(context.seed("follower"))
     if not (folder / "evaluation.json").is_file():
@@ -146,8 +153,11 @@ def teach(context: Context, folder: Path, options: argparse.Namespace) -> Policy
 
 
 def exam(chat: Policy, context: Context, count: int) -> dict[str, dict[str, float]]:
-    """Shares right on held-out prompts: fault seen where there is one and none where none is, found word for word,
-    and mended: word for word, and by the marks (gone, whatever else was changed)."""
+    """Return the follower's shares of right replies on held-out prompts, by criterion and task.
+
+    "fault seen" and "none seen": whether there is a fault; "found": the fault word for word; "mended": the mended
+    response word for word; "fault gone": the fault is gone, whatever else changed.
+    """
     lessons = draw_lessons(random.Random(context.seed("exam")), context.folds["test"], count)
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     replies = chat.complete([asked(told) for told in lessons], temperature=0.0, seed=0)
@@ -167,7 +177,7 @@ def exam(chat: Policy, context: Context, count: int) -> dict[str, dict[str, floa
 
 @dataclass
 class Remembering:
-    """Under greedy decoding a conversation has one reply, so it is asked once, however many rubrics come to it."""
+    """Asks each conversation once under greedy decoding, which always gives the same reply."""
 
     chat: Policy
     replies: dict[str, Answer] = field(default_factory=dict)
@@ -183,7 +193,7 @@ class Remembering:
 
 
 def rubrics(options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """All subsets of the criteria, or a random sample of each size."""
+    """Return all subsets of the criteria, or a random sample of each size."""
     rng = random.Random("rubrics")
     found = []
     for size in range(len(CRITERIA) + 1):
@@ -194,14 +204,14 @@ def rubrics(options: argparse.Namespace) -> list[tuple[str, ...]]:
 
 @dataclass
 class Desk:
-    """One run's prompts and first answers, and the judging of whatever is made of them."""
+    """One run's prompts and first answers, and the judge of the systems that improve them."""
 
     context: Context
     prompts: list[Prompt]
     originals: list[Answer]
 
     def judge(self, systems: dict[str, list[Trace]]) -> tuple[list[SystemResult], dict[str, list[float]]]:
-        """The figures of each system, and each item's verdict as a number: 1, 0 or -1."""
+        """Return the figures of each system, and each item's verdict as a number: 1, 0 or -1."""
         answers = {ORIGINAL: [Answer(y.text) for y in self.originals]}
         answers |= {name: [answer_of(trace) for trace in traces] for name, traces in systems.items()}
         rows, scores = judge_systems(self.prompts, answers, self.context.judge(self.context.bases()))
@@ -216,7 +226,7 @@ class Desk:
 
 
 def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one run."""
+    """Train, examine and compare for one run; return all figures."""
     context = Context(stored_recipe(root), root)
     own = options.out / root.name
     desk, systems = read_run(context, options)
@@ -258,7 +268,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Systems]:
-    """The run's own prompts and first answers, and its systems, which may spend what the largest budget allows."""
+    """Return the run's prompts and first answers, and its systems, which may use the largest budget."""
     text = (context.root / "evaluation" / "items.jsonl").read_text(encoding="utf-8")
     items = [json.loads(line) for line in text.splitlines()][: options.items]
     prompts = [Prompt.of(item["prompt"]) for item in items]
@@ -277,7 +287,7 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
 
 
 def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
-    """M_P after RLOO on R_P, for as many steps as PIT had in all its stages; it answers anew."""
+    """Train M_P with RLOO on R_P for as many steps as all of PIT's stages, and return its new answers."""
     curriculum = context.recipe.curriculum
     steps = curriculum.rl.max_steps * len(curriculum.stages)
     section = curriculum.rl.model_copy(update={"max_steps": steps})
@@ -290,7 +300,7 @@ def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
 
 
 def over_runs(intervals: Sequence[dict[str, float]]) -> tuple[float, float, float]:
-    """The mean over runs with its 95% interval by Student's t; of one run, its own interval by item."""
+    """Return the mean over runs and its 95% interval by Student's t; for one run, its interval over items."""
     if len(intervals) == 1:
         return bounds(intervals[0])
     values = [interval["estimate"] for interval in intervals]
@@ -307,7 +317,7 @@ def bounds(interval: dict[str, float]) -> tuple[float, float, float]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Delta by k and run, PIT as the last line; then every system, and every system within each budget."""
+    """Return three tables: Delta by k and run, every system with its Delta within each budget, and every criterion."""
     runs = [result["run"] for result in results]
     lines = [
         f"| k | {' | '.join(runs)} | over runs | subsets, over runs | reach PIT |",
@@ -370,7 +380,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_figure(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Delta against k, each rubric a point, with PIT as the line."""
+    """Draw Delta against k, with a point for each rubric and a line for PIT."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -406,22 +416,22 @@ def draw_figure(results: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished quickstart runs")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/self-refine"), help="what is trained here is kept there"
-    )
+    parser.add_argument("--out", type=Path, default=Path("build/self-refine"), help="folder for models and figures")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--items", type=int, help="held-out prompts; default: those of the run")
-    parser.add_argument("--subsets", type=int, default=20, help="at most so many rubrics of each size")
+    parser.add_argument("--subsets", type=int, default=20, help="largest number of rubrics of each size")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--temperature", type=float, default=0.0, help="of Self-Refine; greedy suits a small model")
-    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.4, 0.8], help="further ones, full rubric")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of Self-Refine; 0 (greedy) suits a small model")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="*", default=[0.4, 0.8], help="more temperatures, with the full rubric"
+    )
     parser.add_argument("--lessons", type=int, default=48_000)
-    parser.add_argument("--layers", type=int, default=2, help="layers that the follower has beyond M_P's two")
+    parser.add_argument("--layers", type=int, default=2, help="layers that the follower has on top of M_P's")
     parser.add_argument("--rate", type=float, default=3e-3, help="the follower's learning rate")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--exam", type=int, default=1200, help="lessons on held-out prompts that test the follower")
-    parser.add_argument("--again", action="store_true", help="measure anew where --out has figures already")
+    parser.add_argument("--exam", type=int, default=1200, help="number of held-out lessons that test the follower")
+    parser.add_argument("--again", action="store_true", help="measure again even if --out has figures")
     options = parser.parse_args()
     quiet()
     results = []
@@ -439,7 +449,7 @@ def main() -> int:
 
 
 def _numbered(values: dict[str, Any]) -> dict[Any, Any]:
-    """JSON has no numbers as keys; k and the budgets are."""
+    """Turn digits in keys back into numbers: k and the budgets are numbers, but JSON keys are strings."""
     return {int(key) if key.isdecimal() else key: value for key, value in values.items()}
 
 
