@@ -60,9 +60,9 @@ def out(tmp_path: Path) -> Path:
 
 def one_process(source: Path, output: Path) -> Path:
     with Journal(output, SETTINGS) as journal:
-        for finished in Job()(read_items(source)):
+        for finished in Job()(journal.unfinished(read_items(source))):
             journal.add(finished)
-        journal.finish(ROWS)
+        journal.finish()
     return output
 
 

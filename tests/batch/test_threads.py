@@ -13,13 +13,14 @@ SCORE = """
 import random, sys
 from pathlib import Path
 import torch
-from pitlm.core.recipe import ModelChoice
+from pitlm.batch.model_choice import ModelChoice
+from pitlm.core.recipe import LoopSection
 from pitlm.models.scoring import score_groups
 from pitlm.models.trees import enable_trees
 from pitlm.batch.improve_file import Setup
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-Setup(ModelChoice(improver=Path(sys.argv[1]), gap=Path(sys.argv[2])), {}, 0)
+Setup(ModelChoice(improver=Path(sys.argv[1]), gap=Path(sys.argv[2])), LoopSection(), 0)
 torch.manual_seed(0)
 model = LlamaForSequenceClassification(LlamaConfig(
     vocab_size=64, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
@@ -34,7 +35,7 @@ print(sum(not torch.equal(a, b) for a, b in zip(alone, score_groups(model, group
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(3600)  # catches a hang only: a few seconds where nothing else runs
 def test_a_batch_job_scores_alike_whatever_is_beside_it_on_two_threads(models: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     command = [sys.executable, "-c", SCORE, models / "improver", models / "gap"]

@@ -628,20 +628,26 @@ ANSWERS = [{"prompt": f"is it small {n} ?", "response": "the price is nine ."} f
 ANSWER_ROWS: dict[str, tuple[bytes, list[str]]] = {
     "broken third line": (lines(*ANSWERS[:2], '{"prompt": ', ANSWERS[3]), ["{at}:3:", "broken JSON"]),
     "empty file": (b"", ["{at}: found no rows", "'prompt' and 'response'"]),
-    "a list": (lines(ANSWERS[0], [1]), ["{at}:2:", "found list"]),
-    "no prompt": (lines(ANSWERS[0], {"response": "a"}), ["{at}:2: field 'prompt': found nothing"]),
-    "prompt a number": (lines({"prompt": 3, "response": "a"}), ["{at}:1: field 'prompt':", "found int"]),
+    "a list": (lines(ANSWERS[0], [1]), ["{at}:2: found a list of 1, expected an object"]),
+    "no prompt": (
+        lines(ANSWERS[0], {"response": "a"}),
+        ["{at}:2: found the fields response, expected 'prompt' or 'messages' or 'instruction'"],
+    ),
+    "prompt a number": (
+        lines({"prompt": 3, "response": "a"}),
+        ["{at}:1: field 'prompt': found a number (3), expected a string or a list of messages"],
+    ),
     "prompt ends on the assistant": (
         lines(ANSWERS[0], {"prompt": chat("user", "assistant"), "response": "a"}),
-        ["{at}:2: field 'prompt':", "ends on 'assistant'"],
+        ["{at}:2: field 'prompt': found a conversation in which 'assistant' comes last"],
     ),
     "an unknown role": (
         lines({"messages": [{"role": "bot", "content": "q"}], "response": "a"}),
-        ["{at}:1: field 'messages':", "found role 'bot'"],
+        ["{at}:1: field 'messages': found a string ('bot') as the role of message 1"],
     ),
     "response a list": (
         lines(ANSWERS[0], {"prompt": "q", "response": ["a"]}),
-        ["{at}:2: field 'response': found list"],
+        ["{at}:2: field 'response': found a list of 1, expected a string"],
     ),
     "no response and no policy": (lines(ANSWERS[0], {"prompt": "q"}), ["{at}:2: found no response", "--policy"]),
     "half a character in the prompt": (

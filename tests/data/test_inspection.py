@@ -38,10 +38,10 @@ def test_counts() -> None:
 def test_lengths_are_in_words() -> None:
     found = inspect_preferences(LOADED)
     # prompts of 3, 3, 3 and 5 words; chosen of 4, 4, 1 and 2, so that the median is 3
-    assert found.prompt_words.mean == 3.5
-    assert found.prompt_words.longest == 5
-    assert found.chosen_words.quantiles[0.5] == 3.0
-    assert found.chosen_words.mean == 2.75
+    assert found.prompt_length.mean == 3.5
+    assert found.prompt_length.longest == 5
+    assert found.chosen_length.quantiles["50%"] == 3.0
+    assert found.chosen_length.mean == 2.75
     assert found.as_dict()["chosen_length"]["unit"] == "words"
 
 
@@ -57,20 +57,20 @@ def test_length_bias() -> None:
     bias = inspect_preferences(LOADED).length_bias
     assert (bias.longer_won, bias.unequal, bias.same_length) == (2, 3, 1)
     assert bias.share == pytest.approx(2 / 3)
-    assert (bias.low, bias.high) == pytest.approx(wilson(2, 3))
+    assert bias.interval_95 == pytest.approx(wilson(2, 3))
 
 
 def test_swapping_every_pair_mirrors_the_length_bias() -> None:
     swapped = Loaded([Preference(pair.prompt, pair.rejected, pair.chosen) for pair in LOADED.preferences], read=4)
     before, after = inspect_preferences(LOADED).length_bias, inspect_preferences(swapped).length_bias
-    assert None not in (before.share, before.low, after.high)
-    assert after.share == pytest.approx(1 - (before.share or 0))
-    assert after.high == pytest.approx(1 - (before.low or 0))
+    assert None not in (before.share, before.interval_95, after.interval_95)
+    assert after.share == pytest.approx(1 - before.share)
+    assert after.interval_95 == pytest.approx((1 - before.interval_95[1], 1 - before.interval_95[0]))
 
 
 def test_no_pair_of_unequal_length_has_no_bias() -> None:
     bias = inspect_preferences(Loaded([Preference(ASKED, "a", "b")], read=1)).length_bias
-    assert (bias.share, bias.low, bias.high, bias.same_length) == (None, None, None, 1)
+    assert (bias.share, bias.interval_95, bias.same_length) == (None, None, 1)
 
 
 def test_samples_do_not_depend_on_the_order() -> None:

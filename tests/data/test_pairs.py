@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pitlm.core.nouns import Message, Preference, Prompt
-from pitlm.data.pairs import PROMPTS_DIFFER, RowDropped, RowError, describe, parse_preference
+from pitlm.data.pairs import PROMPTS_DIFFER, RowDropped, parse_preference
+from pitlm.data.row_fields import RowError, describe
 
 
 def user(text: str) -> dict[str, Any]:

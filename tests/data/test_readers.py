@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,3 +205,47 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
     assert "org/name: this path does not exist here" in str(caught.value)
     assert "Couldn't reach" in str(caught.value)
     assert "long story" not in str(caught.value)
+
+
+PAIRS_READER = """
+from pitlm.data.readers import Unreadable, opened
+
+
+def read(path):
+    with opened(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            cells = line.decode().rstrip("\\n").split(" | ")
+            row = dict(zip(("prompt", "chosen", "rejected"), cells))
+            yield number, row if len(cells) == 3 else Unreadable(f"{len(cells)} cells", "3", line.decode())
+"""
+
+
+def test_another_package_adds_a_reader(tmp_path: Path) -> None:
+    """A reader is a function and a line in the package's entry points: the command line reads its files, gzipped too."""
+    metadata = tmp_path / "site" / "pairs_reader-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pairs-reader\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text("[pitlm.readers]\npairs = pairs_reader:read\n")
+    (tmp_path / "site" / "pairs_reader.py").write_text(PAIRS_READER)
+    (tmp_path / "in").mkdir()
+    text = "".join(f"question {n} | yes {n} | no\n" for n in range(7)).encode()
+    (tmp_path / "in" / "a.pairs").write_bytes(text)
+    (tmp_path / "in" / "b.pairs.gz").write_bytes(gzip.compress(text, mtime=0))
+    (tmp_path / "in" / "c.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (tmp_path / "bad.pairs").write_text("question | yes | no\nquestion | yes\n")
+    (tmp_path / "a.txt").write_text("text")
+
+    def inspect(source: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "pitlm.cli.main", "data", "inspect", source]
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    done = inspect("in")
+    assert done.returncode == 0, done.stderr
+    assert "Read 15 rows: 15 kept" in done.stdout
+    bad = inspect("bad.pairs")
+    assert (bad.returncode, bad.stderr) == (2, "Error: bad.pairs:2: found 2 cells, expected 3\n")
+    other = inspect("a.txt")
+    assert other.returncode == 2
+    assert "expected .jsonl, .json, .csv (each also .gz) or .parquet or .pairs" in other.stderr

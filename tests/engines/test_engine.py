@@ -135,4 +135,4 @@ def test_another_package_adds_an_engine_to_the_command_line(parrot, models, tmp_
     assert [row["rounds"][0]["proposal"] for row in rows] == ["improver says nine ."] * 3
     done = subprocess.run([*command, "--engine", "parot"], env=parrot, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "'parot' is not one of 'transformers', 'vllm', 'endpoint', 'parrot', 'ray'" in done.stderr
+    assert "--engine: found 'parot', expected one of transformers, vllm, endpoint, parrot, ray" in done.stderr

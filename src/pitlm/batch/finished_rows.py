@@ -1,21 +1,21 @@
-"""What a batch job has finished so far, on disk: a job that was killed goes on from there.
+"""The journal of a batch job: the rows that are finished, on disk, so that a job that was killed goes on from there.
 
-``OUT.partial`` begins with a line that says what is improved and how; each further line is one finished row, in the
-order in which they were finished. At the end the rows go to ``OUT`` in the order of the input, and those that failed
-to ``OUT.failed.jsonl``. A line that was not written to its end is cut off, and its row is done again.
+``OUT.partial`` is an SQLite database with the settings of the job and one record for each finished row. A record is in
+it whole or not at all, whenever the process is killed. At the end the rows go to ``OUT`` in the order of the input, and
+the rows that failed to ``OUT.failed.jsonl``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
+import shutil
+import sqlite3
 import time
-from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
@@ -23,36 +23,48 @@ from pitlm.data.items import Failure, Item
 from pitlm.io.atomic import atomic_writer
 
 SYNC_EVERY = 2.0
-"""Seconds; what is finished survives a kill at once, and a power cut after so long."""
+"""Seconds. A finished row survives a kill of the process at once, and a power cut after this time."""
+
+# The exclusive lock makes do without shared memory, and so works on network file systems that have locks.
+BEGIN = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS settings (content TEXT);
+CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, digest TEXT, failed INTEGER, line TEXT);
+"""
 
 
 class NothingImproved(InputError):
-    """Every row of a job failed; what is to be written is written."""
+    """Every row of a job failed. The file of the failures is written all the same."""
 
     @classmethod
-    def of(cls, first: Mapping[str, Any], rows: int, path: Path) -> Self:
-        """Say why the first of so many rows failed, and where they are."""
-        others = f" (all {rows} rows failed: {path})" if rows > 1 else ""
+    def of(cls, failed: Path, rows: int) -> Self:
+        """Say why the first row failed, and which file has the others."""
+        with failed.open(encoding="utf-8") as lines:
+            first = json.loads(lines.readline())
+        others = f" (all {rows} rows failed: {failed})" if rows > 1 else ""
         return cls(f"{first['where']}: {first['reason']}{others}")
 
 
 def failed_path(output: Path) -> Path:
-    """Where the rows go that could not be improved."""
+    """The file for the rows that could not be improved."""
     return output.with_name(output.name.removesuffix(".jsonl") + ".failed.jsonl")
 
 
 class Journal:
-    """The finished rows of one job, or of one part of it; a context manager.
+    """The finished rows of one job, or of one part of a job; a context manager.
 
     Args:
-        output: where the rows go in the end.
-        settings: everything that changes an answer; another job's journal is refused.
+        output: the file that the rows go to in the end.
+        settings: everything that changes an answer. The journal of a job with other settings is refused.
         fresh: begin anew, whatever is there.
-        first: the number of the first row.
-        failures: where the rows go that failed; by default beside the output.
+        path: the journal's own file; by default beside the output.
+        failures: the file for the rows that failed; by default beside the output.
 
     Raises:
-        InputError: a journal of other settings, or one that another process is writing.
+        InputError: the journal has other settings, another process is writing it, or it cannot be read or written.
     """
 
     def __init__(
@@ -61,167 +73,142 @@ class Journal:
         settings: Mapping[str, Any],
         *,
         fresh: bool = False,
-        first: int = 0,
+        path: Path | None = None,
         failures: Path | None = None,
     ) -> None:
         self.output = output
-        self.path = output.with_name(output.name + ".partial")
+        self.path = path or output.with_name(output.name + ".partial")
         self.failed_path = failures or failed_path(output)
-        self.settings = json.loads(json_line(settings))
-        self.fresh = fresh
-        self.first = first
-        self.failed: set[int] = set()
-        self._offsets = array("q")  # of each row's line, or -1
-        self._synced = time.monotonic()
+        self.settings, self.fresh = settings, fresh
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open_alone(self.path)
-        try:
-            if self.fresh:
-                self._file.truncate(0)
-            self._load()
-        except BaseException:
-            self._file.close()
-            raise
+        self._database = open_alone(self.path, self.settings, fresh=self.fresh)
+        self._finished = self._run("SELECT count(*) FROM rows").fetchone()[0]
+        self._read, self._synced, self._over = 0, time.monotonic(), False
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not len(self) and self.path.exists():
+        self._database.close()
+        if self._over or not self._finished:
             self.path.unlink()
-        self._file.close()
 
     def __len__(self) -> int:
-        return sum(offset >= 0 for offset in self._offsets)
+        return int(self._finished)
 
-    def _load(self) -> None:
-        """Read what is there, and cut off what was not written to its end."""
-        self._file.seek(0)
-        good, first = 0, True
-        for raw in self._file:
-            try:
-                row = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                break
-            if first:
-                check_settings(self.path, row, self.settings)
-                first = False
-            else:
-                self._note(row["item"], good, failed="failed" in row)
-            good += len(raw)
-        self._file.truncate(good)
-        if first:
-            self._append([self.settings])
-
-    def _note(self, number: int, offset: int, *, failed: bool) -> None:
-        place = number - self.first
-        self._offsets.extend([-1] * (place + 1 - len(self._offsets)))
-        self._offsets[place] = offset
-        if failed:
-            self.failed.add(number)
-
-    def __contains__(self, item: Item | Failure) -> bool:
-        """Whether a row is finished.
+    def unfinished(self, items: Iterable[Item | Failure]) -> Iterator[Item | Failure]:
+        """Yield the items of the input that are not finished.
 
         Raises:
-            InputError: another row was finished in its place.
+            InputError: another row was finished in the place of one of them.
         """
-        place = item.number - self.first
-        if place >= len(self._offsets) or self._offsets[place] < 0:
-            return False
-        if self._read(item.number)["row"] != _digest(item.row):
-            raise InputError(
-                f"{item.where}: found another row than the one that {self.path} has; give the same input, another -o, "
-                "or --force to begin anew"
-            )
-        return True
+        for item in items:
+            self._read += 1
+            found = self._run("SELECT digest FROM rows WHERE number = ?", item.number).fetchone()
+            if found is None:
+                yield item
+            elif found[0] != _digest(item.row):
+                raise InputError(
+                    f"{item.where}: found another row than the one that {self.path} has; give the same input, another "
+                    "-o, or --force to begin anew"
+                )
 
-    def add(self, finished: list[tuple[Item, Trace] | Failure]) -> None:
-        """Keep rows that have just been finished."""
-        rows = []
+    def add(self, finished: list[tuple[Item, Trace] | Failure]) -> int:
+        """Keep rows that have just been finished.
+
+        Returns:
+            The number of tokens that were generated for them.
+        """
+        records, tokens = [], 0
         for one in finished:
-            item, made = (
-                (one, {"failed": one.as_dict()}) if isinstance(one, Failure) else (one[0], one[0].improved(one[1]))
-            )
-            content = made if isinstance(one, Failure) else {"made": made}
-            rows.append({"item": item.number, "row": _digest(item.row), **content})
-        self._append(rows)
-
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        offset = self._file.seek(0, os.SEEK_END)
-        for row in rows:
-            line = json_line(row).encode()
-            self._file.write(line)
-            if "item" in row:
-                self._note(row["item"], offset, failed="failed" in row)
-            offset += len(line)
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_EVERY:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
-
-    def _read(self, number: int) -> dict[str, Any]:
-        self._file.seek(self._offsets[number - self.first])
-        row: dict[str, Any] = json.loads(self._file.readline())
-        return row
+            if isinstance(one, Failure):
+                records.append((one.number, _digest(one.row), True, json_line(one.as_dict())))
+            else:
+                item, trace = one
+                records.append((item.number, _digest(item.row), False, json_line(item.improved(trace))))
+                tokens += trace.generated_tokens
+        with _errors_named(self.path):
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", records)
+            self._database.execute("COMMIT")
+            if time.monotonic() - self._synced > SYNC_EVERY:
+                self._database.execute("PRAGMA wal_checkpoint")
+                self._synced = time.monotonic()
+        self._finished += len(records)
+        return tokens
 
     def made(self) -> Iterator[dict[str, Any]]:
         """The rows that did not fail, in the order of the input."""
-        numbers = range(self.first, self.first + len(self._offsets))
-        return (self._read(number)["made"] for number in numbers if number not in self.failed)
+        return map(json.loads, self._lines(failed=False))
 
-    def finish(self, rows: int) -> None:
-        """Write the output and the failures, each whole or not at all, and take the journal away.
+    def _lines(self, *, failed: bool) -> Iterator[str]:
+        found = self._run("SELECT line FROM rows WHERE failed = ? ORDER BY number", failed)
+        return (line for (line,) in found)
 
-        Args:
-            rows: of the input.
+    def _run(self, statement: str, *values: int) -> sqlite3.Cursor:
+        with _errors_named(self.path):
+            return self._database.execute(statement, values)
+
+    def finish(self) -> int:
+        """Write the output and the failures, each whole or not at all; the journal goes when its block ends.
+
+        Returns:
+            How many rows failed.
 
         Raises:
-            NothingImproved: no row that did not fail.
-            InputError: fewer rows than the journal has.
+            NothingImproved: every row failed.
+            InputError: the journal has more rows than the input had.
         """
-        if rows < len(self._offsets):
+        if self._read < self._finished:
             raise InputError(
-                f"{self.path}: has {len(self._offsets)} rows, but the input only {rows}; give the same input, another "
-                "-o, or --force to begin anew"
+                f"{self.path}: has {self._finished} rows, but the input only {self._read}; give the same input, "
+                "another -o, or --force to begin anew"
             )
-        failures = [self._read(number)["failed"] for number in sorted(self.failed)]
-        if failures:
-            with atomic_writer(self.failed_path) as file:
-                file.writelines(map(json_line, failures))
-        else:
-            self.failed_path.unlink(missing_ok=True)
-        if len(failures) < rows:
+        failed = write_failures(self.failed_path, self._lines(failed=True))
+        if failed < self._finished:
             with atomic_writer(self.output) as file:
-                file.writelines(map(json_line, self.made()))
-        self.path.unlink()
-        if len(failures) == rows:
-            raise NothingImproved.of(failures[0], rows, self.failed_path)
+                file.writelines(self._lines(failed=False))
+        self._over = True
+        if failed == self._finished:
+            raise NothingImproved.of(self.failed_path, failed)
+        return failed
 
 
-def open_alone(path: Path) -> BinaryIO:
-    """Open a file to read and append, for this process alone.
+def open_alone(
+    path: Path, settings: Mapping[str, Any], *, fresh: bool = False, begins_without: Iterable[Path] = ()
+) -> sqlite3.Connection:
+    """Open the journal of a job for this process alone, until the connection is closed.
 
-    Raises:
-        InputError: another process has it.
-    """
-    file = path.open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(f"{path}: another process is writing it") from error
-    return file
-
-
-def check_settings(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a job that was begun otherwise.
+    Args:
+        fresh: forget what the journal has.
+        begins_without: folders that are removed where the job begins.
 
     Raises:
-        InputError: which settings are others.
+        InputError: the journal has other settings, another process has it open, or it cannot be read or written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    now = json.loads(json_line(settings))
+    with _errors_named(path):
+        database = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            database.executescript(BEGIN)
+            if fresh:
+                database.execute("DELETE FROM settings")
+                database.execute("DELETE FROM rows")
+            stored = database.execute("SELECT content FROM settings").fetchone()
+            if stored is None:
+                for folder in begins_without:
+                    shutil.rmtree(folder, ignore_errors=True)
+                database.execute("INSERT INTO settings VALUES (?)", (json.dumps(now),))
+            else:
+                _check_settings(path, json.loads(stored[0]), now)
+            database.execute("COMMIT")
+        except BaseException:
+            database.close()
+            raise
+    return database
+
+
+def _check_settings(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [name for name in {**found, **now} if found.get(name) != now.get(name)]
     if changed:
         listed = "; ".join(f"{name}: found {found.get(name)}, now {now.get(name)}" for name in changed)
@@ -230,8 +217,32 @@ def check_settings(path: Path, found: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn the database's errors into messages that name the journal."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise InputError(f"{path}: another process is writing it") from error
+        expected = "the journal of a job, on a disk with room"
+        raise InputError.at(path, found=str(error), expected=expected) from error
+
+
+def write_failures(path: Path, lines: Iterable[str]) -> int:
+    """Write the rows that failed, or take the file of an earlier job away; returns how many failed."""
+    failed = 0
+    with atomic_writer(path) as file:
+        for line in lines:
+            failed += 1
+            file.write(line)
+    if not failed:
+        path.unlink()
+    return failed
+
+
 def json_line(row: Any) -> str:
-    """One line of JSON. Dates and the like, which parquet has, become strings."""
+    """One line of JSON. Dates and other values of parquet become strings."""
     text = json.dumps(row, ensure_ascii=False, default=str)
     try:
         text.encode()

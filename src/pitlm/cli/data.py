@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pitlm.core.nouns import Preference
     from pitlm.data.folds import Size
-    from pitlm.data.inspection import Inspection, Words
+    from pitlm.data.inspection import Inspection
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
@@ -159,12 +159,13 @@ def _print_figures(console: Console, found: Inspection) -> None:
     lengths.add_column("")
     for heading in ("mean", *(f"{quantile:.0%}" for quantile in QUANTILES), "longest"):
         lengths.add_column(heading, justify="right")
-    for name, words in (
-        ("prompt", found.prompt_words),
-        ("chosen", found.chosen_words),
-        ("rejected", found.rejected_words),
+    for name, length in (
+        ("prompt", found.prompt_length),
+        ("chosen", found.chosen_length),
+        ("rejected", found.rejected_length),
     ):
-        lengths.add_row(name, *_figures(words))
+        quantiles = (f"{value:,.0f}" for value in length.quantiles.values())
+        lengths.add_row(name, f"{length.mean:,.1f}", *quantiles, f"{length.longest:,}")
     console.print(lengths)
     console.print()
     table = Table(show_header=False, title="Pairs", title_justify="left")
@@ -184,16 +185,13 @@ def _turns(turns: dict[int, int]) -> str:
     return "\n".join(parts + ([f"5 or more: {many:,} pairs"] if many else []))
 
 
-def _figures(words: Words) -> list[str]:
-    return [f"{words.mean:,.1f}", *(f"{value:,.0f}" for value in words.quantiles.values()), f"{words.longest:,}"]
-
-
 def _bias(found: Inspection) -> str:
     bias = found.length_bias
-    if bias.share is None:
+    if bias.share is None or bias.interval_95 is None:
         return "no pair of unequal length in words"
+    low, high = bias.interval_95
     return (
-        f"{bias.share:.1%}, 95% interval {bias.low:.1%} to {bias.high:.1%}\n"
+        f"{bias.share:.1%}, 95% interval {low:.1%} to {high:.1%}\n"
         f"(of {bias.unequal:,} pairs; {bias.same_length:,} have equal lengths)"
     )
 

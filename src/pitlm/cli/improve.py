@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.cli.options import check_output, check_output_folder
-
-if TYPE_CHECKING:
-    from pitlm.core.recipe import ModelChoice
+from pitlm.batch.model_choice import ModelChoice
+from pitlm.cli.options import check_output, check_output_folder, section_options
+from pitlm.core.errors import InputError
+from pitlm.core.recipe import LoopSection
 
 EXAMPLES = """
 \b
@@ -40,121 +38,27 @@ worker that is killed is replaced, and nothing is lost or done twice. docs/engin
 """
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"found {value}, expected a finite number")
-    return value
-
-
-def _known_engine(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    from pitlm.engines.engine import ENGINES
-    from pitlm.io.parts import part_names
-
-    names: click.Choice[str] = click.Choice([*part_names("pitlm.engines", ENGINES), "ray"])
-    return names.convert(value, param, ctx)
-
-
-def _check_models(models: ModelChoice) -> None:
-    """Refuse options that do not go together."""
-    from pitlm.core.errors import InputError
-
-    local = models.engine != "endpoint"
-    for name, value in (("--base-url", models.base_url), ("--model", models.model)):
-        if local and value is not None:
-            raise InputError(f"{name}: found beside --engine {models.engine}, expected beside --engine endpoint")
-    if not local and models.model is None:
-        raise InputError("--model: found nothing, expected the improver's name on the server")
-    if not local and models.improver is not None:
-        raise InputError("--improver: found beside --engine endpoint, expected --model, its name on the server")
-    if not local and models.run is None and models.gap is None:
-        raise InputError("give --run (a finished run) or --gap")
-    if local and models.run is None and (models.improver is None or models.gap is None):
-        raise InputError("give --run (a finished run), or both --improver and --gap")
-    if models.policy_url is not None and models.policy_model is None:
-        raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
-
-
-def _check_cluster(engine: str, file: Path | None, **given: int | None) -> None:
-    """Refuse what goes with --engine ray without it, and that without a file."""
-    from pitlm.core.errors import InputError
-
-    for name, value in given.items():
-        if engine != "ray" and value is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: found beside --engine {engine}, expected beside --engine ray")
-    if engine == "ray" and file is None:
-        raise InputError("--engine ray: found beside --prompt, expected beside FILE")
-
-
-def _check_prompt(prompt: str | None, response: str | None) -> None:
-    from pitlm.core.errors import InputError
-    from pitlm.data.prompt_fields import is_unicode
-
-    for name, text in (("--prompt", prompt), ("--response", response)):
-        if text is not None and not is_unicode(text):
-            raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
-    if prompt is not None and not prompt.strip():
-        raise InputError("--prompt: found nothing, expected the question that was answered")
-
-
 @click.command(epilog=EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the improved answers go (JSON lines).")
-@click.option("--run", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
-@click.option("--improver", type=click.Path(path_type=Path), help="An improver's folder, instead of the run's.")
-@click.option("--gap", type=click.Path(path_type=Path), help="A gap model's folder, instead of the run's.")
-@click.option(
-    "--policy", type=click.Path(path_type=Path), help="The folder of what answers rows without response: not the run's."
-)
-@click.option("--policy-url", metavar="URL", help="An OpenAI-compatible server that answers rows without response.")
-@click.option("--policy-model", metavar="NAME", help="The model to ask there.")
-@click.option(
-    "--engine",
-    metavar="NAME",
-    callback=_known_engine,
-    default="transformers",
-    show_default=True,
-    help="What runs the improver: transformers (this process), vllm (extra 'vllm'), endpoint (a server), ray (a Ray "
-    "cluster, extra 'ray'), or an engine of another package.",
-)
-@click.option("--base-url", metavar="URL", help="The OpenAI-compatible server of --engine endpoint.")
-@click.option("--model", metavar="NAME", help="The improver's name there.")
-@click.option(
-    "--tokens-per-batch",
-    type=click.IntRange(min=1),
-    help="Tokens that are in flight at once, prompts included; more is faster and takes more memory. Default: 16384.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Processes of --engine ray, with the models in each. Default: one a GPU, or else one a CPU core.",
-)
-@click.option(
-    "--part-rows",
-    type=click.IntRange(min=1),
-    help="Rows that a worker of --engine ray takes at once. Default: 1000; with more, vLLM is kept fuller.",
-)
+@section_options(ModelChoice, into="models")
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
-@click.option("--rounds", type=click.IntRange(min=1), help="At most this many rounds. Default: the run's, or 3.")
-@click.option(
-    "--margin",
-    type=click.FloatRange(min=0),
-    callback=_finite,
-    help="The gap that a proposal has to exceed to replace the answer. Default: the run's, or 0.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    callback=_finite,
-    help="Of the improver; 0 is greedy. Default: the run's, or 0.4.",
+@section_options(
+    LoopSection,
+    "rounds",
+    "margin",
+    "temperature",
+    into="loop",
+    helps={"margin": "The gap that a proposal has to exceed to replace the answer."},
+    of_run=True,
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0, max=2**31 - 1),
     default=0,
     show_default=True,
-    help="Of the sampling; same seed, same answers.",
+    help="Seed of the sampling: the same seed gives the same answers.",
 )
 @click.option("--force", is_flag=True, help="Replace the output file, and begin anew what was stopped.")
 def improve(
@@ -162,45 +66,33 @@ def improve(
     output: Path | None,
     prompt: str | None,
     response: str | None,
-    rounds: int | None,
-    margin: float | None,
-    temperature: float | None,
     seed: int,
     force: bool,
-    workers: int | None,
-    part_rows: int | None,
-    **models: Any,
+    models: ModelChoice,
+    loop: LoopSection,
 ) -> None:
     """Improve one answer, or each answer of FILE, and say why each loop stopped."""
-    from pitlm.core.errors import InputError
-    from pitlm.core.recipe import ModelChoice
-
     if (file is None) == (prompt is None):
         raise InputError("give either a FILE of answers or --prompt (with --response)")
     if file is not None and response is not None:
         raise InputError("--response: found beside FILE, expected beside --prompt")
-    _check_prompt(prompt, response)
     if file is not None and output is None:
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if file is None and output is not None:
         raise InputError("-o: found beside --prompt, expected beside FILE")
-    chosen = ModelChoice(**models)
-    if output is not None and chosen.engine == "ray":
+    if output is not None and models.engine == "ray":
         check_output_folder(output, force, "the improved answers", "part-*.jsonl")
     elif output is not None:
         check_output(output, force, "the improved answers")
-    _check_models(chosen)
-    _check_cluster(chosen.engine, file, workers=workers, part_rows=part_rows)
+    models.check(prompt, response)
 
     from pitlm.batch.improve_file import improve_file, improve_one
 
-    settings = {"rounds": rounds, "margin": margin, "temperature": temperature}
-    if file is not None and output is not None and chosen.engine == "ray":
+    if file is not None and output is not None and models.engine == "ray":
         from pitlm.batch.cluster import improve_parts
 
-        part_rows = part_rows or 1000
-        improve_parts(file, output, chosen, settings, seed=seed, workers=workers, part_rows=part_rows, force=force)
+        improve_parts(file, output, models, loop, seed=seed, force=force)
     elif file is not None and output is not None:
-        improve_file(file, output, chosen, settings, seed=seed, force=force)
+        improve_file(file, output, models, loop, seed=seed, force=force)
     else:
-        improve_one(prompt or "", response, chosen, settings, seed=seed)
+        improve_one(prompt or "", response, models, loop, seed=seed)

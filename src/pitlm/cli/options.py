@@ -103,7 +103,7 @@ def _option(key: str, kind: Any, text: str, default: Any, required: bool) -> Cal
         option_name(key),
         key,
         type=kind,
-        is_flag=kind is click.BOOL,
+        is_flag=True if kind is click.BOOL else None,  # False would make the value optional, so that -1 is no value
         required=required,
         show_default=known and kind is not click.BOOL,
         help=text,

@@ -365,25 +365,3 @@ class Recipe(Section):
     def quantize(self) -> Quantization | None:
         """How the models of the run are held in memory, where not as they are saved."""
         return self.peft.quantize if self.peft else None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which models a batch job takes and what runs them. A path that is None is the run's.
-
-    Attributes:
-        policy: answers rows that have no response; or ``policy_model`` behind ``policy_url`` does.
-        base_url, model: of the server that improves, where ``engine`` is ``endpoint``.
-        tokens_per_batch: what is in flight may come to; None is the engine's default.
-    """
-
-    run: Path | None = None
-    improver: Path | None = None
-    gap: Path | None = None
-    policy: Path | None = None
-    engine: str = "transformers"
-    base_url: str | None = None
-    model: str | None = None
-    policy_url: str | None = None
-    policy_model: str | None = None
-    tokens_per_batch: int | None = None

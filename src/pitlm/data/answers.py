@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison
-from pitlm.data.pairs import describe
-from pitlm.data.prompt_fields import PROMPT_FIELDS, check_unicode, prompt_in, prompt_text
-from pitlm.data.readers import read_sound_rows
-from pitlm.io.atomic import write_text
+from pitlm.data.items import Item, parse_item
+from pitlm.data.readers import RawRow, read_rows
+from pitlm.data.row_fields import ANSWER_FIELDS, RowError, check_text, first_field
 
-ANSWER_FIELDS = ("final", "response", "output")
-"""What `pit improve` made comes before what it was given."""
 SHOWN = 60
-
-
-@dataclass(frozen=True, slots=True)
-class GivenAnswer:
-    """One row of a file of answers: the prompt, what the system answered, the row as it was, and where it stands."""
-
-    prompt: Prompt
-    text: str
-    row: Mapping[str, Any]
-    where: str
-
-    @property
-    def id(self) -> str | None:
-        value = self.row.get("id")
-        return None if value is None or value == "" else str(value)
+"""Characters of a prompt in an error message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +23,7 @@ class AnswerFile:
 
     path: Path
     system: str
-    answers: tuple[GivenAnswer, ...]
+    answers: tuple[Item, ...]
 
 
 def read_answers(path: Path) -> AnswerFile:
@@ -57,7 +37,7 @@ def read_answers(path: Path) -> AnswerFile:
         InputError: an unreadable file or row, no rows, or more than one generator.
     """
     path = Path(path)
-    answers = [_answer(raw.data, raw.file, raw.line) for raw in read_sound_rows(path)]
+    answers = [_answer(raw, number) for number, raw in enumerate(read_rows(path))]
     if not answers:
         raise InputError.at(path, found="no rows", expected="rows with a prompt and an answer")
     names = list(dict.fromkeys(str(answer.row["generator"]) for answer in answers if answer.row.get("generator")))
@@ -66,27 +46,15 @@ def read_answers(path: Path) -> AnswerFile:
     return AnswerFile(path, names[0] if names else _stem(path), tuple(answers))
 
 
-def _answer(row: object, file: str, line: int) -> GivenAnswer:
-    if not isinstance(row, Mapping):
-        raise InputError.at(file, line=line, found=describe(row), expected="an object with a prompt and an answer")
-    prompt_field, answer_field = (_field(row, names, file, line) for names in (PROMPT_FIELDS, ANSWER_FIELDS))
-    prompt = prompt_in(row, prompt_field, file, line)
-    text = row[answer_field]
-    if not isinstance(text, str):
-        raise InputError.at(file, line=line, field=answer_field, found=describe(text), expected="a string")
-    written = {prompt_field: prompt_text(prompt), answer_field: text}
-    for name, value in {**written, "id": str(row.get("id")), "generator": str(row.get("generator"))}.items():
-        check_unicode(value, file, line, name)
-    return GivenAnswer(prompt, text, row, f"{file}:{line}")
-
-
-def _field(row: Mapping[str, Any], names: Sequence[str], file: str, line: int) -> str:
-    """The first of the fields that holds something."""
-    found = next((name for name in names if row.get(name) is not None), None)
-    if found is None:
-        had = f"the fields {', '.join(map(str, row)) or '(none)'}"[:120]
-        raise InputError.at(file, line=line, found=had, expected=" or ".join(f"'{name}'" for name in names))
-    return found
+def _answer(raw: RawRow, number: int) -> Item:
+    try:
+        item = parse_item(raw, number, ANSWER_FIELDS)
+        first_field(item.row, ANSWER_FIELDS)
+        for name in ("id", "generator"):
+            check_text(str(item.row.get(name)), name)
+    except RowError as error:
+        raise raw.error(error) from error
+    return item
 
 
 def _stem(path: Path) -> str:
@@ -130,11 +98,11 @@ def pair_answers(first: AnswerFile, second: AnswerFile) -> list[Comparison]:
                 f"{answer.where}: found another prompt than {other.where} has under the same id '{item}' "
                 f"({_shown(answer, by_id=False)}); expected the same prompt"
             )
-        comparisons.append(Comparison(answer.prompt, answer.text, other.text, item, systems))
+        comparisons.append(Comparison(answer.prompt, answer.response or "", other.response or "", item, systems))
     return comparisons
 
 
-def _by_item(answers: Sequence[GivenAnswer], *, by_id: bool) -> dict[str, GivenAnswer]:
+def _by_item(answers: Sequence[Item], *, by_id: bool) -> dict[str, Item]:
     seen: Counter[str] = Counter()
     items = {}
     for answer in answers:
@@ -144,7 +112,7 @@ def _by_item(answers: Sequence[GivenAnswer], *, by_id: bool) -> dict[str, GivenA
     return items
 
 
-def _shown(answer: GivenAnswer, *, by_id: bool) -> str:
+def _shown(answer: Item, *, by_id: bool) -> str:
     text = f"id {answer.id}" if by_id else answer.prompt.text
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
@@ -155,17 +123,3 @@ def _names(first: AnswerFile, second: AnswerFile) -> tuple[str, str]:
         if names[0] != names[1]:
             return names
     return f"{first.path} (first)", f"{second.path} (second)"
-
-
-def write_model_outputs(path: Path, file: AnswerFile) -> None:
-    """Write AlpacaEval's ``model_outputs.json``: instruction, output, generator; every other field stays as it was.
-
-    A conversation of several turns is written as its messages, which AlpacaEval itself does not read.
-    """
-    rows = []
-    for answer in file.answers:
-        messages = answer.prompt.messages
-        instruction = messages[0].content if len(messages) == 1 else answer.prompt.as_messages()
-        made = {"instruction": instruction, "output": answer.text, "generator": file.system}
-        rows.append({**answer.row, **made})
-    write_text(path, json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n")

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference
-from pitlm.data.pairs import RowDropped, RowError, parse_preference
-from pitlm.data.readers import RawRow, Unreadable, read_rows
+from pitlm.data.pairs import RowDropped, parse_preference
+from pitlm.data.readers import RawRow, read_rows
+from pitlm.data.row_fields import RowError
 from pitlm.io.atomic import atomic_writer
 
 EQUAL_RESPONSES = "equal responses"
@@ -68,14 +69,14 @@ def load_preferences(
         for row in stack.enter_context(_counted(read_rows(source), progress)):
             read += 1
             try:
-                preference = parse_row(row)
+                preference = parse_preference(row.value())
                 _check_worth(preference)
                 kept.append(preference)
             except RowDropped as drop:
                 dropped[drop.reason] += 1
             except RowError as error:
                 if not skip_invalid:
-                    raise located(row, error) from error
+                    raise row.error(error) from error
                 invalid += 1
                 _write_reject(out, row, error)
             if limit is not None and len(kept) >= limit:
@@ -86,13 +87,6 @@ def load_preferences(
         found = f"no preference to learn from in {read} rows" + (f" ({', '.join(parts)})" if parts else "")
         raise InputError.at(source, found=found, expected="at least one pair of two different responses to one prompt")
     return Loaded(kept, read, dict(dropped), invalid)
-
-
-def parse_row(row: RawRow) -> Preference:
-    """The preference in one raw row; raises RowError or RowDropped as :func:`parse_preference` does."""
-    if isinstance(row.data, Unreadable):
-        raise RowError(None, row.data.found, row.data.expected)
-    return parse_preference(row.data)
 
 
 def _check_worth(preference: Preference) -> None:
@@ -106,16 +100,10 @@ def _check_worth(preference: Preference) -> None:
         raise RowDropped(EMPTY_PROMPT)
 
 
-def located(row: RawRow, error: RowError) -> InputError:
-    """The error of one row as a message for the user: file, line, field, found, expected."""
-    return InputError.at(row.file, line=row.line, field=error.field, found=error.found, expected=error.expected)
-
-
 def _write_reject(out: TextIO | None, row: RawRow, error: RowError) -> None:
     if out is None:
         return
-    raw: Any = row.data.raw if isinstance(row.data, Unreadable) else row.data
-    reject = {"file": row.file, "line": row.line, "reason": str(error), "row": raw}
+    reject = {"file": row.file, "line": row.line, "reason": str(error), "row": row.raw}
     # ASCII with escapes: a rejected row may hold what UTF-8 cannot; str for the dates and bytes of parquet.
     out.write(json.dumps(reject, default=str) + "\n")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.data.dataset import Loaded, located, parse_row
-from pitlm.data.pairs import RowDropped, RowError
+from pitlm.data.dataset import Loaded
+from pitlm.data.pairs import RowDropped, parse_preference
 from pitlm.data.readers import read_rows
+from pitlm.data.row_fields import RowError
 from pitlm.io.atomic import atomic_writer, write_text
 
 FOLDS = ("sft", "reward", "rl", "validation", "test")
@@ -149,9 +150,9 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
         folds[fold] = []
         for row in read_rows(path):
             try:
-                preference = parse_row(row)
+                preference = parse_preference(row.value())
             except RowError as error:
-                raise located(row, error) from error
+                raise row.error(error) from error
             except RowDropped as error:
                 raise InputError.at(path, line=row.line, found=error.reason, expected="one prompt") from error
             other = home.setdefault(preference.prompt.key, fold)

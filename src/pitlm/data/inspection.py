@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """The distribution of a length in words."""
+class Length:
+    """The distribution of a length in words; ``quantiles`` are named by their percentage."""
 
+    unit: str
     mean: float
-    quantiles: dict[float, float]
+    quantiles: dict[str, float]
     longest: int
 
 
@@ -32,24 +33,25 @@ class Words:
 class LengthBias:
     """How often the longer response won, among pairs of unequal length, with a 95% Wilson interval.
 
-    ``share``, ``low`` and ``high`` are None where no pair is of unequal length.
+    ``share`` and ``interval_95`` are None where no pair is of unequal length.
     """
 
     longer_won: int
     unequal: int
     same_length: int
-    share: float | None
-    low: float | None
-    high: float | None
+    share: float | None = None
+    interval_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """Counts are rows, except ``distinct_prompts``.
 
-    ``turns`` maps the number of user turns in a prompt to its pairs. ``repeated_prompts`` counts pairs beyond the
-    first on a prompt, ``duplicates`` those that repeat an earlier pair word for word, ``contradictions`` those whose
-    responses an earlier pair ranks the other way.
+    Attributes:
+        repeated_prompts: pairs beyond the first on a prompt.
+        duplicates: pairs that repeat an earlier pair word for word.
+        contradictions: pairs whose responses an earlier pair ranks the other way.
+        turns: pairs by the number of user turns in their prompt.
     """
 
     read: int
@@ -63,43 +65,15 @@ class Inspection:
     contradictions: int
     with_system: int
     turns: dict[int, int]
-    prompt_words: Words
-    chosen_words: Words
-    rejected_words: Words
+    prompt_length: Length
+    chosen_length: Length
+    rejected_length: Length
     length_bias: LengthBias
     samples: tuple[Preference, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON; without the samples, which are not figures."""
-
-        def words(length: Words) -> dict[str, Any]:
-            quantiles = {f"{quantile:.0%}": value for quantile, value in length.quantiles.items()}
-            return {"unit": "words", "mean": length.mean, "quantiles": quantiles, "longest": length.longest}
-
-        bias = self.length_bias
-        return {
-            "read": self.read,
-            "kept": self.kept,
-            "invalid": self.invalid,
-            "dropped": self.dropped,
-            "equal_responses": self.equal_responses,
-            "distinct_prompts": self.distinct_prompts,
-            "repeated_prompts": self.repeated_prompts,
-            "duplicates": self.duplicates,
-            "contradictions": self.contradictions,
-            "with_system": self.with_system,
-            "turns": {str(turns): count for turns, count in self.turns.items()},
-            "prompt_length": words(self.prompt_words),
-            "chosen_length": words(self.chosen_words),
-            "rejected_length": words(self.rejected_words),
-            "length_bias": {
-                "longer_won": bias.longer_won,
-                "unequal": bias.unequal,
-                "same_length": bias.same_length,
-                "share": bias.share,
-                "interval_95": None if bias.low is None else [bias.low, bias.high],
-            },
-        }
+        return {name: value for name, value in asdict(self).items() if name != "samples"}
 
 
 def inspect_preferences(loaded: Loaded, samples: int = 3) -> Inspection:
@@ -113,8 +87,8 @@ def inspect_preferences(loaded: Loaded, samples: int = 3) -> Inspection:
         duplicates += ranked in seen
         contradictions += (pair.prompt.key, pair.rejected, pair.chosen) in seen
         seen.add(ranked)
-    chosen = [_count(pair.chosen) for pair in pairs]
-    rejected = [_count(pair.rejected) for pair in pairs]
+    chosen = [_words(pair.chosen) for pair in pairs]
+    rejected = [_words(pair.rejected) for pair in pairs]
     turns = Counter(sum(message.role == "user" for message in pair.prompt.messages) for pair in pairs)
     return Inspection(
         read=loaded.read,
@@ -128,31 +102,28 @@ def inspect_preferences(loaded: Loaded, samples: int = 3) -> Inspection:
         contradictions=contradictions,
         with_system=sum(pair.prompt.messages[0].role == "system" for pair in pairs),
         turns=dict(sorted(turns.items())),
-        prompt_words=_words(sum(_count(message.content) for message in pair.prompt.messages) for pair in pairs),
-        chosen_words=_words(chosen),
-        rejected_words=_words(rejected),
-        length_bias=_length_bias(chosen, rejected),
+        prompt_length=_length(sum(_words(message.content) for message in pair.prompt.messages) for pair in pairs),
+        chosen_length=_length(chosen),
+        rejected_length=_length(rejected),
+        length_bias=_length_bias(np.asarray(chosen), np.asarray(rejected)),
         samples=tuple(sorted(pairs, key=lambda pair: pair.prompt.key)[:samples]),
     )
 
 
-def _count(text: str) -> int:
+def _words(text: str) -> int:
     return len(text.split())
 
 
-def _words(counts: Iterable[int]) -> Words:
+def _length(counts: Iterable[int]) -> Length:
     values = np.asarray(list(counts))
-    if not values.size:
-        return Words(0.0, dict.fromkeys(QUANTILES, 0.0), 0)
-    quantiles = dict(zip(QUANTILES, np.quantile(values, QUANTILES).tolist(), strict=True))
-    return Words(float(values.mean()), quantiles, int(values.max()))
+    quantiles = {f"{q:.0%}": float(np.quantile(values, q)) for q in QUANTILES}
+    return Length("words", float(values.mean()), quantiles, int(values.max()))
 
 
-def _length_bias(chosen: list[int], rejected: list[int]) -> LengthBias:
-    longer_won = sum(won > lost for won, lost in zip(chosen, rejected, strict=True))
-    unequal = sum(won != lost for won, lost in zip(chosen, rejected, strict=True))
+def _length_bias(chosen: np.ndarray, rejected: np.ndarray) -> LengthBias:
+    longer_won, unequal = int((chosen > rejected).sum()), int((chosen != rejected).sum())
     same = len(chosen) - unequal
     if not unequal:
-        return LengthBias(0, 0, same, None, None, None)
+        return LengthBias(0, 0, same)
     interval = binomtest(longer_won, unequal).proportion_ci(confidence_level=0.95, method="wilson")
-    return LengthBias(longer_won, unequal, same, longer_won / unequal, float(interval.low), float(interval.high))
+    return LengthBias(longer_won, unequal, same, longer_won / unequal, (float(interval.low), float(interval.high)))

@@ -1,26 +1,31 @@
-"""The rows of a batch job as they come in and as they go out."""
+"""Rows with a prompt and mostly a response: what a batch job improves, and what judges compare."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
-from pitlm.data.prompt_fields import PROMPT_FIELDS, check_unicode, prompt_in, prompt_text
-from pitlm.data.readers import RawRow, Unreadable, read_rows
-
-RESPONSE_FIELDS = ("response", "output")
+from pitlm.data.readers import RawRow, read_rows
+from pitlm.data.row_fields import (
+    PROMPT_FIELDS,
+    RESPONSE_FIELDS,
+    RowError,
+    check_text,
+    describe,
+    first_field,
+    read_prompt,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row of the input: a prompt, its response where there is one, the row as it was, and where it stands.
+    """One row: a prompt, its response where the row has one, the row as it was, and where it stands.
 
-    ``number`` counts the rows from 0.
+    ``number`` counts the rows of the input from 0.
     """
 
     number: int
@@ -29,10 +34,16 @@ class Item:
     row: Mapping[str, Any]
     where: str
 
+    @property
+    def id(self) -> str | None:
+        """The field ``id`` as text; None where the row has none, or an empty one."""
+        value = self.row.get("id")
+        return None if value is None or value == "" else str(value)
+
     def improved(self, trace: Trace) -> dict[str, Any]:
         """The user's own fields, then those of the trace; the prompt stays in the shape in which it was given.
 
-        AlpacaEval's ``output`` becomes the final answer, so that the file can be given to it as it is.
+        AlpacaEval's ``output`` becomes the final answer, so that the file can be given to AlpacaEval as it is.
         """
         made = trace.as_dict()
         if any(name in self.row for name in PROMPT_FIELDS):
@@ -55,25 +66,37 @@ class Failure:
         return {"where": self.where, "reason": self.reason, "row": self.row}
 
 
-def read_items(path: Path) -> Iterator[Item | Failure]:
-    """Yield one by one the rows of a file, a folder or a hub name.
+def parse_item(raw: RawRow, number: int, answer_fields: Sequence[str] = RESPONSE_FIELDS) -> Item:
+    """Read one row, with its prompt (a string or messages) in ``prompt``, ``messages`` or ``instruction``.
 
-    A row has its prompt (a string or messages) in ``prompt``, ``messages`` or ``instruction``, and an optional answer
-    in ``response`` or ``output``.
+    Args:
+        answer_fields: where the response may be; the first that holds something counts.
+
+    Raises:
+        RowError: a row that could not be decoded, no prompt, or a prompt or response of another type.
+    """
+    row = raw.value()
+    if not isinstance(row, Mapping):
+        raise RowError(None, describe(row), "an object with 'prompt' and 'response'")
+    asked = first_field(row, PROMPT_FIELDS)
+    prompt = read_prompt(row[asked], asked)
+    answered = next((name for name in answer_fields if row.get(name) is not None), None)
+    response = None if answered is None else check_text(row[answered], answered)
+    return Item(number, prompt, response, row, raw.where)
+
+
+def read_items(path: Path) -> Iterator[Item | Failure]:
+    """Yield one by one the rows of a file, a folder or a hub name, as :func:`parse_item` reads them.
 
     Raises:
         InputError: nothing readable there, a file that is damaged as a whole, or no rows.
     """
     number = -1
     for number, raw in enumerate(read_rows(path)):
-        where = f"{raw.file}:{raw.line}"
         try:
-            prompt, response, row = _parse(raw)
-        except InputError as error:
-            found = raw.data.raw if isinstance(raw.data, Unreadable) else raw.data
-            yield Failure(number, where, str(error).removeprefix(f"{where}: "), found)
-        else:
-            yield Item(number, prompt, response, row, where)
+            yield parse_item(raw, number)
+        except RowError as error:
+            yield Failure(number, raw.where, str(error), raw.raw)
     if number < 0:
         raise InputError.at(path, found="no rows", expected="one JSON object a line, with 'prompt' and 'response'")
 
@@ -84,22 +107,3 @@ def count_rows(path: Path) -> int | None:
         return None
     with path.open("rb") as lines:
         return sum(not line.isspace() for line in lines)
-
-
-def _parse(raw: RawRow) -> tuple[Prompt, str | None, Mapping[str, Any]]:
-    row, at = raw.data, partial(InputError.at, raw.file, line=raw.line)
-    if isinstance(row, Unreadable):
-        raise at(found=row.found, expected=row.expected)
-    if not isinstance(row, Mapping):
-        raise at(found=type(row).__name__, expected="an object with 'prompt' and 'response'")
-    field = next((name for name in PROMPT_FIELDS if name in row), None)
-    if field is None:
-        raise at(field="prompt", found="nothing", expected="a string or a list of messages")
-    prompt = prompt_in(row, field, raw.file, raw.line)
-    answer = next((name for name in RESPONSE_FIELDS if row.get(name) is not None), "response")
-    response = row.get(answer)
-    if response is not None and not isinstance(response, str):
-        raise at(field=answer, found=type(response).__name__, expected="a string")
-    for name, text in ((field, prompt_text(prompt)), (answer, response or "")):
-        check_unicode(text, raw.file, raw.line, name)
-    return prompt, response, row

@@ -12,17 +12,40 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pitlm.core.errors import InputError
+from pitlm.data.row_fields import RowError
+from pitlm.io.parts import find_part, part_names
+
+READERS = {
+    "jsonl": "pitlm.data.readers:read_jsonl",
+    "json": "pitlm.data.readers:read_json",
+    "csv": "pitlm.data.readers:read_csv",
+    "parquet": "pitlm.data.readers:read_parquet",
+}
+"""The readers of files, by suffix. Another package adds a reader with an entry point of the group ``pitlm.readers``
+whose name is the suffix. A reader takes a path and yields, for each row, the number of its line (or of the row), from
+1, and its content."""
+
+Reader = Callable[[Path], Iterator[tuple[int, object]]]
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(:(?P<split>[\w.\-\[\]%:+]+))?")
-_FORMATS = ".jsonl, .json, .csv (each also .gz) or .parquet"
 # Files that live beside data and hold none: those of the hub's tools, and what `pit data prepare` writes.
 _NOT_DATA = {
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "summary.json", "rejects.jsonl",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands as the data of a row that could not be decoded, so that the caller decides what that costs."""
+
+    found: str
+    expected: str
+    raw: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +56,28 @@ class RawRow:
     line: int
     data: object
 
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Stands as the data of a row that could not be decoded, so that the caller decides what it costs."""
+    @property
+    def raw(self) -> object:
+        """The row as it was, decoded or not."""
+        return self.data.raw if isinstance(self.data, Unreadable) else self.data
 
-    found: str
-    expected: str
-    raw: str
+    def value(self) -> object:
+        """What the row holds.
+
+        Raises:
+            RowError: the row could not be decoded.
+        """
+        if isinstance(self.data, Unreadable):
+            raise RowError(None, self.data.found, self.data.expected)
+        return self.data
+
+    def error(self, error: RowError) -> InputError:
+        """The error of this row as a message for the user: file, line, field, found, expected."""
+        return InputError(f"{self.where}: {error}")
 
 
 def read_rows(source: str | Path) -> Iterator[RawRow]:
@@ -54,21 +91,20 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
         InputError: no such source, nothing readable in it, or a file that is damaged as a whole.
     """
     if source == "":  # as a path it is the folder where one stands
-        raise InputError(f"data: found an empty name, expected {_FORMATS}, a folder of them, or org/name")
+        raise InputError(f"data: found an empty name, expected {_formats()}, a folder of them, or org/name")
     path = Path(source)
     if path.is_dir():
         files = _files_below(path)
     elif path.exists():
-        if _reader_of(path) is None:
-            raise InputError.at(path, found=f"a file of kind '{path.suffix}'", expected=_FORMATS)
+        if _suffix(path) is None:
+            raise InputError.at(path, found=f"a file of kind '{path.suffix}'", expected=_formats())
         files = [path]
     else:
         yield from _hub_rows(str(source))
         return
     for file in files:
-        reader = _reader_of(file)
-        assert reader is not None
-        yield from reader(file)
+        reader: Reader = find_part("pitlm.readers", READERS, _suffix(file) or "")
+        yield from (RawRow(str(file), line, data) for line, data in reader(file))
 
 
 def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
@@ -94,8 +130,10 @@ def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
         InputError: as there, and for such a line.
     """
     for raw in read_rows(source):
-        if isinstance(raw.data, Unreadable):
-            raise InputError.at(raw.file, line=raw.line, found=raw.data.found, expected=raw.data.expected)
+        try:
+            raw.value()
+        except RowError as error:
+            raise raw.error(error) from error
         yield raw
 
 
@@ -106,25 +144,32 @@ def _files_below(folder: Path) -> list[Path]:
         return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
     found = sorted(path for path in folder.rglob("*") if path.is_file() and visible(path))
-    files = [path for path in found if path.name not in _NOT_DATA and _reader_of(path) is not None]
+    files = [path for path in found if path.name not in _NOT_DATA and _suffix(path) is not None]
     if not files:
-        raise InputError.at(folder, found=f"a folder with no data files ({len(found)} others)", expected=_FORMATS)
+        raise InputError.at(folder, found=f"a folder with no data files ({len(found)} others)", expected=_formats())
     return files
 
 
-_Reader = Callable[[Path], Iterator[RawRow]]
+@cache
+def _suffixes() -> list[str]:
+    return part_names("pitlm.readers", READERS)
 
 
-def _reader_of(path: Path) -> _Reader | None:
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith(".parquet"):
-        return _parquet_rows if not path.name.lower().endswith(".gz") else None
-    readers: dict[str, _Reader] = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
-    return readers.get(Path(name).suffix)
+def _formats() -> str:
+    """What can be read, for an error message."""
+    more = "".join(f" or .{suffix}" for suffix in _suffixes()[len(READERS) :])
+    return f".jsonl, .json, .csv (each also .gz) or .parquet{more}"
+
+
+def _suffix(path: Path) -> str | None:
+    """The name of what reads a file; None where nothing does."""
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix[1:]
+    return suffix if suffix in _suffixes() and not name.endswith(".parquet.gz") else None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a plain or gzipped file for bytes; damage inside a gzip becomes an InputError."""
     if not path.name.lower().endswith(".gz"):
         with open(path, "rb") as plain:
@@ -149,12 +194,12 @@ def _where(error: json.JSONDecodeError) -> str:
     return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
-def _jsonl_rows(path: Path) -> Iterator[RawRow]:
-    with _opened(path) as handle:
+def read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
+    with opened(path) as handle:
         # Bytes, because text mode would also break lines at separators that JSON strings may hold.
         for number, raw in enumerate(handle, start=1):
             if raw.strip():
-                yield RawRow(str(path), number, _json_line(raw, first=number == 1))
+                yield number, _json_line(raw, first=number == 1)
 
 
 def _json_line(raw: bytes, *, first: bool) -> object:
@@ -172,8 +217,8 @@ def _json_line(raw: bytes, *, first: bool) -> object:
         return Unreadable(f"broken JSON ({error})", expected, text.rstrip("\n"))
 
 
-def _json_rows(path: Path) -> Iterator[RawRow]:
-    with _opened(path) as handle:
+def read_json(path: Path) -> Iterator[tuple[int, object]]:
+    with opened(path) as handle:
         raw = handle.read()
     expected = "a list of objects, or an object whose 'data' is one"
     try:
@@ -184,7 +229,7 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
         if (
             error.msg == "Extra data"
         ):  # several values in a row: JSON lines under the other suffix, as hubs often name it
-            yield from _jsonl_rows(path)
+            yield from read_jsonl(path)
             return
         found = f"broken JSON ({_where(error)})"
         raise InputError.at(path, line=error.lineno, found=found, expected=expected) from error
@@ -194,14 +239,13 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
     if not isinstance(rows, list):
         kind = "an object without a list 'data'" if isinstance(value, dict) else type(value).__name__
         raise InputError.at(path, found=kind, expected=expected)
-    for number, row in enumerate(rows, start=1):
-        yield RawRow(str(path), number, row)
+    yield from enumerate(rows, start=1)
 
 
-def _csv_rows(path: Path) -> Iterator[RawRow]:
+def read_csv(path: Path) -> Iterator[tuple[int, object]]:
     """The first record names the columns; ``line`` is the line on which a record starts."""
     csv.field_size_limit(2**31 - 1)  # a conversation easily exceeds the module's 128 KiB
-    with _opened(path) as binary:
+    with opened(path) as binary:
         # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
         records = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), strict=True)
         header: list[str] | None = None
@@ -211,7 +255,7 @@ def _csv_rows(path: Path) -> Iterator[RawRow]:
                 if header is None:
                     header = [name.strip() for name in record]
                 elif record:
-                    yield RawRow(str(path), start, _csv_record(header, record))
+                    yield start, _csv_record(header, record)
                 start = records.line_num + 1
         except csv.Error as error:
             raise InputError.at(path, line=start, found=f"broken CSV ({error})", expected="a CSV record") from error
@@ -245,17 +289,14 @@ def _cell(text: str) -> object:
     return text
 
 
-def _parquet_rows(path: Path) -> Iterator[RawRow]:
+def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        number = 0
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield RawRow(str(path), number, row)
+            rows = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
             raise
@@ -266,9 +307,9 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 def _hub_rows(source: str) -> Iterator[RawRow]:
     match = _HUB_NAME.fullmatch(source)
     # With the first part a folder here, the name is far likelier a mistyped path than a hub's organisation.
-    if match is None or Path(source).parent.is_dir() or _reader_of(Path(source)) is not None:
+    if match is None or Path(source).parent.is_dir() or _suffix(Path(source)) is not None:
         raise InputError.at(
-            source, found="no such file or folder", expected=f"{_FORMATS}, a folder of them, or org/name"
+            source, found="no such file or folder", expected=f"{_formats()}, a folder of them, or org/name"
         )
     name, split = match["name"], match["split"] or "train"
     import datasets
@@ -279,7 +320,7 @@ def _hub_rows(source: str) -> Iterator[RawRow]:
         summary = str(error).strip().split("\n")[0][:160]
         raise InputError(
             f"{source}: this path does not exist here, and as a hub data set (split '{split}') it could not be loaded: "
-            f"{summary}. Give a path to {_FORMATS}, or a folder of them."
+            f"{summary}. Give a path to {_formats()}, or a folder of them."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield RawRow(f"{name}:{split}", number, row)

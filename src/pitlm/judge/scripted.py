@@ -10,8 +10,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance
 from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Reply
-from pitlm.data.pairs import describe
 from pitlm.data.readers import read_sound_rows
+from pitlm.data.row_fields import describe
 from pitlm.engines.endpoint import Completion
 from pitlm.judge.llm import read_reply
 from pitlm.judge.protocol import TwoOrderJudge

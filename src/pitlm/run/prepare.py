@@ -11,7 +11,7 @@ from pitlm.core.nouns import Preference
 from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.folds import cut_folds, write_folds
-from pitlm.data.lengths import LengthLimits, fit_preferences
+from pitlm.data.lengths import fit_preferences
 from pitlm.models.loading import load_shape, load_tokenizer, load_window
 from pitlm.models.scratch import make_from_scratch
 from pitlm.run.context import Context
@@ -33,18 +33,17 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     _check_window(context)
     _check_reward_base(context)
     _check_target_modules(context)
-    limits = LengthLimits(data.max_prompt_tokens, data.max_response_tokens, data.over_long)
-    fitted = fit_preferences(loaded.preferences, tokenizer, context.template, limits)
-    if not fitted.preferences:
+    fitted, trimmed = fit_preferences(loaded.preferences, tokenizer, context.template, data)
+    if not fitted:
         raise InputError(
             f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and "
             f"{data.max_response_tokens} response tokens, expected some; raise data.max_prompt_tokens or "
             "data.max_response_tokens"
         )
     # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
-    folds = cut_folds(fitted.preferences, test=data.test, validation=data.validation)
+    folds = cut_folds(fitted, test=data.test, validation=data.validation)
     summary = write_folds(folder, folds, loaded)
-    return {**summary, "over_long": {"dropped": fitted.dropped, "trimmed": fitted.trimmed}}
+    return {**summary, "over_long": {"dropped": len(loaded.preferences) - len(fitted), "trimmed": trimmed}}
 
 
 def _longest(recipe: Recipe) -> int:

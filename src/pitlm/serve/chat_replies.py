@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from pitlm.data.prompt_fields import is_unicode
+from pitlm.data.row_fields import is_unicode
 from pitlm.serve.error_replies import Headers
 from pitlm.serve.live_loop import LiveOutcome
 

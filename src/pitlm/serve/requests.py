@@ -9,7 +9,7 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
-from pitlm.data.prompt_fields import is_unicode
+from pitlm.data.row_fields import is_unicode
 from pitlm.serve.error_replies import ApiError
 from pitlm.serve.live_loop import Bounds
 

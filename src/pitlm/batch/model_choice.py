@@ -1,0 +1,85 @@
+"""Which models `pit improve` uses and what runs them: the section that its options come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pitlm.core.errors import InputError
+from pitlm.core.recipe import PositiveInt, Section
+from pitlm.data.row_fields import is_unicode
+from pitlm.engines.engine import ENGINES
+from pitlm.io.parts import part_names
+
+OF_ENGINE = {"base_url": "endpoint", "model": "endpoint", "workers": "ray", "part_rows": "ray"}
+"""Settings that only one engine takes."""
+
+
+class ModelChoice(Section):
+    """The models of a batch job and what runs them. A model that is not named is the run's."""
+
+    run: Path | None = Field(None, description="A finished run; gives models and settings.")
+    improver: Path | None = Field(None, description="Folder of an improver, instead of the run's.")
+    gap: Path | None = Field(None, description="Folder of a gap model, instead of the run's.")
+    policy: Path | None = Field(
+        None, description="Folder of the model that answers rows without a response, instead of the run's policy."
+    )
+    policy_url: str | None = Field(
+        None, description="Address of an OpenAI-compatible server that answers rows without a response."
+    )
+    policy_model: str | None = Field(None, description="Name of the model on the server of --policy-url.")
+    engine: str = Field(
+        "transformers",
+        description="What runs the improver: transformers (this process), vllm (extra 'vllm'), endpoint (a server), "
+        "ray (a Ray cluster, extra 'ray'), or an engine of another package.",
+    )
+    base_url: str | None = Field(None, description="Address of the OpenAI-compatible server of --engine endpoint.")
+    model: str | None = Field(None, description="Name of the improver on the server of --engine endpoint.")
+    tokens_per_batch: PositiveInt | None = Field(
+        None,
+        description="Tokens in flight at once, prompts included; more is faster and takes more memory. Default: 16384.",
+    )
+    workers: PositiveInt | None = Field(
+        None,
+        description="Processes of --engine ray; each loads the models. Default: one for each GPU, or else for each "
+        "CPU core.",
+    )
+    part_rows: PositiveInt = Field(
+        1000, description="Rows that a worker of --engine ray takes at once; more keep vLLM fuller."
+    )
+
+    def check(self, prompt: str | None, response: str | None) -> None:
+        """Refuse options that do not go together.
+
+        Args:
+            prompt: the one prompt to improve an answer of; None where a file is improved.
+
+        Raises:
+            InputError: the option at fault, what was found and what was expected.
+        """
+        for name, text in (("--prompt", prompt), ("--response", response)):
+            if text is not None and not is_unicode(text):
+                raise InputError(f"{name}: found bytes that are not UTF-8, expected text")
+        if prompt is not None and not prompt.strip():
+            raise InputError("--prompt: found nothing, expected the question that was answered")
+        engines = [*part_names("pitlm.engines", ENGINES), "ray"]
+        if self.engine not in engines:
+            raise InputError(f"--engine: found '{self.engine}', expected one of {', '.join(engines)}")
+        for option, engine in OF_ENGINE.items():
+            if option in self.model_fields_set and self.engine != engine:
+                name = "--" + option.replace("_", "-")
+                raise InputError(f"{name}: found beside --engine {self.engine}, expected beside --engine {engine}")
+        if self.engine == "endpoint":
+            if self.model is None:
+                raise InputError("--model: found nothing, expected the improver's name on the server")
+            if self.improver is not None:
+                raise InputError("--improver: found beside --engine endpoint, expected --model, its name on the server")
+            if self.run is None and self.gap is None:
+                raise InputError("give --run (a finished run) or --gap")
+        elif self.run is None and (self.improver is None or self.gap is None):
+            raise InputError("give --run (a finished run), or both --improver and --gap")
+        if self.policy_url is not None and self.policy_model is None:
+            raise InputError("--policy-model: found nothing, expected the model's name beside --policy-url")
+        if self.engine == "ray" and prompt is not None:
+            raise InputError("--engine ray: found beside --prompt, expected beside FILE")

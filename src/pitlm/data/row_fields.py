@@ -1,0 +1,137 @@
+"""The fields of one row of data: their names, how text and messages are read, and the error that names a field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pitlm.core.nouns import ROLES, Message, Prompt
+
+PROMPT_FIELDS = ("prompt", "messages", "instruction")
+"""Where a row has its prompt; AlpacaEval calls it ``instruction``."""
+
+RESPONSE_FIELDS = ("response", "output")
+"""Where a row has a response that may be improved; AlpacaEval calls it ``output``."""
+
+ANSWER_FIELDS = ("final", *RESPONSE_FIELDS)
+"""Where a row has the answer that is judged: the answer that `pit improve` made comes before the one it was given."""
+
+Turns = list[Message]
+
+
+class RowError(ValueError):
+    """A row that cannot be used: which field, what was found in it, what was expected."""
+
+    def __init__(self, field: str | None, found: str, expected: str) -> None:
+        prefix = f"field '{field}': " if field else ""
+        super().__init__(f"{prefix}found {found}, expected {expected}")
+        self.field, self.found, self.expected = field, found, expected
+
+
+def describe(value: object) -> str:
+    """A few words for an error message: the kind of value and at most its first 30 characters."""
+    match value:
+        case None:
+            return "null"
+        case str():
+            start = value[:30] + ("…" if len(value) > 30 else "")
+            return f"a string ({start!r})"
+        case bool() | int() | float():
+            return f"a {'boolean' if isinstance(value, bool) else 'number'} ({str(value)[:30]})"
+        case Mapping():
+            return f"an object with the fields {list_fields(value)}"
+        case Sequence():
+            return f"a list of {len(value)}"
+        case _:
+            return f"a value of type {type(value).__name__}"
+
+
+def list_fields(row: Mapping[str, object]) -> str:
+    """The names of a row's first six fields, for an error message."""
+    names = [str(name)[:30] for name in row]
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") if names else "none"
+
+
+def first_field(row: Mapping[str, object], names: Sequence[str]) -> str:
+    """The first of the fields that holds something.
+
+    Raises:
+        RowError: none of them does.
+    """
+    found = next((name for name in names if row.get(name) is not None), None)
+    if found is None:
+        expected = " or ".join(f"'{name}'" for name in names)
+        raise RowError(None, f"the fields {list_fields(row)}", expected)
+    return found
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string is valid Unicode, which JSON's and a shell's need not be."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_text(value: object, field: str, expected: str = "a string") -> str:
+    """Return a value that is text and can be written to a file.
+
+    Raises:
+        RowError: something else, or a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise RowError(field, describe(value), expected)
+    if not is_unicode(value):
+        raise RowError(field, "half a character (a lone surrogate)", "valid Unicode")
+    return value
+
+
+def read_messages(value: object, field: str, expected: str) -> Turns:
+    """Read chat messages. Roles and contents are checked, the order is not.
+
+    Raises:
+        RowError: something else, or a message at fault.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise RowError(field, describe(value), expected)
+    if not value:
+        raise RowError(field, "an empty list", expected)
+    turns = []
+    for number, item in enumerate(value, start=1):
+        if not isinstance(item, Mapping):
+            raise RowError(field, f"{describe(item)} as message {number}", "an object with role and content")
+        role, content = item.get("role"), item.get("content")
+        if role not in ROLES:
+            shown = describe(role) if "role" in item else f"no role (the message has {list_fields(item)})"
+            raise RowError(field, f"{shown} as the role of message {number}", f"one of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            shown = describe(content) if "content" in item else "nothing"
+            raise RowError(field, f"{shown} as the content of message {number}", "a string")
+        turns.append(Message(role, check_text(content, field)))
+    return turns
+
+
+def as_prompt(turns: Turns, field: str) -> Prompt:
+    """Return the turns as a prompt.
+
+    Raises:
+        RowError: turns that do not alternate, or that do not end on the user's.
+    """
+    offset = 1 if turns and turns[0].role == "system" else 0
+    for index, turn in enumerate(turns[offset:]):
+        expected = "user" if index % 2 == 0 else "assistant"
+        if turn.role != expected:
+            rule = (
+                f"'{expected}': the turns of a conversation alternate, the user's first, after an optional system turn"
+            )
+            raise RowError(field, f"role '{turn.role}' in turn {offset + index + 1}, which does not alternate", rule)
+    if turns[-1].role != "user":
+        raise RowError(field, f"a conversation in which '{turns[-1].role}' comes last", "'user' before the response")
+    return Prompt(tuple(turns))
+
+
+def read_prompt(value: object, field: str) -> Prompt:
+    """Read a prompt, a string or chat messages.
+
+    Raises:
+        RowError: something else, or a conversation that is no prompt.
+    """
+    if isinstance(value, str):
+        return Prompt.of(check_text(value, field))
+    return as_prompt(read_messages(value, field, "a string or a list of messages"), field)
