@@ -37,7 +37,7 @@ test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: $(READY) ## Run the tests that train for minutes
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python -m pytest -m slow
 
 chromium:
 	@test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || \

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 FAULTS = ("fail", "stall", "cut", "nonsense")
-PATIENCE = 2.0  # seconds that the proxy waits for upstream and improver in the faults part
+ANSWERED = 600  # seconds, after which a request counts as lost; far more than the proxy may take
 
 
 class Scripted(asyncio.Protocol):
@@ -258,7 +258,7 @@ async def faults(proxied: str, direct: str, clients: int, requests: int) -> dict
             }
             request |= {"stream": True} if random_.random() < 1 / 3 else {}
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(ANSWERED):
                     tally.count(request, *await client.ask("POST", "/v1/chat/completions", request))
             except TimeoutError:
                 tally.lost += 1
@@ -298,8 +298,9 @@ async def said(proxied: str, name: str) -> float:
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     serve = ("-m", "pitlm.cli.main", "serve", "--port", "0", "--concurrency", "128")
     with process(__file__, "--upstream") as direct:
-        models = ("--improver", direct, "--gap", direct, "--rounds", "2", "--improve-timeout", str(PATIENCE))
-        with process(*serve, "--upstream", direct, *models, "--upstream-timeout", str(PATIENCE)) as proxied:
+        limits = ("--improve-timeout", str(options.patience), "--upstream-timeout", str(options.patience))
+        models = ("--improver", direct, "--gap", direct, "--rounds", "2")
+        with process(*serve, "--upstream", direct, *models, *limits) as proxied:
             figures: dict[str, Any] = await latency(direct, proxied, options.requests // 5)
             busy = await said(proxied, "process_cpu_seconds_total")
             for name, url in (("direct", direct), ("proxied", proxied)):
@@ -313,6 +314,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument(
+        "--patience", type=float, default=2.0, help="seconds that the proxy waits for upstream and improver"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
         "--upstream", action="store_true", help="run as the scripted upstream; the benchmark starts itself so"

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # As a batch job sets it in its own process, before its first product of matrices: here other tests come before one.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # an example that takes long is no failure: the machine may be busy
 sys.path.insert(0, str(Path(__file__).parent))  # for `builders`: test files are not a package
 
 

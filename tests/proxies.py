@@ -21,7 +21,7 @@ from pitlm.serve.app import make_app
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.settings import Settings
 
-HTTP = httpx.Client()
+HTTP = httpx.Client(timeout=600)
 OPENAI = openai.DefaultHttpxClient()  # not always of the same library
 
 
@@ -43,7 +43,7 @@ class Proxy:
                 "api_key": "client-key",
                 "max_retries": 0,
                 "http_client": OPENAI,
-                "timeout": 20,
+                "timeout": 600,
                 **more,
             }
         )
@@ -63,7 +63,9 @@ def proxied(improves: bool = True, **settings: Any):
 
         @asynccontextmanager
         async def application():
-            chosen = Settings(**{"loop": LoopSection(rounds=3), "improve_seconds": 10.0, "heartbeat": 0.02, **settings})
+            chosen = Settings(
+                **{"loop": LoopSection(rounds=3), "improve_seconds": 300.0, "heartbeat": 0.02, **settings}
+            )
             there = connection.Upstream(f"{up}/v1", key=chosen.upstream_key, seconds=chosen.upstream_seconds)
             models = {"improver": writer, "scorer": judge} if improves else {"improver": None, "scorer": None}
             yield make_app(chosen, Metrics(), there, **models)

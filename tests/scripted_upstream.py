@@ -188,7 +188,7 @@ def served(app):
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(600)
     try:
         yield address[0]
     finally:

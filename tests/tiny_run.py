@@ -59,7 +59,7 @@ class Shell:
 
     def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=500
+            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
 
 

@@ -16,7 +16,6 @@ from journal_reader import finished_rows
 
 from pitlm.cli.main import main
 
-pytestmark = pytest.mark.timeout(3600)  # catches a hang only: a minute where nothing else runs
 ROWS, PART = 180, 40
 WORDS = ["price", "lamp", "small", "red", "nine", "help", "question", "many"]
 

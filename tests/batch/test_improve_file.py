@@ -17,7 +17,6 @@ from scripted_endpoint import ScriptedEndpoint
 from pitlm.batch.finished_rows import Journal
 from pitlm.cli.main import main
 
-pytestmark = pytest.mark.timeout(3600)  # catches a hang only: a minute where nothing else runs
 ROWS = 1000
 
 

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCORE = """
 import random, sys
 from pathlib import Path
@@ -35,7 +33,6 @@ print(sum(not torch.equal(a, b) for a, b in zip(alone, score_groups(model, group
 """
 
 
-@pytest.mark.timeout(3600)  # catches a hang only: a few seconds where nothing else runs
 def test_a_batch_job_scores_alike_whatever_is_beside_it_on_two_threads(models: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     command = [sys.executable, "-c", SCORE, models / "improver", models / "gap"]

@@ -76,7 +76,7 @@ def new_page(chromium, watched):
 
         def make(base_url, **profile):
             context = chromium.new_context(base_url=base_url, **profile)
-            context.set_default_timeout(10_000)
+            context.set_default_timeout(600_000)
             stack.callback(context.close)
             page = context.new_page()
             watched.watch(page, base_url)

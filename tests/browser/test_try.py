@@ -170,7 +170,8 @@ def test_the_policy_stops_what_gets_in_all_the_same(proxy, new_page, watched):
     page.route(root(proxy) + "/", let_in)
     page.goto("/")
     assert page.locator("main img[onerror]").count() == 1  # it is in
-    page.wait_for_timeout(300)
+    while not watched.seen:
+        page.wait_for_timeout(20)
     assert page.evaluate("try { document.body.innerHTML = '<b>'; 'taken' } catch (error) { error.name }") == "TypeError"
     assert watched.seen
     assert watched.seen == [what for what in watched.seen if what.startswith("console: ")]
@@ -267,13 +268,12 @@ def test_stopping_ends_the_work_at_the_upstream_too(proxy, new_page, watched):
     page.get_by_label("Model that answers").fill("stall")
     visitor.ask()
     page.get_by_role("status").get_by_text("Asking stall …").wait_for()
-    page.wait_for_timeout(200)
+    while not proxy.upstream.requests:
+        page.wait_for_timeout(20)
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("status").get_by_text("Stopped.").wait_for()
     assert page.get_by_role("alert").is_hidden()
-    for _ in range(100):
-        if proxy.upstream.cancelled:
-            break
+    while not proxy.upstream.cancelled:
         page.wait_for_timeout(20)
     assert proxy.upstream.cancelled == 1
 

@@ -589,13 +589,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 POCKET = {**RECIPE, "data": {**RECIPE["data"], "source": "pocket", "pairs": 60, "max_new_tokens": 8}}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kib", "stage"), [(16, "data"), (120, "policy-sft")])
 def test_a_disk_that_fills_up_loses_nothing(cli: Cli, small_disk: Callable[[int], Path], kib: int, stage: str) -> None:
     disk = small_disk(kib)
     cli.recipe.write_text(yaml.safe_dump({**POCKET, "evaluation": {"items": 4, "fresh_pairs": 4, "resamples": 20}}))
     command = [sys.executable, "-m", "pitlm.cli.main", "run", cli.recipe, "--out", disk / "run", "--until", stage]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr + done.stdout
     assert_one_message(done.stderr)
     assert "the disk is full" in done.stderr
@@ -603,7 +602,7 @@ def test_a_disk_that_fills_up_loses_nothing(cli: Cli, small_disk: Callable[[int]
     assert all(record["status"] in ("started", "done") for record in records)
     assert not list(disk.rglob(".*.tmp"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
 
 
@@ -822,7 +821,7 @@ def test_an_unfinished_run_is_explained(cli: Cli) -> None:
 def test_from_a_shell_it_is_one_line_and_code_two(cli: Cli) -> None:
     source = cli.source("pairs.jsonl", lines(*GOOD[:2], '{"prompt": "q", "chosen": 3, "rejected": "b"}'))
     command = [sys.executable, "-m", "pitlm.cli.main", "run", cli.recipe, "--data", source, "--out", cli.out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     expected = f"Error: {source}:3: field 'chosen': found a number (3), expected a string, or a list of messages"
     assert done.stderr.startswith(expected)

@@ -142,15 +142,14 @@ def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(server, file
     options = llm(server, output, "--cache", cache, "--concurrency", "2")
     # Nine calls are answered; whatever comes after hangs until the server closes, and is never answered.
     numbers = itertools.count(1)
-    server.reply = lambda request: honest(request) if next(numbers) <= 9 else Stall(30)
+    server.reply = lambda request: honest(request) if next(numbers) <= 9 else Stall(3600)
     command = [sys.executable, "-m", "pitlm.cli.main", "judge", *map(str, files), *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while (stored(cache) < 9 or len(server.calls) < 11) and time.monotonic() < deadline:
+        while stored(cache) < 9 or len(server.calls) < 11:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     finally:
         process.kill()
     assert len(server.answered) == stored(cache) == 9

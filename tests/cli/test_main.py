@@ -22,7 +22,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "pydantic", "numpy", "scipy", "
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pitlm.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ from pitlm.cli.main import main
 atexit.register(lambda: print("\\n" + json.dumps(sorted(sys.modules))))
 main({arguments!r})
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     modules = json.loads(done.stdout.splitlines()[-1])
     assert "pitlm.cli.main" in modules
     assert HEAVY.isdisjoint(modules)
@@ -165,7 +165,7 @@ def test_closed_pipe_is_silent() -> None:
     script = "import sys; from pitlm.cli.main import main; main(['recipes', 'show', 'quickstart'])"
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -33,7 +33,9 @@ def test_it_serves_without_torch_and_finishes_what_is_in_flight():
     with served(Upstream()) as up, proxied() as scorer:
         options = ("--upstream", f"{up}/v1", "--improver", f"{up}/v1", "--improver-model", "chat", "--gap", scorer.url)
         with running(*options, "--rounds", "1") as (process, url):
-            reply = httpx.post(f"{url}/chat/completions", json={**ASK, "metadata": {"say": "Five ."}}).json()
+            reply = httpx.post(
+                f"{url}/chat/completions", json={**ASK, "metadata": {"say": "Five ."}}, timeout=600
+            ).json()
             # The gap model likes it, because it does not say "Better" too often.
             assert (reply["choices"][0]["message"]["content"], reply["pit"]["gaps"]) == (TEXT, [1.0])
             assert reply["usage"]["total_tokens"] == 24
@@ -41,7 +43,7 @@ def test_it_serves_without_torch_and_finishes_what_is_in_flight():
 
             def stream():
                 with httpx.stream(
-                    "POST", f"{url}/chat/completions", json={**ASK, "model": "slow", "stream": True}
+                    "POST", f"{url}/chat/completions", json={**ASK, "model": "slow", "stream": True}, timeout=600
                 ) as slow:
                     for part in slow.iter_raw():
                         got.append(part)
@@ -63,10 +65,10 @@ def test_it_serves_models_of_this_machine(bases, tmp_path):
     with served(Upstream()) as up:
         options = ("--upstream", f"{up}/v1", "--improver", improver, "--gap", gap, "--margin", "100")
         with running(*options, program=("-m", "pitlm.cli.main"), OMP_NUM_THREADS="1") as (process, url):
-            reply = httpx.post(f"{url}/chat/completions", json=ASK, timeout=60).json()
+            reply = httpx.post(f"{url}/chat/completions", json=ASK, timeout=600).json()
             assert (reply["pit"]["outcome"], reply["pit"]["failure"], reply["pit"]["rounds"]) == ("kept", None, 1)
             score = {"prompt": "x", "reference": "the price is nine .", "response": "the price is nine ."}
-            assert httpx.post(f"{url}/score", json=score, timeout=60).json() == {"gap": 0.0}
+            assert httpx.post(f"{url}/score", json=score, timeout=600).json() == {"gap": 0.0}
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
 
@@ -83,7 +85,7 @@ def test_of_a_run_both_opinions_are_asked_unless_another_gap_model_is_named(base
     for options in ((), ("--gap", gap)):
         program = ("-m", "pitlm.cli.main")
         with running("--run", tmp_path, *options, program=program, OMP_NUM_THREADS="1") as (_, url):
-            found[options] = httpx.post(f"{url}/score", json=asked, timeout=60).json()["gap"]
+            found[options] = httpx.post(f"{url}/score", json=asked, timeout=600).json()["gap"]
     both, alone = GuardedGap.from_pretrained(gap, reward), GapModel.from_pretrained(gap)
     expected = [float(scorer.gaps([item])[0]) for scorer in (both, alone)]
     assert list(found.values()) == pytest.approx(expected, abs=1e-5)

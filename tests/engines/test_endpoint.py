@@ -248,8 +248,8 @@ def test_interrupting_keeps_what_is_under_way(server, endpoint, tmp_path):
 
     server.reply = slow
     with pytest.raises(KeyboardInterrupt):
-        endpoint(cache=cache, concurrency=2).complete(prompts(20), advance=interrupt)
-    assert len(cache) == len(server.calls) < 20
+        endpoint(cache=cache, concurrency=2).complete(prompts(500), advance=interrupt)
+    assert len(cache) == len(server.calls) < 500
 
 
 def test_processes_share_a_cache(tmp_path):

@@ -127,9 +127,7 @@ def test_another_package_adds_an_engine_to_the_command_line(parrot, models, tmp_
     source.write_text("".join(json.dumps({"prompt": f"price {n} ?", "response": "nine ."}) + "\n" for n in range(3)))
     command = [sys.executable, "-m", "pitlm.cli.main", "improve", str(source), "-o", str(out), "--rounds", "1"]
     command += [f"--{kind}={models / kind}" for kind in ("improver", "gap")]
-    done = subprocess.run(
-        [*command, "--engine", "parrot"], env=parrot, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = subprocess.run([*command, "--engine", "parrot"], env=parrot, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["rounds"][0]["proposal"] for row in rows] == ["improver says nine ."] * 3

@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(120)
 def test_the_gap_benchmark_writes_a_figure_for_each_promise(tmp_path):
     out = tmp_path / "deep" / "gap.json"
     command = [sys.executable, ROOT / "benchmarks" / "gap.py", "--shapes", "pocket", "--rounds", "1", "--json", out]
@@ -26,7 +25,6 @@ def test_the_gap_benchmark_writes_a_figure_for_each_promise(tmp_path):
     assert figures["bound_share"] == min(figures["train_bound_share"], figures["score_bound_share"])
 
 
-@pytest.mark.timeout(120)
 def test_the_improve_benchmark_writes_a_figure_for_each_promise(tmp_path):
     out = tmp_path / "deep" / "improve.json"
     command = [sys.executable, ROOT / "benchmarks" / "improve.py", "--models", "tiny", "--json", out]

@@ -87,7 +87,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 import pathlib, time
 from pitlm.io.atomic import atomic_writer
 with atomic_writer(pathlib.Path({str(path)!r})) as file:
-    file.write("half"); file.flush(); print("ready", flush=True); time.sleep(60)
+    file.write("half"); file.flush(); print("ready", flush=True); time.sleep(3600)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None

@@ -42,7 +42,6 @@ def logged(folder: Path) -> list[dict]:
     return [row for row in rows if "loss" in row]
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("training", TRAININGS)
 def test_two_processes_have_the_losses_and_weights_of_one(runs, training):
     one, two = (run / training for run in runs)
@@ -93,7 +92,6 @@ def test_files_are_written_once(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_sharded_weights_train_as_whole_ones(runs, bases, tmp_path, monkeypatch):
     """FSDP2 over gloo, with the packaged configuration: the trees, the probe, the anchor's check, what is saved."""
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}", prepend=":")

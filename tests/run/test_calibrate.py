@@ -15,7 +15,6 @@ from pitlm.run.context import Context
 from pitlm.run.finished import stored_recipe
 
 PROMPT = "lamp : price nine color red size small . price ?"
-pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else runs
 
 
 @pytest.fixture

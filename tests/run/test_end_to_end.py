@@ -17,7 +17,6 @@ STAGES = [
 ]  # fmt: skip
 PROMPT = "lamp : price nine color red size small . price ?"
 RESPONSE = "silly question . price nine . well anyway ."
-pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else runs
 CHAT = [{"role": "user", "content": PROMPT}]
 
 

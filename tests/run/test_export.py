@@ -517,7 +517,6 @@ def push(shell: Any, hub: HubServer, *arguments: object, **environment: str) -> 
         env={**shell.environment, "HF_HOME": home, **told, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 

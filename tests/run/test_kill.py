@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 KILL = signal.SIGKILL
-pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else runs
 
 
 def status(root: Path, stage: str) -> str:
@@ -39,10 +38,8 @@ def kill_in(shell: Any, arguments: list[object], root: Path, stage: str, *, trai
             shell.command(*arguments), cwd=shell.folder, env=shell.environment, stdout=output, stderr=output
         )
         try:
-            end = time.monotonic() + 400
             while not (status(root, stage) == "started" and (not trains or checkpoints(root, stage))):
                 assert process.poll() is None, f"the command ended before it could be killed: {path.read_text()}"
-                assert time.monotonic() < end, f"{stage} never came"
                 time.sleep(0.002)
         finally:
             process.send_signal(KILL)

@@ -9,7 +9,7 @@ import logging
 import httpx
 import openai
 import pytest
-from proxies import proxied
+from proxies import HTTP, proxied
 
 from pitlm.core.errors import InputError
 from pitlm.serve.app import serving
@@ -27,7 +27,7 @@ def guarded():
 
 def test_a_token_is_asked_for_and_the_upstream_gets_its_own_key(guarded):
     for key in ("wrong", "door-key2", "door-ke"):
-        reply = httpx.post(f"{guarded.url}/chat/completions", json=ASK, headers={"authorization": f"Bearer {key}"})
+        reply = HTTP.post(f"{guarded.url}/chat/completions", json=ASK, headers={"authorization": f"Bearer {key}"})
         assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
         assert reply.headers["www-authenticate"] == "Bearer"
     with pytest.raises(openai.AuthenticationError):
@@ -36,8 +36,8 @@ def test_a_token_is_asked_for_and_the_upstream_gets_its_own_key(guarded):
     assert guarded.client(api_key="door-key").chat.completions.create(**ASK).pit["outcome"] == "improved"
     assert guarded.upstream.requests[0]["headers"]["authorization"] == "Bearer sk-upstream"
     root = guarded.url.removesuffix("/v1")
-    assert [httpx.get(f"{root}/{path}").status_code for path in ("healthz", "metrics", "")] == [200, 401, 200]
-    page = httpx.get(root)  # anybody may read it, as it says nothing; what it asks for needs the token
+    assert [HTTP.get(f"{root}/{path}").status_code for path in ("healthz", "metrics", "")] == [200, 401, 200]
+    page = HTTP.get(root)  # anybody may read it, as it says nothing; what it asks for needs the token
     assert "script-src 'nonce-" in page.headers["content-security-policy"]
     assert page.headers["x-frame-options"] == "DENY"
     for secret in ("door-key", "sk-upstream", guarded.direct):
@@ -65,9 +65,9 @@ def test_a_body_has_a_largest_size_whether_it_is_announced_or_not(guarded):
             yield b" " * 400
 
     for content in (b" " * 1001, in_parts()):
-        reply = httpx.post(f"{guarded.url}/completions", content=content, headers={"authorization": "Bearer door-key"})
+        reply = HTTP.post(f"{guarded.url}/completions", content=content, headers={"authorization": "Bearer door-key"})
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
-    fits = httpx.post(f"{guarded.url}/completions", content=b" " * 1000, headers={"authorization": "Bearer door-key"})
+    fits = HTTP.post(f"{guarded.url}/completions", content=b" " * 1000, headers={"authorization": "Bearer door-key"})
     assert fits.json()["error"]["message"] == "not JSON"  # as the upstream says
 
 
@@ -75,16 +75,16 @@ def test_more_than_the_queue_holds_are_told_to_come_again():
     with proxied(concurrency=1, queue=1, improves=False) as proxy:
 
         async def main():
-            async with httpx.AsyncClient(base_url=proxy.url, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=proxy.url, timeout=600) as client:
                 stalled = asyncio.ensure_future(client.post("/chat/completions", json={**ASK, "model": "stall"}))
                 while not proxy.upstream.requests:
                     await asyncio.sleep(0.01)
-                queued = asyncio.ensure_future(client.post("/chat/completions", json=ASK))
-                await asyncio.sleep(0.2)
-                refused = await client.post("/chat/completions", json=ASK)
+                both = [asyncio.ensure_future(client.post("/chat/completions", json=ASK)) for _ in range(2)]
+                [refused], [queued] = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 health = await client.get(proxy.url.removesuffix("/v1") + "/healthz")
+                assert not queued.done()
                 stalled.cancel()
-                return refused, health, await queued
+                return refused.result(), health, await queued
 
         refused, health, queued = asyncio.run(main())
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -126,7 +126,7 @@ def test_an_upstream_that_is_not_there_is_a_bad_gateway():
     ],
 )
 def test_pages_of_other_sites_cannot_use_a_server_of_this_machine(proxy, headers, status):
-    assert httpx.post(f"{proxy.url}/chat/completions", json=ASK, headers=headers).status_code == status
+    assert HTTP.post(f"{proxy.url}/chat/completions", json=ASK, headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("url", ["api.example.com/v1", "ftp://api.example.com", "http://"])

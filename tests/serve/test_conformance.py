@@ -147,7 +147,7 @@ def test_reasoning_goes_on_at_once_and_stays_in_front(proxy):
 
 
 def test_comments_keep_a_waiting_stream_open(proxy):
-    proxy.writer.seconds = 0.1
+    proxy.writer.seconds = 0.3
     lines = post(proxy.url, stream=True).text.split("\n\n")
     assert ": pit" in lines
     assert lines[-2] == "data: [DONE]"
@@ -285,24 +285,25 @@ def test_a_stream_that_breaks_off_breaks_off_after_the_same_text(proxy, more):
 
 
 def wait_for(condition):
-    for _ in range(1000):
-        if condition():
-            return
+    while not condition():  # the limit on every test is what ends this
         time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 def test_a_client_that_times_out_ends_the_upstreams_work(proxy):
-    with pytest.raises(openai.APITimeoutError):
-        create(proxy.client(timeout=0.2), model="stall")
-    wait_for(lambda: proxy.upstream.cancelled == 1)
+    seconds = 0.2
+    while not proxy.upstream.requests:  # on a busy machine the client may give up before it was passed on
+        with pytest.raises(openai.APITimeoutError):
+            create(proxy.client(timeout=seconds), model="stall")
+        seconds *= 2
+    wait_for(lambda: proxy.upstream.cancelled == len(proxy.upstream.requests))
 
 
 def test_a_cancelled_request_ends_the_upstreams_work(proxy):
     async def main():
         async with proxy.asynchronous() as client:
             task = asyncio.ensure_future(create(client, model="stall"))
-            await asyncio.sleep(0.2)
+            while not proxy.upstream.requests:
+                await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -311,7 +312,7 @@ def test_a_cancelled_request_ends_the_upstreams_work(proxy):
 
 
 def test_a_stream_that_is_closed_ends_the_improvement(proxy):
-    proxy.writer.seconds = 5.0
+    proxy.writer.seconds = 3600.0
     cancelled = []
     propose = type(proxy.writer).propose
 

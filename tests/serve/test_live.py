@@ -192,7 +192,7 @@ def test_a_process_that_dies_or_hangs_is_replaced_and_refuses_meanwhile(text, wh
             await asyncio.sleep(0.01)
         assert (await ask(worker, "a")).text.startswith("a with 1")
 
-    work(test, patience=1.5)
+    work(test, patience=4)
 
 
 def test_a_job_that_nobody_waits_for_is_not_begun():
