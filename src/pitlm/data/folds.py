@@ -21,7 +21,7 @@ FOLDS = ("sft", "reward", "rl", "validation", "test")
 SUMMARY = "summary.json"
 
 Size = int | float
-"""Of a fold: an int is a number of pairs, a float a share of the prompts."""
+"""The size of a fold: an int is a number of pairs, a float a share of the prompts."""
 
 
 def cut_folds(
@@ -29,11 +29,10 @@ def cut_folds(
     *,
     test: Size,
     validation: Size,
-    salt: str = "",
 ) -> dict[str, list[Preference]]:
     """Cut preferences into the five folds so that no prompt (by ``Prompt.key``) is in two of them.
 
-    Each prompt has a place between 0 and 1, the hash of ``salt`` and its key. ``test`` takes the lowest places,
+    Each prompt has a place between 0 and 1, the hash of its key. ``test`` takes the lowest places,
     ``validation`` the next, and sft, reward and rl a third each of the prompts that are left. So the cut depends
     neither on chance nor on the order of the rows, and as data is added, a prompt held out by share stays held out.
 
@@ -41,7 +40,6 @@ def cut_folds(
         test: a float is a share of the prompts, between 0 and 1; an int is a number of pairs, reached with whole
             prompts.
         validation: likewise. Each takes one prompt at least.
-        salt: another salt, another cut.
 
     Raises:
         InputError: a share or number out of range, or too few prompts for every fold to have one.
@@ -53,7 +51,7 @@ def cut_folds(
     groups: dict[str, list[Preference]] = {}
     for preference in preferences:
         groups.setdefault(preference.prompt.key, []).append(preference)
-    placed = sorted((_place(salt + key), key) for key in groups)
+    placed = sorted((_place(key), key) for key in groups)
     places = [place for place, _ in placed]
     sizes = [len(groups[key]) for _, key in placed]
     first = _end(test, 0.0, places, sizes, 0)

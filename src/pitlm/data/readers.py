@@ -41,11 +41,16 @@ _NOT_DATA = {
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands as the data of a row that could not be decoded, so that the caller decides what that costs."""
+    """Stands as the data of a row that could not be decoded, so that the caller decides what that costs.
+
+    Attributes:
+        line: where in ``raw`` the error is.
+    """
 
     found: str
     expected: str
     raw: str
+    line: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,59 +187,41 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError.at(path, found=f"a damaged gzip file ({error})", expected="a complete gzip file") from error
 
 
-def _loads(text: str) -> object:
-    try:
-        value: object = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    return value
-
-
-def _where(error: json.JSONDecodeError) -> str:
-    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-
-
 def read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
+    """Each line that is not blank is a row."""
     with opened(path) as handle:
         # Bytes, because text mode would also break lines at separators that JSON strings may hold.
         for number, raw in enumerate(handle, start=1):
             if raw.strip():
-                yield number, _json_line(raw, first=number == 1)
+                yield number, _decoded(raw)
 
 
-def _json_line(raw: bytes, *, first: bool) -> object:
-    expected = "one JSON object on the line"
+def _decoded(raw: bytes) -> object:
+    """The JSON value in some bytes, or why there is none."""
+    text, line = raw.decode("utf-8-sig", errors="replace"), 1
     try:
-        text = raw.decode("utf-8-sig" if first else "utf-8")
+        return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        shown = raw.decode("utf-8", errors="replace")
-        return Unreadable(f"a byte that is not UTF-8 (at column {error.start + 1})", "UTF-8 text", shown)
-    try:
-        return _loads(text)
+        return Unreadable(f"a byte that is not UTF-8 (at byte {error.start + 1})", "UTF-8 text", text)
     except json.JSONDecodeError as error:
-        return Unreadable(f"broken JSON ({_where(error)})", expected, text.rstrip("\n"))
-    except ValueError as error:
-        return Unreadable(f"broken JSON ({error})", expected, text.rstrip("\n"))
+        line, why = error.lineno, f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        why = "nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        why = str(error)
+    return Unreadable(f"broken JSON ({why})", "one JSON object on the line", text.rstrip("\n"), line)
 
 
 def read_json(path: Path) -> Iterator[tuple[int, object]]:
+    """The file is a list of rows, or an object whose ``data`` is that list."""
     with opened(path) as handle:
-        raw = handle.read()
+        value = _decoded(handle.read())
     expected = "a list of objects, or an object whose 'data' is one"
-    try:
-        value = _loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError.at(path, found=f"a byte that is not UTF-8 (byte {error.start})", expected="UTF-8") from error
-    except json.JSONDecodeError as error:
-        if (
-            error.msg == "Extra data"
-        ):  # several values in a row: JSON lines under the other suffix, as hubs often name it
+    if isinstance(value, Unreadable):
+        if "Extra data" in value.found:  # several values in a row: JSON lines, which hubs often name .json
             yield from read_jsonl(path)
             return
-        found = f"broken JSON ({_where(error)})"
-        raise InputError.at(path, line=error.lineno, found=found, expected=expected) from error
-    except ValueError as error:
-        raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
+        raise InputError.at(path, line=value.line, found=value.found, expected=expected)
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         kind = "an object without a list 'data'" if isinstance(value, dict) else type(value).__name__
@@ -243,7 +230,7 @@ def read_json(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, object]]:
-    """The first record names the columns; ``line`` is the line on which a record starts."""
+    """The first record names the columns; the number of a row is the line on which its record starts."""
     csv.field_size_limit(2**31 - 1)  # a conversation easily exceeds the module's 128 KiB
     with opened(path) as binary:
         # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
@@ -274,22 +261,18 @@ def _csv_record(header: list[str], record: list[str]) -> object:
 
 def _cell(text: str) -> object:
     """A cell that holds chat messages, in JSON or as Python prints them, becomes a list; any other stays a string."""
-    if not text.lstrip().startswith("[{"):
-        return text
-    value: object
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+    for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith("[{") else ():
         try:
-            value = ast.literal_eval(text.strip())
+            value: object = parse(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return text
-    if isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value):
-        return value
+            continue
+        if isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value):
+            return value
     return text
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
+    """Batches of rows are read one after the other."""
     import pyarrow
     import pyarrow.parquet
 
