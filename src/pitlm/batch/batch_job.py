@@ -1,51 +1,49 @@
-"""A batch job: a stream of items, each on its way through its own loop, all of them sharing the engine's places.
+"""A batch job: a stream of items, each on its way through its own loop, all of them sharing the engine's capacity.
 
-Nothing waits for a round of others: whatever an item needs next is asked for as soon as it is known, and the place of
-a proposal that is finished goes to whichever is next, of this item or another.
+No item waits for a round of others. What an item needs next is asked for as soon as it is known, and whatever a
+finished proposal leaves free goes to the next request, of this item or another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.data.items import Failure, Item
 from pitlm.engines.engine import Engine, Finished, WriteRequest, seed_of
-from pitlm.loop.loop import Loop, Wanted
+from pitlm.loop.loop import Loop
+from pitlm.models.scorers import Gaps
 
 SCORED_TOGETHER = 64
 """Rounds whose gaps are asked for in one call, unless the engine has too little to do meanwhile."""
 
-
-class GroupScorer(Protocol):
-    """Calibrated gaps of each group; :class:`pitlm.GapModel` is one."""
-
-    def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]: ...
+Step = tuple[Engine | None, list[WriteRequest]] | list[Improvement]
+"""What an item waits for: answers of an engine (None where there is none), or gaps."""
 
 
 @dataclass(eq=False, slots=True)
 class _Work:
-    """One item on its way; without a loop it waits for its first answer."""
+    """One item on its way, and what it waits for."""
 
     item: Item
-    loop: Loop | None = None
-    wanted: Wanted | None = None
-    proposals: list[Answer | None] = field(default_factory=list)
-    failure: str = ""
+    steps: Generator[Step, Any, Trace]
+    answers: list[Answer | None] = field(default_factory=list)
+    improvements: list[Improvement] = field(default_factory=list)
 
 
 class BatchJob:
-    """Improves items as they come; iterate over it for what is finished, in the order in which it is.
+    """Improves items as they come; iterate over the job for what is finished, in the order in which it is.
 
     Args:
         items: read as far ahead as the engine wants; a failure among them is passed on.
-        make_answerer: makes what answers items that have no response; called when there is the first of them.
-        answer_temperature: of that.
-        seed: with an item's number it decides what that item becomes, whatever is improved beside it.
+        margin: the gap that a proposal has to exceed.
+        seed: decides with an item's number what that item becomes, whatever is improved beside it.
+        make_answerer: opens the engine that answers items without a response; called when the first of them comes.
+        answer_temperature: sampling temperature of these first answers.
     """
 
     def __init__(
@@ -53,7 +51,7 @@ class BatchJob:
         items: Iterator[Item | Failure],
         *,
         engine: Engine,
-        gap: GroupScorer,
+        gap: Gaps,
         settings: LoopSection,
         margin: float,
         seed: int,
@@ -75,7 +73,7 @@ class BatchJob:
         """Yield lists of what has just been finished.
 
         Raises:
-            InputError: nothing can be had of an engine.
+            InputError: an engine can answer nothing at all.
         """
         while True:
             self._read()
@@ -84,12 +82,45 @@ class BatchJob:
                     for finished in engine.step():
                         self._take(finished)
             if self._ready and self._time_to_score():
-                self._score()
+                ready, self._ready = self._ready, []
+                gaps = self.gap.gaps_apart([work.improvements for work in ready])
+                for work, own in zip(ready, gaps, strict=True):
+                    self._go_on(work, own)
             if self._done:
                 yield self._done
                 self._done = []
             if not (self._more or self._work):
                 return
+
+    def _improve(self, item: Item) -> Generator[Step, Any, Trace]:
+        """Take one item through its loop: yields what it needs next, is sent that, and returns the trace."""
+        response = item.response
+        if response is None:
+            seed = seed_of(self.seed, item.number, -1, 0)
+            request = WriteRequest((item.number, 0), item.prompt, "", self.answer_temperature, seed)
+            [first] = yield self._first_answers(), [request]
+            response = first.text
+        loop = Loop(item.prompt, response, self.settings, margin=self.margin)
+        while (wanted := loop.next()) is not None:
+            requests = [
+                WriteRequest(
+                    (item.number, number),
+                    wanted.prompt,
+                    wanted.reference,
+                    self.settings.temperature,
+                    seed_of(self.seed, item.number, wanted.round, number),
+                )
+                for number in range(wanted.proposals)
+            ]
+            proposals = yield self.engine, requests
+            gaps = yield wanted.improvements(proposals)
+            loop.take(proposals, gaps)
+        return loop.trace()
+
+    def _first_answers(self) -> Engine | None:
+        if self.answerer is None and self._make_answerer is not None:
+            self.answerer = self._make_answerer()
+        return self.answerer
 
     def _read(self) -> None:
         """Begin items until the engines have enough to do."""
@@ -100,48 +131,31 @@ class BatchJob:
             elif isinstance(item, Failure):
                 self._done.append(item)
             else:
-                work = self._work[item.number] = _Work(item)
-                if item.response is None:
-                    self._ask_first(work)
-                else:
-                    self._begin(work, item.response)
+                self._work[item.number] = _Work(item, self._improve(item))
+                self._go_on(self._work[item.number], None)
 
-    def _ask_first(self, work: _Work) -> None:
-        if self.answerer is None and self._make_answerer is not None:
-            self.answerer = self._make_answerer()
-        if self.answerer is None:
-            self._fail(work, "found no response, expected one, or a policy that answers first (--run or --policy)")
-            return
-        key = (work.item.number, -1)
+    def _go_on(self, work: _Work, given: list[Answer | None] | list[float] | None) -> None:
+        """Give an item what it waited for, and ask for what it needs next; or let it go."""
         try:
-            self.answerer.submit(
-                WriteRequest(key, work.item.prompt, "", self.answer_temperature, seed_of(self.seed, *key, 0))
-            )
-        except InputError as error:
-            self._fail(work, str(error))
-
-    def _begin(self, work: _Work, response: str) -> None:
-        work.loop = Loop(work.item.prompt, response, self.settings, margin=self.margin)
-        self._advance(work, work.loop)
-
-    def _advance(self, work: _Work, loop: Loop) -> None:
-        """Ask for what the loop wants next, or let the item go."""
-        work.wanted = wanted = loop.next()
-        if wanted is None:
-            self._done.append((work.item, loop.trace()))
+            step = work.steps.send(given)
+        except StopIteration as ended:
+            self._done.append((work.item, ended.value))
             del self._work[work.item.number]
             return
-        work.proposals = [None] * wanted.proposals
-        for number in range(wanted.proposals):
-            seed = seed_of(self.seed, work.item.number, wanted.round, number)
-            request = WriteRequest(
-                (work.item.number, number), wanted.prompt, wanted.reference, self.settings.temperature, seed
-            )
-            try:
-                self.engine.submit(request)
-            except InputError as error:  # the first one already: they differ in their seeds only
-                self._fail(work, str(error))
-                return
+        if isinstance(step, list):
+            work.improvements = step
+            self._ready.append(work)
+            return
+        engine, requests = step
+        if engine is None:
+            self._fail(work, "found no response, expected one, or a policy that answers first (--run or --policy)")
+            return
+        work.answers = [None] * len(requests)
+        try:
+            for request in requests:
+                engine.submit(request)
+        except InputError as error:  # with the first request already: they differ in their seeds only
+            self._fail(work, str(error))
 
     def _take(self, finished: Finished) -> None:
         number, part = finished.key
@@ -150,27 +164,13 @@ class BatchJob:
             return  # another proposal of its round has failed
         if finished.answer is None:
             self._fail(work, finished.failure)
-        elif work.loop is None:
-            self._begin(work, finished.answer.text)
-        else:
-            work.proposals[part] = finished.answer
-            if None not in work.proposals:
-                self._ready.append(work)
+            return
+        work.answers[part] = finished.answer
+        if None not in work.answers:
+            self._go_on(work, work.answers)
 
     def _time_to_score(self) -> bool:
         return len(self._ready) >= SCORED_TOGETHER or (not self._more and 4 * len(self._ready) >= self.engine.pending)
-
-    def _score(self) -> None:
-        ready, self._ready = self._ready, []
-        rounds = [
-            (work, work.loop, [p for p in work.proposals if p is not None], work.wanted)
-            for work in ready
-            if work.loop is not None and work.wanted is not None
-        ]
-        gaps = self.gap.gaps_apart([wanted.improvements(proposals) for _, _, proposals, wanted in rounds])
-        for (work, loop, proposals, _), own in zip(rounds, gaps, strict=True):
-            loop.take(proposals, own)
-            self._advance(work, loop)
 
     def _fail(self, work: _Work, reason: str) -> None:
         del self._work[work.item.number]
