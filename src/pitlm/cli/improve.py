@@ -44,15 +44,7 @@ worker that is killed is replaced, and nothing is lost or done twice. docs/engin
 @section_options(ModelChoice, into="models")
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
-@section_options(
-    LoopSection,
-    "rounds",
-    "margin",
-    "temperature",
-    into="loop",
-    helps={"margin": "The gap that a proposal has to exceed to replace the answer."},
-    of_run=True,
-)
+@section_options(LoopSection, "rounds", "margin", "temperature", into="loop", of_run=True)
 @click.option(
     "--seed",
     type=click.IntRange(min=0, max=2**31 - 1),
@@ -80,11 +72,11 @@ def improve(
         raise InputError("-o: found nothing, expected the file that the improved answers go to")
     if file is None and output is not None:
         raise InputError("-o: found beside --prompt, expected beside FILE")
+    models.check(prompt, response)
     if output is not None and models.engine == "ray":
         check_output_folder(output, force, "the improved answers", "part-*.jsonl")
     elif output is not None:
         check_output(output, force, "the improved answers")
-    models.check(prompt, response)
 
     from pitlm.batch.improve_file import improve_file, improve_one
 
