@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.resampling import item_weights, percentile_interval
-from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval, item_weights, percentile_interval
 
 Level = Literal["nominal", "ordinal"]
 

@@ -9,8 +9,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.resampling import item_weights, percentile_interval
-from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval, item_weights, percentile_interval
 
 FREE, HELD = 100.0, 2.0
 """Standard deviation of the prior on each strength, in log-odds: no more than numerical help, or a real restraint."""

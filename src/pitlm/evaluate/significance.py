@@ -15,12 +15,11 @@ import numpy as np
 from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
-from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.core.verdicts import VerdictRow
+from pitlm.evaluate.statistics import SIGNS, outcomes_by_item
 
 ALPHA = 0.05
 POWER = 0.8
-
-_SIGN = {Verdict.WIN: 1, Verdict.LOSS: -1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +104,7 @@ def _noise(delta: float, decisive: float, alpha: float, power: float) -> float:
 
 def _item_deltas(rows: Iterable[VerdictRow]) -> dict[str, Fraction]:
     """Delta of each item that has a judged row."""
-    signs: dict[str, list[int]] = {}
-    for row in rows:
-        if row.verdict is not Verdict.UNPARSABLE:
-            signs.setdefault(row.item, []).append(_SIGN.get(row.verdict, 0))
-    return {item: Fraction(sum(own), len(own)) for item, own in signs.items()}
+    return {item: Fraction(int(total), count) for item, (total, count) in outcomes_by_item(rows, SIGNS).items()}
 
 
 def _test(values: Sequence[Fraction]) -> PairedTest:

@@ -1,11 +1,11 @@
 """Statistics over verdict rows: pure functions, no files, no models.
 
-The figure of merit is the paper's: Delta = win rate - lose rate (paper, Section Evaluation). The
-intervals are ours, because the paper reports none: percentile bootstraps that resample items, so
-that several rows of one item never count as independent evidence.
+The figure of merit is the paper's: Delta = win rate - lose rate (paper, Section Evaluation). The paper reports no
+intervals; ours are percentile bootstraps that resample items, so that several rows of one item never count as
+independent evidence.
 
-Rates are fractions of the *judged* rows: wins, ties, losses and inconsistent verdicts. A reply that
-could not be parsed is no evidence at all: it leaves numerator and denominator, and is counted apart.
+Rates are fractions of the *judged* rows: wins, ties, losses and inconsistent verdicts. A reply that could not be parsed
+is no evidence at all: it leaves numerator and denominator, and is counted apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,19 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+SIGNS = {Verdict.WIN: 1.0, Verdict.LOSS: -1.0}
+"""What a verdict adds to Delta; 0 where it is not named."""
 
 # Bounds the scratch memory of one bootstrap to about 32 MB per array, whatever the number of items.
 _CELLS_PER_BATCH = 4_000_000
+
+
+class Resampling(TypedDict, total=False):
+    """How an interval is made: the number of resamples of items, the confidence of the interval, and the seed."""
+
+    resamples: int
+    confidence: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,36 +107,29 @@ def rows_for(rows: Iterable[VerdictRow], first: str, second: str) -> list[Verdic
     return found
 
 
-def delta_interval(
-    rows: Iterable[VerdictRow],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
+def delta_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Interval:
     """Delta with a percentile bootstrap interval, resampled by item (ours).
 
-    All rows of an item are drawn together. The statistic of a resample is the sum of +1 (win),
-    -1 (loss) and 0 over its judged rows, divided by their number; so the estimate equals
-    ``tally(rows).delta``, and with equally many rows per item it is the mean of the items' means.
+    All rows of an item are drawn together. The statistic of a resample is the sum of +1 (win), -1 (loss) and 0 over its
+    judged rows, divided by their number. So the estimate equals ``tally(rows).delta``, and with equally many rows per
+    item it is the mean of the items' means.
 
-    Where every item has the same outcome the bootstrap has nothing to vary and the interval has no
-    width. That **understates** the uncertainty: 20 wins of 20 are compatible with a true win rate
-    near 0.83 (an exact one-sample binomial interval says so), not only with 1.
+    Where every item has the same outcome, the bootstrap has nothing to vary and the interval has no width. That
+    **understates** the uncertainty: 20 wins of 20 are compatible with a true win rate near 0.83 (an exact one-sample
+    binomial interval says so), not only with 1.
 
     Returns:
         Fractions in [-1, 1], not percentages; all NaN when nothing was judged.
     """
-    sums, counts = _by_item(rows, {Verdict.WIN: 1.0, Verdict.LOSS: -1.0})
-    return _bootstrap((sums, counts), _ratio, resamples=resamples, confidence=confidence, seed=seed)
+    return _bootstrap(_by_item(rows, SIGNS), _ratio, **how)
 
 
 def standard_error(rows: Iterable[VerdictRow]) -> float:
     """The standard error of Delta over items (ours): of a ratio of sums, by linearisation.
 
-    With one row an item it is the textbook's sample standard deviation over the root of n. NaN below two items.
+    With one row per item it is the textbook's sample standard deviation over the root of n. NaN below two items.
     """
-    sums, counts = _by_item(rows, {Verdict.WIN: 1.0, Verdict.LOSS: -1.0})
+    sums, counts = _by_item(rows, SIGNS)
     items = len(sums)
     if items < 2:
         return math.nan
@@ -134,35 +137,22 @@ def standard_error(rows: Iterable[VerdictRow]) -> float:
     return float(np.sqrt(items / (items - 1) * (residuals**2).sum()) / counts.sum())
 
 
-def win_rate_interval(
-    rows: Iterable[VerdictRow],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
+def win_rate_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Interval:
     """The win rate with a percentile bootstrap interval, resampled by item (ours).
 
-    The estimate equals ``tally(rows).win_rate``; the warning of :func:`delta_interval` about
-    intervals without width holds here too.
+    The estimate equals ``tally(rows).win_rate``. The warning of :func:`delta_interval` about intervals without width
+    holds here too.
     """
-    sums, counts = _by_item(rows, {Verdict.WIN: 1.0})
-    return _bootstrap((sums, counts), _ratio, resamples=resamples, confidence=confidence, seed=seed)
+    return _bootstrap(_by_item(rows, {Verdict.WIN: 1.0}), _ratio, **how)
 
 
 def paired_difference(
-    rows_a: Iterable[VerdictRow],
-    rows_b: Iterable[VerdictRow],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    rows_a: Iterable[VerdictRow], rows_b: Iterable[VerdictRow], **how: Unpack[Resampling]
 ) -> Interval:
     """Delta(A against the original) minus Delta(B against the original), over the same items (ours).
 
-    Both systems are resampled by the same items, so what makes an item easy or hard for both
-    cancels. An item on which A or B has no judged row is left out for both: otherwise the two
-    Deltas would be about different items.
+    Both systems are resampled by the same items, so what makes an item easy or hard for both cancels. An item on which
+    A or B has no judged row is left out for both: otherwise the two Deltas would be about different items.
 
     Raises:
         ValueError: the rows of A and of B are not about the same set of items.
@@ -174,26 +164,12 @@ def paired_difference(
             f"paired_difference: found {len(items_a - items_b)} items only in the first rows and "
             f"{len(items_b - items_a)} only in the second, expected the same items in both"
         )
-    shared = _judged_items(rows_a) & _judged_items(rows_b)
-    signs = {Verdict.WIN: 1.0, Verdict.LOSS: -1.0}
-    sums_a, counts_a = _by_item(rows_a, signs, keep=shared)
-    sums_b, counts_b = _by_item(rows_b, signs, keep=shared)
-    return _bootstrap(
-        (sums_a, counts_a, sums_b, counts_b),
-        _ratio_difference,
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-    )
+    shared = outcomes_by_item(rows_a, SIGNS).keys() & outcomes_by_item(rows_b, SIGNS).keys()
+    data = (*_by_item(rows_a, SIGNS, shared), *_by_item(rows_b, SIGNS, shared))
+    return _bootstrap(data, lambda a, n, b, m, axis: _ratio(a, n, axis) - _ratio(b, m, axis), **how)
 
 
-def mean_interval(
-    values: Sequence[float],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
+def mean_interval(values: Sequence[float], **how: Unpack[Resampling]) -> Interval:
     """The mean of one value per item with a percentile bootstrap interval (ours).
 
     Returns:
@@ -205,47 +181,47 @@ def mean_interval(
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError("mean_interval: found a value that is NaN or infinite, expected finite numbers")
-    return _bootstrap((array,), np.mean, resamples=resamples, confidence=confidence, seed=seed)
+    return _bootstrap((array,), np.mean, **how)
 
 
-def _judged_items(rows: Iterable[VerdictRow]) -> set[str]:
-    return {row.item for row in rows if row.verdict is not Verdict.UNPARSABLE}
+def outcomes_by_item(rows: Iterable[VerdictRow], outcome: Mapping[Verdict, float]) -> dict[str, tuple[float, int]]:
+    """Per item the sum of its outcomes and the number of its judged rows; items without a judged row are absent.
+
+    Args:
+        outcome: what each verdict counts; 0 where it is not named.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    for row in rows:
+        if row.verdict is not Verdict.UNPARSABLE:
+            total, count = found.get(row.item, (0.0, 0))
+            found[row.item] = (total + outcome.get(row.verdict, 0.0), count + 1)
+    return found
 
 
 def _by_item(
     rows: Iterable[VerdictRow], outcome: Mapping[Verdict, float], keep: Collection[str] | None = None
 ) -> tuple[Floats, Floats]:
-    """Per item the sum of its outcomes and the number of its judged rows, two arrays of shape (items,).
+    """:func:`outcomes_by_item` of the items to keep as two arrays of shape (items,).
 
-    Items without a judged row are absent. Items come in sorted order, so that neither the order of
-    the rows nor that of two systems' files can change a seeded interval.
+    Items come in sorted order, so that neither the order of the rows nor that of two systems' files can change a seeded
+    interval.
     """
-    sums: dict[str, float] = {}
-    counts: Counter[str] = Counter()
-    for row in rows:
-        if row.verdict is Verdict.UNPARSABLE or (keep is not None and row.item not in keep):
-            continue
-        sums[row.item] = sums.get(row.item, 0.0) + outcome.get(row.verdict, 0.0)
-        counts[row.item] += 1
-    items = sorted(sums)
-    return np.array([sums[i] for i in items], dtype=np.float64), np.array([counts[i] for i in items], dtype=np.float64)
+    found = outcomes_by_item(rows, outcome)
+    pairs = [found[item] for item in sorted(found if keep is None else keep)]
+    sums, counts = np.array(pairs, dtype=np.float64).reshape(-1, 2).T.copy()
+    return sums, counts
 
 
 def _ratio(sums: Floats, counts: Floats, axis: int = -1) -> Any:
     return sums.sum(axis=axis) / counts.sum(axis=axis)
 
 
-def _ratio_difference(sums_a: Floats, counts_a: Floats, sums_b: Floats, counts_b: Floats, axis: int = -1) -> Any:
-    return _ratio(sums_a, counts_a, axis) - _ratio(sums_b, counts_b, axis)
-
-
 def _bootstrap(
     data: tuple[Floats, ...],
     statistic: Callable[..., Any],
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap of ``statistic`` over the shared item axis of ``data``; each array has shape (items,)."""
     items = len(data[0])
@@ -267,3 +243,26 @@ def _bootstrap(
         rng=np.random.default_rng(seed),
     )
     return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
+
+
+def item_weights(items: int, *, resamples: int, seed: int) -> Floats:
+    """How often each item is drawn in each resample, shape (resamples, items); every row sums to ``items``.
+
+    For statistics that are computed from weights, which scipy's bootstrap does not know.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(np.float64)
+
+
+def percentile_interval(estimate: float, draws: Sequence[float] | Floats, confidence: float) -> Interval:
+    """The percentile interval of ``draws`` around ``estimate``.
+
+    Draws that are NaN, where a resample leaves a statistic undefined, are left out. Without any other draw the bounds
+    are NaN.
+    """
+    finite = np.asarray(draws, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if finite.size == 0:
+        return Interval(estimate, math.nan, math.nan, confidence)
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(estimate, float(low), float(high), confidence)
