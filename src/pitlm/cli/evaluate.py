@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pitlm.core.recipe import JudgeSection
-    from pitlm.evaluate.alpaca import Annotation
+    from pitlm.evaluate.verdict_files import Annotation
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
@@ -112,7 +112,7 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
         raise click.UsageError("-o: found nothing beside --judge, expected the file that the verdicts go to")
     from pitlm.cli.judge import judge_to_file
     from pitlm.data.answers import read_comparisons
-    from pitlm.evaluate.alpaca import Annotation
+    from pitlm.evaluate.verdict_files import Annotation
 
     first, second = files
     rows = judge_to_file(first, second, output, options, force=force)

@@ -11,7 +11,6 @@ from scipy.stats import binomtest, pearsonr
 
 from pitlm.core.equations import RELATIONS, gap_differences
 from pitlm.core.nouns import Improvement, Preference, Prompt
-from pitlm.evaluate.statistics import Interval
 from pitlm.judge.scores import Score
 from pitlm.models.scorers import GapModel, RewardModel
 
@@ -34,14 +33,10 @@ def share(right: Sequence[bool] | np.ndarray[Any, Any]) -> dict[str, float]:
     return {"estimate": k / n, "low": float(interval.low), "high": float(interval.high), "n": n}
 
 
-def as_interval(figure: dict[str, float]) -> Interval:
-    return Interval(figure["estimate"], figure["low"], figure["high"])
-
-
 def gap_health(
     gap: GapModel, reward: RewardModel, held_out: Sequence[Preference], fresh: Sequence[FreshPair], truth: Score
 ) -> dict[str, Any]:
-    """All figures of one gap model, as plain values.
+    """How far one gap model can be trusted, as plain values.
 
     Args:
         held_out: pairs that no model was trained on.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
-from pitlm.core.verdicts import Reply, Verdict, VerdictRow
-from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Interval, delta_interval, win_rate_interval
+from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.evaluate.statistics import Interval, Resampling, delta_interval, win_rate_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,35 +29,25 @@ class PositionBias:
     bias: Interval
 
 
-def position_bias(
-    rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
-) -> list[PositionBias]:
+def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list[PositionBias]:
     """One line for each judge that was asked in both orders, by name; intervals are bootstraps over items (ours)."""
-    asked: dict[str, list[tuple[str, Reply, Reply]]] = {}
+    asked: dict[str, list[tuple[str, Verdict, Verdict]]] = {}
     for row in rows:
-        # The last parsable reply in each order: an earlier one was asked again.
-        last = {reply.swapped: reply for reply in row.replies if reply.verdict is not Verdict.UNPARSABLE}
+        # The last parsable reply in each order counts: an earlier one was asked again.
+        last = {reply.swapped: reply.verdict for reply in row.replies if reply.verdict is not Verdict.UNPARSABLE}
         if len(last) == 2:
-            asked.setdefault(row.judge, []).append((row.item, last[False], last[True]))
-    table = []
-    for judge, pairs in sorted(asked.items()):
-        options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
-        shown = [(item, straight.verdict, swapped.verdict.swap()) for item, straight, swapped in pairs]
-        same = [Verdict.WIN if a is b.swap() else Verdict.LOSS for _, a, b in shown]
-        table.append(
-            PositionBias(
-                judge=judge,
-                rows=len(pairs),
-                first_both=sum(a is b is Verdict.WIN for _, a, b in shown),
-                second_both=sum(a is b is Verdict.LOSS for _, a, b in shown),
-                consistent=win_rate_interval(
-                    [VerdictRow(item, "same", "other", v) for (item, _, _), v in zip(shown, same, strict=True)],
-                    **options,
-                ),
-                bias=delta_interval(
-                    [VerdictRow(item, "shown first", "shown second", v) for item, *both in shown for v in both],
-                    **options,
-                ),
-            )
-        )
-    return table
+            # Both verdicts as seen from the response that was shown first.
+            asked.setdefault(row.judge, []).append((row.item, last[False], last[True].swap()))
+    return [_bias(judge, shown, how) for judge, shown in sorted(asked.items())]
+
+
+def _bias(judge: str, shown: Sequence[tuple[str, Verdict, Verdict]], how: Resampling) -> PositionBias:
+    same = [(item, Verdict.WIN if a is b.swap() else Verdict.LOSS) for item, a, b in shown]
+    return PositionBias(
+        judge=judge,
+        rows=len(shown),
+        first_both=sum(a is b is Verdict.WIN for _, a, b in shown),
+        second_both=sum(a is b is Verdict.LOSS for _, a, b in shown),
+        consistent=win_rate_interval([VerdictRow(item, "same", "other", v) for item, v in same], **how),
+        bias=delta_interval([VerdictRow(item, "first", "second", v) for item, *both in shown for v in both], **how),
+    )

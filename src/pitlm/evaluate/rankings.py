@@ -65,8 +65,7 @@ def bradley_terry(
     Returns:
         A ranking without systems when no row was judged.
     """
-    items, cells, counts_ICO = _table(rows)
-    names = sorted({name for first, second, _ in cells for name in (first, second)})
+    items, cells, names, counts_ICO = _table(rows)
     if not names:
         return Ranking({}, None, 0.0, True)
     total_CO = counts_ICO.sum(axis=0)
@@ -84,7 +83,7 @@ def bradley_terry(
         ]
     )
     intervals = [percentile_interval(float(estimate[p]), draws[:, p], confidence) for p in range(len(estimate))]
-    strengths = dict(sorted(zip(names, intervals, strict=False), key=lambda pair: -pair[1].estimate))
+    strengths = _strongest_first(dict(zip(names, intervals, strict=False)))
     tie = float(np.exp(estimate[-1])) if ties else 0.0
     return Ranking(strengths, intervals[len(names)] if position else None, tie, exists)
 
@@ -103,8 +102,7 @@ def elo(
     ``shuffles`` orders, and each bound is a percentile over as many resamples of items, each in its own order. Prefer
     :func:`bradley_terry`, which depends on neither; Elo is here because people ask for it.
     """
-    items, cells, counts_ICO = _table(rows)
-    names = sorted({name for first, second, _ in cells for name in (first, second)})
+    items, cells, names, counts_ICO = _table(rows)
     if not names:
         return {}
     which = {name: index for index, name in enumerate(names)}
@@ -125,7 +123,11 @@ def elo(
         name: percentile_interval(float(straight[:, index].mean()), draws[:, index], confidence)
         for name, index in which.items()
     }
-    return dict(sorted(ratings.items(), key=lambda pair: -pair[1].estimate))
+    return _strongest_first(ratings)
+
+
+def _strongest_first(found: Mapping[str, Interval]) -> dict[str, Interval]:
+    return dict(sorted(found.items(), key=lambda pair: -pair[1].estimate))
 
 
 def _play(players: Floats, scores: Floats, orders: Sequence[Floats], systems: int, step: float) -> Floats:
@@ -143,8 +145,8 @@ def _play(players: Floats, scores: Floats, orders: Sequence[Floats], systems: in
     return ratings
 
 
-def _table(rows: Iterable[VerdictRow]) -> tuple[list[str], list[Cell], Floats]:
-    """Items and cells in sorted order, and how often each (win, tie, loss) came up, shape (items, cells, 3)."""
+def _table(rows: Iterable[VerdictRow]) -> tuple[list[str], list[Cell], list[str], Floats]:
+    """Items, cells and systems in sorted order, and the counts of (win, tie, loss), shape (items, cells, 3)."""
     found: list[tuple[str, Cell, tuple[float, ...]]] = []
     for row in rows:
         if row.verdict is Verdict.UNPARSABLE:
@@ -161,7 +163,7 @@ def _table(rows: Iterable[VerdictRow]) -> tuple[list[str], list[Cell], Floats]:
     counts = np.zeros((len(items), len(cells), 3))
     for item, cell, shares in found:
         counts[at_item[item], at_cell[cell]] += shares
-    return items, cells, counts
+    return items, cells, sorted({name for cell in cells for name in cell[:2]}), counts
 
 
 def _contrasts(cells: Sequence[Cell], names: Sequence[str]) -> Floats:

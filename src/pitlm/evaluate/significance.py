@@ -1,4 +1,4 @@
-"""Is a Delta more than chance, and how many items would show one: pure functions over verdict rows.
+"""Whether a Delta is more than chance, and how many items would show a Delta: pure functions over verdict rows.
 
 All tests are paired by item: the rows of one item are one observation, their mean of +1 (win), 0 and -1 (loss).
 """
@@ -30,7 +30,7 @@ class PairedTest:
         items: with a judged row (in both systems, where two are compared).
         better: items with a positive value; ``worse`` those with a negative one. The others are even.
         p: two-sided and exact, over all ways to flip the signs of items: a test of the mean, that is of Delta.
-        sign_p: two-sided and exact, of ``better`` against ``worse`` alone: the sign test, which with one verdict an
+        sign_p: two-sided and exact, of ``better`` against ``worse`` alone: the sign test, which with one verdict per
             item is McNemar's exact test.
     """
 
@@ -61,11 +61,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in given]
 
 
-def items_needed(delta: float, *, tie_rate: float, alpha: float = ALPHA, power: float = POWER) -> int:
-    """Items for which a two-sided test at ``alpha`` finds a true Delta with probability ``power``.
+def items_needed(delta: float, *, tie_rate: float) -> int:
+    """Items for which a two-sided test at level ``ALPHA`` finds a true Delta with probability ``POWER``.
 
     Connor (1987), the sample size of McNemar's test: (z_a sqrt(q) + z_b sqrt(q - Delta^2))^2 / Delta^2, where q is the
-    share of items that are won or lost. One verdict an item is assumed.
+    share of items that are won or lost. One verdict per item is assumed.
 
     Args:
         delta: a fraction, of either sign.
@@ -81,24 +81,24 @@ def items_needed(delta: float, *, tie_rate: float, alpha: float = ALPHA, power: 
             f"at most {decisive:g}, the share of items that are not ties"
         )
     # Rounded first: an exact whole number must not become the next one for an error in the last digit.
-    return math.ceil(round((_noise(abs(delta), decisive, alpha, power) / delta) ** 2, 6))
+    return math.ceil(round((_noise(abs(delta), decisive) / delta) ** 2, 6))
 
 
-def detectable_delta(items: int, *, tie_rate: float, alpha: float = ALPHA, power: float = POWER) -> float:
-    """The smallest Delta that ``items`` items show with probability ``power``; NaN where they can show none."""
+def detectable_delta(items: int, *, tie_rate: float) -> float:
+    """The smallest Delta that ``items`` items show with probability ``POWER``; NaN where they can show none."""
     decisive = 1 - tie_rate
 
     def surplus(delta: float) -> float:
-        return math.sqrt(items) * delta - _noise(delta, decisive, alpha, power)
+        return math.sqrt(items) * delta - _noise(delta, decisive)
 
     if items < 1 or not decisive > 0 or surplus(decisive) < 0:
         return math.nan
     return float(optimize.brentq(surplus, 0.0, decisive))
 
 
-def _noise(delta: float, decisive: float, alpha: float, power: float) -> float:
-    """sqrt(items) times the Delta that is just seen, in Connor's formula."""
-    z_alpha, z_beta = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
+def _noise(delta: float, decisive: float) -> float:
+    """The root of the number of items times the smallest Delta that they show, in Connor's formula."""
+    z_alpha, z_beta = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
     return float(z_alpha * math.sqrt(decisive) + z_beta * math.sqrt(max(0.0, decisive - delta**2)))
 
 
@@ -116,7 +116,7 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
 
 
 def _sign_flip_p(values: Sequence[Fraction]) -> float:
-    """The share of all assignments of signs to the values whose sum is at least as far from 0 as the one found.
+    """The share of all assignments of signs to the values whose sum is at least as far from 0 as the observed sum.
 
     All 2^n at once: the sum of +-m_1, +-m_2, ... has the characteristic function cos(m_1 t) cos(m_2 t) ..., and the
     fast Fourier transform turns it into probabilities (to about 1e-15). scipy enumerates, or samples.

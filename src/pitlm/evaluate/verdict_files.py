@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.verdicts import VerdictRow
+from pitlm.core.nouns import Prompt
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.data.readers import read_sound_rows
-from pitlm.evaluate.alpaca import Annotation, annotation_as_dict, annotation_from_dict
+from pitlm.evaluate.length import preference
 from pitlm.io.atomic import write_text
 
+BASELINE, MODEL = "baseline", "model"
+"""Names of the systems where an annotation names none."""
+
 _EXPECTED = "a verdict row (with a field 'verdict') or an AlpacaEval annotation (with a field 'preference')"
+_TEXTS = ("item", "instruction", "input", "output_1", "output_2", "generator_1", "generator_2", "annotator")
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A verdict row, and every field of the annotation that it came from."""
+
+    row: VerdictRow
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
-    """Every verdict of ``sources``, in order; each line or object tells by its fields which kind it is.
+    """Every verdict of ``sources``, in order; the fields of each line or object tell which of the two kinds it is.
 
     Raises:
         InputError: no such file, nothing in it, something else in it, or a system that is compared with itself.
@@ -37,6 +52,58 @@ def write_annotations(path: Path, annotations: Sequence[Annotation]) -> None:
     write_text(path, json.dumps([annotation_as_dict(a) for a in annotations], indent=2) + "\n")
 
 
+def annotation_from_dict(fields: Mapping[str, Any], file: object, line: int) -> Annotation:
+    """Read one object of an ``annotations.json``; output_2 of generator_2 is the row's first system.
+
+    preference 2 is a win of generator_2, 1 a loss, 1.5 (or 0, in older files) a draw, and null is unparsable. Any other
+    number is a win or a loss, depending on its side of 1.5, with that strength. The item is the field ``item``, which
+    we write, otherwise the instruction, otherwise the line.
+
+    Raises:
+        InputError: a field of another type, or a preference outside [1, 2].
+    """
+    given = fields["preference"]
+    if isinstance(given, float) and math.isnan(given):
+        given = None
+    if given is not None and not (type(given) in (int, float) and (given == 0 or 1 <= given <= 2)):
+        raise _bad(file, line, "preference", given, "a number in [1, 2] or null")
+    for name in _TEXTS:
+        if not isinstance(fields.get(name), str | None):
+            raise _bad(file, line, name, fields[name], "text")
+    strength = None if given is None else (given or 1.5) - 1.0
+    asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
+    outputs = (fields.get("output_2"), fields.get("output_1"))
+    row = VerdictRow(
+        item=fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}"),
+        first=fields.get("generator_2") or MODEL,
+        second=fields.get("generator_1") or BASELINE,
+        verdict=Verdict.UNPARSABLE if strength is None else _side(strength),
+        strength=strength,
+        judge=fields.get("annotator") or "",
+        lengths=None if None in outputs else tuple(len(str(y)) for y in outputs),  # type: ignore[arg-type]
+    )
+    return Annotation(row, fields)
+
+
+def annotation_as_dict(annotation: Annotation) -> dict[str, Any]:
+    """The object to write.
+
+    Returns:
+        The annotation's own fields as they were read. For a row that was judged here: the fields that the caller gave
+        (instruction, output_1, output_2), the systems, the judge and the preference.
+    """
+    row, own = annotation.row, annotation.fields
+    if "preference" in own:
+        return dict(own)
+    value = preference(row)
+    named = {"generator_1": row.second, "generator_2": row.first, "annotator": row.judge, "item": row.item}
+    return {**own, **named, "preference": None if value is None else value + 1.0}
+
+
+def _side(strength: float) -> Verdict:
+    return Verdict.TIE if strength == 0.5 else Verdict.WIN if strength > 0.5 else Verdict.LOSS
+
+
 def _verdict(data: object, file: str, line: int) -> Annotation:
     if not isinstance(data, Mapping) or not {"verdict", "preference"} & set(data):
         raise InputError.at(file, line=line, found=_shown(data), expected=_EXPECTED)
@@ -50,18 +117,20 @@ def _verdict(data: object, file: str, line: int) -> Annotation:
 def _row(data: Mapping[str, Any], file: str, line: int) -> Annotation:
     for name in ("item", "first", "second"):
         if not isinstance(data.get(name), str):
-            raise InputError.at(file, line=line, field=name, found=_shown(data.get(name)), expected="text")
+            raise _bad(file, line, name, data.get(name), "text")
     try:
         row = VerdictRow.from_dict(data)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError.at(file, line=line, found=f"a broken row ({error})", expected="a verdict row") from error
     if row.strength is not None and not (isinstance(row.strength, int | float) and 0 <= row.strength <= 1):
-        raise InputError.at(
-            file, line=line, field="strength", found=_shown(row.strength), expected="a number in [0, 1]"
-        )
+        raise _bad(file, line, "strength", row.strength, "a number in [0, 1]")
     if row.lengths is not None and [type(n) for n in row.lengths] != [int, int]:
-        raise InputError.at(file, line=line, field="lengths", found=_shown(row.lengths), expected="two whole numbers")
+        raise _bad(file, line, "lengths", row.lengths, "two whole numbers")
     return Annotation(row)
+
+
+def _bad(file: object, line: int, name: str, found: object, expected: str) -> InputError:
+    return InputError.at(file, line=line, field=name, found=_shown(found), expected=expected)
 
 
 def _shown(value: object) -> str:
