@@ -1,4 +1,4 @@
-"""LiteLLM's proxy improves its answers with a `pit serve` beside it.
+"""A callback with which LiteLLM's proxy improves its answers through `pit serve`.
 
     pit serve --run runs/quickstart --port 8000
 
@@ -6,16 +6,16 @@
     litellm_settings:
       callbacks: litellm_callback.improves
 
-PIT_URL (default http://127.0.0.1:8000/v1) is where `pit serve` listens, PIT_SERVE_TOKEN its token if it has one, and
-PIT_SECONDS (default 25, a little above its --improve-timeout) how long an answer may take; after that, and whenever
-something fails, the answer goes out as it came.
+Environment: PIT_URL (default http://127.0.0.1:8000/v1) is the address of `pit serve`. PIT_SERVE_TOKEN is its token,
+if it has one. PIT_SECONDS (default 25, a little above its --improve-timeout) is the longest time to improve an
+answer. After that, and whenever something fails, the callback returns the original answer.
 
-Left as they are: streams (LiteLLM does not show them to this hook), and answers to requests with tools, a format,
-several choices or content other than text, for an improved text could not keep what was asked for. `stop`,
-`max_tokens` and `temperature` are kept. `usage` stays the model's own, for that is what LiteLLM charges.
+The callback does not change streams (LiteLLM does not pass them to this hook), nor answers to requests with tools, a
+format, several choices or content other than text: an improved text might not be what such a request asks for. Improved
+answers keep `stop`, `max_tokens` and `temperature`. `usage` stays the model's own, because LiteLLM charges by it.
 
-Tested against CustomLogger's interface as LiteLLM's sources and documentation have it, and not with the real package.
-Needs httpx, which LiteLLM brings.
+Tested against the interface of CustomLogger in LiteLLM's sources and documentation, not with the package. Needs httpx,
+which LiteLLM installs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ KEPT_FROM = ("tools", "functions", "logprobs", "logit_bias", "modalities", "audi
 
 
 class Improves(CustomLogger):  # type: ignore[misc]
-    """Puts the improved answer in the answer's place."""
+    """Replaces each answer by its improved answer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.client = httpx.AsyncClient(timeout=None)  # one for all: a new one reads the certificates anew
+        self.client = httpx.AsyncClient(timeout=None)  # shared: each new client reads the certificates again
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
-        """Called by the proxy with a request and its whole answer; the answer is changed in place, and returned."""
+        """Improve the answer in place and return it. The proxy calls this hook with each request and its whole
+        answer."""
         text = _text(data, response)
         if text is None:
             return response
@@ -55,7 +56,7 @@ class Improves(CustomLogger):  # type: ignore[misc]
             reply.raise_for_status()
             final = reply.json()["final"]
         except (httpx.HTTPError, TimeoutError, ValueError, LookupError, TypeError) as error:
-            log.warning("not improved: %s", type(error).__name__)  # neither address nor conversation
+            log.warning("not improved: %s", type(error).__name__)  # the log gets neither address nor conversation
             return response
         if isinstance(final, str) and final.strip() and final != text:
             response.choices[0].message.content = final
@@ -64,7 +65,7 @@ class Improves(CustomLogger):  # type: ignore[misc]
 
 
 def _text(data: dict[str, Any], response: Any) -> str | None:
-    """The answer's text, where another may take its place."""
+    """Return the answer's text; None if the answer must not be replaced."""
     formatted = data.get("response_format") not in (None, {"type": "text"})
     if data.get("stream") or formatted or any(data.get(name) for name in KEPT_FROM) or not data.get("messages"):
         return None
@@ -80,7 +81,7 @@ def _text(data: dict[str, Any], response: Any) -> str | None:
 
 
 def _bounds(data: dict[str, Any]) -> dict[str, Any]:
-    """What was asked of the answer and has to hold for any in its place."""
+    """Return the limits of the request, which an improved answer has to keep too."""
     stop = data.get("stop") or []
     limits = [limit for name in ("max_tokens", "max_completion_tokens") if (limit := data.get(name))]
     bounds = {

@@ -1,20 +1,21 @@
-"""An optillm technique: the model answers, and a `pit serve` improves the answer.
+"""An optillm technique: the model answers, and `pit serve` improves the answer.
 
     pit serve --run runs/quickstart --port 8000
     cp optillm_plugin.py .../optillm/plugins/pit_plugin.py   # optillm loads every *_plugin.py of that folder
 
-Then ask optillm for the model `pit-NAME`, or with {"optillm_approach": "pit"}. Use it alone: techniques that are
-chained hand on an answer as if it were the question.
+Then ask optillm for the model `pit-NAME`, or send {"optillm_approach": "pit"}. Do not chain this technique: a chain
+passes an answer on as if it were the question.
 
-PIT_URL (default http://127.0.0.1:8000/v1) is where `pit serve` listens, PIT_SERVE_TOKEN its token if it has one, and
-PIT_SECONDS (default 25, a little above its --improve-timeout) of its silence are waited for; after that, and whenever
-improving fails, the answer is the model's own. The model's errors are passed on, as by other techniques.
+Environment: PIT_URL (default http://127.0.0.1:8000/v1) is the address of `pit serve`. PIT_SERVE_TOKEN is its token,
+if it has one. PIT_SECONDS (default 25, a little above its --improve-timeout) is the longest wait for its reply. After
+that, and whenever improving fails, the technique returns the model's own answer. Errors of the model pass through.
 
-optillm hands a conversation over as one text with `User:` and `Assistant:` before the turns. It is taken apart where
-the turns alternate; where they do not, the model is asked with the text as it is, and its answer is not improved.
+optillm passes a conversation as one text with `User:` and `Assistant:` before the turns. If the turns alternate, the
+technique splits the text into turns. Otherwise it sends the text unchanged to the model and does not improve the
+answer.
 
-Tested against the contract in optillm's sources and README (SLUG, run), and not with the real package. Standard
-library only.
+Tested against the interface in optillm's sources and README (SLUG, run), not with the package. Needs only the standard
+library.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ROLES = {"User": "user", "Assistant": "assistant"}
 def run(
     system_prompt: str, initial_query: str, client: Any, model: str, request_config: dict[str, Any] | None = None
 ) -> tuple[str, int]:
-    """The final answer, and the tokens that model and improver wrote."""
+    """Return the final answer, and the number of tokens that model and improver wrote."""
     given = {name: value for name, value in (request_config or {}).items() if name in PASSED and value is not None}
     turns = _turns(initial_query)
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -53,7 +54,7 @@ def run(
 
 
 def _turns(query: str) -> list[dict[str, str]]:
-    """The conversation in optillm's text; empty where it cannot be told."""
+    """Split optillm's text into turns; empty if the turns do not alternate."""
     parts = re.split(r"(?:\A|\n)(User|Assistant): ", query)
     if len(parts) == 1:
         return [{"role": "user", "content": query}]
@@ -65,7 +66,7 @@ def _turns(query: str) -> list[dict[str, str]]:
 
 
 def _bounds(given: dict[str, Any]) -> dict[str, Any]:
-    """What was asked of the answer and has to hold for any in its place."""
+    """Return the limits of the request, which an improved answer has to keep too."""
     bounds = {name: given[name] for name in ("temperature", "seed") if name in given}
     limits = [given[name] for name in LIMITS if name in given]
     if limits:
@@ -76,7 +77,7 @@ def _bounds(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _improve(body: dict[str, Any]) -> dict[str, Any]:
-    """The trace of the loop; empty where there is none."""
+    """Return the trace of the loop; empty if improving failed."""
     url = os.environ.get("PIT_URL", "http://127.0.0.1:8000/v1").rstrip("/") + "/improve"
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get("PIT_SERVE_TOKEN"):
@@ -87,5 +88,5 @@ def _improve(body: dict[str, Any]) -> dict[str, Any]:
             trace = json.load(reply)
         return trace if isinstance(trace["final"], str) else {}
     except (OSError, ValueError, LookupError, TypeError) as error:  # urllib's own errors are OSErrors
-        log.warning("not improved: %s", type(error).__name__)  # neither address nor conversation
+        log.warning("not improved: %s", type(error).__name__)  # the log gets neither address nor conversation
         return {}

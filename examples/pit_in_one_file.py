@@ -3,15 +3,15 @@
     python examples/pit_in_one_file.py            # about four minutes on two CPU cores
     python examples/pit_in_one_file.py --tiny     # seconds; too little training to learn anything
 
-Nobody says what "better" means. The pairs (x, y_w, y_l) know, and three steps get it out of them:
+No rubric says what "better" means. The models learn it from pairs (x, y_w, y_l) in three steps:
 
-    SFT     an improver M_PIT(y | x, y_ref) learns to write y_w when it is shown y_l;
+    SFT     an improver M_PIT(y | x, y_ref) learns to write y_w when it reads y_l;
     gap     a reward model R_PIT learns how much better y is than y_ref;
-    RL      the improver learns to write what R_PIT finds better than y_ref.
+    RL      the improver learns to write answers that R_PIT scores above y_ref.
 
-The pocket world gives us the pairs, and at the end the truth to judge by. Nothing that is trained sees the truth.
+The pocket world gives the pairs, and at the end the truth that judges. No model in training sees the truth.
 
-Shapes: B rows of a batch (in RL: references), G samples for one reference, T tokens, V vocabulary, D hidden size.
+Shapes: B rows in a batch (in RL: references), G samples for one reference, T tokens, V vocabulary, D hidden size.
 """
 
 import copy
@@ -52,18 +52,18 @@ class Settings:
     rl_lr: float = 3e-4
     rl_steps: int = 80  # in each stage of the curriculum
     group: int = 8  # G
-    references: int = 8  # in one RL step, so a step sees 8 x 8 samples
+    references: int = 8  # in one RL step, so a step has 8 x 8 samples
     beta: float = 0.1
-    temperature: float = 0.4  # of the improver at inference: the paper's best
+    temperature: float = 0.4  # of the improver at inference; the paper's best
     rounds: int = 3
-    items: int = 500  # to evaluate on
+    items: int = 500  # prompts to evaluate on
 
 
 TINY = Settings(pairs=600, hidden=32, mlp=64, policy_epochs=1, improver_epochs=1, gap_epochs=1, rl_steps=2, items=16)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tokens. A word is a token, and a turn of the conversation opens with a mark.
+# Tokens. Each word is a token, and each turn of the conversation opens with a mark.
 
 PAD, END, USER, ASSISTANT = range(4)
 WORDS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", *vocabulary()]
@@ -84,7 +84,7 @@ def policy_prompt(x: Prompt) -> Ids:
 
 
 def improver_prompt(x: Prompt, y_ref: str) -> Ids:
-    """x, then y_ref as if it had been answered, then a request that names no criterion: the goal stays implicit."""
+    """x, then y_ref as the assistant's turn, then a request that names no criterion: the goal stays implicit."""
     return [*policy_prompt(x), *encode(y_ref), USER, *encode(ASK), ASSISTANT]
 
 
@@ -103,7 +103,7 @@ def make_writer(s: Settings) -> LlamaForCausalLM:
         intermediate_size=s.mlp,
         num_hidden_layers=s.layers,
         num_attention_heads=s.heads,
-        initializer_range=s.hidden**-0.5,  # the usual 0.02 makes narrow models slow to learn copying
+        initializer_range=s.hidden**-0.5,  # with the usual 0.02, narrow models learn copying slowly
         tie_word_embeddings=True,
         pad_token_id=PAD,
         eos_token_id=END,
@@ -121,20 +121,20 @@ class GapModel(nn.Module):
         self.head = nn.Linear(improver.config.hidden_size, 1, bias=False)
 
     def forward(self, rows: Sequence[Ids]) -> Tensor:
-        """One score for each row of prompt + completion; shape (B,)."""
+        """Return one score for each row of prompt + completion; shape (B,)."""
         hidden_BTD = self.body(input_ids=pad_right(rows), use_cache=False).last_hidden_state
         last_B = torch.tensor([len(row) - 1 for row in rows])  # the end token, before any padding
         return self.head(hidden_BTD[torch.arange(len(rows)), last_B]).squeeze(-1)
 
 
 def pad_right(rows: Sequence[Ids]) -> Tensor:
-    """Shape (B, T). What attends only to its left never sees padding on its right, so no mask is needed."""
+    """Shape (B, T). A causal model never attends to padding on the right, so it needs no mask."""
     width = max(map(len, rows))
     return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
 
 
 def token_logps(model: LlamaForCausalLM, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
-    """log M(y_t | prompt, y_<t) of the completions' tokens, 0 everywhere else; shape (B, T - 1)."""
+    """log M(y_t | prompt, y_<t) at the completions' tokens, 0 elsewhere; shape (B, T - 1)."""
     ids_BT = pad_right([p + y for p, y in zip(prompts, completions, strict=True)])
     logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
     logp_BT = log_softmax(logits_BTV, -1).gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
@@ -146,8 +146,8 @@ def token_logps(model: LlamaForCausalLM, prompts: Sequence[Ids], completions: Se
 
 @torch.inference_mode()
 def sample(model: LlamaForCausalLM, prompts: Sequence[Ids], temperature: float, max_new: int = MAX_NEW) -> list[Ids]:
-    """One completion for each prompt, its end token included where it came in time."""
-    # Padding on the left, so that all rows go on at the same place. Llama's positions are relative: a mask is enough.
+    """Return one completion for each prompt, with its end token unless ``max_new`` cut it off."""
+    # Pad on the left, so that all rows continue at the same place. Llama's positions are relative: a mask is enough.
     width = max(map(len, prompts))
     next_ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts])
     mask_BT = (next_ids != PAD).long()
@@ -169,7 +169,7 @@ def sample(model: LlamaForCausalLM, prompts: Sequence[Ids], temperature: float, 
 
 
 def batches(rows: Sequence, size: int, epochs: int, rng: random.Random) -> Iterator[list]:
-    """Shuffled batches; within 32 batches, rows of like length together, which saves most of the padding."""
+    """Yield shuffled batches. Among 32 batches, rows of similar length go together, which saves most of the padding."""
     for _ in range(epochs):
         shuffled = rng.sample(list(rows), k=len(rows))
         for start in range(0, len(rows), 32 * size):
@@ -179,7 +179,7 @@ def batches(rows: Sequence, size: int, epochs: int, rng: random.Random) -> Itera
 
 
 def descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
-    """One gradient step."""
+    """Take one gradient step."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -188,7 +188,7 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr
 
 
 def schedule(part: float) -> float:
-    """The learning rate's share of its highest value: it rises for the first twentieth, then falls to zero."""
+    """The share of the highest learning rate: it rises for the first twentieth, then falls to zero."""
     return min(1.0, 0.05 + 19 * part) * (1 - part)
 
 
@@ -204,7 +204,8 @@ def train(name: str, model: nn.Module, rows: Sequence, loss_of: Callable, epochs
 
 
 def sft_loss(model: LlamaForCausalLM, batch: Sequence[tuple[Ids, Ids]]) -> Tensor:
-    """For the improver, where a prompt shows (x, y_l) and a completion is y_w: - log M_PIT(y_w | x, y_l), per token."""
+    """- log M(completion | prompt), per token. For the improver, the prompt shows (x, y_l) and the completion is
+    y_w."""
     prompts, completions = zip(*batch, strict=True)
     return -token_logps(model, prompts, completions).sum() / sum(map(len, completions))
 
@@ -226,7 +227,7 @@ def gap_batch_loss(model: GapModel, batch: Sequence[tuple[Ids, Ids, Ids, Ids]]) 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Curriculum RL: RLOO (Ahmadian et al. 2024), which is the paper's objective and nothing besides.
+# Curriculum RL with RLOO (Ahmadian et al. 2024), which optimises exactly the paper's objective.
 
 
 def penalised_reward(reward_BG: Tensor, logp_BG: Tensor, anchor_logp_BG: Tensor, beta: float) -> Tensor:
@@ -234,9 +235,9 @@ def penalised_reward(reward_BG: Tensor, logp_BG: Tensor, anchor_logp_BG: Tensor,
 
 
 def leave_one_out(reward_BG: Tensor) -> Tensor:
-    """Each sample's reward less the mean of its siblings.
+    """Each sample's reward minus the mean of its siblings.
 
-    Whatever is the same for a whole group drops out here, and so does the level of r_gap that Eq. 2 leaves free.
+    A term that is equal in a whole group cancels. So does the level of r_gap, which Eq. 2 leaves free.
     """
     G = reward_BG.shape[1]
     siblings_BG = (reward_BG.sum(1, keepdim=True) - reward_BG) / (G - 1)
@@ -266,7 +267,7 @@ def rl_stage(
         prompts = [improver_prompt(x, y_ref) for x, y_ref in rows]
         ys = sample(improver, prompts, temperature=1.0)
         with torch.no_grad():
-            cut_off = torch.tensor([float(y[-1] != END) for y in ys])  # scored as if it ended here, for one point less
+            cut_off = torch.tensor([float(y[-1] != END) for y in ys])  # scored with an end token added, minus one point
             ended = [y if y[-1] == END else [*y, END] for y in ys]
             reward_BG = (gap_model([p + y for p, y in zip(prompts, ended, strict=True)]) - cut_off).view(-1, s.group)
             anchor_logp_BG = token_logps(anchor, prompts, ys).sum(1).view(-1, s.group)
@@ -282,7 +283,7 @@ def rl_stage(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Inference: propose, compare with the incumbent, stop when it no longer gets better.
+# Inference: propose an answer, compare it with the best so far, stop when it is no better.
 
 
 def write(model: LlamaForCausalLM, prompts: Sequence[Ids], temperature: float) -> list[str]:
@@ -295,7 +296,7 @@ def proposer(improver: LlamaForCausalLM, temperature: float) -> Propose:
 
 @torch.inference_mode()
 def calibrated_gaps(gap_model: GapModel, xs: list[Prompt], y_refs: list[str], ys: list[str]) -> list[float]:
-    """r_gap(x, y, y_ref) - r_gap(x, y_ref, y_ref): Eq. 2 pins no level, so "no change" has to be made zero. Ours."""
+    """r_gap(x, y, y_ref) - r_gap(x, y_ref, y_ref). Eq. 2 fixes no level, so we set "no change" to zero. Ours."""
     prompts = list(map(improver_prompt, xs, y_refs))
     raw_B = gap_model([p + completion(y) for p, y in zip(prompts, ys, strict=True)])
     equal_B = gap_model([p + completion(y_ref) for p, y_ref in zip(prompts, y_refs, strict=True)])
@@ -305,9 +306,9 @@ def calibrated_gaps(gap_model: GapModel, xs: list[Prompt], y_refs: list[str], ys
 def improve(
     xs: list[Prompt], originals: list[str], propose: Propose, gap: Gap, rounds: int = 3, margin: float = 0.0
 ) -> tuple[list[str], list[str], list[list[tuple[str, float, bool]]]]:
-    """y_i ~ M_PIT(. | x, y_{i-1}) as in the paper, which has no stop rule; this one is ours.
+    """y_i ~ M_PIT(. | x, y_{i-1}) as in the paper. The paper has no stop rule; this stop rule is ours.
 
-    Returns the best responses, why each loop stopped, and each loop's (proposal, gap, accepted).
+    Returns the best responses, each loop's reason to stop, and each loop's rows (proposal, gap, accepted).
     """
     best, reasons, rows = list(originals), [""] * len(xs), [[] for _ in xs]
     for _ in range(rounds):
@@ -327,7 +328,7 @@ def improve(
 
 
 def delta(xs: list[Prompt], ours: list[str], theirs: list[str]) -> tuple[float, float, float]:
-    """The paper's Delta, win rate less lose rate, and its 95% bootstrap interval over the items. The truth judges."""
+    """The paper's Delta, win rate minus lose rate, and its 95% bootstrap interval over items. The truth judges."""
     better = [utility(x, a) - utility(x, b) for x, a, b in zip(xs, ours, theirs, strict=True)]
     sign_N = torch.tensor(better).sign()
     resampled = sign_N[torch.randint(len(xs), (2000, len(xs)))].mean(1)
@@ -335,7 +336,7 @@ def delta(xs: list[Prompt], ours: list[str], theirs: list[str]) -> tuple[float, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# All of it, in order.
+# The whole method, in order.
 
 START = time.time()
 
@@ -347,13 +348,13 @@ def say(line: str) -> None:
 def main(s: Settings) -> dict[str, dict[str, tuple[float, float, float]]]:
     torch.manual_seed(0)
     pairs = make_preferences(s.pairs, seed=0)
-    # Three folds, as in the paper, and no prompt in two of them; the test prompts are in none.
+    # Three folds, as in the paper. No prompt is in two folds, and no test prompt is in any.
     sft_pairs, gap_pairs, rl_pairs = ([p for p in pairs if int(p.prompt.key, 16) % 3 == fold] for fold in range(3))
     known = {pair.prompt for pair in pairs}
     xs = [x for x in dict.fromkeys(pair.prompt for pair in make_preferences(2 * s.items, seed=1)) if x not in known]
     xs = xs[: s.items]
 
-    # 1. SFT. Nothing is pretrained here, so the improver starts where the policy has learnt the language.
+    # 1. SFT. Nothing is pretrained here, so the improver starts from the policy, which knows the language.
     policy = make_writer(s)
     rows = [(policy_prompt(p.prompt), completion(p.chosen)) for p in sft_pairs]
     train("policy SFT", policy, rows, sft_loss, s.policy_epochs, s.policy_lr, s)
@@ -365,8 +366,8 @@ def main(s: Settings) -> dict[str, dict[str, tuple[float, float, float]]]:
     gap_model = GapModel(sft_improver)
     train("gap model", gap_model, list(map(gap_rows, gap_pairs)), gap_batch_loss, s.gap_epochs, s.gap_lr, s)
 
-    # 3. Curriculum RL. The anchor of the KL term is the SFT improver in both stages. The paper's M_P has been through
-    # RLHF by now; that is no part of PIT, and ours stays as SFT left it.
+    # 3. Curriculum RL. The anchor of the KL term is the SFT improver in both stages. The paper's M_P has had RLHF by
+    # now. RLHF is not part of PIT, so our policy has only SFT.
     from_data = [(p.prompt, y) for p in rl_pairs for y in (p.rejected, p.chosen)]  # Eq. 4: y_ref in {y_l, y_w}
     stage_0 = rl_stage("RL stage 0", sft_improver, sft_improver, gap_model, from_data, s)
     rl_xs = random.Random(0).sample([p.prompt for p in rl_pairs], k=min(len(rl_pairs), s.rl_steps * s.references))
@@ -374,7 +375,7 @@ def main(s: Settings) -> dict[str, dict[str, tuple[float, float, float]]]:
     from_policy = list(zip(rl_xs, answers, strict=True))
     pit = rl_stage("RL stage 1", stage_0, sft_improver, gap_model, from_policy, s)
 
-    # Judged by the truth, on prompts that nothing was trained on.
+    # The truth judges, on prompts that no model was trained on.
     originals = write(policy, list(map(policy_prompt, xs)), temperature=1.0)
     writers = {"SFT improver": sft_improver, "PIT, stage 0 only": stage_0, "PIT": pit}
     systems = {name: proposer(model, s.temperature)(xs, originals) for name, model in writers.items()}

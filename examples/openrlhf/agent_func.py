@@ -1,19 +1,20 @@
-"""OpenRLHF trains an improver: the model is shown x, y_ref and the ask, and R_PIT says how much better its answer is.
+"""An agent for OpenRLHF, which trains an improver: the model reads x, y_ref and the ask, and R_PIT's gap is the reward.
 
     pit serve --gap runs/mine/gap/model --port 8003
     python -m openrlhf.cli.train_ppo_ray --train.agent_func_path agent_func.py \\
         --data.input_key prompt --data.label_key label ...
 
-The label of a row is JSON with "prompt" (x, a string or chat messages) and "reference" (y_ref). Without a reference the
-model in training first answers x itself, and improves that; these first answers are not trained on. With references in
-all rows no agent is needed: ``--reward.remote_url http://127.0.0.1:8003/get_reward`` does the same (docs/engines.md).
+The label of a row is JSON with "prompt" (x, a string or chat messages) and "reference" (y_ref). If a label has no
+reference, the model in training first answers x, then improves its own answer. It is not trained on these first
+answers. If every row has a reference, you need no agent: ``--reward.remote_url http://127.0.0.1:8003/get_reward``
+does the same (docs/engines.md).
 
-PIT_URL (default http://127.0.0.1:8003/v1) is where `pit serve` listens, PIT_SERVE_TOKEN its token if it has one, and
-PIT_ASK the turn after y_ref that the gap model was trained with ('ask' in its pit.json). PIT_TRUNCATED_PENALTY
-(default 1, as pitlm's recipes have it) is taken from the gap of an answer that was cut off at its limit.
+Environment: PIT_URL (default http://127.0.0.1:8003/v1) is the address of `pit serve`. PIT_SERVE_TOKEN is its token, if
+it has one. PIT_ASK is the turn after y_ref that the gap model was trained with ('ask' in its pit.json).
+PIT_TRUNCATED_PENALTY (default 1, as in pitlm's recipes) is subtracted from the gap of an answer that was cut off.
 
-Generation is OpenRLHF's own SingleTurnAgentExecutor; what it gives back is passed on, with reward, scores and logs set.
-Tested against a stand-in of that class, made after OpenRLHF's sources, and not with the package. Standard library only.
+OpenRLHF's own SingleTurnAgentExecutor generates. The agent returns its sample with reward, scores and logs set. Tested
+against a stand-in of that class, made after OpenRLHF's sources, not with the package. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ASK = "Please write a better answer."
 
 
 class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
-    """One improvement of y_ref, and its gap as the reward."""
+    """Samples one improvement of y_ref, with its gap as the reward."""
 
     def __init__(self) -> None:
         super().__init__(remote_rm_url=None)
@@ -48,7 +49,7 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
         llm_engine: Any,
         **more: Any,
     ) -> dict[str, Any]:
-        """A sample for OpenRLHF; ``prompt`` is not looked at, because the label has x without a template."""
+        """Return a sample for OpenRLHF. ``prompt`` is not used, because the label has x without a template."""
         told = json.loads(label)
         asked = told["prompt"]
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
@@ -74,7 +75,8 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
 
 
 def score(prompt: list[dict[str, str]], reference: str, response: str) -> float:
-    """R_PIT's gap. What `pit serve` refuses is an error at once; what it cannot do now is tried again."""
+    """Return R_PIT's gap. Raises at once if `pit serve` refuses the request; retries while it is busy or
+    unreachable."""
     body = json.dumps({"prompt": prompt, "reference": reference, "response": response}).encode()
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get("PIT_SERVE_TOKEN"):

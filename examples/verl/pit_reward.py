@@ -1,16 +1,18 @@
-"""verl's reward loop asks R_PIT: a custom reward function for the training of an improver.
+"""A custom reward function for verl: its reward loop trains an improver with gaps from R_PIT.
 
     pit serve --gap runs/mine/gap/model --port 8003
     python -m verl.trainer.main_ppo reward.custom_reward_function.path=pit_reward.py \\
         reward.custom_reward_function.name=compute_score ...
 
-A row's "prompt" is what the improver is shown (x, y_ref as the assistant's turn, the ask), and its "extra_info" has
-"prompt" (x, a string or chat messages) and "reference" (y_ref). "data_source" and "ground_truth" may be anything.
+A row's "prompt" is the conversation that the improver reads: x, y_ref as the assistant's turn, the ask. Its
+"extra_info" holds "prompt" (x, a string or chat messages) and "reference" (y_ref). "data_source" and "ground_truth"
+may be anything.
 
-PIT_URL (default http://127.0.0.1:8003/v1) is where `pit serve` listens, and PIT_SERVE_TOKEN its token if it has one.
+Environment: PIT_URL (default http://127.0.0.1:8003/v1) is the address of `pit serve`. PIT_SERVE_TOKEN is its token, if
+it has one.
 
-Tested with the arguments that verl's reward managers pass, as its sources have them, and not with the package.
-Standard library only.
+Tested with the arguments that the reward managers in verl's sources pass, not with the package. Needs only the standard
+library.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ TRIES = 5
 async def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any], **more: Any
 ) -> dict[str, float]:
-    """The gap of an answer to y_ref: 0 for no change, above it for a better one."""
+    """Return the gap between an answer and y_ref: 0 for no change, above 0 for a better answer."""
     reference, asked = extra_info["reference"], extra_info["prompt"]
-    prompt = asked if isinstance(asked, str) else [dict(message) for message in asked]  # parquet gives an array
+    prompt = asked if isinstance(asked, str) else [dict(message) for message in asked]  # parquet files give an array
     response = solution_str.strip()
     gap = await asyncio.to_thread(score, prompt, reference, response)
     return {"score": gap, "gap": gap, "copied": float(response == reference)}
 
 
 def score(prompt: str | list[dict[str, str]], reference: str, response: str) -> float:
-    """R_PIT's gap. What `pit serve` refuses is an error at once; what it cannot do now is tried again."""
+    """Return R_PIT's gap. Raises at once if `pit serve` refuses the request; retries while it is busy or
+    unreachable."""
     body = json.dumps({"prompt": prompt, "reference": reference, "response": response}).encode()
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get("PIT_SERVE_TOKEN"):
