@@ -100,7 +100,7 @@ class ScriptedEndpoint:
         self.most_at_once = 0
         self.closing = threading.Event()
         self._busy = 0
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -138,7 +138,7 @@ class ScriptedEndpoint:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 call = Call(body, {name.lower(): value for name, value in self.headers.items()})
-                with endpoint._lock:
+                with endpoint.lock:
                     endpoint.calls.append(call)
                     endpoint._busy += 1
                     endpoint.most_at_once = max(endpoint.most_at_once, endpoint._busy)
@@ -147,7 +147,7 @@ class ScriptedEndpoint:
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
                 finally:
-                    with endpoint._lock:
+                    with endpoint.lock:
                         endpoint._busy -= 1
 
             def play(self, call: Call, outcome: Outcome) -> None:

@@ -12,9 +12,9 @@ from builders import TINY_LLAMA, random_model
 from transformers import AutoModelForCausalLM
 
 from pitlm.engines import decoding
-from pitlm.engines.decoding import Decoder, DecodingRow, _log_fallback, choose
+from pitlm.engines.decoding import Decoder, DecodingRow, choose
 from pitlm.models.generators import generate
-from pitlm.models.trees import ARCHITECTURES
+from pitlm.models.trees import ARCHITECTURES, warn_once
 
 PAD, END, VOCABULARY = 0, 1, 40
 TOKENIZER = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)
@@ -74,7 +74,7 @@ def test_greedy_is_what_generate_writes(architecture):
 
 
 def test_what_cannot_be_refilled_says_so_once(caplog):
-    _log_fallback.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         models = [Decoder(tiny("gemma2"), end=END, pad=PAD) for _ in range(2)]
     assert not any(decoder.own for decoder in models)

@@ -17,11 +17,11 @@ from pitlm.models.loading import load_scorer, load_tokenizer
 from pitlm.models.scorers import GapModel, score_ids
 from pitlm.models.trees import (
     ARCHITECTURES,
-    _log_fallback,
     completion_log_probs,
     enable_trees,
     reads_trees,
     score_tree,
+    warn_once,
 )
 
 PAD, END, VOCABULARY = 0, 1, 100
@@ -114,7 +114,7 @@ def test_log_probabilities_and_their_gradients_are_those_of_separate_rows(archit
 
 @pytest.mark.parametrize("architecture", CANNOT)
 def test_the_others_are_scored_as_rows_and_say_so_once(architecture, caplog):
-    _log_fallback.cache_clear()
+    warn_once.cache_clear()
     model, rows = tiny(architecture), quartets()
     expected = separately(model, rows)
     expected_gradient = gradients(model, expected)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pitlm.cli.options import overrides_option, write_figures
+from pitlm.core.errors import InputError
 from pitlm.plan.hardware import CARDS
-
-if TYPE_CHECKING:
-    from pitlm.core.recipe import DataSection, Recipe
-    from pitlm.plan.costs import Workload
-    from pitlm.plan.hardware import Hardware
 
 EXAMPLES = """
 \b
@@ -31,45 +27,30 @@ sheets' peaks. More than one device assumes that memory and work divide evenly.
 
 @click.command(epilog=EXAMPLES)
 @click.argument("recipe", required=False)
-@click.option("--data", help="Pairs to count and measure; default: what is known of the recipe's source.")
-@click.option("--pairs", type=click.IntRange(min=1), help="Plan for so many pairs.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value of the recipe.")
+@click.option("--data", help="Pairs to count and measure. Default: what is known of the recipe's source.")
+@click.option("--pairs", type=click.IntRange(min=1), help="Plan for this many pairs.")
+@overrides_option
 @click.option("--plan", is_flag=True, help="Show every stage, not only the whole.")
 @click.option(
-    "--hardware", type=click.Choice(list(CARDS)), help="Plan for this card; default: measure the machine at hand."
+    "--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure the machine at hand."
 )
-@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many of the card.")
-@click.option("--price", type=click.FloatRange(min=0), help="Of one device for an hour, in any currency.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures here, too.")
-def doctor(
-    recipe: str | None,
-    data: str | None,
-    pairs: int | None,
-    overrides: tuple[str, ...],
-    plan: bool,
-    hardware: str | None,
-    devices: int,
-    price: float | None,
-    output: Path | None,
-) -> None:
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
+@click.option("--price", type=click.FloatRange(min=0), help="Price of one device for an hour, in any currency.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+def doctor(recipe: str | None, output: Path | None, **question: Any) -> None:
     """Say what this machine can run, and estimate memory and time of RECIPE before it is started.
 
     Nothing is downloaded and no hub is asked.
     """
-    from pitlm.core.errors import InputError
-
     if recipe is None:
-        if any((data, pairs, overrides, plan, hardware, price)):
+        if any(value for name, value in question.items() if name != "devices"):
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
         figures = _machine()
     else:
-        if devices > 1 and hardware is None:
+        if question["devices"] > 1 and question["hardware"] is None:
             raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
-        figures = _planned(recipe, data, pairs, overrides, plan, hardware, devices, price)
-    if output is not None:
-        from pitlm.io.atomic import write_text
-
-        write_text(output, json.dumps(figures, indent=2) + "\n")
+        figures = _planned(recipe, **question)
+    write_figures(output, figures, quiet=True)
 
 
 def _machine() -> dict[str, Any]:
@@ -94,66 +75,34 @@ def _planned(
     data: str | None,
     pairs: int | None,
     overrides: tuple[str, ...],
-    every: bool,
-    card: str | None,
+    plan: bool,
+    hardware: str | None,
     devices: int,
     price: float | None,
 ) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
-    from pitlm.cli.run import read_overrides
-    from pitlm.core.packaged_recipes import find_recipe
-    from pitlm.core.recipe_file import load_recipe
+    from pitlm.core.recipe_file import named_recipe
+    from pitlm.plan.hardware import assumed
     from pitlm.plan.plan import plan_lines, plan_run
     from pitlm.plan.shapes import Shape
-    from pitlm.plan.workloads import known_workload
+    from pitlm.plan.workloads import known_workload, measured_workload
 
-    changes = read_overrides(overrides)
-    if pairs is not None:  # asks what so much data would take
-        changes["data.pairs"] = str(pairs)
-    if data is not None:
-        changes["data.source"] = json.dumps(data)
-    recipe = load_recipe(find_recipe(name), changes)
+    recipe = named_recipe(name, overrides, {"data.pairs": pairs, "data.source": data})
     shape = Shape.of_model(recipe.model)
-    own = recipe.data.source
-    source = data or (own if own and own != "pocket" and Path(own).exists() else None)
-    work, where = _measured(source, recipe.data) if source else known_workload(recipe)
+    source = recipe.data.source
+    local = source is not None and source != "pocket" and (data is not None or Path(source).exists())
+    work, where = measured_workload(source, recipe.data) if source and local else known_workload(recipe)
     work = replace(work, pairs=pairs or min(work.pairs, recipe.data.pairs or work.pairs))
-    hardware = replace(_hardware(recipe, work, card, devices), price=price)
-    plan = plan_run(recipe, shape, work, hardware)
-    for line in plan_lines(plan, shape, work, where, every=every):
+    if hardware is not None:
+        machine = assumed(hardware, recipe.model.dtype, devices=devices)
+    else:
+        from pitlm.plan.rates import measure_rates
+
+        click.echo("Measuring this machine for some seconds ...", err=True)
+        machine = measure_rates(recipe, work)
+    made = plan_run(recipe, shape, work, replace(machine, price=price))
+    for line in plan_lines(made, shape, work, where, every=plan):
         click.echo(line)
-    totals = {"seconds": plan.seconds, "peak": plan.peak, "fits": plan.fits, "cost": plan.cost}
-    return {**asdict(plan), "workload": asdict(work), "shape": asdict(shape), **totals}
-
-
-def _measured(source: str, limits: DataSection) -> tuple[Workload, str]:
-    """Pairs counted and their lengths from characters: four to a token, as in English. A tokenizer may be far away.
-
-    What the recipe trims is left out of each: of a few long prompts the mean would be far from what is read.
-    """
-    from pitlm.data.dataset import load_preferences
-    from pitlm.plan.costs import Workload
-
-    kept = load_preferences(source, skip_invalid=True, progress=True).preferences
-    most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
-    letters = [
-        (sum(len(m.content) for m in pair.prompt.messages), len(pair.chosen), len(pair.rejected)) for pair in kept
-    ]
-    x, w, l = (
-        sum(min(count / 4, limit) for count in part) / len(kept)
-        for part, limit in zip(zip(*letters, strict=True), most, strict=True)
-    )
-    distinct = len({pair.prompt.key for pair in kept}) / len(kept)
-    return Workload(len(kept), x, w, l, prompts=distinct), f"{source}, four characters a token"
-
-
-def _hardware(recipe: Recipe, work: Workload, card: str | None, devices: int) -> Hardware:
-    from pitlm.plan.hardware import assumed
-
-    if card is not None:
-        return assumed(card, recipe.model.dtype, devices=devices)
-    from pitlm.plan.rates import measure_rates
-
-    click.echo("Measuring this machine for some seconds ...", err=True)
-    return measure_rates(recipe, work)
+    totals = {"seconds": made.seconds, "peak": made.peak, "fits": made.fits, "cost": made.cost}
+    return {**asdict(made), "workload": asdict(work), "shape": asdict(shape), **totals}

@@ -8,15 +8,39 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import Section
+
+if TYPE_CHECKING:
+    from pitlm.core.recipe import Section
 
 Command = Callable[..., Any]
+
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace one value of the recipe: loop.rounds=5.",
+)
+json_option = click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
+)
+
+
+def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> None:
+    """Write figures as JSON where a file was asked for, and say so."""
+    if file is None:
+        return
+    from pitlm.io.atomic import write_text
+
+    write_text(file, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    if not quiet:
+        click.echo(f"Figures written to {file}")
 
 
 def json_object(value: str) -> dict[str, Any]:

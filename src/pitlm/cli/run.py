@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pitlm.cli.options import overrides_option
+
 EXAMPLES = """
 \b
 Examples:
@@ -26,7 +28,7 @@ The same command again goes on where an interrupted run stopped, and skips what 
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/ and the recipe's name.")
 @click.option("--seed", type=click.IntRange(min=0), help="Replaces the recipe's seed.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value, e.g. loop.rounds=5.")
+@overrides_option
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
 @click.option(
     "--skip-invalid",
@@ -55,40 +57,14 @@ def run(
     RECIPE is a packaged name (see `pit recipes`) or a YAML file. The run folder then holds report.html, a folder for
     each stage with its model, and what `pit improve --run` needs.
     """
-    import json
+    from pitlm.core.packaged_recipes import find_launch
+    from pitlm.core.recipe_file import named_recipe
 
-    from pitlm.core.packaged_recipes import find_launch, find_recipe
-    from pitlm.core.recipe_file import load_recipe
-
-    changes = read_overrides(overrides)
-    if data is not None:
-        changes["data.source"] = json.dumps(data)  # overrides are YAML, where 2024-11-25 would be a date
-    if seed is not None:
-        changes["seed"] = str(seed)
-    if skip_invalid:
-        changes["data.skip_invalid"] = "true"
-    loaded = load_recipe(find_recipe(recipe), changes)
+    given = {"data.source": data, "seed": seed, "data.skip_invalid": skip_invalid or None}
+    loaded = named_recipe(recipe, overrides, given)
     launch = find_launch(accelerate) if accelerate is not None else None
     begin = time.perf_counter()
 
     from pitlm.run.run_recipe import run_recipe
 
-    out = out or Path("runs") / loaded.name
-    run_recipe(loaded, out, update=update, until=until, begin=begin, accelerate=launch)
-
-
-def read_overrides(items: tuple[str, ...]) -> dict[str, str]:
-    """What the options `--set KEY=VALUE` say, by key.
-
-    Raises:
-        InputError: one has no key or no value.
-    """
-    from pitlm.core.errors import InputError
-
-    changes = {}
-    for item in items:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
-        changes[key] = value
-    return changes
+    run_recipe(loaded, out or Path("runs") / loaded.name, update=update, until=until, begin=begin, accelerate=launch)

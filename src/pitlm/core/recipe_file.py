@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pitlm.core.errors import InputError
+from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
 
 Tree = TypeVar("Tree", bound=BaseModel)
@@ -27,6 +29,27 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key '{name}' comes twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def named_recipe(name: str, overrides: Sequence[str], values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a packaged name or a file, with what the command line replaces in it.
+
+    Args:
+        overrides: ``KEY=VALUE``, the value as YAML.
+        values: further values by dotted key; those that are None replace nothing.
+
+    Raises:
+        InputError: no such recipe, an override without key or value, or as :func:`load_recipe` does.
+    """
+    changes = {}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
+        changes[key] = value
+    # Values are JSON, which is YAML: as plain text, a file called 2024-11-25 would be a date.
+    changes |= {key: json.dumps(value) for key, value in values.items() if value is not None}
+    return load_recipe(find_recipe(name), changes)
 
 
 def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:

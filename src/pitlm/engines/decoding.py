@@ -7,19 +7,17 @@ Shapes: n rows in flight, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-import logging
 import random
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from pitlm.engines.places import ROWS, Places, enable_places, rounded
-from pitlm.models.trees import ARCHITECTURES
+from pitlm.models.trees import ARCHITECTURES, warn_once
 
 TOKENS_PER_BATCH = 16_384
 REFILL = 8
@@ -68,7 +66,7 @@ class Decoder:
         if self.own:
             enable_places(model)
         else:
-            _log_fallback(model.config.model_type)
+            warn_once(f"{model.config.model_type}: its places cannot be refilled; writing batch after batch")
         self._places = Places()
         self._rows: list[DecodingRow | None] = []
         self._waiting: list[tuple[int, int, DecodingRow]] = []  # by room, then in the order of arrival
@@ -241,8 +239,3 @@ def choose(logits_nV: Tensor, rows: Sequence[DecodingRow | None]) -> list[int]:
     at_n1 = torch.searchsorted(cumulative_nV, drawn_n1 * cumulative_nV[:, -1:], right=True)
     chosen_n = torch.where(warmth_n1[:, 0] > 0, at_n1[:, 0].clamp_max(logits_nV.shape[1] - 1), greedy_n)
     return chosen_n.tolist()
-
-
-@cache
-def _log_fallback(model_type: str) -> None:
-    logging.getLogger(__name__).warning("%s: its places cannot be refilled; writing batch after batch", model_type)

@@ -11,6 +11,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.checkpoint import Checkpoint
+from pitlm.models.loading import window_of
 
 
 @torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids
@@ -70,7 +71,7 @@ class Generator(Checkpoint):
     """Conversations at a time, where a call does not say."""
 
     def _check_length(self, longest: int) -> None:
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        window = window_of(self.model.config)
         if window is not None and longest + self.card.max_new_tokens > window:
             raise InputError(
                 f"found a conversation of {longest} tokens, expected at most {window - self.card.max_new_tokens}: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,19 +128,13 @@ def load_window(path: str | Path) -> int | None:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return window_of(config)
 
 
-def check_window(model: PreTrainedModel, rows: Iterable[list[int]], what: str) -> None:
-    """Refuse rows of prompt and answer that are longer than the model can see at once.
-
-    Raises:
-        InputError: the longest is.
-    """
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, rows), default=0)
-    if window is not None and longest > window:
-        raise InputError(f"found a conversation of {longest} tokens with its answer, expected at most {window}: {what}")
+def window_of(config: Any) -> int | None:
+    """Tokens that a model with this configuration can see at once; None where it sets no limit."""
+    window: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return window
 
 
 def load_causal(

@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Message, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.checkpoint import Checkpoint
-from pitlm.models.loading import Card, check_window
+from pitlm.models.loading import Card, window_of
 from pitlm.models.scoring import score_groups, score_ids
 
 AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
@@ -46,7 +47,12 @@ class Scorer(Checkpoint):
         """
         prompts = encode_prompts(self.tokenizer, [self.conversation(item) for item in items])
         rows = [p + encode_completion(self.tokenizer, i.response) for p, i in zip(prompts, items, strict=True)]
-        check_window(self.model, rows, f"the {self.kind} model's window")
+        window, longest = window_of(self.model.config), max(map(len, rows), default=0)
+        if window is not None and longest > window:
+            raise InputError(
+                f"found a conversation of {longest} tokens with its answer, expected at most {window}: "
+                f"the {self.kind} model's window"
+            )
         return self.score_rows(rows)
 
     def raw_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:

@@ -89,12 +89,13 @@ def enable_trees(model: PreTrainedModel) -> None:
     if model.config.model_type in ARCHITECTURES:
         model.set_attn_implementation(TREE_ATTENTION)
     else:
-        _log_fallback(model.config.model_type)
+        warn_once(f"{model.config.model_type}: its rows cannot be scored as trees; scoring separate rows")
 
 
 @cache
-def _log_fallback(model_type: str) -> None:
-    logging.getLogger(__name__).warning("%s: its rows cannot be scored as trees; scoring separate rows", model_type)
+def warn_once(message: str) -> None:
+    """Log a warning the first time that it comes up in this process."""
+    logging.getLogger(__name__).warning(message)
 
 
 def reads_trees(model: torch.nn.Module) -> bool:

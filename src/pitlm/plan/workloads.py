@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pitlm.core.recipe import Recipe
+from pitlm.core.recipe import DataSection, Recipe
+from pitlm.data.dataset import load_preferences
 from pitlm.plan.costs import Workload
 
 POCKET = Workload(24_000, 11.5, 10.1, 10.5, marks=2.5, prompts=0.86)
@@ -29,3 +30,22 @@ def known_workload(recipe: Recipe) -> tuple[Workload, str]:
     half = data.max_response_tokens / 2
     work = Workload(data.pairs or 10_000, data.max_prompt_tokens / 2, half, half)
     return work, "assumed: half of the lengths that the recipe allows; --data measures them"
+
+
+def measured_workload(source: str, limits: DataSection) -> tuple[Workload, str]:
+    """Count pairs, and take four characters for a token, as in English: a tokenizer may be far away.
+
+    Lengths are cut to what the recipe allows: a few long prompts would move the mean far from what is read.
+
+    Raises:
+        InputError: a source that cannot be read.
+    """
+    kept = load_preferences(source, skip_invalid=True, progress=True).preferences
+    most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
+    letters = [(sum(len(m.content) for m in p.prompt.messages), len(p.chosen), len(p.rejected)) for p in kept]
+    x, w, l = (
+        sum(min(count / 4, limit) for count in part) / len(kept)
+        for part, limit in zip(zip(*letters, strict=True), most, strict=True)
+    )
+    distinct = len({pair.prompt.key for pair in kept}) / len(kept)
+    return Workload(len(kept), x, w, l, prompts=distinct), f"{source}, four characters a token"
