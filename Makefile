@@ -5,7 +5,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-READY := .venv/.ready
+TRAIN := .venv/.train
+DEV := .venv/.dev
 WORKERS ?= 2
 
 # Nothing here talks to a hub: what is run is on this machine.
@@ -21,22 +22,33 @@ test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-venv: $(READY) ## Set up .venv with the pinned versions (about 90 s, once)
+venv: $(DEV) ## Set up .venv with all tools and the pinned versions (about 90 s, once)
 
-$(READY): pyproject.toml constraints.txt
+.venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x $(BIN)/python || { echo "Creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
-	@echo "Installing pitlm and its tools into .venv (about 90 s the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "Creating .venv with $(PYTHON)"
+	@"$(PYTHON)" -m venv .venv
+
+# The quickstart needs what trains; the tests need their tools, too, and upgrade the same .venv in place.
+INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e
+
+$(TRAIN): pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing pitlm into .venv (about a minute the first time)"
+	@$(INSTALL) ".[train]"
 	@touch $@
 
-quickstart: $(READY) ## Train and judge an improver in the pocket world, on two cores, in minutes
+$(DEV): pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing pitlm and the tools of its tests into .venv (about 90 s the first time)"
+	@$(INSTALL) ".[dev]"
+	@touch $(TRAIN) $@
+
+quickstart: $(TRAIN) ## Train and judge an improver in the pocket world, on two cores, in minutes
 	$(BIN)/pit run quickstart --out runs/quickstart
 
-test: $(READY) ## Run the tests
+test: $(DEV) ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(READY) ## Run the tests that train for minutes
+test-slow: $(DEV) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
 chromium:
@@ -44,39 +56,39 @@ chromium:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
 	  { echo "No browser found: install chromium (Debian: apt-get install chromium), or name one: make CHROMIUM=/path/to/it" >&2; exit 1; }
 
-browser-test: $(READY) chromium ## Run the tests of the pages in a headless Chromium
+browser-test: $(DEV) chromium ## Run the tests of the pages in a headless Chromium
 	$(BIN)/python -m pytest tests/browser -m browser
 
-screenshots: $(READY) chromium ## Take the pictures in docs again
+screenshots: $(DEV) chromium ## Take the pictures in docs again
 	SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser -m browser -k picture
 
-check: $(READY) ## Lint, types, layers, budgets, references in the documents
+check: $(DEV) ## Lint, types, layers, budgets, references in the documents
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/house -q
 
-bench: $(READY) ## Run every benchmark; figures go to build/bench
+bench: $(DEV) ## Run every benchmark; figures go to build/bench
 	@mkdir -p build/bench
 	@set -e; for file in benchmarks/*.py; do \
 	  echo "$$file"; $(BIN)/python "$$file" --json "build/bench/$$(basename "$$file" .py).json"; \
 	done
 
-bench-gap: $(READY) ## The gap model's trees against separate rows, at four shapes (8 minutes)
+bench-gap: $(DEV) ## The gap model's trees against separate rows, at four shapes (8 minutes)
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/gap.py --json build/bench/gap.json
 
-bench-rl: $(READY) ## A step of RL that reads each prompt once, against TRL's own, at two shapes (ten minutes)
+bench-rl: $(DEV) ## A step of RL that reads each prompt once, against TRL's own, at two shapes (ten minutes)
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/rl.py --json build/bench/rl.json
 
-seeds: $(READY) ## The quickstart's claims over five seeds (a quarter of an hour)
+seeds: $(DEV) ## The quickstart's claims over five seeds (a quarter of an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
 
-self-refine: $(READY) ## Self-Refine against k of K criteria, over the runs of make seeds (40 minutes)
+self-refine: $(DEV) ## Self-Refine against k of K criteria, over the runs of make seeds (40 minutes)
 	$(BIN)/python benchmarks/slow/self_refine.py --runs $(sort $(wildcard runs/seeds/seed-*)) --json build/bench/self_refine.json --figure docs/self-refine.png
 
-calibration: $(READY) ## What pit calibrate promises, over the runs of make seeds (five minutes)
+calibration: $(DEV) ## What pit calibrate promises, over the runs of make seeds (five minutes)
 	$(BIN)/python benchmarks/slow/calibration.py --json build/bench/calibration.json
 
 clean: ## Remove what was built and cached; .venv and runs stay
