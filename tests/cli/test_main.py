@@ -1,5 +1,6 @@
 """The root command: nothing heavy before the verb is known, and errors that a user can read."""
 
+import ast
 import errno
 import json
 import os
@@ -14,7 +15,7 @@ from types import ModuleType
 import click
 import pytest
 
-from pitlm.cli.main import ENVIRONMENT, EXTRAS, VERBS, LazyGroup, Verb, main, pit
+from pitlm.cli.main import ENVIRONMENT, EXTRAS, VERBS, LazyGroup, Verb, load_verb, main, pit
 from pitlm.core.errors import InputError
 
 HEAVY = {"torch", "transformers", "trl", "peft", "pydantic", "numpy", "scipy", "datasets", "matplotlib", "rich"}
@@ -30,10 +31,10 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], No
     """Adds a verb `stub` that does what it is told."""
 
     def add(work: Callable[[], object]) -> None:
-        module = ModuleType("stub_verb")
+        module = ModuleType("pitlm.cli.stub")
         module.stub = click.command()(lambda: work())  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "stub_verb", module)
-        monkeypatch.setitem(VERBS, "stub", Verb("stub_verb:stub", "A stub."))
+        monkeypatch.setitem(sys.modules, "pitlm.cli.stub", module)
+        monkeypatch.setitem(VERBS, "stub", Verb("A stub.", "nowhere:nothing"))
 
     for name in ENVIRONMENT:  # main() sets these for the process; put back what was there
         monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))
@@ -77,11 +78,21 @@ def test_help_lists_every_verb_and_imports_none() -> None:
 
 @pytest.mark.parametrize("name", list(VERBS))
 def test_verb_loads_with_help_and_examples(name: str) -> None:
-    command = VERBS[name].load()
+    command = load_verb(name)
     assert isinstance(command, click.Command)
     assert command.help
     family = [command, *(command.commands.values() if isinstance(command, click.Group) else [])]
     assert any("pit " + name in f"{member.epilog}{member.help}" for member in family)
+
+
+@pytest.mark.parametrize("name", list(VERBS))
+def test_the_work_of_a_verb_lives_where_it_is_said_to(name: str) -> None:
+    module, _, function = VERBS[name].work.partition(":")
+    file = Path(__file__).parents[2] / "src" / (module.replace(".", "/") + ".py")
+    defined = {getattr(node, "name", None) for node in ast.parse(file.read_text(encoding="utf-8")).body}
+    assert function in defined
+    verb = file.parents[1] / "cli" / f"{name}.py"
+    assert re.search(rf"\b{function}\b", verb.read_text(encoding="utf-8")), "the verb does not call it"
 
 
 def test_unknown_verb_is_a_usage_error_with_a_suggestion() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pitlm.cli.main import VERBS
+from pitlm.cli.main import VERBS, load_verb
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
@@ -153,7 +153,7 @@ def test_verbs_exist(document: str) -> None:
         for verb, following in re.findall(r"(?:^|[\s$/;&|])pit ([a-z]\w*)(?: ([a-z]\w*))?", line.partition(" #")[0]):
             if verb not in VERBS:
                 unknown.append(f"pit {verb}")
-            elif following and isinstance(command := VERBS[verb].load(), click.Group):
+            elif following and isinstance(command := load_verb(verb), click.Group):
                 unknown += [f"pit {verb} {following}"] if following not in command.commands else []
     assert unknown == []
 

@@ -18,30 +18,33 @@ from pitlm.core.errors import InputError, RankFailed
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """Where a verb lives (``module:attribute``), and the line that ``pit --help`` shows without importing it."""
+    """The line that ``pit --help`` shows without importing the verb, and the function that does the verb's work."""
 
-    home: str
     help: str
-
-    def load(self) -> click.Command:
-        module, _, attribute = self.home.partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
+    work: str
 
 
 VERBS = {
-    "run": Verb("pitlm.cli.run:run", "Train an improver from preference pairs and compare it honestly."),
-    "data": Verb("pitlm.cli.data:data", "Look at preference pairs, and cut them into folds."),
-    "calibrate": Verb("pitlm.cli.calibrate:calibrate", "Choose the loop's margin for a promised rate of harm."),
-    "improve": Verb("pitlm.cli.improve:improve", "Improve answers with a trained improver and gap model."),
-    "judge": Verb("pitlm.cli.judge:judge", "Let a judge compare two systems' answers, in both orders."),
-    "rate": Verb("pitlm.cli.rate:rate", "Let people compare two systems' answers, blinded, on a page."),
-    "evaluate": Verb("pitlm.cli.evaluate:evaluate", "Say what verdicts show about systems and judges."),
-    "serve": Verb("pitlm.cli.serve:serve", "Improve the answers of an OpenAI-compatible API: a proxy."),
-    "export": Verb("pitlm.cli.export:export", "Write a trained model for other engines, or push it to a hub."),
-    "recipes": Verb("pitlm.cli.recipes:recipes", "List the packaged recipes, or print one."),
-    "doctor": Verb("pitlm.cli.doctor:doctor", "Say what this machine can run, and what a recipe takes."),
+    "run": Verb("Train an improver from preference pairs and compare it honestly.", "pitlm.run.run_recipe:run_recipe"),
+    "data": Verb("Look at preference pairs, and cut them into folds.", "pitlm.data.dataset:load_preferences"),
+    "calibrate": Verb("Choose the loop's margin for a promised rate of harm.", "pitlm.run.calibrate:calibrate_run"),
+    "improve": Verb("Improve answers with a trained improver and gap model.", "pitlm.batch.improve_file:improve_file"),
+    "judge": Verb("Let a judge compare two systems' answers, in both orders.", "pitlm.run.judges:judge_answer_files"),
+    "rate": Verb("Let people compare two systems' answers, blinded, on a page.", "pitlm.serve.rating:serve_rating"),
+    "evaluate": Verb("Say what verdicts show about systems and judges.", "pitlm.evaluate.summary:summarise"),
+    "serve": Verb("Improve the answers of an OpenAI-compatible API: a proxy.", "pitlm.serve.server:run"),
+    "export": Verb("Write a trained model for other engines, or push it to a hub.", "pitlm.run.export:deliver"),
+    "recipes": Verb("List the packaged recipes, or print one.", "pitlm.core.packaged_recipes:recipe_names"),
+    "doctor": Verb("Say what this machine can run, and what a recipe takes.", "pitlm.plan.plan:plan_run"),
 }
+"""Each verb is a function of its own name in ``pitlm.cli.NAME``: options, examples, and one call of its work."""
+
+
+def load_verb(name: str) -> click.Command:
+    """Import the command of a verb."""
+    command: click.Command = getattr(import_module(f"pitlm.cli.{name}"), name)
+    return command
+
 
 # Set before anything heavy is imported, because the libraries read these once, at import. What the user set stays.
 ENVIRONMENT = {
@@ -111,8 +114,7 @@ class LazyGroup(click.Group):
         return list(self.verbs)  # in the order of use, not of the alphabet
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        verb = self.verbs.get(cmd_name)
-        return verb.load() if verb else None
+        return load_verb(cmd_name) if cmd_name in self.verbs else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
