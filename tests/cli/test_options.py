@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pitlm.cli.options import section_options
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import Section
+from pitlm.core.section import Section
 
 
 class Kitchen(Section):

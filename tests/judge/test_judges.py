@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import JudgeSection
+from pitlm.core.judge_section import JudgeSection
 from pitlm.judge.judges import check_section, make_judge
 
 

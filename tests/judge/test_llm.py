@@ -9,8 +9,8 @@ import pytest
 from scripted_endpoint import Fail, Say, ScriptedEndpoint
 
 from pitlm.core.errors import BudgetSpent, InputError
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.prices import Price

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from pitlm.core.errors import InputError
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Message, Prompt
-from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.scores import checkpoint_judge
 from pitlm.models.foreign import ForeignRewardModel

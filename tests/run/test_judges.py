@@ -10,8 +10,8 @@ from scripted_endpoint import ScriptedEndpoint
 from tiny_run import RECIPE
 
 from pitlm.core.errors import InputError
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import JudgeSection
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.core.verdicts import Comparison
 from pitlm.judge.judges import run_judge

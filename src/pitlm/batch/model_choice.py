@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import PositiveInt, Section
+from pitlm.core.section import PositiveInt, Section
 from pitlm.data.row_fields import is_unicode
 from pitlm.engines.engine import ENGINES
 from pitlm.io.parts import part_names

@@ -12,7 +12,7 @@ from pitlm.cli.judge import judge_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pitlm.core.recipe import JudgeSection
+    from pitlm.core.judge_section import JudgeSection
     from pitlm.evaluate.verdict_files import Annotation
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pitlm.cli.options import Command, check_output, option_name, section_options
-from pitlm.core.recipe import JudgeSection
+from pitlm.core.judge_section import JudgeSection
 from pitlm.io.parts import part_names
 from pitlm.judge.protocol import GROUP
 

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from pitlm.core.errors import InputError
 
 if TYPE_CHECKING:
-    from pitlm.core.recipe import Section
+    from pitlm.core.section import Section
 
 Command = Callable[..., Any]
 

@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from pitlm.core.errors import InputError
+from pitlm.core.judge_section import JudgeSection
+from pitlm.core.section import Fraction, PositiveFloat, PositiveInt, Section
 
 ReferenceSource = Literal["data", "policy", "improver"]
 Quantization = Literal["nf4"]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-FilePath = Annotated[Path, PlainSerializer(str)]
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys fail, values cannot change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], spell: Callable[[str], str] = str) -> Self:
-        """Validate values that a caller or the command line gave; fields that are not given have their defaults.
-
-        Args:
-            spell: how a message names a field.
-
-        Raises:
-            InputError: an impossible value, a name that is no field, or values that do not go together.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InputError("; ".join(_problem(found, spell) for found in error.errors())) from error
-
-    def over(self, other: Self) -> Self:
-        """The values that are set here, and the other section's values for all else."""
-        return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
-
-
-def _problem(found: Any, spell: Callable[[str], str]) -> str:
-    message: str = found["msg"].removeprefix("Value error, ")
-    field = found["loc"][:1]  # empty where a check of the whole section failed
-    return f"{spell(str(field[0]))}: found {found['input']!r}: {message}" if field else message
 
 
 class DataSection(Section):
@@ -101,7 +65,7 @@ class ModelSection(Section):
 
     base: str | None = Field(None, description="local path or hub name; leave out to start from scratch with `init`")
     reward_base: str | None = Field(
-        None, description="base of R_P and R_PIT; default: the stage before each (policy, improver)"
+        None, description="base of R_P and R_PIT; default: the policy for R_P, the SFT improver for R_PIT"
     )
     init: InitSection | None = None
     improver_start: Literal["base", "policy"] = Field(
@@ -124,7 +88,7 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
     quantize: Quantization | None = Field(
-        None, description="QLoRA: hold what is under the adapters in 4 bits, in training and after; needs bfloat16"
+        None, description="QLoRA: hold the weights under the adapters in 4 bits, in training and after; needs bfloat16"
     )
 
 
@@ -172,14 +136,14 @@ class RLSection(TrainSection):
     clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
     truncated_penalty: Annotated[float, Field(ge=0)] | None = Field(
         1.0,
-        description="taken from the reward of an answer without end token; null leaves such answers out of the group",
+        description="penalty on the reward of an answer without end token; null leaves such answers out of the group",
     )
-    share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step, as it stands")
+    share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step")
     rollouts: Literal["transformers", "vllm-colocate", "vllm-server"] = Field(
         "transformers",
-        description="what samples: the model in training, vLLM beside it, or vLLM as a server of its own",
+        description="where samples are drawn: in the model in training, in vLLM beside it, or in a vLLM server",
     )
-    rollout_server: str = Field("http://127.0.0.1:8000", description="of vllm-server, the address")
+    rollout_server: str = Field("http://127.0.0.1:8000", description="address of the vLLM server")
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
     probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")
@@ -259,47 +223,6 @@ class LoopSection(Section):
     tokens: PositiveInt | None = Field(None, description="generated tokens that one response may take")
     seconds: PositiveFloat | None = Field(None, description="time that one response may take, from its first round")
     cost: PositiveFloat | None = Field(None, description="what one response may cost, in the improver's currency")
-
-
-class JudgeSection(Section):
-    """One judge, and how it is asked. Fields from `base_url` on are for `llm`, except where they say otherwise."""
-
-    kind: str = Field(
-        description="truth: the hidden utility of the pocket world; reward: the run's held-out reward model; foreign: "
-        "any reward or gap model; llm: a language model behind an endpoint; scripted: replies from a file; or the name "
-        "of a judge that another package adds"
-    )
-    model: str | None = Field(
-        None,
-        description="llm: name of the model; foreign: folder or hub name; scripted: JSON lines, two replies a pair",
-    )
-    base_url: str | None = Field(
-        None, description="address of any OpenAI-compatible endpoint; default: OPENAI_BASE_URL"
-    )
-    template: FilePath | None = Field(
-        None, description="file with the prompt of the judge, in place of the built-in one"
-    )
-    temperature: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="sampling temperature of the judge; 0 is greedy"
-    )
-    max_tokens: PositiveInt = Field(1024, description="longest reply of the judge, in tokens")
-    seed: int | None = Field(None, description="seed that is sent with each request, for servers that heed it")
-    body: dict[str, Any] = Field(
-        default_factory=dict, description="further fields of each request; null removes a field, such as temperature"
-    )
-    price: str | None = Field(
-        None,
-        description="price of a million tokens: input,cached,output; or a JSON file {model: [input, cached, output]}",
-    )
-    max_cost: PositiveFloat | None = Field(
-        None, description="start no further call once this much is spent; calls under way are kept; needs a price"
-    )
-    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(8, description="calls at the same time")
-    timeout: PositiveFloat = Field(120.0, description="seconds that the server may be silent")
-    cache: FilePath | None = Field(None, description="file where replies are kept, so that none is paid for twice")
-    retry_unparsable: Annotated[int, Field(ge=0)] = Field(
-        0, description="how many more times a reply without a verdict is asked for"
-    )
 
 
 class EvaluationSection(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pitlm.core.errors import BudgetSpent, InputError
-from pitlm.core.recipe import JudgeSection
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.verdicts import Comparison, VerdictRow
 from pitlm.engines.endpoint import NOT_ASKED, ChatEndpoint
 from pitlm.io.console import progress_bar

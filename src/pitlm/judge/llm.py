@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
-from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Reply, Verdict
 from pitlm.engines.endpoint import ChatEndpoint, Completion
 from pitlm.engines.prices import Price

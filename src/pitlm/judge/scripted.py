@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitlm.core.errors import InputError
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Advance
-from pitlm.core.recipe import JudgeSection
 from pitlm.core.verdicts import Comparison, Reply
 from pitlm.data.readers import read_sound_rows
 from pitlm.data.row_fields import describe

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pitlm.core.errors import InputError
+from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import JudgeSection, Recipe
+from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import VerdictRow
 from pitlm.data.answers import read_comparisons
 from pitlm.io.console import make_console

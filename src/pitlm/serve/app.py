@@ -17,7 +17,7 @@ from starlette.routing import Route
 from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.core.recipe import PositiveInt
+from pitlm.core.section import PositiveInt
 from pitlm.serve import reward_api as rewards
 from pitlm.serve.admission import ServerLimits
 from pitlm.serve.chat_replies import finite

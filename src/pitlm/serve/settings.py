@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pitlm.core.recipe import LoopSection, PositiveFloat, PositiveInt, Quantization, Section, TemplateSection
+from pitlm.core.recipe import LoopSection, Quantization, TemplateSection
+from pitlm.core.section import PositiveFloat, PositiveInt, Section
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 """Addresses that only this machine reaches."""

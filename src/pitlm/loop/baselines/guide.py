@@ -10,8 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import Section
 from pitlm.core.recipe_file import parse_tree, read_tree
+from pitlm.core.section import Section
 from pitlm.loop.baselines.chat import Conversation
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
