@@ -1,4 +1,4 @@
-"""The one exception that means "the input is at fault, not the program"."""
+"""Exceptions that are shown to the user as one message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class InputError(ValueError):
 class RankFailed(RuntimeError):
     """A process that trained together with others ended early: shown as one message, exit code 1, no traceback.
 
-    What was trained is kept, and the same command goes on.
+    Finished training is kept, and the same command goes on.
     """
 
 

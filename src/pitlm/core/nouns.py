@@ -1,4 +1,4 @@
-"""The nouns of the project: small frozen values that every layer above speaks in."""
+"""The nouns of the project: small frozen values that every room above uses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Prompt:
 
     @classmethod
     def of(cls, value: str | Prompt | Sequence[Mapping[str, Any] | Message]) -> Prompt:
-        """Accept what users have: a string, chat messages, or a Prompt.
+        """Make a prompt of a string, chat messages, or a Prompt.
 
         Raises:
             InputError: a message without string ``role`` and ``content``, an unknown role, or
@@ -124,8 +124,8 @@ class Improvement:
 class StopReason(StrEnum):
     """Why the loop stopped: nothing better was proposed, or a budget was spent, or somebody stopped it.
 
-    ``CONVERGED`` is a round whose proposals all equal the incumbent; ``ACCEPTED_NONE`` one of which none was above the
-    margin. The others are named by the budget.
+    ``CONVERGED``: all proposals of the last round equalled the incumbent. ``ACCEPTED_NONE``: no proposal of the last
+    round had a gap above the margin. The other reasons are named after their budget.
     """
 
     ACCEPTED_NONE = "accepted-none"
@@ -142,9 +142,9 @@ class Round:
     """One round of the loop: the best of its proposals, the calibrated gap to the incumbent, and the decision.
 
     Attributes:
-        gap: in the units of whatever decides; 0 where a system accepts without measuring.
-        gaps: of all k proposals in the order in which they were made; empty where there was only one.
-        tokens, prompt_tokens: what the round generated and read, for all proposals.
+        gap: in the units of the scorer that decides; 0 where a system accepts without measuring.
+        gaps: gaps of all k proposals, in the order in which they were made; empty where there was only one.
+        tokens, prompt_tokens: tokens that the round generated and read, for all proposals.
     """
 
     proposal: str
@@ -169,8 +169,8 @@ class Trace:
     """Everything that one loop did to one response.
 
     Attributes:
-        generated_tokens, prompt_tokens: of all proposals, accepted or not.
-        cost: of all proposals, in the currency in which the improver counts it.
+        generated_tokens, prompt_tokens: tokens of all proposals, accepted or not.
+        cost: cost of all proposals, in the improver's currency.
     """
 
     prompt: Prompt
@@ -221,7 +221,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one system answered to one item, and what that cost (0 where nobody counts it)."""
+    """One system's answer to one item, with its tokens and its cost (0 where nobody counts)."""
 
     text: str
     generated_tokens: int = 0

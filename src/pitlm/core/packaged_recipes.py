@@ -1,4 +1,4 @@
-"""Finds the recipes that the package carries, and its configurations of accelerate's launcher, by name."""
+"""Finds packaged recipes and packaged configurations of accelerate's launcher by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from pitlm.core.errors import InputError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-"""Complete configurations, a YAML file each."""
+"""Folder of the packaged recipes, one YAML file each."""
 LAUNCHES = RECIPES / "accelerate"
-"""Configurations of accelerate's launcher."""
+"""Folder of the configurations of accelerate's launcher."""
 
 
 def recipe_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML in, a validated tree out, and a clear message for whatever is wrong."""
+"""Reads a recipe: YAML in, validated settings out, and a clear message for every mistake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tree = TypeVar("Tree", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key comes twice: of two sections of one name, the first would be lost without a word."""
+    """YAML that refuses a key that comes twice; plain YAML would silently drop the first of two sections."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""One base model in memory, and what was trained from it as adapters over it. Ours.
+"""Checkpoints opened as adapters over one base model in memory. Ours.
 
 A stage trains its adapter on the merged weights of the stage that it starts from. Over the base of the run a chain of
 stages is one adapter of their summed rank, exactly: W + s_1 B_1 A_1 + s_2 B_2 A_2 = W + [s_1 B_1, s_2 B_2] [A_1; A_2].
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 OVER_BASE = "over-base"
-"""In a checkpoint's folder: its adapter over the base that its ``adapter_config.json`` names, in PEFT's format."""
+"""Folder inside a checkpoint: its adapter in PEFT's format; ``adapter_config.json`` names the base."""
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -41,10 +41,10 @@ def save_over_base(adapter: Path, start: Path, model: Path) -> None:
     """Write, beside the merged weights in ``model``, its adapter over the base of the run.
 
     Args:
-        adapter: what the stage trained on the weights of ``start``, as PEFT saves it.
-        start: the base itself, or a checkpoint that has such an adapter; the two are joined.
+        adapter: folder of the adapter that the stage trained on the weights of ``start``, in PEFT's format.
+        start: the base itself, or a checkpoint with an adapter over the base; then the two adapters are joined.
 
-    Adapters of embeddings cannot be joined so: then nothing is written, and the merged weights stand alone.
+    Adapters of embeddings cannot be joined in this way: then nothing is written, and only the merged weights remain.
     """
     from peft import LoraConfig
 
@@ -77,7 +77,7 @@ def save_over_base(adapter: Path, start: Path, model: Path) -> None:
 
 
 def _join(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Factors of the sum of two adapters whose scale is 1; where one has no factor, zeros stand for it."""
+    """Factors of the sum of two adapters whose scale is 1; zeros replace a factor that one adapter lacks."""
     joined: dict[str, Tensor] = {}
     ranks = [max((len(w) for n, w in factors.items() if n.endswith(A)), default=0) for factors in (first, second)]
     for name in sorted({*first, *second}):
@@ -99,9 +99,9 @@ def base_name(folder: Path) -> str:
 
 @dataclass
 class Bases:
-    """Opens checkpoints for one thread; those that are adapters over one base share its weights in memory.
+    """Opens checkpoints for one thread; checkpoints that are adapters over one base share the base's weights in memory.
 
-    A model that this gives is switched to at each of its calls. A checkpoint without an adapter, or one whose base
+    Each call of an opened model first activates the model's own adapter. A checkpoint without an adapter, or whose base
     is gone, is loaded with its own merged weights, which are the same model.
 
     Attributes:
@@ -174,7 +174,7 @@ class _Shared:
         name = self._add(path)
 
         def switch(*_: Any) -> None:
-            # A layer reads how it is to attend from the one configuration that all have in common.
+            # Layers read the kind of attention from the one configuration that all models share.
             self.model.config._attn_implementation = view.config._attn_implementation
             if self.active != name:
                 assert self.peft is not None
@@ -185,7 +185,7 @@ class _Shared:
         return view
 
     def _add(self, path: Path) -> str:
-        # Only here: it brings bitsandbytes along where that is installed, which whole models do without.
+        # Imported here, because peft also imports bitsandbytes where it is installed; whole models need neither.
         from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 
         if path in self.adapters:

@@ -1,4 +1,4 @@
-"""Rows that begin alike, packed into one sequence as trees: what they share is there once. Ours.
+"""Rows that begin alike, packed into one sequence as trees: shared beginnings are there once. Ours.
 
 The four rows of Eq. 2 share x, and two by two a reference; the candidates of one reference share x and y_ref. The
 first row of a tree is packed whole, then of each further row only what is new, with no padding. How the tokens then
@@ -18,22 +18,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# What the parts of a forward pass cost, in attended (query, key) pairs: measured on two cores at widths 96 to 512.
+# Costs of the parts of a forward pass, in attended (query, key) pairs, measured on two cores at widths 96 to 512.
 PAIRS_PER_KEY, PAIRS_PER_CALL, PAIRS_PER_TOKEN = 50, 20_000, 1_000
 SLACK = 1.25
-"""Pieces of one attention call may be padded to this multiple of the pairs that they need."""
+"""Padding may multiply the pairs of one attention call by this factor."""
 
 TOKENS_PER_PASS = 32
-"""The fewest tokens of forests that were joined."""
+"""Fewest tokens of joined forests."""
 
 KEYS_PER_CALL = 16_384
-"""Keys are copied for each piece; more calls rather than more copies at once than this."""
+"""Most keys that one attention call copies; keys are copied for each piece."""
 
 Ints = NDArray[np.int64]
 
 
 class Piece(NamedTuple):
-    """Consecutive new tokens and what they attend to: ``path`` is their ancestors and they themselves."""
+    """Consecutive new tokens; ``path`` holds their ancestors and themselves, which is what they attend to."""
 
     queries: int
     path: Ints
@@ -113,11 +113,11 @@ class Forest:
 
     @classmethod
     def join(cls, forests: Sequence[Forest]) -> Forest:
-        """Forests that know nothing of one another, packed into one: each row's numbers are those of its own forest.
+        """Pack forests side by side: each row keeps the numbers of its own forest and attends to no other.
 
         Only blocks of one shape attend in one call, and nothing is padded for the sake of another forest. On a CPU the
-        numbers are then the same to the last bit, as long as the tokens are a multiple of four, and not few: with
-        others the remainder is multiplied by other kernels. So the end is filled up with tokens that nobody sees.
+        numbers are then the same to the last bit, as long as the number of tokens is a multiple of four and not small:
+        other kernels multiply a remainder. So tokens that no row attends to fill up the end.
         """
         starts = np.cumsum([0, *(forest.input_ids_1T.shape[1] for forest in forests)])
         filling = torch.zeros(max(TOKENS_PER_PASS, -(-starts[-1] // 16) * 16) - starts[-1], dtype=torch.long)
@@ -172,7 +172,7 @@ class Forest:
         )
 
     def mask(self, number: int, dtype: torch.dtype, window: int | None) -> Tensor | None:
-        """What a block's attention scores have added to them, (n or 1, 1, Q, K); None for plain causal attention."""
+        """The mask that is added to a block's attention scores, (n or 1, 1, Q, K); None for plain causal attention."""
         depth_T = self.position_ids_1T[0]
         if window is not None and window > max(map(len, self.rows)):
             window = None
@@ -194,7 +194,7 @@ class Forest:
 
 
 def shared_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens two rows begin with alike. By halves, for comparing slices is the fastest that Python does."""
+    """Tokens that two rows begin with alike, found by halving: Python compares slices fastest."""
     low, high = 0, min(len(a), len(b)) + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -206,7 +206,7 @@ def shared_prefix(a: list[int], b: list[int]) -> int:
 
 
 def worth_sharing(shared: int, length: int) -> bool:
-    """Does reading ``shared`` tokens less pay for a branch? It attends under a mask, where a root is plainly causal."""
+    """Whether a branch costs less than a root: it reads ``shared`` tokens less, but needs a mask."""
     branch, root = (length - shared + PAIRS_PER_KEY) * length, length * length / 2
     return branch - root < shared * PAIRS_PER_TOKEN
 
@@ -230,7 +230,7 @@ def _grow(branches: list[Piece], new: Piece) -> None:
 
 
 def _batched(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """Pieces of like size together, as long as the padding costs less than a further call."""
+    """Groups of pieces of similar size, while the padding costs less than another call."""
     batch: list[Piece] = []
     needed = queries = keys = 0
     for piece in sorted(pieces, key=lambda piece: (piece.queries, len(piece.path))):

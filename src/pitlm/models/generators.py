@@ -148,7 +148,7 @@ class Improver(Generator):
     kind = "improver"
 
     def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
-        """Token ids of x and y_ref; the rounds of a loop that begins with them fit the model's window.
+        """Token ids of x and y_ref, checked so that every round of a loop that begins with them fits the window.
 
         Raises:
             InputError: x with y_ref, or with a proposal in its place, leaves no room for an answer.

@@ -119,7 +119,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_window(path: str | Path) -> int | None:
-    """How many tokens the model at ``path`` can see at once; None where its configuration does not say.
+    """Tokens that the model at ``path`` can see at once; None where its configuration sets no limit.
 
     Raises:
         InputError: no configuration there.
@@ -146,13 +146,13 @@ def load_causal(
     """A causal language model fitted to the tokenizer (pad id, size of the embedding).
 
     Args:
-        quantize: how the matrices of its layers are held; embedding, head and norms stay as they are.
+        quantize: how the matrices of the layers are held; embedding, head and norms keep their dtype.
     """
     return _fit(_load(AutoModelForCausalLM, path, dtype, quantize), tokenizer)
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:
-    """A causal language model without its weights: what something else runs, and only its limits are asked here."""
+    """A causal language model without its weights, for a checkpoint that another engine runs; it knows its limits."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
     return model
@@ -175,10 +175,10 @@ def load_scorer(
 
 
 def check_quantization(quantize: Quantization | None) -> None:
-    """Before anything is spent: is there what holds weights so?
+    """Check that the library for this quantization is installed, before any time is spent.
 
     Raises:
-        InputError: there is not.
+        InputError: the library is missing.
     """
     if quantize is not None and find_spec("bitsandbytes") is None:
         raise InputError(
@@ -204,8 +204,8 @@ def _load(auto: Any, path: str | Path, dtype: str, quantize: Quantization | None
         raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
     for module in model.modules() if quantize is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes packs what a CPU has once read in evaluation for a kernel without gradient, and training
-            # would go on through that, silently.
+            # After one evaluation on a CPU, bitsandbytes packs the weights for a kernel without gradient, and training
+            # would then silently use that kernel.
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -226,7 +226,7 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrain
 
 
 def _grow(model: PreTrainedModel, size: int) -> None:
-    """New tokens, each the mean of the old: nothing is drawn, so that each loading of a base is the same model."""
+    """Add tokens with the mean of the old weights. Nothing is drawn, so each loading of a base gives the same model."""
     old = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
@@ -248,7 +248,7 @@ def save(
     """Write one loadable checkpoint: safetensors, tokenizer with its chat template, card.
 
     Args:
-        weights: in place of the model's own, where those are sharded over processes.
+        weights: whole weights, where the model's own are sharded over processes.
     """
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
@@ -258,7 +258,7 @@ def save(
 def quiet() -> None:
     """Keep the libraries' own progress bars and notices out of the way of ours.
 
-    TRL's warning about answers without a reward prints whole conversations, which nobody wants in a log.
+    TRL's warning about answers without a reward prints whole conversations.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|pitlm")
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Small models and tokenizers made from nothing, where there are no weights to start from."""
+"""Small models with random weights and their tokenizers, where there are no weights to start from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""For models made here from scratch: one token a turn."""
+"""Chat template of models made from scratch: one token marks each turn."""
 
 
 def make_from_scratch(
@@ -27,7 +27,7 @@ def make_from_scratch(
 
     Args:
         max_tokens: the longest sequence that the model will see.
-        words: for a word tokenizer, the whole vocabulary where it is known.
+        words: the whole vocabulary of a word tokenizer, where it is known.
     """
     tokenizer = (
         make_words_tokenizer(words or {w for t in texts for w in t.split()})

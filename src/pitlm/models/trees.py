@@ -42,8 +42,8 @@ ARCHITECTURES = frozenset(
         "starcoder2",
     }
 )
-"""Model types whose trees equal their rows; a test holds each to it. Others are scored as rows: Gemma 2 soft-caps its
-attention and Bloom and Falcon write theirs out, so that no other can be put in."""
+"""Model types whose trees give the same scores as separate rows; a test checks each type. Other types are scored as
+rows: Gemma 2 soft-caps its attention, and the attention of Bloom and Falcon cannot be replaced."""
 
 
 def _tree_attention(
@@ -131,7 +131,7 @@ def completion_log_probs(
     The head sees only the tokens from which something is predicted, each once.
 
     Args:
-        prompt_lengths: tokens of each row that were given; at least one, and at least one was written after them.
+        prompt_lengths: tokens of each row's prompt; a row has at least one, and at least one after them.
         temperature: logits are divided by it.
 
     Returns:

@@ -32,7 +32,7 @@ NOISE = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The hidden utility: what each criterion adds (points)."""
+    """The hidden utility: points that each criterion adds."""
 
     right: float = 1.0
     wrong: float = -1.0
@@ -67,7 +67,7 @@ class ShopRequest:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """How often a response does each thing that the utility looks at."""
+    """Counts of each thing in a response that the utility looks at."""
 
     right: int
     wrong: int
@@ -78,7 +78,7 @@ class Marks:
 
 
 def mark(prompt: Prompt, response: str) -> Marks:
-    """Count what a response does. A sentence that says none of the known things is padding."""
+    """Count the marks of a response. A sentence that is none of the known things is padding."""
     counts = dict.fromkeys(Marks.__slots__, 0)
     for _, kind in kinds(ShopRequest.parse(prompt), response):
         counts[kind] += 1
@@ -86,7 +86,7 @@ def mark(prompt: Prompt, response: str) -> Marks:
 
 
 def kinds(request: ShopRequest, response: str) -> list[tuple[str, str]]:
-    """Each sentence of a response and what it does: a name of :class:`Marks`."""
+    """Each sentence of a response, with the name of its mark in :class:`Marks`."""
     answered: set[str] = set()
     sentences = filter(None, (part.strip() for part in response.split(".")))
     return [(sentence, _kind(sentence, request, answered)) for sentence in sentences]
@@ -133,11 +133,10 @@ def draw_request(rng: random.Random) -> ShopRequest:
 
 
 def draw_response(rng: random.Random, request: ShopRequest) -> str:
-    """What a shop clerk writes: an opening, the facts, a closing, and now and then something out of place.
+    """Write as a shop clerk does: an opening, the facts, a closing, and sometimes a sentence out of place.
 
-    Rude openings and padded closings are the habit of the house: about half of the winners have them too, so
-    imitating winners does not remove them, and only the direction of preference shows what is better (design, the
-    pocket world).
+    About half of the winners also have rude openings and padded closings. So imitating winners does not remove them:
+    only the direction of preference shows what is better.
     """
     sentences: list[str] = []
     for attribute in request.asked:

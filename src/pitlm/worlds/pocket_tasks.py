@@ -1,8 +1,7 @@
-"""Small instruction tasks of the pocket world: to find what breaks one criterion, and to mend it.
+"""Small instruction tasks of the pocket world: find the sentences that break one criterion, and mend them.
 
-What a model needs that is to follow a rubric (Self-Refine): each criterion of the hidden utility has a name, a true
-finding and a true mending, all by the world's own marks. How they become words is the prompt file's business; here are
-only the facts.
+A model has to learn these tasks before it can follow a rubric (Self-Refine). Each criterion of the hidden utility has a
+name, a true finding and a true mending, by the world's own marks. A file of prompts turns these facts into words.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from pitlm.core.nouns import Preference, Prompt
 from pitlm.worlds.pocket import COURTESY, ShopRequest, kinds
 
 CRITERIA = ("wrong", "missing", "rude", "padding", "repeated", "curt")
-"""All that the utility looks at, each named by how it is broken. ``curt`` is an answer without courtesy."""
+"""The criteria of the utility, each named after its fault. ``curt`` is an answer without courtesy."""
 
 MENDED_BEFORE = 0.3
-"""Chance of each other criterion to be mended before a lesson: what a rewrite meets after the rewrites before it."""
+"""Chance that each other criterion is mended before a lesson, as earlier rewrites would have done."""
 
 TRIES = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One criterion on one response: the sentences that break or would mend it, and the response without the fault.
+    """One criterion and one response: the sentences that break or would mend the criterion, and the mended response.
 
     Attributes:
-        found: nothing where the criterion holds; ``mended`` is then the response itself.
+        found: the sentences, or an empty text where the criterion holds; ``mended`` is then the response itself.
     """
 
     prompt: Prompt
@@ -67,7 +66,7 @@ def mend(prompt: Prompt, response: str, criteria: Sequence[str]) -> str:
 
 
 def draw_lessons(rng: random.Random, pairs: Sequence[Preference], count: int) -> list[Lesson]:
-    """``count`` lessons on responses of the pairs, the criteria equally often, about half of each with a finding."""
+    """Draw ``count`` lessons on responses of the pairs: each criterion equally often, about half with a finding."""
     lessons = []
     for number in range(count):
         criterion = CRITERIA[number % len(CRITERIA)]
@@ -96,7 +95,7 @@ def _curt(told: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _broken(told: Sequence[tuple[str, str]], criterion: str) -> set[int]:
-    """Where the sentences are that break the criterion; courtesy after the first is padding, as in the utility."""
+    """Positions of the sentences that break the criterion; a second courtesy is padding, as in the utility."""
     found = {index for index, (_, kind) in enumerate(told) if kind == criterion}
     if criterion == "padding":
         found |= set([index for index, (_, kind) in enumerate(told) if kind == "courtesy"][1:])
