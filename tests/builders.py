@@ -116,7 +116,7 @@ def _model(architecture: str, tokenizer, folder: Path, *, bos: int | None, ends:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
-    # What instruct models ship with: more than one end token, and a taste in sampling.
+    # Instruct models ship with more than one end token, and with sampling settings.
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.6,
@@ -133,7 +133,7 @@ def _model(architecture: str, tokenizer, folder: Path, *, bos: int | None, ends:
 
 
 def llama3(folder: Path) -> Path:
-    """Shaped like Llama 3 Instruct: begin-of-text, header ids, untied head, no pad token but a spare one."""
+    """Shaped like Llama 3 Instruct: begin-of-text, header ids, untied head, no pad token but a reserved token."""
     bos, end, text_end = "<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"
     special = [bos, text_end, "<|finetune_right_pad_id|>", "<|start_header_id|>", "<|end_header_id|>", end]
     tokenizer = PreTrainedTokenizerFast(
@@ -170,14 +170,14 @@ def gpt_style(folder: Path) -> Path:
 
 
 def words(folder: Path) -> Path:
-    """The pocket world's kind of model: a word a token."""
+    """A model as in the pocket world: each word is a token."""
     init = InitSection(layers=1, hidden=16, heads=2, mlp=32, tokenizer="words")
     make_from_scratch(init, [*TEXTS, ASK], folder, seed=0, max_tokens=256)
     return folder
 
 
 def bpe(folder: Path) -> Path:
-    """Made from scratch on text."""
+    """A model with a tokenizer trained on text."""
     init = InitSection(layers=1, hidden=16, heads=2, mlp=32, tokenizer="bpe", vocabulary=300)
     make_from_scratch(init, TEXTS * 4, folder, seed=0, max_tokens=512)
     return folder
@@ -194,7 +194,7 @@ TINY_LLAMA = {
 
 
 def random_model(auto, architecture: str, **shape):
-    """Random weights, large enough that a token seen or not seen shows."""
+    """Random weights, so large that each token changes the output visibly."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = auto.from_config(AutoConfig.for_model(architecture, **shape))
@@ -209,7 +209,7 @@ CHAT = ("words", "bpe", "llama3", "qwen3", "gpt")
 
 
 def generator_checkpoint(base: Path, folder: Path, kind: str, max_new_tokens: int = 8) -> Path:
-    """A causal checkpoint as a training stage writes it, weights as in ``base``."""
+    """A causal checkpoint as a training stage writes it, with the weights of ``base``."""
     tokenizer = load_tokenizer(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -33,7 +33,7 @@ def pair(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def lines(*rows: Any) -> bytes:
-    """JSON lines; bytes and strings stand for themselves."""
+    """JSON lines; bytes and strings are written as they are."""
     made = [
         row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else json.dumps(row).encode()
         for row in rows
@@ -54,7 +54,7 @@ class Cli:
         self.recipe.write_text(yaml.safe_dump(RECIPE))
 
     def __call__(self, *arguments: object) -> tuple[int, str]:
-        """Exit code and stderr."""
+        """Return exit code and stderr."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in arguments])
@@ -70,7 +70,7 @@ class Cli:
         return self("run", self.recipe, "--data", source, "--out", self.out, "--until", "data", *options)
 
     def refused(self, *arguments: object) -> str:
-        """The message of a call that has to fail as a bad input does."""
+        """Return the message of a call that must fail with bad input."""
         code, message = self(*arguments)
         assert code == 2, message
         assert_one_message(message)
@@ -79,7 +79,7 @@ class Cli:
 
 def assert_one_message(message: str) -> None:
     assert "Traceback" not in message
-    # Ours is one line from "Error:", click's has its usage above.
+    # Our message is one line from "Error:"; click prints the usage above it.
     assert [line.startswith(("Error: ", "Usage: ")) for line in message.splitlines()].count(True) in (1, 2), message
     assert message.count("Error: ") == 1, message
 
@@ -89,7 +89,7 @@ def chat(*roles: str) -> list[dict[str, str]]:
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Refuse to open ``path``, as the system does to all but root."""
+    """Refuse to open ``path``, as the system does for users other than root."""
     import builtins
     import io
 

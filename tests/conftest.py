@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, one thread, and tiny models that are built once per worker."""
+"""For all tests: no network, one thread, and tiny models that each worker builds once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# As a batch job sets it in its own process, before its first product of matrices: here other tests come before one.
+# A batch job sets this before its first matrix product. Here other tests run before a batch job, so it is set early.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")  # an example that takes long is no failure: the machine may be busy
-sys.path.insert(0, str(Path(__file__).parent))  # for `builders`: test files are not a package
+settings.load_profile("busy")  # a slow example is no failure: the machine may be busy
+sys.path.insert(0, str(Path(__file__).parent))  # for `builders`, because test files are no package
 
 
 @pytest.fixture(scope="session")

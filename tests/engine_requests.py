@@ -1,4 +1,4 @@
-"""Requests that every engine is tried with."""
+"""Requests for the tests of every engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REFERENCES = ["silly question .", "it is small .", "read it yourself . silly que
 
 
 def drain(engine):
-    """What an engine makes of its pending requests, by key."""
+    """Return an engine's answers to its pending requests, by key."""
     found = {}
     while engine.pending:
         found.update({one.key: one for one in engine.step()})

@@ -1,10 +1,10 @@
-"""The Hugging Face hub on loopback, as far as `HfApi.create_repo` and `HfApi.upload_folder` go.
+"""The Hugging Face hub on loopback: the calls of `HfApi.create_repo` and `HfApi.upload_folder`.
 
     with HubServer() as hub:
         ...  # HF_ENDPOINT=hub.address, HF_TOKEN=hub.token; then hub.repositories
 
-Weights go through the LFS batch call and a PUT, and everything else in the commit, as on the hub where the client has
-no Xet; a commit may name only what has arrived, and its metadata has to be YAML that the hub's own class reads.
+Weights go through the LFS batch call and a PUT, everything else in the commit, as on the hub when the client has
+no Xet. A commit may name only files that have arrived. Its metadata must be YAML that the hub's own class reads.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class HubServer:
     """A hub with one user, ``me``.
 
     Attributes:
-        refuse: a part of a path, and the status with which a request for it is answered.
-        lfs: weights go by LFS; without it everything is in the commit.
+        refuse: a part of a path, and the status of the reply to requests for such paths.
+        lfs: whether weights go by LFS; otherwise the commit has everything.
     """
 
     token: str = "hf_right"
@@ -61,7 +61,7 @@ class HubServer:
                         self.rfile.readline()
                     self.rfile.readline()
                 hub.calls.append(f"{self.command} {self.path}")
-                # What is uploaded goes to an address that is a secret itself, without the token.
+                # Uploads go to a secret address, without the token.
                 known = self.headers.get("Authorization") == f"Bearer {hub.token}" or self.path.startswith("/lfs/")
                 if hub.refuse is not None and hub.refuse[0] in self.path:
                     status, said = hub.refuse[1], {"error": "not today"}

@@ -1,4 +1,4 @@
-"""Reads the journal of a batch job, whether another process is writing it or was killed."""
+"""Reads the journal of a batch job while another process writes it, or after that process was killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 
 def finished_rows(journal: Path) -> dict[int, str]:
-    """The finished rows by their numbers; nothing while there is no journal, or where it changed under our eyes."""
+    """Return the finished rows by number; empty if there is no journal yet, or if it changes during reading."""
     with TemporaryDirectory() as folder:  # its writer has it locked
         copy = Path(folder) / journal.name
         try:

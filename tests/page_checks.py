@@ -1,4 +1,4 @@
-"""What every page that pitlm serves is tried with: texts that want to be more than text, and a measure of legibility."""
+"""Checks for every page of pitlm: texts that try to become markup, and a measure of contrast."""
 
 HOSTILE = [
     "<script>alert('script')</script>",
@@ -11,7 +11,7 @@ HOSTILE = [
     "<form action=//evil.example><button autofocus onfocus=alert('focus')>B is better</button></form>",
 ]
 
-# The contrast ratio of an element's text to what is behind it (WCAG 2).
+# The contrast ratio of an element's text to its background (WCAG 2).
 CONTRAST = """node => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const luminance = (text) => rgb(text).slice(0, 3).map((v) => v / 255)

@@ -1,4 +1,4 @@
-"""A proxy with scripted models in front of a scripted upstream, both on loopback, both really served."""
+"""A proxy with scripted models in front of a scripted upstream; both are real servers on loopback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPENAI = openai.DefaultHttpxClient()  # not always of the same library
 
 @dataclass
 class Proxy:
-    """The two servers' URLs, and what stands behind them."""
+    """The two servers' URLs, and the objects behind them."""
 
     url: str
     direct: str
@@ -36,7 +36,7 @@ class Proxy:
     judge: Judge
 
     def client(self, **more: Any) -> openai.OpenAI:
-        """The official client; its connections are shared, because to read the certificates anew takes longest of all."""
+        """The official client. Tests share its connections, because reading the certificates again is slow."""
         return openai.OpenAI(
             **{
                 "base_url": self.url,
@@ -49,7 +49,7 @@ class Proxy:
         )
 
     def asynchronous(self) -> openai.AsyncOpenAI:
-        plain = openai.DefaultAsyncHttpxClient(verify=False)  # loopback: no certificates to read
+        plain = openai.DefaultAsyncHttpxClient(verify=False)  # loopback needs no certificates
         return openai.AsyncOpenAI(base_url=self.url, api_key="k", max_retries=0, http_client=plain)
 
     def straight(self) -> openai.OpenAI:
@@ -87,7 +87,7 @@ main()
 
 @contextmanager
 def running(*arguments, program=("-c", WITHOUT), **environment):
-    """A `pit serve` on a free port: yields process and URL once it serves."""
+    """Run `pit serve` on a free port; yield process and URL once it serves."""
     command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     with subprocess.Popen(

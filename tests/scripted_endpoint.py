@@ -1,9 +1,9 @@
-"""An OpenAI-compatible server on loopback that says what a test tells it to, counts calls, and can fail in every way.
+"""An OpenAI-compatible server on loopback with scripted replies. It counts calls and can fail in many ways.
 
     with ScriptedEndpoint(lambda request: "Verdict: A") as server:
         ...  # server.base_url, server.calls, server.answered
 
-The function is given the request's JSON body, and returns a string or one of the outcomes below; ``in_turn`` plays a
+The function gets the request's JSON body and returns a string or one of the outcomes below; ``in_turn`` plays a
 list. From a shell, for trying things out: ``python tests/scripted_endpoint.py --port 8000 --reply "Verdict: A"``.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Say:
-    """A reply in words. Tokens that are None are counted as words; with ``usage`` false, none are reported."""
+    """A reply with text. Token counts that are None are counted in words; without ``usage``, none are reported."""
 
     text: str
     input_tokens: int | None = None
@@ -42,7 +42,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Stall:
-    """Nothing for so long, or until the server closes; then the connection breaks off without an answer."""
+    """No reply for some seconds, or until the server closes; then the connection breaks off."""
 
     seconds: float = 60.0
 
@@ -56,7 +56,7 @@ class CutOff:
 
 @dataclass(frozen=True)
 class Nonsense:
-    """A body that is no chat completion, under status 200."""
+    """Status 200 with a body that is no chat completion."""
 
     body: str = "<html>Welcome</html>"
     content_type: str = "application/json"
@@ -67,7 +67,7 @@ Outcome = str | Say | Fail | Stall | CutOff | Nonsense
 
 @dataclass
 class Call:
-    """One request that came in; ``answered`` once a reply in words has left in full."""
+    """One request; ``answered`` once a text reply was sent in full."""
 
     request: dict[str, Any]
     headers: dict[str, str]
@@ -81,7 +81,7 @@ class Call:
 
 
 def in_turn(outcomes: Iterable[Outcome], then: Outcome = "ok") -> Callable[[dict[str, Any]], Outcome]:
-    """Play a list, one outcome a call; afterwards always ``then``."""
+    """Play a list, one outcome for each call, then always ``then``."""
     left, lock = iter(outcomes), threading.Lock()
 
     def reply(request: dict[str, Any]) -> Outcome:
@@ -92,7 +92,7 @@ def in_turn(outcomes: Iterable[Outcome], then: Outcome = "ok") -> Callable[[dict
 
 
 class ScriptedEndpoint:
-    """The server; a context manager. ``reply`` may be replaced while it runs."""
+    """The server, as a context manager. Tests may replace ``reply`` while it runs."""
 
     def __init__(self, reply: Callable[[dict[str, Any]], Outcome] = lambda request: "ok", port: int = 0) -> None:
         self.reply = reply
@@ -127,7 +127,7 @@ class ScriptedEndpoint:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # otherwise headers and body wait for one another, 40 ms a call
+            disable_nagle_algorithm = True  # otherwise headers and body wait for each other, 40 ms a call
 
             def log_message(self, *arguments: object) -> None:
                 pass

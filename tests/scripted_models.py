@@ -1,4 +1,4 @@
-"""Improvers and gap models that follow a script: some that are awaited, some for a process of their own."""
+"""Scripted improvers and gap models: some to await, some for a separate process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pitlm.serve.worker import LoadedModels
 
 @dataclass
 class Writer:
-    """Appends `` Better`` to a reference, 3 tokens written and 10 read."""
+    """Appends `` Better`` to a reference; writes 3 tokens and reads 10."""
 
     suffix: str = " Better"
     tokens: int = 3
@@ -41,7 +41,7 @@ class Writer:
 
 @dataclass
 class Judge:
-    """Likes the first ``likes`` of `` Better``s by 1 each, and what is beyond them by -1."""
+    """Scores the first ``likes`` of `` Better`` 1 each, and every further one -1."""
 
     likes: int = 2
     seconds: float = 0.0
@@ -59,7 +59,8 @@ class Judge:
 
 
 class ProcessWriter:
-    """``die`` ends the process, ``hang`` never answers, ``fail`` raises alone and in company; else says with whom it was asked."""
+    """``die`` ends the process, ``hang`` never answers, ``fail`` raises alone and in company; else says with whom it
+    was asked."""
 
     def propose(self, prompts, references, *, temperature, seed):
         texts = [prompt.text for prompt in prompts]
@@ -69,7 +70,7 @@ class ProcessWriter:
             time.sleep(60)
         if "fail" in texts:
             raise MemoryError("a secret of the conversation")
-        time.sleep(0.05)  # so that others arrive meanwhile
+        time.sleep(0.05)  # other requests arrive meanwhile
         return [Answer(f"{text} with {len(texts)} at {temperature} seed {seed}", 2, 3) for text in texts]
 
 

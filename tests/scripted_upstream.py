@@ -1,6 +1,6 @@
-"""An OpenAI-compatible upstream that does what the model's name says, and anything else that is served in a test.
+"""An OpenAI-compatible upstream that does what the model's name says, and a way to serve any application in a test.
 
-It remembers every request, so that a test sees what reached it. Written from OpenAI's API reference, not from ours.
+It remembers every request for the tests. Written from OpenAI's API reference, not from our code.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ERRORS = {
 class Upstream:
     """The ASGI application.
 
-    Models: ``chat`` answers; ``tools`` calls one; ``KEY of ERRORS`` fails; ``stall`` never answers; ``slow`` waits between
-    chunks; ``cut`` breaks off in the middle; ``nonsense`` is no JSON; ``reasoning`` thinks aloud first; ``filtered``
-    ends on the content filter.
+    Models: ``chat`` answers; ``tools`` calls one; ``KEY of ERRORS`` fails; ``stall`` never answers; ``slow`` waits
+    between chunks; ``cut`` breaks off in the middle; ``nonsense`` is no JSON; ``reasoning`` thinks aloud first;
+    ``filtered`` ends on the content filter.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Upstream:
             status, error = ERRORS[model]
             return await reply(send, status, {"error": error}, [(b"retry-after", b"7"), (b"x-request-id", b"req_1")])
         if model == "stall":
-            await receive()  # until the other side goes away
+            await receive()  # until the client disconnects
             self.cancelled += 1
             return None
         if model == "nonsense":
@@ -133,7 +133,7 @@ def completion(request) -> dict:
 
 
 def chunks(request) -> list[dict]:
-    """The same in chunks, one for each word."""
+    """A chat completion in chunks, one for each word."""
     deltas: list[dict] = [{"role": "assistant", "content": ""}]
     end = "content_filter" if request["model"] == "filtered" else "stop"
     if request["model"] == "tools":
@@ -164,7 +164,8 @@ async def raw(send, status, body, headers) -> None:
 
 @contextmanager
 def served(app):
-    """Serve an ASGI application, or what an async context manager yields, on a free loopback port; yields its URL."""
+    """Serve an ASGI application, or the one that an async context manager yields, on a free loopback port; yield its
+    URL."""
 
     @asynccontextmanager
     async def as_it_is():

@@ -1,4 +1,4 @@
-"""One tiny complete run in the pocket world, made once however many workers test it."""
+"""One tiny complete run in the pocket world, made once for all test workers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shell:
-    """Calls `pit` as a process of its own, in a folder of its own."""
+    """Runs `pit` as a separate process in its own folder."""
 
     folder: Path
 
@@ -65,7 +65,7 @@ class Shell:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A finished run: its folder, its recipe, and what the command printed."""
+    """A finished run: its folder, its recipe, and the command's output."""
 
     root: Path
     recipe: Path
@@ -79,7 +79,7 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TinyRun:
-    """Read it, never write to it: all workers share it."""
+    """The shared run of all workers. Never write to it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "tiny-run"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,5 @@
-"""What `tests/method/test_launch.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE [sharded]``."""
+"""What `tests/method/test_launch.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE
+[sharded]``."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ GROUP = 4
 
 
 class Keeper(TrainerCallback):
-    """Writes down, on each rank, the weights that it ended with."""
+    """Saves, on each rank, its final weights."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +58,7 @@ def rank() -> str:
 
 
 def scripted(self, prompt_ids, images, fields):
-    """Samples that depend on the prompt and the place in its group alone, where real ones depend on the rank."""
+    """Samples that depend only on the prompt and the place in its group; real samples depend on the rank."""
     drawn = []
     for place, prompt in enumerate(prompt_ids):
         rng = random.Random(repr((list(prompt), place % GROUP)))
@@ -107,7 +108,7 @@ def train_curriculum(bench) -> None:
 
 
 def shard_without_gpus() -> None:
-    """accelerate takes FSDP for GPUs alone, and silently replicates elsewhere; torch's own works with gloo as well."""
+    """accelerate uses FSDP only on GPUs and silently replicates elsewhere; torch's own FSDP works with gloo."""
     genuine = AcceleratorState.__init__
 
     def init(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""A batch job with a scripted engine: what each item becomes does not depend on the order in which answers come."""
+"""A batch job with a scripted engine: no item's result depends on the order in which answers arrive."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SETTINGS = LoopSection(rounds=3, temperature=0.5)
 
 
 def better(reference: str, seed: int) -> str:
-    """The scripted model: a letter more, which one its seed decides."""
+    """The scripted model: it adds one letter, which the seed decides."""
     return reference + "abcde"[seed % 5]
 
 
 class Script:
-    """An engine that holds up to ``places`` requests and finishes some of them, in no order."""
+    """An engine that holds up to ``places`` requests and finishes some of them, in any order."""
 
     def __init__(self, places: int = 6, seed: int = 0, fails=lambda request: "") -> None:
         self.places, self.fails = places, fails
@@ -57,7 +57,7 @@ class Script:
 
 
 class Values:
-    """The gap grows with the letter that was added last; a group is asked about as a whole."""
+    """The gap grows with the last letter; the scorer gets whole groups."""
 
     def __init__(self) -> None:
         self.calls = []
@@ -75,14 +75,14 @@ def items(count: int = 40) -> list[Item]:
 
 
 def run(given, engine=None, settings=SETTINGS, **kwargs):
-    """What was finished, by number."""
+    """Return what was finished, by number."""
     engine, gap = engine or Script(), kwargs.pop("gap", None) or Values()
     job = BatchJob(iter(given), engine=engine, gap=gap, settings=settings, margin=0.0, seed=5, **kwargs)
     found = {}
     for finished in job:
         for one in finished:
             number = one.number if isinstance(one, Failure) else one[0].number
-            assert number not in found  # nothing twice
+            assert number not in found  # no item twice
             found[number] = one if isinstance(one, Failure) else one[1]
     assert engine.pending == 0
     return found
@@ -113,7 +113,7 @@ def replace_settings(**changes):
 
 
 def test_an_item_goes_through_the_same_loop_as_improve_many():
-    """With a model that is blind to its seed, so that both ask it the same."""
+    """The model ignores its seed, so both ask it the same."""
 
     class Blind(Script):
         def submit(self, request):
@@ -156,9 +156,9 @@ def test_items_are_read_no_further_ahead_than_the_engine_wants():
     gap = Values()
     for done in BatchJob(stream(), engine=engine, gap=gap, settings=SETTINGS, margin=0.0, seed=0):
         finished += len(done)
-        assert read[0] - finished <= 4 + 2 * 64 + 64  # its places, rounds that wait for their gaps, what was just asked
+        assert read[0] - finished <= 4 + 2 * 64 + 64  # the engine's places, rounds that wait for gaps, new requests
     assert finished == 2000
-    assert sum(gap.calls) / len(gap.calls) > 32  # gaps are asked for together
+    assert sum(gap.calls) / len(gap.calls) > 32  # the scorer gets gaps in groups
 
 
 def test_what_fails_is_set_aside_and_the_others_go_on():

@@ -1,4 +1,5 @@
-"""`pit improve --engine ray` with two workers of this machine: what one process would have written, whoever is killed."""
+"""`pit improve --engine ray` with two workers on this machine writes what one process writes, whichever process is
+killed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ WORDS = ["price", "lamp", "small", "red", "nine", "help", "question", "many"]
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three files; some rows have no response, some fail, among them a whole part."""
+    """A folder of three files. Some rows have no response, some fail, and one whole part fails."""
     folder = tmp_path_factory.mktemp("answers")
     for name, numbers in (("a", range(70)), ("b", range(70, 150)), ("c", range(150, ROWS))):
         with (folder / f"{name}.jsonl").open("w") as lines:
@@ -49,7 +50,7 @@ def run(command: list[str]) -> int | str | None:
 
 @pytest.fixture(scope="module")
 def whole(models: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process writes."""
+    """The output of one process."""
     out = tmp_path_factory.mktemp("whole") / "out.jsonl"
     assert run(arguments(models, answers, out)) == 0
     return out
@@ -70,7 +71,7 @@ def opened_by(process: psutil.Process, path: Path) -> bool:
 
 
 def kill_a_writer(command: subprocess.Popen[str], journals: Path) -> list[psutil.Process]:
-    """Kill a worker in the middle of its part; returns the command's processes as they were."""
+    """Kill a worker in the middle of its part; return the command's processes before that."""
     while command.poll() is None:
         for journal in journals.glob("part-*.jsonl"):
             if 3 < len(finished_rows(journal)) < PART:
@@ -82,7 +83,7 @@ def kill_a_writer(command: subprocess.Popen[str], journals: Path) -> list[psutil
     raise AssertionError(f"there was no worker to kill: {command.communicate()}")
 
 
-@pytest.mark.slow  # Ray takes half a minute to come up
+@pytest.mark.slow  # Ray takes half a minute to start
 def test_a_killed_worker_loses_and_repeats_nothing_and_no_process_stays(
     models: Path, answers: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -107,7 +108,7 @@ def test_a_killed_worker_loses_and_repeats_nothing_and_no_process_stays(
     assert psutil.wait_procs(processes, timeout=600)[1] == []
     assert_same(out, whole)
     assert [path.name for path in sorted(out.iterdir())] == [f"part-{n:06}.jsonl" for n in (0, 1, 2, 3, 4) if n != 2]
-    # Of Ray itself nothing is heard but that a process died and its task is tried again.
+    # Ray prints only that a process died and that it repeats the task.
     lines = [line.strip() for line in printed.splitlines() if "(raylet)" not in line]
     assert lines[0].startswith("improving")
     assert lines[1].startswith(f"{ROWS - 41} answers")

@@ -1,4 +1,4 @@
-"""The journal of a batch job: what was finished stays, what was half written goes, and nothing is mixed up."""
+"""The journal of a batch job: finished rows stay, half-written rows go, and no rows are mixed up."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def rows(path: Path) -> list[dict]:
 
 
 def todo(journal: Journal, *items: Item) -> list[int]:
-    """The numbers of the items that the journal does not have."""
+    """Return the numbers of the items that the journal lacks."""
     return [one.number for one in journal.unfinished(items)]
 
 
 def finish(journal: Journal, count: int) -> int:
-    """Finish a job whose input has so many rows, all of them done."""
+    """Finish a job with ``count`` input rows, all done."""
     assert todo(journal, *map(item, range(count))) == []
     return journal.finish()
 
@@ -67,7 +67,7 @@ def test_rows_come_out_in_the_order_of_the_input_and_the_journal_goes(out):
 
 
 def killed(journal: Journal, elsewhere: Path) -> Path:
-    """Copy what a process that is killed now leaves to another folder; returns the output there."""
+    """Copy to another folder what a process killed now would leave; return the output there."""
     elsewhere.mkdir()
     for path in journal.path.parent.glob(journal.path.name + "*"):
         shutil.copy(path, elsewhere)
@@ -194,7 +194,7 @@ def test_odd_fields_survive(out):
 
 
 def test_memory_stays_flat_however_many_rows(out):
-    """A row costs no memory while the job goes on, and none when its output is written."""
+    """A row takes no memory while the job runs, and none when the output is written."""
     with Journal(out, SETTINGS) as journal:
         journal.add([done(n) for n in range(100)])
         tracemalloc.start()
@@ -209,7 +209,7 @@ def test_memory_stays_flat_however_many_rows(out):
         peak = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
     assert len(rows(out)) == 20_000
-    assert peak < 1_000_000  # bytes; the rows of the output are four times that
+    assert peak < 1_000_000  # bytes; the output has four times as many
 
 
 def test_rows_of_every_shape_are_read_one_by_one(tmp_path):
@@ -222,14 +222,14 @@ def test_rows_of_every_shape_are_read_one_by_one(tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in given) + "\n{broken\n")
     stream = read_items(path)
-    assert next(stream).number == 0  # before the broken line is met
+    assert next(stream).number == 0  # before the job reaches the broken line
     items = [next(stream) for _ in range(3)]
     assert [(one.prompt.text, one.response) for one in items] == [("a", None), ("a", "b"), ("a", None)]
     [bad] = stream
     assert (bad.number, bad.where, bad.row) == (4, f"{path}:6", "{broken")
     assert count_rows(path) == 5
     trace = Trace(items[1].prompt, "b", (Round("c", 1.0, True),), StopReason.ROUNDS)
-    assert items[1].improved(trace)["output"] == "c"  # what AlpacaEval reads
+    assert items[1].improved(trace)["output"] == "c"  # the fields that AlpacaEval reads
     assert "prompt" not in items[1].improved(trace)
     path.write_text("")
     with pytest.raises(InputError, match="found no rows"):

@@ -1,4 +1,4 @@
-"""`pit improve` on a file, killed without warning: nothing twice, nothing lost, the same bytes in the end."""
+"""`pit improve` on a file, killed without warning: no row twice, no row lost, the same bytes in the end."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_killed_twice_it_ends_with_the_bytes_of_an_undisturbed_job(
     assert 0 < len(before) < ROWS
     kill(command, journal, len(before))
     after = finished_rows(journal)
-    assert before.items() < after.items()  # what was finished is not done again
+    assert before.items() < after.items()  # finished rows are not repeated
     assert not out.exists()
     capsys.readouterr()
     assert run(*command) == 0

@@ -1,4 +1,4 @@
-"""Health of a run of the loop: figures by hand, and warnings that come when they should and only then."""
+"""Health of a job: figures by hand, and warnings exactly when they are due."""
 
 from __future__ import annotations
 

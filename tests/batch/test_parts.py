@@ -1,4 +1,4 @@
-"""A job in parts: together they are what one process writes, and what is finished is not done again."""
+"""A job in parts: the parts together equal the output of one process, and finished parts are not repeated."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ ROWS = 10
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Stands for a killed process."""
 
 
 class Job:
-    """Finishes items one by one, and is killed after so many; ``seen`` has the numbers it was asked for."""
+    """Finishes items one by one and is killed after a number of them. ``seen`` has the numbers of the items that it
+    got."""
 
     def __init__(self, lives: int = 10**6) -> None:
         self.lives, self.seen = lives, []
@@ -44,7 +45,7 @@ class Job:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Ten rows in two files; rows 1 and 3 to 5 fail: with three a part, the whole of the second part."""
+    """Ten rows in two files; rows 1 and 3 to 5 fail. With three rows a part, the whole second part fails."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name, numbers in (("a", range(4)), ("b", range(4, ROWS))):
@@ -146,7 +147,7 @@ def test_where_every_row_failed_the_first_reason_is_the_message(tmp_path, out):
 
 
 def test_a_part_that_kills_whoever_takes_it_ends_the_job(source, out):
-    for _ in range(2):  # the same command goes on, with as many tries
+    for _ in range(2):  # the same command goes on, with the full number of tries
         with PartedJob(out, SETTINGS) as job:
             part = next(cut(source, 3))
             for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""On several threads too, what a row is scored does not depend on what is scored beside it."""
+"""On several threads too, a row's score does not depend on the rows beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real headless Chromium, and pages served to it from this process. For every page that pitlm serves."""
+"""A real headless Chromium, and a server in this process for the pages of pitlm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def chromium():
-    """The browser; it fails, and does not skip, where there is none: who runs these tests asked for one."""
+    """The browser. Without a browser the tests fail instead of skipping, because they run only on request."""
     from playwright.sync_api import sync_playwright
 
     found = os.environ.get("CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -36,7 +36,7 @@ def chromium():
 
 
 class Watched:
-    """What a page did that no page of ours may do."""
+    """Records what no page of ours may do."""
 
     def __init__(self):
         self.seen = []
@@ -48,7 +48,7 @@ class Watched:
 
         def asked(request):
             ours = request.url.startswith((base_url, "data:"))
-            if not ours and request.failure != "csp":  # what the policy stops has not left the browser
+            if not ours and request.failure != "csp":  # a request that the policy stops has not left the browser
                 self.seen.append(f"a request: {request.url}")
 
         page.on("dialog", dialog)
@@ -64,14 +64,14 @@ class Watched:
 
 @pytest.fixture
 def watched():
-    """Its ``seen`` has every dialog, script error, complaint on the console, foreign request and new window so far."""
+    """``seen`` has every dialog, script error, console message, foreign request and new window so far."""
     return Watched()
 
 
 @pytest.fixture
 def new_page(chromium, watched):
-    """Opens a page in a browser profile of its own; further arguments are the profile's. Nothing forbidden may happen
-    until the test ends, unless the test has taken it out of ``watched.seen``."""
+    """Opens a page in a new browser profile, which gets the further arguments. Nothing forbidden may happen
+    until the test ends, unless the test removes it from ``watched.seen``."""
     with ExitStack() as stack:
 
         def make(base_url, **profile):
@@ -88,7 +88,7 @@ def new_page(chromium, watched):
 
 @pytest.fixture
 def serve():
-    """Serves an application on a free port of the loopback address until the test ends; gives its base URL."""
+    """Serves an application on a free loopback port until the test ends; returns its base URL."""
     import uvicorn
 
     from pitlm.serve.guard import bind
@@ -104,7 +104,7 @@ def serve():
                 server.should_exit = True
                 thread.join(10)
 
-            thread.start()  # the socket listens already, so that the first request waits and is not refused
+            thread.start()  # the socket listens already, so the first request waits instead of failing
             stack.callback(stop)
             return f"http://127.0.0.1:{listener.getsockname()[1]}"
 

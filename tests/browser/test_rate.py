@@ -1,4 +1,4 @@
-"""`pit rate` in a real browser, as raters use it."""
+"""`pit rate` in a real browser."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Rater:
         return self
 
     def ready(self):
-        """Wait until a choice is taken: the page ignores any in the first moments of a pair."""
+        """Wait until the page accepts a choice: it ignores choices in the first moments of a pair."""
         self.page.locator('[data-choice="left"][aria-disabled="false"]').wait_for()
         return self
 
     def press(self, key):
-        """Press a key, and wait for the page to have taken it."""
+        """Press a key, and wait until the page has handled it."""
         with self.page.expect_response("**/api/**"):
             self.page.keyboard.press(key)
 
@@ -136,7 +136,7 @@ def test_a_rater_goes_on_where_they_stopped(votes, app_url, new_page):
     rater.press("1")
     rater.count("1 of 4").ready()
     here = rater.texts()
-    rater.open(start=False).count("1 of 4").ready()  # the name is remembered
+    rater.open(start=False).count("1 of 4").ready()  # the page remembers the name
     assert rater.texts() == here
     elsewhere = Rater(new_page(app_url)).open().count("1 of 4")  # another device, the same name
     assert elsewhere.texts() == here
@@ -192,7 +192,7 @@ def test_hostile_answers_stay_text(votes, serve, new_page, watched):
         seen |= {left, right}
         assert page.evaluate("document.querySelectorAll('*').length") == elements
         assert page.locator("main :is(script, img, svg, iframe, style, a, b, link)").count() == 0
-        # An override that is never closed must not turn round what comes after it.
+        # An unclosed override must not reverse the text after it.
         assert page.locator("#b").evaluate("node => getComputedStyle(node.nextElementSibling).unicodeBidi") == "isolate"
         rater.press("2")
         rater.count(f"{done} of {len(HOSTILE)}")
@@ -201,7 +201,8 @@ def test_hostile_answers_stay_text(votes, serve, new_page, watched):
 
 
 def test_the_policy_stops_what_gets_in_all_the_same(app_url, new_page, watched):
-    """The second wall: with answers made into elements by a mistake of ours, in the page or the script, nothing runs."""
+    """The second wall: even if a mistake of ours turns answers into elements, in the page or the script, nothing
+    runs."""
     page = new_page(app_url)
 
     def let_in(route):
@@ -210,14 +211,14 @@ def test_the_policy_stops_what_gets_in_all_the_same(app_url, new_page, watched):
 
     page.route(app_url + "/", let_in)
     Rater(page).open()
-    assert page.locator("main img[onerror]").count() == 1  # it is in
+    assert page.locator("main img[onerror]").count() == 1  # the element is in the page
     page.locator("main svg a").evaluate("link => link.dispatchEvent(new MouseEvent('click', { bubbles: true }))")
     words = ("inline script", "event handler", "stylesheet", "TrustedHTML")
     while not all(any(word in what for what in watched.seen) for word in words[:3]):
         page.wait_for_timeout(20)
     assert page.evaluate("try { document.body.innerHTML = '<b>'; 'taken' } catch (error) { error.name }") == "TypeError"
     complaints = [what for what in watched.seen if what.startswith("console: ")]
-    assert watched.seen == complaints  # no dialog, no request elsewhere
+    assert watched.seen == complaints  # no dialog, no foreign request
     for word in words:
         assert any(word in complaint for complaint in complaints), (word, complaints)
     watched.seen.clear()
@@ -257,7 +258,7 @@ def test_the_token_in_the_address_opens_the_page_and_leaves_the_address(votes, s
     assert rater.page.evaluate("document.cookie") == ""
     rater.press("1")
     rater.count("1 of 4")
-    rater.open(start=False).count("1 of 4")  # from here on the cookie does it
+    rater.open(start=False).count("1 of 4")  # from here on the cookie opens the page
     assert len(votes.rows()) == 1
 
 
@@ -268,7 +269,7 @@ def test_a_server_that_is_gone_is_said_and_the_vote_is_not_lost_in_silence(votes
     rater.page.keyboard.press("1")
     rater.page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
     assert rater.texts() == here
-    watched.seen.clear()  # the browser, too, says that it is offline
+    watched.seen.clear()  # the browser also reports that it is offline
     rater.page.context.set_offline(False)
     rater.press("1")
     rater.count("1 of 4")
@@ -287,7 +288,7 @@ def test_it_fits_a_phone_and_can_be_read(votes, serve, new_page, scheme):
     boxes = [box.bounding_box() for box in page.locator("[data-choice]").all()]
     assert all(
         box["height"] >= 44 and box["y"] + box["height"] <= 740 for box in boxes
-    )  # in reach, whatever the length
+    )  # visible, however long the text is
     assert page.locator("#a").bounding_box()["y"] < page.locator("#b").bounding_box()["y"]
     for selector in ("#left", "[data-choice=left]", "#count", "#status", "#undo"):
         assert page.locator(selector).evaluate(CONTRAST) >= 4.5, selector  # WCAG 2, AA

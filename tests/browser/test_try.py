@@ -34,7 +34,7 @@ class Visitor:
 
     def ask(self, question="What is two and two?"):
         self.page.get_by_label("Your question").fill(question)
-        self.page.locator("#status").evaluate("status => { status.textContent = '' }")  # what the last question left
+        self.page.locator("#status").evaluate("status => { status.textContent = '' }")  # clears the last status
         self.page.get_by_role("button", name="Ask and improve").click()
         return self
 
@@ -47,7 +47,7 @@ class Visitor:
         return self
 
     def text_of(self, locator, without=None):
-        """The text as it reads without what was added (``ins``), or without what was removed (``del``)."""
+        """The text without its additions (``ins``), or without its removals (``del``)."""
         return locator.evaluate(
             "(node, without) => [...node.childNodes].filter((n) => n.nodeName.toLowerCase() !== without)"
             ".map((n) => n.textContent).join('')",
@@ -68,7 +68,7 @@ def root(proxy):
 def test_ask_and_see_how_the_answer_became_better(proxy, new_page):
     page = new_page(root(proxy))
     visitor = Visitor(page).open()
-    page.wait_for_function("document.getElementById('model').value === 'chat'")  # the upstream's first
+    page.wait_for_function("document.getElementById('model').value === 'chat'")  # the upstream's first model
     visitor.ask().done()
     assert page.get_by_role("region", name="First answer").locator(".text").text_content() == scripted_upstream.TEXT
     final = page.get_by_role("region", name="Final answer")
@@ -90,7 +90,7 @@ def test_ask_and_see_how_the_answer_became_better(proxy, new_page):
     facts = final.locator("dl").text_content()
     assert "3, of which 2 improved the answer" in facts
     assert "the last version was not better, or not by enough." in facts
-    assert "9 written, 30 read by the improver; 5 written, 7 read by chat" in facts  # three rounds of 3 and 10
+    assert "9 written, 30 read by the improver; 5 written, 7 read by chat" in facts  # three rounds of 3 and 10 tokens
     assert page.evaluate("document.activeElement.textContent") == "Final answer"
     asked = proxy.upstream.requests[-1]
     assert (asked["path"], b"pit" in asked["body"], "authorization" in asked["headers"]) == (
@@ -106,7 +106,7 @@ CHANGES = [
     ("  leading\n\nlines \t kept ", "leading\nlines kept\n"),
     ("日本語を話します", "日本語は話せます"),
     ("same", "same"),
-    ("a " * 2500, "b " * 2500),  # more than the table of differences may hold
+    ("a " * 2500, "b " * 2500),  # more cells than the table of differences may have
     ("\U0001f468\u200d\U0001f373 cooks", "\U0001f469\u200d\U0001f373 bakes"),
 ]
 
@@ -124,7 +124,7 @@ def test_what_is_marked_is_the_whole_difference(proxy, new_page):
         visitor.ask().done()
         marked = page.locator("#rounds .text").first
         assert visitor.text_of(marked, "ins") == before
-        assert visitor.text_of(marked, "del") == after.strip()  # as the loop cuts proposals
+        assert visitor.text_of(marked, "del") == after.strip()  # the loop strips proposals
         assert (page.locator("#rounds .mark").first.text_content() == "no change") is (before == after)
         if before.startswith("The cat"):
             assert marked.locator("del").all_text_contents() == ["cat", "the"]
@@ -132,7 +132,7 @@ def test_what_is_marked_is_the_whole_difference(proxy, new_page):
             page.get_by_label("Mark what was").uncheck()
             assert marked.locator("del").first.is_hidden()
             assert marked.inner_text() == after
-    assert [request["path"] for request in proxy.upstream.requests] == ["/v1/models"]  # no model was asked
+    assert [request["path"] for request in proxy.upstream.requests] == ["/v1/models"]  # no request to a model
 
 
 def test_hostile_texts_stay_text(proxy, new_page, watched, monkeypatch):
@@ -169,7 +169,7 @@ def test_the_policy_stops_what_gets_in_all_the_same(proxy, new_page, watched):
 
     page.route(root(proxy) + "/", let_in)
     page.goto("/")
-    assert page.locator("main img[onerror]").count() == 1  # it is in
+    assert page.locator("main img[onerror]").count() == 1  # the element is in the page
     while not watched.seen:
         page.wait_for_timeout(20)
     assert page.evaluate("try { document.body.innerHTML = '<b>'; 'taken' } catch (error) { error.name }") == "TypeError"
@@ -186,7 +186,7 @@ def test_a_token_is_asked_for_and_stays_in_the_page(new_page, watched):
         visitor = Visitor(page).open()
         secret = page.get_by_label("Token of this server")
         visitor.ask()
-        assert page.evaluate("document.activeElement.id") == "secret"  # the browser asks for what is missing
+        assert page.evaluate("document.activeElement.id") == "secret"  # the browser asks for the missing value
         assert proxy.upstream.requests == []
         secret.fill("wrong")
         page.get_by_label("Model that answers").fill("chat")
@@ -236,12 +236,12 @@ def test_what_fails_is_said_in_words(proxy, new_page, watched):
     proxy.judge.failure = "the gap model is being started again"
     page.get_by_label("Model that answers").fill("chat")
     visitor.ask().said("The answer could not be improved: the gap model is being started again (status 503)")
-    assert page.get_by_role("region", name="First answer").is_visible()  # what there is stays
+    assert page.get_by_role("region", name="First answer").is_visible()  # the first answer stays
     page.context.set_offline(True)
     visitor.ask().said("There is no answer: the server does not answer. Is it still running?")
     page.context.set_offline(False)
     proxy.judge.failure = ""
-    watched.seen.clear()  # the browser, too, says what failed
+    watched.seen.clear()  # the browser also reports the failure
     visitor.ask().done()
     assert page.get_by_role("alert").is_hidden()
 
@@ -295,7 +295,7 @@ def test_it_fits_a_phone_and_can_be_read(proxy, new_page, monkeypatch, scheme):
     page.get_by_role("button", name="Ask and improve").tap()
     Visitor(page).done()
     assert page.evaluate("document.documentElement.scrollWidth <= 360")
-    assert page.get_by_role("heading", name="Final answer").bounding_box()["y"] // 1 in range(740)  # brought into view
+    assert page.get_by_role("heading", name="Final answer").bounding_box()["y"] // 1 in range(740)  # scrolled into view
     for selector in (".quiet", "#ask", "#rounds ins", "#rounds del", ".taken .mark", ".left .mark", "dt", "summary"):
         assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector  # WCAG 2, AA
 

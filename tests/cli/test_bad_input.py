@@ -15,7 +15,7 @@ from pitlm.cli.main import main
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-# name -> (content of pairs.jsonl, what the message has to say; "{at}" is the file)
+# name -> (content of pairs.jsonl, expected part of the message; "{at}" is the file)
 ROWS: dict[str, tuple[bytes, list[str]]] = {
     "empty file": (b"", ["{at}: found no preference", "0 rows"]),
     "blank lines only": (b"\n \n\n", ["{at}: found no preference"]),
@@ -270,7 +270,7 @@ def test_a_hub_name_for_the_model_without_a_hub_is_explained(cli: Cli) -> None:
 
 @pytest.mark.parametrize("name", ["2024-11-25", "12", "yes", "a: b.jsonl", "#x.jsonl", "'x'.jsonl"])
 def test_a_name_of_data_is_taken_as_it_is(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Not as YAML, in which the first is a date."""
+    """Not read as YAML, where the first name is a date."""
     monkeypatch.chdir(cli.tmp_path)
     path = Path(name) if name.endswith(".jsonl") else Path(name) / "pairs.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -288,7 +288,7 @@ def test_an_empty_name_of_data_is_not_the_folder_where_one_stands(
 
 
 def test_a_run_inside_its_own_data_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would read what it wrote; runs/ is where a run goes by default."""
+    """The run would read its own output; runs/ is the default folder."""
     monkeypatch.chdir(cli.tmp_path)
     cli.source("pairs.jsonl", lines(*GOOD))
     assert "found a folder inside the source ., expected one outside it" in cli.refused(

@@ -1,4 +1,4 @@
-"""What `pit calibrate` says of what it found."""
+"""The output of `pit calibrate`."""
 
 from __future__ import annotations
 

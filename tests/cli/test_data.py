@@ -1,4 +1,4 @@
-"""`pit data`, as it is used."""
+"""`pit data` at the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_inspect_shows_counts_bias_and_samples(source: Path) -> None:
     assert "Length in words" in output
     assert "100.0%" in output
     assert "of 40 pairs" in output
-    assert output.count("chosen: yes [bold]") == 2  # brackets are the data's own, not markup
+    assert output.count("chosen: yes [bold]") == 2  # the brackets belong to the data and are no markup
     assert "Sample 2" in output
     assert "Sample 3" not in output
 
@@ -66,7 +66,7 @@ def test_prepare_writes_folds_that_read_back(source: Path, tmp_path: Path) -> No
     assert len(folds["test"]) == 8
     assert all(fold in output for fold in FOLDS)
     assert not (tmp_path / "out" / "rejects.jsonl").exists()
-    assert "40 kept" in done("inspect", tmp_path / "out")  # a prepared folder is itself a source
+    assert "40 kept" in done("inspect", tmp_path / "out")  # a prepared folder is a source too
 
 
 def test_prepare_keeps_what_is_there_unless_forced(source: Path, tmp_path: Path) -> None:

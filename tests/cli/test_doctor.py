@@ -1,4 +1,4 @@
-"""`pit doctor` as a user meets it."""
+"""`pit doctor` at the command line."""
 
 from __future__ import annotations
 

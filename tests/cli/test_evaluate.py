@@ -1,4 +1,4 @@
-"""`pit evaluate`, as it is used."""
+"""`pit evaluate` at the command line."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_baseline_by_name(verdicts: Path):
 
 
 def test_a_plan_needs_no_file():
-    # Connor (1987): (1.96 + 0.8416)^2 / 0.05^2 is 3,140; a Delta of its own takes a little off.
+    # Connor (1987): (1.96 + 0.8416)^2 / 0.05^2 is 3,140; a nonzero Delta reduces it a little.
     output = done("--plan", 5)
     assert "Delta of 5 points" in output
     assert "0% ties or inconsistent  3,138" in output

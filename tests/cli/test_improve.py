@@ -14,7 +14,7 @@ from command_line import GOOD, Cli, chat, lines
 
 @pytest.fixture(scope="module")
 def models(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an improver and a gap model, untrained, of the pocket world's kind."""
+    """A folder with an untrained improver and gap model for the pocket world."""
     from builders import generator_checkpoint, scorer_checkpoint
 
     folder = tmp_path_factory.mktemp("models")
@@ -87,7 +87,7 @@ def test_answers_at_fault_are_set_aside_with_the_reason_and_the_others_improved(
         number = int(failed["where"].rpartition(":")[2])
         given = content.splitlines()[number - 1].decode()
         assert failed["row"] == (given if "broken" in name else json.loads(given))
-    else:  # nothing could be done: as any bad input
+    else:  # no row could be improved: treated as bad input
         message = cli.refused(*improving(models, source))
         assert not out.exists()
     for part in wanted:

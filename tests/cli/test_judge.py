@@ -1,4 +1,4 @@
-"""`pit judge` from the command line: files in, verdicts out, killed in the middle and gone on."""
+"""`pit judge` at the command line: from files to verdicts, killed in the middle and continued."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(path, answers, prompts=PROMPTS):
 
 @pytest.fixture
 def files(tmp_path):
-    """Ours is better everywhere but in the last two."""
+    """Our answer is better everywhere except in the last two."""
     ours = [f"good answer {index}" for index in range(10)] + ["bad answer"] * 2
     theirs = [f"bad answer {index}" for index in range(10)] + ["good answer"] * 2
     return write(tmp_path / "ours.json", ours), write(tmp_path / "theirs.json", theirs)
@@ -42,7 +42,7 @@ def files(tmp_path):
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in ENVIRONMENT:  # main() sets these for the process; put back what was there
+    for name in ENVIRONMENT:  # main() sets these for the process; restore the old values
         monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
@@ -140,7 +140,7 @@ def stored(cache):
 def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(server, files, tmp_path, capsys):
     output, cache = tmp_path / "verdicts.jsonl", tmp_path / "replies.sqlite"
     options = llm(server, output, "--cache", cache, "--concurrency", "2")
-    # Nine calls are answered; whatever comes after hangs until the server closes, and is never answered.
+    # The server answers nine calls. Later calls hang until it closes.
     numbers = itertools.count(1)
     server.reply = lambda request: honest(request) if next(numbers) <= 9 else Stall(3600)
     command = [sys.executable, "-m", "pitlm.cli.main", "judge", *map(str, files), *map(str, options)]
@@ -246,9 +246,7 @@ def test_other_verbs_can_have_the_same_options():
         "--body",
     ]
     assert said(*given, '{"top_p": 0.5}') == repr((0, expected))
-    assert said("--judge", "oracle") == repr(
-        (0, JudgeSection(kind="truth"))
-    )  # the defaults are the same in both places
+    assert said("--judge", "oracle") == repr((0, JudgeSection(kind="truth")))  # both places have the same defaults
 
 
 def test_asking_an_endpoint_needs_no_torch():

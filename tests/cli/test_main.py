@@ -1,4 +1,4 @@
-"""The root command: nothing heavy before the verb is known, and errors that a user can read."""
+"""The root command: no heavy import before the verb is known, and readable errors."""
 
 import ast
 import errno
@@ -28,7 +28,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Adds a verb `stub` that does what it is told."""
+    """Adds a verb `stub` that runs a given function."""
 
     def add(work: Callable[[], object]) -> None:
         module = ModuleType("pitlm.cli.stub")
@@ -36,7 +36,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], No
         monkeypatch.setitem(sys.modules, "pitlm.cli.stub", module)
         monkeypatch.setitem(VERBS, "stub", Verb("A stub.", "nowhere:nothing"))
 
-    for name in ENVIRONMENT:  # main() sets these for the process; put back what was there
+    for name in ENVIRONMENT:  # main() sets these for the process; restore the old values
         monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))
     return add
 

@@ -1,4 +1,4 @@
-"""Options from a section: names, types, bounds, defaults and help texts, and one validated section in their place."""
+"""Options from a section: names, types, bounds, defaults, help texts, and the validated section that they give."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ class Guest(Section):
 
 
 def made(*arguments: str, section: type[Section] = Kitchen, **how: Any) -> Any:
-    """The section that the command line gives; usage errors and bad input are raised."""
+    """Return the section from a command line; usage errors and bad input raise."""
     seen: list[Any] = []
 
     @click.command()
@@ -70,7 +70,7 @@ def test_each_kind_of_field_is_read_and_only_what_was_given_is_set() -> None:
     wanted = {"dish": "bread", "people": 3, "hours": 4.5, "salt": 0.5, "cook": "Ann", "book": Path("a/b.txt")}
     assert found == Kitchen(**wanted, open_late=True, extras={"wine": None})
     assert found.model_fields_set == {*wanted, "open_late", "extras"}
-    assert made("--salt", "0.5").model_fields_set == {"salt"}  # given, though it is the default
+    assert made("--salt", "0.5").model_fields_set == {"salt"}  # given explicitly, with the default value
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`pit rate`, the real command: served, voted on, ended, exported."""
+"""The real command `pit rate`: serving, voting, ending, exporting."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_message(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a disk of so many KiB; skipped where that is not allowed."""
+    """Mounts a disk with a size in KiB; skips if mounting is not allowed."""
     mounted: list[Path] = []
 
     def mount(kib: int) -> Path:

@@ -1,4 +1,4 @@
-"""`pit serve` as a process of its own: without torch, from remote models, until it is told to stop."""
+"""`pit serve` as a process: without torch, with remote models, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
 
 
 def test_it_serves_without_torch_and_finishes_what_is_in_flight():
-    # The scripted upstream serves as remote improver too: what it answers is the proposal.
+    # The scripted upstream is the remote improver too: its answer is the proposal.
     with served(Upstream()) as up, proxied() as scorer:
         options = ("--upstream", f"{up}/v1", "--improver", f"{up}/v1", "--improver-model", "chat", "--gap", scorer.url)
         with running(*options, "--rounds", "1") as (process, url):
             reply = httpx.post(
                 f"{url}/chat/completions", json={**ASK, "metadata": {"say": "Five ."}}, timeout=600
             ).json()
-            # The gap model likes it, because it does not say "Better" too often.
+            # The gap model accepts it, because "Better" does not occur too often.
             assert (reply["choices"][0]["message"]["content"], reply["pit"]["gaps"]) == (TEXT, [1.0])
             assert reply["usage"]["total_tokens"] == 24
             got = []
@@ -115,7 +115,7 @@ def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
 def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "pitlm.serve.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    for name in ENVIRONMENT:  # main() sets these for the process; put back what was there
+    for name in ENVIRONMENT:  # main() sets these for the process; restore the old values
         monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))
     with pytest.raises(SystemExit) as stop:
         main(["serve", "--upstream", "http://127.0.0.1:9/v1"])

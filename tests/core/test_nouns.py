@@ -1,4 +1,4 @@
-"""The nouns: what they accept, what they refuse, and what must never change about them."""
+"""The nouns: what they accept, what they refuse, and what must never change."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_is_no_prompt_is_refused_with_its_reason(value, message):
 
 
 def test_the_key_of_a_prompt_never_changes():
-    # By hand, for folds of old runs depend on it: the messages as one line of JSON, UTF-8, through sha256sum.
+    # By hand, because folds of old runs depend on the key: the messages as one line of UTF-8 JSON, through sha256sum.
     prompt = Prompt.of("How much is the lamp? é")
     assert prompt.key == "4bb5c00676ae9c36"
 

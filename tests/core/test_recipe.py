@@ -1,4 +1,4 @@
-"""Recipes: what is accepted, and how a wrong one is refused."""
+"""Recipes: which are accepted, and how wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TREE = {
 
 
 def changed(**values):
-    """TREE with dotted keys (``__`` for the dot) replaced."""
+    """TREE with some values replaced; keys have ``__`` for the dot."""
     tree = copy.deepcopy(TREE)
     for dotted, value in values.items():
         *sections, leaf = dotted.split("__")
@@ -44,7 +44,7 @@ def refusal(tree) -> str:
 def test_a_small_recipe_is_filled_with_defaults():
     recipe = parse_recipe(TREE, "mine.yaml")
     assert recipe.curriculum.rl.beta == 0.05
-    assert recipe.curriculum.rl.epochs > 100  # steps decide, not epochs
+    assert recipe.curriculum.rl.epochs > 100  # steps set the length, not epochs
     assert recipe.loop.temperature == 0.4
     assert recipe.policy_rl is None
 

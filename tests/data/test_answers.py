@@ -1,4 +1,4 @@
-"""Files of answers: the shapes in use, AlpacaEval's among them, and their pairing."""
+"""Files of answers: the known shapes, AlpacaEval's among them, and their pairing."""
 
 from __future__ import annotations
 

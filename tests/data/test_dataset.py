@@ -1,4 +1,4 @@
-"""What is kept, dropped, rejected, and what stops a run. The real data is read where it is at hand."""
+"""Which rows are kept, dropped or rejected, and which stop a run. Tests read the real data where it is available."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
 
 def jsonl(path: Path, *rows: Any) -> Path:
-    """Write rows as jsonl; a string is written as it stands."""
+    """Write rows as jsonl; strings are written unchanged."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("".join(line + "\n" for line in lines))
     return path
@@ -147,7 +147,7 @@ def test_every_row_of_hh_rlhf_goes_through_by_default(file: str, read: int, drop
     assert loaded.dropped == dropped
     assert len(loaded.preferences) == read - sum(dropped.values())
     assert all(pair.prompt.messages[-1].role == "user" for pair in loaded.preferences)
-    # no marker is left inside a turn, and none but the speaker's own text was cut
+    # no turn contains a marker, and only the speaker's own text was cut
     turns = [turn.content for pair in loaded.preferences for turn in pair.prompt.messages]
     assert not any("\n\nHuman:" in turn or "\n\nAssistant:" in turn for turn in turns)
 

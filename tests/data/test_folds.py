@@ -1,4 +1,4 @@
-"""No prompt is in two folds, nothing is lost, and the cut is the same whatever the order."""
+"""No prompt is in two folds, no pair is lost, and the order of pairs does not change the cut."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_prompt_crosses_folds_and_nothing_is_lost(
     try:
         folds = cut_folds(pairs, test=test, validation=validation)
     except InputError:
-        return  # so few prompts that chance gave the shares too many; the counts are checked below
+        return  # with so few prompts, chance changes the shares; the counts are checked below
     assert tuple(folds) == FOLDS
     assert all(folds.values())
     homes = {pair.prompt.key: fold for fold, members in folds.items() for pair in members}

@@ -1,4 +1,4 @@
-"""Figures worked out by hand on a handful of pairs."""
+"""Figures computed by hand on a few pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOADED = Loaded(
     [
         Preference(ASKED, "w w w w", "w"),  # the longer wins
         Preference(ASKED, "w w w w", "w"),  # a duplicate of it
-        Preference(ASKED, "w", "w w w w"),  # and its contradiction: the shorter wins
+        Preference(ASKED, "w", "w w w w"),  # contradicts it: the shorter wins
         Preference(TALK, "x y", "y\n  x"),  # two words each
     ],
     read=9,

@@ -1,4 +1,4 @@
-"""Lengths: what is dropped, what is trimmed, and that both are counted."""
+"""Lengths: which pairs are dropped or trimmed, and that both are counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def limits(prompt: int, response: int, over_long: str = "drop") -> DataSection:
 
 
 def talk(turns: int, system: bool = True) -> Prompt:
-    """``turns`` user turns of 3 words with 2-word answers between: each turn costs its words and a mark."""
+    """``turns`` user turns of 3 words, with 2-word answers between them. Each turn costs its words and a mark."""
     messages = [SYSTEM] if system else []
     for number in range(turns):
         messages.append({"role": "user", "content": f"is it u{number}"})
@@ -47,7 +47,7 @@ def test_trimming_takes_the_oldest_turns_and_keeps_the_system_turn(tokenizer, sy
         expected = prompt.messages[:system] + prompt.messages[len(prompt.messages) - (2 * room - 1) :]
         assert fitted.messages == expected
         assert fitted.messages[system].role == "user"
-        # One token less, and one more exchange has to go.
+        # With one token less, one more exchange has to go.
         tighter = fit_prompt(prompt, tokenizer, TEMPLATE, limits(length(room, system) - 1, 9, "trim"))
         assert tighter is None if room == 1 else len(tighter.messages) == len(fitted.messages) - 2
 

@@ -1,4 +1,4 @@
-"""Every shape of row in use becomes the same preference; every broken one says what is wrong with it."""
+"""Every known shape of row becomes the same preference; every broken row gives a clear message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same rows, and each row knows where it came from."""
+"""Every kind of source gives the same rows, and each row knows its origin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = [
 
 
 def write(path: Path) -> Path:
-    """Write ROWS in the format that the name of the file says."""
+    """Write ROWS in the format that the file name says."""
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -79,7 +79,7 @@ def test_csv_cells_with_messages_become_lists(tmp_path: Path, dump: object) -> N
     with open(path, "w", newline="") as handle:
         csv.writer(handle).writerows([["chosen", "rejected"], [dump(messages), '[{"a": 1}]']])  # type: ignore[operator]
     [row] = read_rows(path)
-    assert row.data == {"chosen": messages, "rejected": '[{"a": 1}]'}  # the second is a response that is JSON
+    assert row.data == {"chosen": messages, "rejected": '[{"a": 1}]'}  # the second response is JSON
 
 
 def test_long_csv_cells_are_read(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_parquet_file_cut_short_is_named(tmp_path: Path) -> None:
 def test_jsonl_is_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000, mtime=0)[:-12])
-    assert next(iter(read_rows(path))).data == {"a": 1}  # the damage at the end has not been reached
+    assert next(iter(read_rows(path))).data == {"a": 1}  # reading has not reached the damage at the end
 
 
 @pytest.mark.parametrize("source", ["missing.jsonl", "no/such/folder", "{here}/typo", "nothing"])
@@ -221,7 +221,8 @@ def read(path):
 
 
 def test_another_package_adds_a_reader(tmp_path: Path) -> None:
-    """A reader is a function and a line in the package's entry points: the command line reads its files, gzipped too."""
+    """A reader is a function and a line in the package's entry points. The command line then reads its files, gzipped
+    too."""
     metadata = tmp_path / "site" / "pairs_reader-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pairs-reader\nVersion: 0\n")

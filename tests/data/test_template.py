@@ -1,4 +1,4 @@
-"""What the models read: the improver's prompt, and that prompt and completion meet without a seam."""
+"""What the models read: the improver's prompt, and that prompt and completion join without a seam."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_conversation_without_a_reference_has_no_parts():
 
 
 def test_prompt_and_completion_are_the_whole_conversation(tokenizer):
-    """Rendered at once or in two parts: the same tokens, so what is sampled from is what was trained on."""
+    """Rendered at once or in two parts, the tokens are the same: sampling sees what training saw."""
     for messages in (TEMPLATE.policy_messages(X), TEMPLATE.improver_messages(X, Y_REF)):
         [prompt] = encode_prompts(tokenizer, [messages])
         answered = [*messages, {"role": "assistant", "content": Y}]
@@ -75,7 +75,7 @@ def test_prompt_and_completion_are_the_whole_conversation(tokenizer):
         rest = whole["input_ids"][len(prompt) :]
         completion = encode_completion(tokenizer, Y)
         assert whole["input_ids"][: len(prompt)] == prompt
-        # The template's own end differs (an end token, a line feed after it, or nothing); the words do not.
+        # Templates end differently (an end token, then a line feed or nothing); the words are equal.
         assert rest[: len(completion) - 1] == completion[:-1]
         if tokenizer.eos_token in tokenizer.chat_template:
             assert rest[: len(completion)] == completion
@@ -85,7 +85,7 @@ def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):
     from trl import RLOOTrainer
 
     class Trainer:
-        """What RLOOTrainer._tokenize_prompts reads of its trainer."""
+        """The fields that RLOOTrainer._tokenize_prompts reads."""
 
         processing_class = tokenizer
         chat_template_kwargs = dict(CHAT_TEMPLATE_ARGUMENTS)
@@ -96,7 +96,7 @@ def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):
 
 
 def test_each_prompt_is_tokenized_alone(tokenizer):
-    """Neither padding nor neighbours: batches of unequal length give each prompt its own ids."""
+    """In a batch of unequal lengths, each prompt keeps its own ids, without padding."""
     conversations = [TEMPLATE.improver_messages(X, Y_REF), TEMPLATE.policy_messages(Prompt.of("small ?"))]
     together = encode_prompts(tokenizer, conversations)
     assert together == [encode_prompts(tokenizer, [conversation])[0] for conversation in conversations]
@@ -120,7 +120,8 @@ def test_no_begin_token_in_the_middle(bases):
 
 
 def test_answers_are_written_without_thinking(bases):
-    """With thinking on, a Qwen3 prompt would end before the think block, and training would put no block there."""
+    """With thinking on, a Qwen3 prompt would end before the think block, but training rows would have no block
+    there."""
     tokenizer = load_tokenizer(bases("qwen3"))
     [prompt] = encode_prompts(tokenizer, [TEMPLATE.improver_messages(X, Y_REF)])
     text = tokenizer.decode(prompt)
@@ -181,28 +182,28 @@ def test_the_families_templates_are_fit(bases, shape, family):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        # It asks for an answer in another way than it begins one.
+        # The request for an answer differs from the beginning of an answer.
         (
             EACH
             + "<{{ message['role'] }}>{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>\n\n{% endif %}",
             r"model: found a chat template that asks with '.*sistant>\\n\\n' and goes on with '.*sistant>it is.*', "
             "expected the same, up to the answer",
         ),
-        # It thinks in the last answer only, so what was asked looks otherwise once it is answered.
+        # Only the last answer has a think block, so the prompt changes once it is answered.
         (
             EACH
             + "{{ message['role'] }}:{% if loop.last and message['role'] == 'assistant' %}<think>{% endif %}{{ message['content'] }}"
             "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
             "writes the answer 'it is a red lamp' as '<think>it is a red lamp', expected the answer as it is",
         ),
-        # It forgets what the assistant said before.
+        # The template drops earlier assistant turns.
         (
             EACH
             + "{% if message['role'] == 'user' or loop.last %}{{ message['role'] }}:{{ message['content'] }}\n{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}assistant:{% endif %}",
             "leaves out the assistant's 'a lamp', expected every turn in it",
         ),
-        # It wants the user alone.
+        # The template accepts only user turns.
         (
             EACH
             + "{% if message['role'] != 'user' %}{{ raise_exception('users only') }}{% endif %}{{ message['content'] }}{% endfor %}",
@@ -232,7 +233,7 @@ def test_a_conversation_that_the_template_refuses_is_the_inputs_fault(bases):
         encode_prompts(tokenizer, [TEMPLATE.policy_messages(X)])
 
 
-# As Llama 3.1 and Gemma 4 do it: the messages are set anew, macros write the turns, and thinking is on by default.
+# As in Llama 3.1 and Gemma 4: messages are reassigned, macros write the turns, and thinking is on by default.
 TAKES_APART = """{%- macro turn(role, text) -%}
     {{- '<|' + role + '|>' + text | trim }}{{ '!' if enable_thinking | default(true) }}{{ messages | length -}}
 {%- endmacro -%}
@@ -283,5 +284,5 @@ def test_a_served_template_shows_what_ours_does_without_being_told(bases, shape,
     for turns in (messages, messages[:-1]):
         assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"] == want
     assert served_template(tokenizer.chat_template, ask) == tokenizer.chat_template
-    tokenizer.chat_template = served_template(shape, None)  # a policy's
+    tokenizer.chat_template = served_template(shape, None)  # the policy's prompt
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"] == want

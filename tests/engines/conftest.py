@@ -1,4 +1,4 @@
-"""Requests that every engine is tried with."""
+"""Requests for the tests of every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refilled places: the tokens that `generate` writes, whatever is written beside them."""
+"""Refilled places write the tokens that `generate` writes, whatever is written beside them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def prompts(count: int = 24) -> list[list[int]]:
 def write(
     model, asked: dict[int, list[int]], tokens: int, temperature: float = 0.0, watch=None
 ) -> dict[int, list[int]]:
-    """All completions, each of at most 12 tokens and with its number as its seed."""
+    """Return all completions, each of at most 12 tokens, with its number as its seed."""
     decoder = Decoder(model, end=END, pad=PAD, tokens_per_batch=tokens)
     for key, ids in asked.items():
         decoder.submit(key, ids, max_new_tokens=12, temperature=temperature, seed=key)
@@ -70,7 +70,7 @@ def test_greedy_is_what_generate_writes(architecture):
     expected = generate(model, TOKENIZER, prompts(), max_new_tokens=12, temperature=0.0, seed=0, batch_size=8)
     written = write(model, dict(enumerate(prompts())), 400)
     assert written == dict(enumerate(expected))
-    assert len(set(map(tuple, expected))) > 12  # the prompts matter
+    assert len(set(map(tuple, expected))) > 12  # different prompts give different completions
 
 
 def test_what_cannot_be_refilled_says_so_once(caplog):
@@ -97,7 +97,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(architecture):
 
 
 def test_the_logits_of_a_row_are_the_same_to_the_last_bit_whoever_its_neighbours_are(llama, monkeypatch):
-    """On a CPU; what lets a job that was killed end with the same bytes."""
+    """On a CPU. Because of this a killed job ends with the same bytes."""
     asked = dict(enumerate(prompts()))
     seen: dict[int, list[torch.Tensor]] = {}
 
@@ -127,7 +127,7 @@ def test_the_batch_stays_within_its_tokens_and_full(llama):
     write(llama, dict(enumerate(prompts(60))), 640, watch=watch)
     assert max(loads) <= 640
     busy = [size for size, waiting in sizes if waiting]
-    assert min(busy) >= 0.6 * max(busy)  # places that fall free are filled, not kept until all are
+    assert min(busy) >= 0.6 * max(busy)  # a free place is filled at once, not when all are free
 
 
 def test_a_row_that_is_larger_than_the_batch_runs_alone(llama):
@@ -151,7 +151,7 @@ def test_rows_may_come_while_others_are_written(llama):
 
 
 def test_samples_follow_the_distribution():
-    """4,000 draws against the softmax by hand, within four standard deviations."""
+    """4,000 draws agree with the softmax by hand within four standard deviations."""
     count = 4000
     logits = torch.tensor([2.0, 0.0, -1.0, 1.0, -torch.inf])
     for temperature in (1.0, 0.5):
@@ -170,7 +170,7 @@ def test_rows_of_several_temperatures_share_a_pass():
 
 
 def test_rows_of_like_length_follow_one_another_down_and_up_again(llama):
-    """Like a lift: a row that comes behind it waits for its return."""
+    """Like a lift: a row that it has passed waits for its return."""
     decoder = Decoder(llama, end=END, pad=PAD, tokens_per_batch=1)  # one row at a time
 
     def submit(*lengths):

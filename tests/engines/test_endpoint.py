@@ -1,4 +1,4 @@
-"""The endpoint against a scripted server: order, retries, failures, money, and that nothing is paid for twice."""
+"""The endpoint against a scripted server: order, retries, failures, cost, and that no call is paid twice."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_retry_after_is_honoured(server, endpoint):
     (done,) = endpoint().complete(prompts(1))
     assert (done.text, done.failure, len(server.calls)) == ("done", "", 3)
     first, second, _ = (call.arrived for call in server.calls)
-    assert second - first >= 0.3  # a wait that was asked for, not a speed
+    assert second - first >= 0.3  # the wait that the server asked for; it measures no speed
 
 
 def test_a_failure_is_its_own_item_s(server, endpoint):
@@ -179,7 +179,7 @@ def test_the_cost_limit_stops_cleanly_and_the_next_run_goes_on(server, endpoint,
     chat = endpoint(cache=cache, price=PRICE, max_cost=3 * 260e-6, concurrency=2)
     done = chat.complete(prompts(10))
     bought = [c for c in done if c.asked]
-    assert 3 <= len(bought) <= 4  # one call may be under way when the limit is reached
+    assert 3 <= len(bought) <= 4  # one call may be in flight when the limit is reached
     assert chat.stopped
     assert {c.failure for c in done if not c.asked} == {"not asked: the cost limit was reached"}
     assert len(server.calls) == len(bought) == len(cache)
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path):
 
 
 def test_what_cannot_be_kept_is_not_paid_for(server, endpoint, tmp_path):
-    """A full disk, as SQLite sees it: the file may not grow by another page."""
+    """As on a full disk, SQLite cannot add a page to the file."""
     cache = ReplyCache(tmp_path / "replies.sqlite")
     cache._run("PRAGMA max_page_count = 4")
     server.reply = lambda request: "word " * 1000

@@ -1,4 +1,4 @@
-"""The protocol of engines: requests in batches, and an engine of another package from the command line."""
+"""The protocol of engines: requests in batches, and another package's engine at the command line."""
 
 from __future__ import annotations
 

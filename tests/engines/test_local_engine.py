@@ -1,4 +1,4 @@
-"""A model in this process: the answers that the model itself writes, and requests that it cannot answer."""
+"""A model in this process: it writes the model's own answers, and reports requests that it cannot answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM as an engine, by a stand-in with vLLM's documented interface."""
+"""vLLM as an engine: a stand-in has vLLM's documented interface."""
 
 from __future__ import annotations
 

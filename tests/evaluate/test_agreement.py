@@ -72,7 +72,7 @@ def test_cohens_textbook_example():
 
 
 def test_fleiss_published_example():
-    # The first three categories only carry verdicts here, so the table goes in as five of Krippendorff's codes would.
+    # The published table has more categories than verdicts have, so statsmodels, which agreement() uses, reads it.
     from statsmodels.stats.inter_rater import fleiss_kappa
 
     assert fleiss_kappa(np.array(FLEISS)) == pytest.approx(0.210, abs=5e-4)
@@ -100,7 +100,7 @@ def test_pandalms_published_kappas():
         ("annotator2", "annotator3"): 0.86,
     }
     assert all(kappa.low < kappa.estimate < kappa.high for kappa in found.cohen.values())
-    # With complete data and many units, alpha and Fleiss' kappa are nearly one figure, between the three.
+    # With complete data and many units, alpha and Fleiss' kappa are nearly equal.
     assert found.nominal.estimate == pytest.approx(found.fleiss.estimate, abs=1e-3)
     assert 0.85 < found.fleiss.estimate < 0.88
 

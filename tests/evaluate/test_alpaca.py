@@ -14,8 +14,8 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.alpaca import leaderboard
 from pitlm.evaluate.verdict_files import annotation_from_dict
 
-# alpaca_eval_gpt4_leaderboard.csv of tatsu-lab/alpaca_eval: win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total.
-# Preferences of that annotator are 1, 1.5 and 2 only, so the counts are all that the figures depend on.
+# alpaca_eval_gpt4_leaderboard.csv of tatsu-lab/alpaca_eval: win_rate, standard_error, n_wins, n_wins_base, n_draws,
+# n_total. That annotator's preferences are only 1, 1.5 and 2, so the figures depend on the counts alone.
 PUBLISHED = {
     "gpt4_turbo": (97.69900497512438, 0.5104849118311993, 783, 16, 5, 804),
     "pairrm-tulu-2-70b": (95.39800995024876, 0.7394089832625841, 767, 37, 0, 804),
@@ -55,7 +55,7 @@ def test_the_published_discrete_win_rate(name):
 
 @given(st.lists(st.one_of(st.none(), st.floats(1, 2), st.sampled_from([0, 1, 1.5, 2])), max_size=40))
 def test_continuous_preferences_as_pandas_computes_them(preferences):
-    """The definitions, in pandas, which AlpacaEval computes with."""
+    """The definitions in pandas, as AlpacaEval computes them."""
     series = pd.Series(preferences, dtype=float).replace({0.0: 1.5}).dropna() - 1
     found = leaderboard(rows_of(preferences))
     assert found.win_rate == pytest.approx(series.mean() * 100, rel=1e-12, nan_ok=True)

@@ -46,7 +46,7 @@ def test_figures_by_hand(judged):
     assert (better.copy_rate, worse.copy_rate, original.copy_rate) == (0.25, 0.5, 1.0)
     assert (better.answer_tokens, worse.answer_tokens, original.answer_tokens) == (2.0, 3.0, 2.5)
     assert (better.generated_tokens, better.prompt_tokens) == (25.0, 50.0)
-    # From 1 to 2 on the mean for 25 tokens an item; nothing can be said of what generated nothing.
+    # The mean rises from 1 to 2 for 25 tokens an item. A system that generated nothing has no such figure.
     assert better.gain_per_100_tokens.estimate == pytest.approx(4.0)
     assert better.gain_per_100_tokens.low <= 4.0 <= better.gain_per_100_tokens.high
     assert original.gain_per_100_tokens is None

@@ -16,7 +16,7 @@ PAIRS = [Preference(X, "good", "bad"), Preference(X, "superb", "fair indeed"), P
 
 
 class Gap:
-    """``sign`` times the difference of qualities, and an offset that only raw scores have."""
+    """``sign`` times the difference of qualities; raw scores add an offset."""
 
     def __init__(self, sign: float = 1.0, offset: float = 0.0) -> None:
         self.sign, self.offset = sign, offset
@@ -53,7 +53,7 @@ def test_shares_by_hand():
     )
     assert health["held_out_pairs"]["estimate"] == pytest.approx(2 / 3)
     assert health["held_out_pairs_reward"]["estimate"] == pytest.approx(2 / 3)
-    # By words: the first and third pair are equally long and left out; in the second the winner is shorter.
+    # In words: the first and third pair have equal lengths and are left out; in the second the winner is shorter.
     assert (health["held_out_pairs_longer"]["estimate"], health["held_out_pairs_longer"]["n"]) == (0.0, 1)
     assert health["antisymmetry"] == pytest.approx(-1.0)
     assert health["equal_spread"] == pytest.approx(0.0, abs=1e-6)
@@ -79,7 +79,7 @@ def test_a_gap_that_does_not_vary_has_no_correlation():
     health = gap_health(Gap(sign=0.0), Reward(), PAIRS, FRESH, truth)
     assert math.isnan(health["antisymmetry"])
     assert math.isnan(health["length_correlation"])
-    assert health["order"]["wl>lw"]["estimate"] == 0.0  # equal is not in order
+    assert health["order"]["wl>lw"]["estimate"] == 0.0  # equal scores are not in order
 
 
 def test_a_share_has_its_exact_interval():

@@ -48,7 +48,7 @@ def test_a_taste_for_length_is_taken_out():
     rows = simulated(4000, 0.0, 2.0, seed=3)
     raw = np.mean([r.strength for r in rows])
     found = length_controlled(rows).win_rate
-    assert raw > 0.6  # the system is longer, and the judge likes that
+    assert raw > 0.6  # the system's answers are longer, and the judge prefers longer ones
     assert found.low < 0.5 < found.high
     assert found.high - found.low < 0.06
 
@@ -63,7 +63,7 @@ def test_the_interval_covers():
 def test_several_rows_of_an_item_are_not_more_evidence():
     rows = simulated(200, 0.4, 1.0, seed=1)
     once, thrice = length_controlled(rows).win_rate, length_controlled(rows * 3).win_rate
-    assert thrice.estimate == pytest.approx(once.estimate, abs=1e-3)  # the standard deviation has another n - 1
+    assert thrice.estimate == pytest.approx(once.estimate, abs=1e-3)  # n - 1 differs
     assert thrice.low == pytest.approx(once.low, abs=3e-3)
 
 

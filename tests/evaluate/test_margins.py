@@ -1,4 +1,4 @@
-"""A margin for one scorer: what it is chosen on, what it is shown on, and what labels say."""
+"""A margin for one scorer: the answers that choose it, the answers that test it, and the labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SETTINGS = LoopSection(rounds=2)
 
 
 class World:
-    """Answers are numbers, and the larger is the better; a proposal is off by up to 3, the gap sees it with noise."""
+    """Answers are numbers, and larger is better. A proposal differs by up to 3; the gap is the difference plus
+    noise."""
 
     def propose(self, prompts, references, *, temperature, seed):
         draw = random.Random(seed)
@@ -122,7 +123,7 @@ def test_too_few_answers_leave_everything_as_it_is():
 def test_labels_say_what_they_would_ask_for():
     right = run(labels=pairs(10, 0))
     assert (right.labels.worse, right.labels_alone.margin) == (0, 0.0)
-    assert 0.3 < right.labels.gain < 0.7  # about half of the pairs have the better one as the proposal
-    wrong = run(labels=pairs(0, 10))  # the labeller likes what the scorer does not
-    assert wrong.labels.harm == pytest.approx(1 - right.labels.gain)  # those whose proposal is the other one
+    assert 0.3 < right.labels.gain < 0.7  # in about half of the pairs the better answer is the proposal
+    wrong = run(labels=pairs(0, 10))  # the labels contradict the scorer
+    assert wrong.labels.harm == pytest.approx(1 - right.labels.gain)  # pairs whose proposal is the rejected answer
     assert wrong.labels_alone.margin > 9

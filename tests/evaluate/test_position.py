@@ -21,11 +21,11 @@ def both(item: int, straight: Verdict, swapped: Verdict, judge: str = "j") -> Ve
 
 def test_table_by_hand():
     rows = [
-        both(0, WIN, WIN),  # a both times: no position
-        both(1, WIN, LOSS),  # the first shown both times
+        both(0, WIN, WIN),  # a wins in both orders: no position bias
+        both(1, WIN, LOSS),  # the first shown wins in both orders
         both(2, WIN, LOSS),
-        both(3, LOSS, WIN),  # the second shown both times
-        both(4, TIE, WIN),  # a tie, then the second shown
+        both(3, LOSS, WIN),  # the second shown wins in both orders
+        both(4, TIE, WIN),  # a tie, then the second shown wins
         both(5, TIE, TIE),
         asked(6, (False, WIN)),  # one order only
         asked(7, (False, WIN), (True, UNPARSABLE)),

@@ -36,7 +36,7 @@ BASEBALL = {
 
 
 def games(*counts: tuple[str, str, Verdict, int], shown: bool = False) -> list[VerdictRow]:
-    """So many rows each; where ``shown``, the first system was shown first."""
+    """Rows for each count; with ``shown``, the first system was shown first."""
     rows = []
     for first, second, verdict, count in counts:
         replies = (Reply(False, verdict),) if shown else ()
@@ -67,8 +67,8 @@ def estimates(ranking):
 
 
 def test_davidsons_puddings():
-    # R: summary(PlackettLuce(R, npseudo = 0, weights = w, maxit = 7), ref = NULL) in PlackettLuce's "Overview" vignette,
-    # with standard errors; seven iterations, as Davidson's own, so the last digits are not the maximum's.
+    # R: summary(PlackettLuce(R, npseudo = 0, weights = w, maxit = 7), ref = NULL) in PlackettLuce's "Overview"
+    # vignette, with standard errors; seven iterations, as in Davidson, so the last digits differ from the maximum.
     published = {"1": -0.176581, "2": 0.043664, "3": -0.023617, "4": -0.001295, "5": -0.042726, "6": 0.200555}
     errors = {"1": 0.121949, "2": 0.121818, "3": 0.126823, "4": 0.122003, "5": 0.127054, "6": 0.126594}
     found = bradley_terry(pudding(), resamples=2000)
@@ -109,7 +109,7 @@ def test_ties_and_position_equal_a_brute_force_maximum():
         rows.append(VerdictRow(f"{n}", names[first], names[second], verdict, replies=(Reply(swapped, verdict),)))
 
     def loss(x):
-        """Davidson and Beaver (1977) as they write it: worths pi, order effect theta on the one shown second."""
+        """The loss as in Davidson and Beaver (1977): worths pi, order effect theta on the system shown second."""
         pi, theta, nu, total = np.exp([x[0], x[1], -x[0] - x[1]]), math.exp(-x[2]), math.exp(x[3]), 0.0
         for row in rows:
             i, j, verdict = names.index(row.first), names.index(row.second), row.verdict
@@ -123,7 +123,7 @@ def test_ties_and_position_equal_a_brute_force_maximum():
     found = bradley_terry(rows, resamples=1)
     assert [estimates(found)[name] for name in names] == pytest.approx([*best.x[:2], -best.x[:2].sum()], abs=1e-4)
     assert found.position.estimate == pytest.approx(best.x[2], abs=1e-4)
-    # Their tie term is not between the two orders, ours is: nu differs by the root of theta.
+    # Their tie term is not symmetric in the two orders, ours is: nu differs by the root of theta.
     assert math.log(found.tie) == pytest.approx(best.x[3] + best.x[2] / 2, abs=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_a_judge_that_chooses_the_first_shown_is_all_position():
 
 
 def test_position_is_left_out_where_it_cannot_be_told_apart():
-    # One system was always shown first: its strength and the position are the same thing.
+    # One system was always shown first, so the data cannot separate its strength from the position.
     assert bradley_terry(games(("x", "y", WIN, 5), ("x", "y", LOSS, 5), shown=True), resamples=1).position is None
 
 
@@ -172,7 +172,7 @@ def test_a_system_that_never_lost_is_held_and_said():
             math.isfinite(value) and abs(value) < 10 for value in (interval.estimate, interval.low, interval.high)
         )
     tied = games(("best", "mid", WIN, 20), ("best", "mid", TIE, 1))
-    assert bradley_terry(tied, resamples=50).exists  # a tie leads back
+    assert bradley_terry(tied, resamples=50).exists  # a tie connects the systems
 
 
 def test_groups_that_never_met_are_said():
@@ -243,5 +243,5 @@ def test_elo_orders_as_bradley_terry_and_keeps_its_sum():
     assert sum(interval.estimate for interval in found.values()) == pytest.approx(6000)
     assert [next(iter(found)), list(found)[-1]] == ["6", "1"]
     assert all(interval.low < interval.estimate < interval.high for interval in found.values())
-    assert elo(rows[::-1], shuffles=100) == found  # neither order nor file decides, only the seed
+    assert elo(rows[::-1], shuffles=100) == found  # only the seed matters, not order or file
     assert elo(rows, shuffles=100, seed=1) != found

@@ -136,7 +136,7 @@ def test_items_needed_have_that_power_in_simulation():
 def test_detectable_is_the_inverse_of_needed(delta, ties):
     needed = items_needed(delta, tie_rate=ties)
     assert detectable_delta(needed, tie_rate=ties) <= delta * (1 + 1e-6)
-    # One item fewer shows a little less; where that is 2 items, the formula's smallest, nothing may be shown at all.
+    # One item fewer has a little less power; with 2 items, the formula's minimum, the power may be zero.
     fewer = detectable_delta(needed - 1, tie_rate=ties)
     assert math.isnan(fewer) or fewer >= delta * (1 - 1e-6)
 

@@ -134,7 +134,7 @@ def test_paired_difference_cancels_what_the_items_share() -> None:
     a, b = rows_of(*shared, "w"), rows_of(*shared, "t")
     interval = paired_difference(a, b)
     assert interval.estimate == pytest.approx(1 / 8)
-    assert interval.low >= 0  # two separate intervals, of half-width about 0.7, could not say so
+    assert interval.low >= 0  # two separate intervals, of half-width about 0.7, would overlap
     mirrored = paired_difference(b, a)
     assert (mirrored.low, mirrored.high) == pytest.approx((-interval.high, -interval.low))
 
@@ -147,7 +147,7 @@ def test_paired_difference_against_the_enumeration() -> None:
         exact.append(
             sum(SIGN[x] for x in letters_a) / len(letters_a) - sum(SIGN[x] for x in letters_b) / len(letters_b)
         )
-    # The extremes have mass 1/27 > 2.5%, so that they are the 95% bounds.
+    # The extremes have mass 1/27 > 2.5%, so they are the 95% bounds.
     interval = paired_difference(rows_of(*a), rows_of(*b), resamples=20_000)
     assert interval.estimate == pytest.approx((2 - 1) / 4 - (-1 + 0) / 4)
     assert (interval.low, interval.high) == pytest.approx((min(exact), max(exact)))

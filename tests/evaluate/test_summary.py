@@ -1,4 +1,4 @@
-"""The summary by hand, and what must not change it."""
+"""The summary by hand, and changes that must not affect it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_neither_order_nor_swaps_of_rows_matter(summary: Summary):
 
 
 def flat(value, path=""):
-    """Numbers by path; pytest.approx does not look into nested values."""
+    """Flatten nested numbers to one number per path, because pytest.approx does not compare nested values."""
     if isinstance(value, dict):
         return {k: v for name, inner in value.items() for k, v in flat(inner, f"{path}.{name}").items()}
     if isinstance(value, list):

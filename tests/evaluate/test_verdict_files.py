@@ -21,7 +21,7 @@ from pitlm.evaluate.verdict_files import (
     write_annotations,
 )
 
-# As AlpacaEval writes it: no spaces after colons, slashes escaped, fields of its own.
+# As AlpacaEval writes it: no spaces after colons, slashes escaped, extra fields.
 ALPACA = r"""[
   {
     "instruction":"What is 1\/2 of 4?",

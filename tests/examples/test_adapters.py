@@ -1,4 +1,4 @@
-"""The adapters against a real `pit serve` with scripted models; LiteLLM and optillm are stand-ins of their interfaces."""
+"""The adapters against a real `pit serve` with scripted models. Stand-ins replace LiteLLM and optillm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASKED = [{"role": "user", "content": "What is two and two?"}]
 
 
 def load(name):
-    """An example as a module."""
+    """Load an example as a module."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,7 +49,7 @@ def pit(guarded, monkeypatch):
 
 @pytest.fixture(scope="module")
 def litellm():
-    """LiteLLM as far as the callback imports it, and its proxy's way to call the hook."""
+    """The parts of LiteLLM that the callback imports, and the way in which its proxy calls the hook."""
 
     class CustomLogger:
         def __init__(self, message_logging=True, **more):
@@ -70,7 +70,7 @@ def litellm():
     def call(data, response):
         hook = callback.async_post_call_success_hook
         changed = loop.run(hook(user_api_key_dict=object(), data=data, response=response))
-        assert changed is response  # changed in place and returned: older proxies look at the one, newer at the other
+        assert changed is response  # older proxies use the object, newer ones the result
         return changed.choices[0]
 
     with loop:
@@ -96,7 +96,7 @@ def test_litellm_keeps_what_was_asked_of_the_answer(pit, litellm):
     assert litellm(data, reply()).message.content == "Four. Be Be Be"  # three rounds, each cut before `tter`
     asked = pit.writer.asked[0]
     assert (asked["max_tokens"], asked["temperature"], asked["seed"]) == (8, 0.1, 5)
-    assert litellm({"messages": ASKED, "max_tokens": 2}, reply()).message.content == "Four."  # it wrote 3
+    assert litellm({"messages": ASKED, "max_tokens": 2}, reply()).message.content == "Four."  # the model wrote 3
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_litellm_fails_open(pit, litellm, monkeypatch, caplog, why):
 
 
 class Client:
-    """An OpenAI client as optillm hands it over, as strict about unknown arguments."""
+    """A stand-in of the OpenAI client that optillm passes, just as strict about unknown arguments."""
 
     def __init__(self, answer=None):
         self.answer, self.asked = answer or reply(), {}
@@ -163,12 +163,12 @@ def test_optillm_gets_the_improved_answer_and_all_the_tokens(pit):
     assert plugin.SLUG == "pit"
     config = {"temperature": 0.2, "stream": False, "n": 1, "response_format": None, "mcts_depth": 1}
     text, tokens = plugin.run("Be brief.", "User: What is two and two?", client, "m", request_config=config)
-    assert (text, tokens) == ("Four. Better Better", 5 + 3 * 3)  # three rounds, the last of which was not taken
+    assert (text, tokens) == ("Four. Better Better", 5 + 3 * 3)  # three rounds; the last was rejected
     messages = [{"role": "system", "content": "Be brief."}, *ASKED]
     assert client.asked == {"model": "m", "messages": messages, "temperature": 0.2}
     assert pit.writer.asked[0]["prompt"].as_messages() == messages
     assert pit.writer.asked[0]["temperature"] == 0.2
-    assert plugin.run("", "What is two and two?", client, "m")[0] == "Four. Better Better"  # as older releases call it
+    assert plugin.run("", "What is two and two?", client, "m")[0] == "Four. Better Better"  # the call of older releases
     assert client.asked["messages"] == ASKED
 
 

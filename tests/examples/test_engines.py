@@ -1,4 +1,5 @@
-"""R_PIT as the reward of OpenRLHF and verl: their request shapes, and the examples beside stand-ins of their classes."""
+"""R_PIT as the reward of OpenRLHF and verl: their request shapes, and the examples beside stand-ins of their
+classes."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def load(path):
 
 
 class SingleTurnAgentExecutor:
-    """OpenRLHF's, as far as the example uses it: text in, tokens of prompt and answer out, where the answer lies."""
+    """The part of OpenRLHF's class that the example uses: takes a text, returns tokens and the range of the answer."""
 
     def __init__(self, remote_rm_url=None):
         assert remote_rm_url is None
@@ -71,7 +72,7 @@ class Characters:
 
 
 class Engine:
-    """Says what it is told to, one answer after the other, and remembers what it was shown."""
+    """Gives scripted answers in turn, and remembers each prompt."""
 
     def __init__(self, *answers):
         self.answers, self.shown = list(answers), []
@@ -97,7 +98,7 @@ def compute_score():
 
 
 def play(executor, label, *answers):
-    """One sample, and what the engine was shown."""
+    """Return one sample and the prompts that the engine got."""
     engine = Engine(*answers)
     arguments = {"sampling_params": None, "max_length": 99, "hf_tokenizer": Characters(), "llm_engine": engine}
     return asyncio.run(executor().execute(prompt="not looked at", label=label, images=None, **arguments)), engine.shown
@@ -118,7 +119,7 @@ def test_a_real_server_scores_for_both_as_the_gap_model_does(bases, tmp_path, ex
     assert expected[3] == 0.0
 
     async def as_openrlhf_asks(url):
-        async with httpx.AsyncClient(timeout=600) as client:  # a request a sample, many at once
+        async with httpx.AsyncClient(timeout=600) as client:  # one request for each sample, many at once
             bodies = ({"query": [f"{SHOWN}{y}<|end|>"], "prompts": [SHOWN], "labels": [LABEL]} for y in answers)
             replies = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
         assert [reply.status_code for reply in replies] == [200] * 4
@@ -150,7 +151,7 @@ def scripted():
 
 @pytest.fixture
 def pit(scripted, monkeypatch):
-    """A server whose gap model says 1 of up to two `Better`, and -1 of more."""
+    """A server whose gap model scores 1 for up to two `Better`, and -1 for more."""
     monkeypatch.setenv("PIT_URL", scripted.url)
     monkeypatch.setenv("PIT_SERVE_TOKEN", "door-key")
     scripted.judge.failure, scripted.judge.asked = "", []
@@ -161,7 +162,7 @@ def pit(scripted, monkeypatch):
         return await gap(scripted.judge, item)
 
     monkeypatch.setattr(scripted.judge, "gap", remember)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the examples, between two attempts
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the examples' wait between two attempts
     return scripted
 
 
@@ -224,7 +225,7 @@ def test_openrlhf_s_agent_improves_the_reference_of_the_label(pit, executor):
     assert output["observation_tokens"] == list(map(ord, shown[0] + "Better$"))
     assert (output["reward"], output["scores"]) == (1.0, 1.0)
     assert output["extra_logs"] == {"gap": 1.0, "copied": 0.0}
-    assert output["min_weight_version"] == 7  # what OpenRLHF's own executor gives is passed on
+    assert output["min_weight_version"] == 7  # the fields of OpenRLHF's own executor are kept
     assert [(item.reference, item.response) for item in pit.judge.asked] == [("No.", "Better")]
 
 

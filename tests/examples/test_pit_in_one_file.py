@@ -1,4 +1,4 @@
-"""The example against the library, brute force and transformers' own: it must stay the same method."""
+"""The example against the library, brute force and transformers: it must stay the same method."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pit():
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses need their module here
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
@@ -44,7 +44,7 @@ def pit():
 
 @pytest.fixture(scope="module")
 def writer(pit):
-    """A writer whose weights are large enough for its distributions to be far from uniform."""
+    """A writer with weights so large that its distributions are far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = pit.make_writer(pit.TINY).eval()
@@ -107,7 +107,7 @@ def test_the_level_of_the_gap_drops_out_of_rl(pit):
 
 
 def test_the_rloo_gradient_is_that_of_the_clipped_sequence_ratio(pit):
-    """What RLOO trainers descend: at the first step the ratio is 1 and the clip is idle."""
+    """RLOO trainers minimise this: at the first step the ratio is 1 and the clip has no effect."""
     reward_BG, anchor_BG = scores(2, 4, 8, seed=4)
     logp_BG = scores(4, 8, seed=5).requires_grad_()
     reward = reward_BG - 0.1 * (logp_BG.detach() - anchor_BG)
@@ -123,7 +123,7 @@ def test_the_rloo_gradient_is_that_of_the_clipped_sequence_ratio(pit):
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
 def test_the_rloo_gradient_is_exact_on_average(pit, beta):
-    """Over every group of 3 that 4 outcomes can make: the gradient of minus (E[r] - beta KL), known exactly."""
+    """The average over every group of 3 from 4 outcomes is the exact gradient of minus (E[r] - beta KL)."""
     logits, anchor_logits, reward = (score.double() for score in scores(3, 4, seed=6))
     logits.requires_grad_()
     anchor = log_softmax(anchor_logits, -1)
@@ -246,11 +246,11 @@ def test_every_row_is_trained_on_once_an_epoch(pit):
     assert [batch[0] for batch in plan[:19]] != [batch[0] for batch in plan[19:]]
 
 
-# The loop and its judgement.
+# The loop and its evaluation.
 
 
 class Script:
-    """The same proposals and gaps for both loops, a function of what is shown, so that a wrong incumbent is noticed."""
+    """The same proposals and gaps for both loops. They depend on the input, so a wrong incumbent shows."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
@@ -308,7 +308,7 @@ def test_delta_is_the_librarys(pit):
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.06)
 
 
-# All of it.
+# The whole example.
 
 
 def test_the_tiny_version_runs_to_its_end(pit, capsys, monkeypatch):
@@ -330,7 +330,7 @@ def test_the_tiny_version_runs_to_its_end(pit, capsys, monkeypatch):
     assert start_1 is end_0
     pairs = make_preferences(pit.TINY.pairs, seed=0)
     assert references_0 <= {y for pair in pairs for y in (pair.chosen, pair.rejected)}
-    assert not references_1 <= references_0  # they are the policy's own
+    assert not references_1 <= references_0  # the references are the policy's own answers
     assert results["original"]["original"] == (0.0, 0.0, 0.0)
     assert results["SFT improver"]["SFT improver"] == (0.0, 0.0, 0.0)
     assert all(-1 <= low <= high <= 1 for row in results.values() for _, low, high in row.values())

@@ -1,4 +1,4 @@
-"""The benchmarks run, and write what is promised of them."""
+"""The benchmarks run, and write the figures that they promise."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def test_the_improve_benchmark_writes_a_figure_for_each_promise(tmp_path):
     assert figures["throughput_ratio"] > 0
     assert 1 <= figures["loop_rounds"] <= 3
     assert figures["throughput_ratio"] == pytest.approx(figures["items_per_second"] / figures["items_per_second_plain"])
-    assert 20 < figures["mean_tokens"] < 250  # as HH-RLHF's answers are, 85 on average
+    assert 20 < figures["mean_tokens"] < 250  # HH-RLHF's mean of 85
 
 
 def test_the_lengths_of_hh_rlhf_are_those_of_the_pairs():

@@ -1,4 +1,4 @@
-"""The budgets that keep the package graspable, and what no file may contain."""
+"""The budgets that keep the package small, and text that no file may contain."""
 
 import ast
 import io
@@ -14,10 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
 MODULE_LINES, FUNCTION_LINES = 300, 60
-# Code lines. A layer that outgrows its own is two layers; what is new in the package makes room.
+# Lines of code. Split a layer that outgrows its budget; new code makes room for itself.
 LAYER_LINES, PACKAGE_LINES = 1_250, 11_500
 
-# Put together from pieces, so that this file passes its own test.
+# Joined from pieces, so that this file passes its own test.
 HOSTS = "|".join(name + r"\.(?:org|com)" for name in ("pypi", "pythonhosted", "npmjs", r"download\.pytorch"))
 FORBIDDEN = {
     "a path of one machine": r"(?<![\w.])/(?:work|root)" + r"/",
@@ -39,7 +39,7 @@ def long_functions() -> Iterator[str]:
 
 
 def tree() -> list[Path]:
-    """Every file that is or would be committed; where there is no git, as in an unpacked archive, nothing is known."""
+    """Return every tracked or untracked file that git does not ignore. Skip without git, as in an unpacked archive."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if listed.returncode != 0:
@@ -59,7 +59,7 @@ def test_functions_are_short() -> None:
 
 
 def code_lines(text: str) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings, which nobody should save on."""
+    """Count lines of code, without blank lines, comments and docstrings, which nobody should save on."""
     prose: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         for child in getattr(node, "body", None) or [] if not isinstance(node, ast.Lambda | ast.IfExp) else []:

@@ -1,4 +1,4 @@
-"""What the documents refer to exists: paths, names in the code, tests, make targets, verbs."""
+"""Everything that the documents refer to exists: paths, names in the code, tests, make targets, verbs."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ HOW_TO = [
 
 FOLDERS = ("src/", "tests/", "benchmarks/", "docs/", "examples/", "recipes/", ".ci/")
 SOURCES = (".py", ".md", ".yaml", ".yml", ".toml", ".j2")
-# What a command makes or a reader puts in the place of; it is not in the tree.
+# Paths that a command creates or a reader replaces; they are not in the tree.
 PLACEHOLDERS = ("runs/", "build/", "path/", "my", "your")
 
 
@@ -48,7 +48,7 @@ def text_of(document: str) -> str:
 
 
 def code_of(text: str) -> tuple[list[str], list[str]]:
-    """The backticked spans of a document, and the lines of its fenced blocks."""
+    """Return the backticked spans of a document, and the lines of its fenced blocks."""
     blocks: list[str] = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"`([^`\n]+)`", prose), [line for block in blocks for line in block.splitlines()]
@@ -66,7 +66,7 @@ def exists(span: str) -> bool:
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """Every name that a module defines, dotted below classes, by reading it: importing would load torch."""
+    """Return every name that a module defines, with dots below classes. Parse the file: importing would load torch."""
     found: set[str] = set()
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
@@ -91,14 +91,14 @@ def names_in(path: Path) -> frozenset[str]:
 
 
 def module_file(dotted: str) -> Path | None:
-    """The file of ``pitlm.a.b``, also when written ``a.b``; None where there is none."""
+    """Return the file of ``pitlm.a.b`` or ``a.b``; None if there is none."""
     parts = dotted.removeprefix("pitlm").strip(".").split(".")
     base = PACKAGE.joinpath(*(part for part in parts if part))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 def resolves(dotted: str) -> bool:
-    """Whether ``pitlm.module.Class.method`` names a module or something defined in one."""
+    """Return whether ``pitlm.module.Class.method`` names a module or a definition in a module."""
     parts = dotted.split(".")
     for cut in range(len(parts), 0, -1):
         path = module_file(".".join(parts[:cut]))
@@ -108,7 +108,7 @@ def resolves(dotted: str) -> bool:
 
 
 def broken_reference(span: str) -> bool:
-    """Whether a span names something in the code that is not there; False for any span that is no reference."""
+    """Return whether a span refers to a name that the code lacks; False if the span is no reference."""
     packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     if match := re.fullmatch(r"([\w./\-]+\.py)::?([\w.:]+?)(?:\[.*\])?", span):
         path = next((base / match[1] for base in (ROOT, PACKAGE) if (base / match[1]).is_file()), None)
@@ -159,7 +159,7 @@ def test_verbs_exist(document: str) -> None:
 
 
 def test_the_checks_above_can_fail() -> None:
-    """What a reference looks like, and that a broken one is seen."""
+    """The checks recognise references and find broken ones."""
     assert not broken_reference("pitlm.core.equations:gap_loss")
     assert not broken_reference("core.equations:gap_loss")
     assert not broken_reference("pitlm.core.errors.InputError.at")

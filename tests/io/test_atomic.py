@@ -1,4 +1,4 @@
-"""A file is the old one or the whole new one."""
+"""A file has either its old or its complete new content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digits that stand for a run's inputs."""
+"""The digest of a run's inputs."""
 
 import shutil
 

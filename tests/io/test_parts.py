@@ -1,4 +1,4 @@
-"""Finding named parts: those of pitlm, and those that another package adds through entry points."""
+"""Finding named parts: pitlm's own, and those that another package adds through entry points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILTIN = {"comma": "string:capwords", "brackets": "json:dumps"}
 
 @pytest.fixture
 def added(tmp_path, monkeypatch):
-    """A package outside pitlm with two parts, of which one is broken and one has the name of a builtin part."""
+    """A package outside pitlm with two parts: one is broken, the other has the name of a builtin part."""
     metadata = tmp_path / "toys-0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 0\n")

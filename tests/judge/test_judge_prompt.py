@@ -1,4 +1,4 @@
-"""What a judge is shown: hostile answers stay inside their own section, byte for byte."""
+"""The judge's prompt: hostile answers stay inside their section, byte for byte."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HOSTILE = {
 
 
 def sections(text: str, mark: str) -> dict[str, str]:
-    """The texts between the delimiters that are whole lines and hold the mark; each must be there once, in order."""
+    """Return the texts between the delimiters (whole lines with the mark); each must occur once, in order."""
     found = re.findall(rf"^\[{mark} (.+) (begins|ends)\]$", text, re.MULTILINE)
     assert found == [(name, side) for name in SECTIONS for side in ("begins", "ends")]
     inside = {}
@@ -64,7 +64,7 @@ def test_a_hostile_request_stays_inside_its_own_section(name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_outside_the_sections_nothing_depends_on_the_answers(name):
-    """What a judge reads as instructions is the same text for any answers, the mark apart, and ends on ours."""
+    """Except for the mark, the instructions are the same text for any answers, and our text comes last."""
 
     def frame(comparison: Comparison) -> str:
         text, mark = JudgePrompt().fill(comparison), mark_of(comparison)
@@ -91,7 +91,7 @@ def test_the_mark_is_in_no_text_depends_on_all_and_not_on_the_order():
 
 
 def test_a_mark_that_occurs_is_passed_over(monkeypatch):
-    """Such a text cannot be written, since it would hold its own hash; so the hash is made to give it away."""
+    """No text can contain its own hash, so the test replaces the hash."""
 
     class Foreseen:
         made = iter(["a" * 64, "b" * 64])

@@ -1,4 +1,4 @@
-"""From a section to a judge: which fields go together, and who else adds judges."""
+"""From a section to a judge: which fields go together, and judges from other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reply's last line is its verdict, and nothing else is."""
+"""Only a reply's last line is its verdict."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_a_verdict_on_the_last_line_is_read(text, expected):
         'The answer says "Verdict: A"',
         "> Verdict: A",  # a quotation
         '"Verdict: A"',
-        "The answer ends so:\u2028Verdict: A",  # a line to Python's splitlines, not to a reader
+        "The answer ends so:\u2028Verdict: A",  # Python's splitlines breaks here, a reader does not
         "The answer ends so:\x0bVerdict: A",
         "Verdict: \u0410",  # Cyrillic A
         "Verdict: \u0391",  # Greek Alpha

@@ -1,4 +1,4 @@
-"""What judges share that are asked about each pair in both orders."""
+"""What all judges share that see each pair in both orders."""
 
 from __future__ import annotations
 

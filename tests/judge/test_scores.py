@@ -49,7 +49,7 @@ def test_a_score_that_is_no_number_is_no_verdict():
 
 
 def gap_judge(bias):
-    """The gap of y to y_ref is how much longer y is, and something for whatever is the response."""
+    """The gap is the difference in length, plus a bonus for the response."""
     return GapJudge("gap", lambda items: [float(len(i.response) - len(i.reference)) + bias for i in items], tie=0.25)
 
 
@@ -61,7 +61,7 @@ def test_the_gap_model_is_asked_in_both_orders():
         (False, Verdict.WIN, "+2.000000"),
         (True, Verdict.WIN, "-2.000000"),
     ]
-    (biased,) = gap_judge(3.0).judge([pair])  # 2 + 3 > 0, and -2 + 3 > 0 as well: whichever is asked about wins
+    (biased,) = gap_judge(3.0).judge([pair])  # 2 + 3 > 0, and -2 + 3 > 0: the answer in question always wins
     assert biased.verdict is Verdict.INCONSISTENT
     assert [(r.swapped, r.verdict) for r in biased.replies] == [(False, Verdict.WIN), (True, Verdict.LOSS)]
     assert gap_judge(0.2).judge([Comparison(X, "a", "b")])[0].verdict is Verdict.TIE

@@ -1,4 +1,4 @@
-"""The human judge: what a rater is shown, and what is kept of it."""
+"""The human judge: what a rater sees, and which votes are stored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_sides_are_an_even_draw_for_each_rater_and_item():
         for side in (0, 1)
         for other in (0, 1)
     ]
-    for cell in together:  # of 400, 100 are expected in each; 35 is four standard deviations
+    for cell in together:  # 100 of 400 are expected in each; 35 is four standard deviations
         assert abs(sum(cell) - 100) < 35
 
 
@@ -66,7 +66,7 @@ def test_what_is_shown_depends_neither_on_which_system_is_named_first_nor_on_the
         (False, Verdict.WIN, Verdict.WIN),
         (False, Verdict.LOSS, Verdict.LOSS),
         (False, Verdict.TIE, Verdict.TIE),
-        (True, Verdict.WIN, Verdict.LOSS),  # the left one is better, and the left one is the second
+        (True, Verdict.WIN, Verdict.LOSS),  # the left answer is better, and it is the second system's
         (True, Verdict.LOSS, Verdict.WIN),
         (True, Verdict.TIE, Verdict.TIE),
     ],
@@ -131,7 +131,7 @@ def test_a_vote_is_on_these_texts_and_holds_whichever_system_comes_first(votes):
     assert votes.rated(swapped, "ada") == {swapped[0].key}
     assert votes.rated(changed, "ada") == frozenset()
     before = votes.rows()[0]
-    votes.add(swapped[0], "ada", Verdict.WIN)  # the same choice again, now with the systems the other way round
+    votes.add(swapped[0], "ada", Verdict.WIN)  # the same choice again, with the systems exchanged
     (after,) = votes.rows()
     assert after == before.swap()
 

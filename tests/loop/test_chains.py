@@ -1,4 +1,4 @@
-"""Systems without a stop rule: every round is accepted and paid for, and a budget cuts them off."""
+"""Systems without a stop rule: every round is accepted and costs tokens, and a budget cuts them off."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_a_budget_cuts_off_what_it_does_not_cover(budget, final, spent, read):
 def test_a_budget_that_ends_after_the_last_round_takes_nothing_away():
     held = held_to(trace(3, 5, extra=2), 9)
     assert (held.final, held.generated_tokens, held.prompt_tokens) == ("y2", 9, 23)
-    assert held_to(trace(3, 5, extra=2), 8).prompt_tokens == 20  # and what was never asked was never read
+    assert held_to(trace(3, 5, extra=2), 8).prompt_tokens == 20  # a request that was never sent costs no prompt tokens
     assert held_to(trace(3, 5, extra=2), 10) == trace(3, 5, extra=2)

@@ -1,4 +1,4 @@
-"""The loop with a scripted proposer and scorer: what is kept, and why it stops."""
+"""The loop with a scripted proposer and scorer: which answers it keeps, and why it stops."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_one_response_per_prompt():
 
 
 class Clock:
-    """Stands still until it is told otherwise."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -195,7 +195,7 @@ def test_a_loop_says_what_it_wants_and_ends_with_a_trace():
         ("bc", [3.0, 1.0], "b", StopReason.ROUNDS),
         ("bc", [float("nan"), 1.0], "c", StopReason.ROUNDS),
         ("bc", [0.0, -1.0], "a", StopReason.ACCEPTED_NONE),
-        ("ab", [9.0, 1.0], "b", StopReason.ROUNDS),  # what a scorer says of an unchanged text does not count
+        ("ab", [9.0, 1.0], "b", StopReason.ROUNDS),  # the score of an unchanged text does not count
         ("ab", [0.0, -1.0], "a", StopReason.ACCEPTED_NONE),
         ("aa", [0.0, 0.0], "a", StopReason.CONVERGED),
     ],
@@ -210,9 +210,9 @@ def test_the_best_of_several_proposals_is_the_one_that_may_be_kept(texts, gaps, 
 @pytest.mark.parametrize(
     ("budget", "spent", "rounds"),
     [
-        ({"tokens": 30}, Answer("", 10), 3),  # exactly what it may take
-        ({"tokens": 29}, Answer("", 10), 2),  # a third round would go over it
-        ({"tokens": 1}, Answer("", 10), 1),  # the first round is always begun
+        ({"tokens": 30}, Answer("", 10), 3),  # exactly the budget
+        ({"tokens": 29}, Answer("", 10), 2),  # a third round would exceed the budget
+        ({"tokens": 1}, Answer("", 10), 1),  # the first round always runs
         ({"cost": 0.5}, Answer("", cost=0.25), 2),
         ({"seconds": 25.0}, Answer(""), 2),
     ],

@@ -1,4 +1,4 @@
-"""Margins: replayed as the loop would play, chosen so that the promise holds."""
+"""Margins: the replay equals the loop, and the chosen margin keeps the promise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIGINALS = ["0"] * len(PROMPTS)
 
 
 class World:
-    """Proposals, gaps and qualities that look like chance, but are the same whenever the same is asked."""
+    """Proposals, gaps and qualities that look random, but are the same for the same request."""
 
     def draw(self, *key):
         return random.Random("|".join(map(str, key)))
@@ -102,17 +102,17 @@ def test_without_any_harm_it_takes_as_many_answers_as_the_arithmetic_says(items,
 
 
 def test_the_margin_shuts_out_the_harm_that_the_promise_has_no_room_for():
-    """400 good proposals with gap 2, bad ones with gaps 0.1 to 1.0: by the exact test, 3 of 500 are allowed at 2%, 90%."""
+    """400 good proposals have gap 2, the bad ones 0.1 to 1.0. The exact test allows 3 bad of 500 at 2%, 90%."""
     bad = [0.01 * number for number in range(1, 101)]
     allowed = max(k for k in range(20) if binomtest(k, 500, 0.02, alternative="less").pvalue <= 0.1)
     chosen = one_round([2.0] * 400 + bad, [1.0] * 400 + [-1.0] * 100).choose(0.02, 0.9)
     assert chosen.worse <= allowed
-    assert sum(gap > chosen.margin - 1 / 16 for gap in bad) > allowed  # the next smaller one would not have done
+    assert sum(gap > chosen.margin - 1 / 16 for gap in bad) > allowed  # the next smaller margin fails
     assert chosen.gain == pytest.approx((400 - chosen.worse) / 500)
 
 
 def test_testing_stops_at_the_first_margin_that_fails_though_a_smaller_one_would_pass():
-    """More rounds can mend what one round spoilt: at margin 1 all stop after a bad first round, at margin 0 all go on."""
+    """Later rounds can repair a bad round: at margin 1 all stop after a bad first round, at margin 0 all go on."""
     items = 300
     gaps = np.tile([1.5, 0.5], (items, 1))
     quality = np.tile([0.0, -1.0, 2.0], (items, 1))
@@ -122,7 +122,7 @@ def test_testing_stops_at_the_first_margin_that_fails_though_a_smaller_one_would
 
 
 def test_the_promise_holds_as_often_as_is_said():
-    """Two rounds whose harm is not monotone in the margin; the true harm is that of a large population."""
+    """Two rounds whose harm is not monotone in the margin. A large population gives the true harm."""
     rng = np.random.default_rng(0)
 
     def draw(items):
@@ -136,7 +136,7 @@ def test_the_promise_holds_as_often_as_is_said():
     chosen = [draw(250).choose(0.05, 0.8).margin for _ in range(120)]
     broken = sum(truth[margin] > 0.05 for margin in chosen)
     assert binomtest(broken, len(chosen), 0.2, alternative="greater").pvalue > 0.01
-    assert broken > 0  # and it is no more cautious than it has to be
+    assert broken > 0  # and the margin is no larger than needed
     assert len({*chosen}) > 3
 
 

@@ -1,4 +1,5 @@
-"""Self-Refine's published logs, and the same attempts under the loop: what its stop rule would have saved and kept."""
+"""Self-Refine's published logs, replayed under the loop: the calls that the stop rule saves, and the answers it
+keeps."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ TARGET = len(LEVELS) - 1
 
 
 def level(verdict: str) -> float:
-    """The logs' own judge says how positive a review sounds; NaN where it says something else."""
+    """Read how positive the logs' own judge found a review; NaN for any other reply."""
     found = re.search(r"(very positive|very negative|positive|negative|neutral)\W*$", verdict.lower())
     return LEVELS.index(found[1]) if found else math.nan
 
 
 @pytest.fixture(scope="module")
 def records():
-    """The levels of each record's attempts by GPT-4, in order."""
+    """Return the levels of each record's attempts by GPT-4, in order."""
     if not LOGS.is_file():
         pytest.skip("Self-Refine's logs are not here")
     found = defaultdict(dict)
@@ -40,7 +41,8 @@ def records():
 
 
 def test_what_the_logs_show(records):
-    """86% of the refinement calls came after the target was reached; a tenth of those who reached it left it again."""
+    """86% of the refinement calls came after the target was reached; a tenth of the records that reached it left it
+    again."""
     calls = sum(len(levels) - 1 for levels in records)
     reached = [levels for levels in records if TARGET in levels]
     late = sum(len(levels) - 1 - levels.index(TARGET) for levels in reached)
@@ -62,9 +64,10 @@ def test_the_loop_ends_one_call_after_the_target_and_never_leaves_it(records):
             late += levels[int(wanted.reference)] == TARGET
         played = levels[: len(loop.rounds) + 1]
         final = levels[int(loop.trace().final)]
-        assert final == max(value for value in played if not math.isnan(value))  # the best so far is kept
+        assert final == max(value for value in played if not math.isnan(value))  # the loop keeps the best so far
         ended_there += final == TARGET
         assert TARGET not in played or final == TARGET
-    # The logs: 1869 calls, 376 end at the target. The loop gives up on 21 that would have reached it after a standstill.
+    # The logs: 1869 calls, 376 end at the target. The loop gives up on 21 that would have reached it after a
+    # standstill.
     assert sum(levels[-1] == TARGET for levels in records) == 376
     assert (calls, late, ended_there) == (654, 458, 460)

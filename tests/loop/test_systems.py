@@ -1,4 +1,4 @@
-"""Every system of a comparison, with scripted models: what each is given, and that a budget holds all of them."""
+"""Every system of a comparison, with scripted models: the inputs of each, and one budget for all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Policy:
 
 
 class Improver:
-    """Adds its mark; each proposal takes 5 tokens."""
+    """Adds a mark; each proposal takes 5 tokens."""
 
     def __init__(self, mark):
         self.mark, self.seeds = mark, []
@@ -46,14 +46,14 @@ class Improver:
 
 
 class Gap:
-    """The longer the better, up to three letters."""
+    """Prefers longer answers, up to three letters."""
 
     def gaps(self, items):
         return torch.tensor([float(min(3, len(i.response)) - len(i.reference)) for i in items])
 
 
 class Reward:
-    """R_P likes the letter p alone."""
+    """R_P scores only the letter p."""
 
     def scores(self, prompts, responses):
         return torch.tensor([float(y.count("p")) for y in responses])
@@ -79,16 +79,16 @@ def test_each_system_does_what_its_name_says():
         sampling.BEST_OF_N_GAP.title: ["p1", "p1"],
         SFT: ["a-", "b-"],
         improvers.SFT_LOOP.title: ["a--", "b--"],
-        improvers.REWARD_DIFFERENCE.title: ["a", "b"],  # R_P sees no gain in what the improver adds
+        improvers.REWARD_DIFFERENCE.title: ["a", "b"],  # R_P sees no gain in the improver's marks
         PIT_ONE: ["a+", "b+"],
         PIT: ["a++", "b++"],
     }
-    assert [trace.final for trace in made.chains[PIT]] == ["a+++", "b+++"]  # nobody stops it
+    assert [trace.final for trace in made.chains[PIT]] == ["a+++", "b+++"]  # no stop rule
 
 
 def test_best_of_n_has_as_many_samples_as_cost_what_pit_costs():
     made = make()
-    # Three rounds of 5 tokens, of which the last is rejected, against 4 tokens for an answer.
+    # Three rounds of 5 tokens, the last rejected, against 4 tokens for an answer.
     assert made.samples == (pytest.approx(15 / 4), 4)
     spent = {name: {answer_of(trace).generated_tokens for trace in own} for name, own in made.traces(BASELINES).items()}
     assert (spent[PIT], spent[sampling.BEST_OF_N.title], spent[sampling.BEST_OF_N_GAP.title]) == ({15}, {16}, {16})
@@ -103,7 +103,7 @@ def test_a_budget_holds_every_system(tokens):
         assert all(trace.generated_tokens <= tokens for trace in own)
     rounds = {3: 0, 8: 1, 11: 2, 40: 2}[tokens]
     assert [trace.final for trace in traces[PIT]] == ["a" + "+" * rounds, "b" + "+" * rounds]
-    # Best-of-N spends what there is, whatever PIT spends.
+    # Best-of-N spends the whole budget, whatever PIT spends.
     assert len(traces[sampling.BEST_OF_N.title][0].rounds) == tokens // 4
 
 

@@ -1,4 +1,4 @@
-"""The order of rows: fixed by the seed, every row once an epoch, rows of like length together."""
+"""The order of rows: fixed by the seed, every row once an epoch, rows of similar length together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interrupted training goes on as if nothing had happened."""
+"""Interrupted training continues to the same result."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ STEPS, CUT = 6, 5
 
 
 class Interrupted(Exception):
-    """As if the machine had gone away."""
+    """Stands for a machine that goes away."""
 
 
 class Watch(TrainerCallback):
-    """Counts the steps of this attempt, and interrupts it at one of them, or once the last checkpoint is written."""
+    """Counts the steps of this attempt. Interrupts it at a given step, or after the last checkpoint."""
 
     def __init__(self, stop: int | None) -> None:
         self.stop = stop
@@ -63,7 +63,7 @@ def run_sft(bench, **kwargs):
 
 
 def run_capped(bench):
-    """Twice as many rows as the steps take."""
+    """Train with twice as many rows as the steps need."""
     run_sft(bench, epochs=STEPS, max_steps=STEPS)
 
 
@@ -82,7 +82,7 @@ STAGES = {"sft": run_sft, "capped": run_capped, "rl": run_rl}
 
 @pytest.fixture(params=["sft", "rl", "sft-lora", "rl-lora"])
 def stage(request, bases, monkeypatch):
-    """A function that runs one stage in a folder, cut at a step or not, and returns the steps it made."""
+    """Return a function that runs one stage in a folder, interrupted at a step or not, and returns the steps taken."""
     name, _, lora = request.param.partition("-")
     work, genuine = STAGES[name], common.callbacks
 
@@ -90,7 +90,7 @@ def stage(request, bases, monkeypatch):
         watch = Watch(stop)
         monkeypatch.setattr(common, "callbacks", lambda bench, title: [*genuine(bench, title), watch])
         bench = workbench(folder, bases("words"), peft=LoraSection(r=4, alpha=8) if lora else None, seed=3)
-        torch.manual_seed(stop or 99)  # what happened before must not matter
+        torch.manual_seed(stop or 99)  # earlier random draws must not matter
         if stop is None:
             work(bench)
         else:
@@ -123,7 +123,7 @@ def test_going_on_gives_the_weights_of_an_uninterrupted_run(stage, bases, tmp_pa
         "checkpoint-2",
         "checkpoint-4",
     }
-    # The newest is cut short, as by a full disk: what was written last is missing.
+    # The newest checkpoint is incomplete, as after a full disk: its last file is missing.
     copied = shutil.copytree(tmp_path / "cut", tmp_path / "half")
     (copied / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
     assert stage(tmp_path / "cut") == [5, 6]
@@ -148,7 +148,7 @@ def test_a_run_cut_after_its_last_step_makes_no_further_one(stage, tmp_path):
 
 @pytest.mark.parametrize("stage", ["sft"], indirect=True)
 def test_a_finished_model_is_not_trained_again(stage, tmp_path):
-    """What came after training was interrupted: the health of a gap model, for one."""
+    """The interruption came after training, for example in the health of a gap model."""
     assert len(stage(tmp_path / "run")) == STEPS
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert stage(tmp_path / "run") == []

@@ -1,4 +1,4 @@
-"""Where the references of a stage come from, and which models a stage trains from, with and against."""
+"""The references of a stage, and its start, reward and anchor models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAIRS = [preference(f"is {word} it ?", f"the {word} is nine .", f"silly {word} .
 
 
 class Desk(Setting):
-    """A run in a folder, whose training is done here; the judge counts words."""
+    """A run in a folder with training replaced; the judge counts words."""
 
     folds = {"rl": PAIRS, "validation": PAIRS[:3]}
 
@@ -94,7 +94,7 @@ def test_a_further_stage_takes_answers_of_the_policy_improved_by_the_stage_befor
 
 @pytest.fixture
 def told(monkeypatch):
-    """What each round of RL was asked to do, without doing it."""
+    """Records the arguments of each round of RL instead of training."""
     calls = []
     monkeypatch.setattr(curriculum, "train_rl", lambda *given, **named: calls.append((given, named)) or {})
     return calls
@@ -114,7 +114,7 @@ def test_a_stage_goes_on_from_the_stage_before_and_is_anchored_to_the_sft_improv
         rows = [json.loads(line) for line in (folder / "references.jsonl").read_text().splitlines()]
         shown = [run.template.improver_messages(Prompt.of(row["prompt"]), row["reference"]) for row in rows]
         assert conversations == shown
-        # Probes show held-out prompts with an answer of the policy; the judge is asked about x, not about y_ref.
+        # Probes have held-out prompts with the policy's answers; the judge reads x, not y_ref.
         probe = named["probe"]
         assert [run.template.parts(each)[0] for each in probe.held_out] == [pair.prompt for pair in PAIRS[:2]]
         assert probe.quality(list(probe.held_out), ["one", "one two"]) == [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""Two processes train what one does: the same losses, the same weights, and each row once."""
+"""Two processes train what one process trains: the same losses and weights, each row once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(runs, training):
     steps, found = logged(one), logged(two)
     assert [row["step"] for row in found] == list(range(1, STEPS[training] + 1))
     assert len(steps) == len(found)
-    # float32, summed in another order: some 1e-7 of a loss, and AdamW's steps make some 1e-6 of a weight of it
+    # float32 sums in another order change a loss by some 1e-7, and after AdamW's steps a weight by some 1e-6
     for name in ("loss", "grad_norm", "accuracy", "kl", "reward", "num_tokens"):
         expected = [row[name] for row in steps if name in row]
         assert [row[name] for row in found if name in row] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
@@ -67,7 +67,7 @@ def test_both_ranks_end_with_the_same_weights_to_the_last_bit(runs, training):
 
 
 def test_each_sample_of_the_batch_is_scored_on_one_rank(runs):
-    """The references of one process, shared out: whole groups on each rank, none on both."""
+    """The ranks share the references of one process: whole groups on each rank, no group on both."""
     one, two = (run / "rl" for run in runs)
     asked, *shares = (
         json.loads((folder / f"asked-{rank}.json").read_text()) for folder, rank in ((one, 0), (two, 0), (two, 1))
@@ -93,7 +93,7 @@ def test_files_are_written_once(runs):
 
 @pytest.mark.slow
 def test_sharded_weights_train_as_whole_ones(runs, bases, tmp_path, monkeypatch):
-    """FSDP2 over gloo, with the packaged configuration: the trees, the probe, the anchor's check, what is saved."""
+    """FSDP2 over gloo with the packaged configuration: the trees, the probe, the anchor's check, the saved model."""
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}", prepend=":")
     run_ranks(Launch(find_launch("fsdp2"), 2), "two_ranks", [str(tmp_path), str(bases("words")), "sharded"])
     for training in TRAININGS:
@@ -103,7 +103,7 @@ def test_sharded_weights_train_as_whole_ones(runs, bases, tmp_path, monkeypatch)
         weights, trained = (torch.load(folder / "ended-0.pt") for folder in (one, sharded))
         saved, loaded = (load_file(folder / "model" / "model.safetensors") for folder in (one, sharded))
         assert trained.keys() == weights.keys()
-        assert saved.keys() <= loaded.keys()  # a tied head is written once more
+        assert saved.keys() <= loaded.keys()  # a tied head is written twice
         for expected, found in ((weights, trained), (saved, loaded)):
             for name, weight in expected.items():
                 torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
@@ -146,7 +146,7 @@ def test_four_bits_are_not_sharded():
 
 @pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero2", "zero3"])
 def test_accelerate_understands_the_packaged_configurations(name):
-    """Without the GPUs or DeepSpeed that they are for: as far as accelerate's own reading of them goes."""
+    """Without GPUs or DeepSpeed, this tests only how accelerate reads the files."""
     assert sorted(path.stem for path in LAUNCHES.glob("*.yaml")) == ["cpu", "ddp", "fsdp2", "zero2", "zero3"]
     command = ["--config_file", str(find_launch(name)), "--num_processes", "2", "--module", "pitlm.run.rank", "a"]
     arguments, config, _ = _validate_launch_command(launch_command_parser().parse_args(command))
@@ -220,7 +220,7 @@ def failed(rank: int, exitcode: int, message: str = "", folder: Path | None = No
 
 
 def test_the_reason_is_what_died_by_itself(tmp_path):
-    """The agent ends the others with SIGTERM, and those that wait for a peer fail when it goes."""
+    """The agent ends the other ranks with SIGTERM, and ranks that wait for the dead rank fail."""
     lost = "RuntimeError: Connection closed by peer\nat length"
     killed = dict([failed(0, 1, lost, tmp_path), failed(1, -9), failed(2, -15)])
     assert failure_reason(killed, 3) == "rank 1 of 3 was killed (SIGKILL)"

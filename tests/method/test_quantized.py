@@ -1,4 +1,4 @@
-"""QLoRA: adapters trained over a base in 4 bits, and what is saved of them. Needs bitsandbytes, which runs on CPUs too."""
+"""QLoRA: training adapters over a base in 4 bits, and saving them. Needs bitsandbytes, which also runs on CPUs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_matrices_of_layers_are_held_in_four_bits_and_nothing_else_is(bases, fam
 
 
 def test_gradients_are_the_same_after_the_model_was_read_without(bases):
-    """The first probe of RL and every evaluation read the model that is trained."""
+    """RL's first probe and every evaluation read the model in training without gradients."""
     tokenizer = load_tokenizer(bases("llama3"))
     model = load_causal(bases("llama3"), tokenizer, "bfloat16", "nf4")
     ids = torch.tensor([tokenizer.encode("the price is nine .")])
@@ -76,7 +76,7 @@ def test_gradients_are_the_same_after_the_model_was_read_without(bases):
 
 @pytest.fixture(scope="module")
 def chain(bases, tmp_path_factory):
-    """An improver's SFT and a gap model from it, trained over four bits; the base they began with."""
+    """An improver's SFT and a gap model from it, trained over 4 bits, and their base."""
     root, base = tmp_path_factory.mktemp("chain"), bases("llama3")
     sft = workbench(root / "sft", base, **QLORA)
     rows = improver_rows(PAIRS, sft.tokenizer, Template(sft.card.ask))
@@ -94,7 +94,7 @@ def test_what_is_saved_is_the_start_in_full_with_the_adapter_on_it(chain):
     saved = AutoModelForCausalLM.from_pretrained(chain["sft"].model_folder).state_dict()
     assert all(weight.dtype == torch.bfloat16 for weight in saved.values())
     adapter = load_file(chain["sft"].folder / "adapter" / "adapter_model.safetensors")
-    assert {weight.dtype for weight in adapter.values()} == {torch.float32}  # in 16 bits small steps would be lost
+    assert {weight.dtype for weight in adapter.values()} == {torch.float32}  # 16 bits would lose small steps
     assert saved.keys() == wanted.keys()
     for name, weight in saved.items():
         assert torch.equal(weight, wanted[name]), name
@@ -115,7 +115,7 @@ def test_models_of_a_run_share_one_base_in_four_bits(chain):
     assert (gap.raw(ITEMS) - raw).abs().max() < 0.3 * raw.abs().max()
     [answer] = improver.propose([Prompt.of("is it small ?")], ["it"], temperature=0)
     assert answer.generated_tokens > 0
-    # Merged weights in 4 bits, where the base is not in reach.
+    # Without the base, the merged weights are loaded in 4 bits.
     merged = load_scorer(folders["gap"], gap.tokenizer, "bfloat16", "nf4")
     assert any(isinstance(module, Linear4bit) for module in merged.modules())
     assert (folders["gap"] / OVER_BASE).is_dir()

@@ -1,4 +1,4 @@
-"""Training R_PIT: how rows are laid out, that the loss is Eq. 2, and what is counted as right."""
+"""Training R_PIT: the layout of rows, the loss of Eq. 2, and the count of right orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RL: what the reward reads, and that the KL anchor is the SFT model in every stage."""
+"""RL: the input of the reward, and the SFT model as KL anchor in every stage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LORA = LoraSection(r=4, alpha=8)
 
 
 class Recorder:
-    """A reward that remembers what it was asked about; prefers the lower token ids, so that training moves."""
+    """A reward that remembers its inputs. It prefers lower token ids, so that training changes the model."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
@@ -44,13 +44,13 @@ class Recorder:
 
 
 def varied(base, folder, seed, scale=0.3):
-    """Another checkpoint: the base with noise on its weights."""
+    """Write another checkpoint: the base with noise on its weights."""
     tokenizer = load_tokenizer(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         if not model.config.tie_word_embeddings:
-            model.lm_head.weight *= 20  # a model that has opinions: its distribution is far from flat
+            model.lm_head.weight *= 20  # its distribution is far from uniform
         for weight in model.parameters():
             weight += scale * weight.std().nan_to_num() * torch.randn(weight.shape, generator=generator)
     save(model, tokenizer, Card("improver", ASK, 6), folder)
@@ -74,7 +74,7 @@ def log_ratio(rows, tokenizer, start, anchor, max_new_tokens) -> float:
     total = 0.0
     for row in rows:
         prompt = next(prompt for prompt in prompts if row[: len(prompt)] == prompt)
-        ids = torch.tensor([row[: len(prompt) + max_new_tokens]])  # without the end token that a cut answer is given
+        ids = torch.tensor([row[: len(prompt) + max_new_tokens]])  # without the end token that the reward adds
         with torch.no_grad():
             logp, ref_logp = (
                 torch.log_softmax(model(input_ids=ids).logits[0, len(prompt) - 1 : -1], -1)
@@ -161,7 +161,7 @@ def test_a_first_stage_starts_at_its_anchor_and_reads_what_it_sampled(bases, tmp
 
 
 def test_a_later_stage_is_still_anchored_to_the_sft_model(bases, tmp_path):
-    """KL at the first step is that of the start against the SFT model, computed by hand from the samples."""
+    """At the first step, KL is between the start and the SFT model; the test computes it by hand from the samples."""
     anchor = varied(bases("llama3"), tmp_path / "sft", seed=1)
     start = varied(bases("llama3"), tmp_path / "stage-0", seed=2, scale=1.0)
     bench = workbench(tmp_path / "rl", start)
@@ -203,7 +203,7 @@ def test_with_lora_the_saved_model_is_the_anchor_with_the_adapter_on_it(bases, t
 
 
 def test_an_anchor_that_is_the_stages_own_start_stops_the_run(bases, tmp_path, monkeypatch):
-    """What TRL does by itself when a run is started from a later checkpoint."""
+    """TRL itself takes the start as the anchor when training starts from a later checkpoint."""
     anchor = varied(bases("words"), tmp_path / "sft", seed=1)
     start = varied(bases("words"), tmp_path / "stage-0", seed=2)
 
@@ -271,7 +271,7 @@ def test_without_vllm_its_rollouts_are_refused_before_anything_starts(monkeypatc
 
 
 def test_the_reward_goes_up(bases, tmp_path):
-    """Four words are worth a point each, wherever they stand: within a few steps they are all that is written."""
+    """Four words earn a point each in any place; after a few steps the model writes nothing else."""
     anchor = bases("words")
     bench = workbench(tmp_path / "rl", anchor)
     wanted = set(bench.tokenizer.encode("the price is nine", add_special_tokens=False))
@@ -294,10 +294,10 @@ def test_kl_is_told_per_sequence():
 
 
 def test_when_every_answer_is_cut_and_left_out_nothing_moves_and_nothing_breaks(bases, tmp_path):
-    """An end token is never sampled here, so there is nothing to learn from, and no reward to log."""
+    """The model never samples an end token, so it learns nothing and logs no reward."""
     tokenizer = load_tokenizer(bases("words"))
     model = AutoModelForCausalLM.from_pretrained(bases("words"))
-    with torch.no_grad():  # tied: an end token at the far side of every hidden state is never drawn
+    with torch.no_grad():  # tied head: an end token opposite to every hidden state is never sampled
         model.get_input_embeddings().weight[tokenizer.eos_token_id] *= 0
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())

@@ -1,4 +1,4 @@
-"""The step that reads each prompt once: TRL's own losses and gradients, and what is leant on in TRL."""
+"""The step that reads each prompt once: the losses and gradients equal TRL's, and TRL has the names that it uses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def trainer(kind, base, folder, lora=None):
 
 
 def batch(tokenizer):
-    """Groups that share their prompt; prompts and completions of unlike lengths, some completions alike at first."""
+    """Groups that share their prompt. Lengths differ, and some completions begin alike."""
     rng, pad = random.Random(0), tokenizer.pad_token_id
     known = [i for i in range(len(tokenizer)) if i != pad]
     prompts, completions = [], []
@@ -103,7 +103,7 @@ def test_losses_and_gradients_are_those_of_trl(base, tmp_path, lora):
             ]
         for expected, found in zip(read[0][:2], read[1][:2], strict=True):
             torch.testing.assert_close(found * mask, expected * mask, rtol=1e-5, atol=1e-5)
-    # so that the clipped ratio is near one and its gradient is not cut off
+    # keeps the ratio near one, so the clip does not cut its gradient
     inputs["old_logps"] = (read[0][0] * mask).sum(1) + 0.05 * torch.linspace(-1, 1, len(mask))
     (loss, gradient), (our_loss, our_gradient) = (loss_and_gradient(t, inputs) for t in (stock, ours))
     assert gradient.norm() > 0.01
@@ -146,7 +146,7 @@ def test_a_stage_takes_the_same_steps_either_way(tmp_path, peft):
 
 
 def test_what_is_leant_on_in_trl_is_there():
-    """TRL may rename or change it in any minor: then this fails, and `share_prompts: false` still works."""
+    """A minor release of TRL may change these names. Then this test fails, and `share_prompts: false` still works."""
     ours, theirs = (
         inspect.signature(kind._get_per_token_logps_and_entropies).parameters
         for kind in (SharedPromptRLOOTrainer, RLOOTrainer)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss is the NLL of the completion tokens, and of nothing else."""
+"""Supervised fine-tuning: the loss is the NLL of the completion tokens only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_the_completion_tokens(bases, tmp_path, family, accu
 
 
 def test_every_reply_of_a_conversation_is_learnt_and_nothing_between(bases, tmp_path):
-    """Each reply weighs as if its conversation up to there were a row of its own."""
+    """Each reply counts as if its conversation so far were a separate row."""
     bench = workbench(tmp_path / "sft", bases("words"))
     rows = improver_rows(PAIRS[:2], bench.tokenizer, Template(bench.card.ask))
     (one, two), (three, four) = rows
@@ -86,7 +86,7 @@ def test_training_teaches_the_better_response(bases, tmp_path):
 
 
 def test_every_epoch_meets_every_row_once(bases, tmp_path):
-    """12 steps of 1 row: three epochs over four rows, whatever the trainer's own sampler does."""
+    """12 steps of 1 row are three epochs over four rows, whatever the trainer's own sampler does."""
     bench = workbench(tmp_path / "sft", bases("words"))
     rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
     train_sft(rows, rows[:1], train_section(batch_size=1, epochs=3.0, learning_rate=1e-9), bench, "SFT")

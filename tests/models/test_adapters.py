@@ -1,4 +1,4 @@
-"""Models as adapters over one base: the same numbers as their merged checkpoints, in the memory of one."""
+"""Models as adapters over one base: the same outputs as their merged checkpoints, in the memory of one model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ LORA = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}
 
 
 def trained(start: Path, folder: Path, kind: str, seed: int, **lora) -> Path:
-    """A stage with LoRA as :func:`pitlm.method.common.fit` leaves it, its adapter and head drawn instead of trained."""
+    """A stage with LoRA as :func:`pitlm.method.common.fit` leaves it, with a random adapter and head instead of
+    trained ones."""
     tokenizer, scores = load_tokenizer(start), kind in ("reward", "gap")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -51,7 +52,7 @@ def trained(start: Path, folder: Path, kind: str, seed: int, **lora) -> Path:
 
 @pytest.fixture(scope="module", params=["llama3", "qwen3", "gpt"])
 def run(request, bases, tmp_path_factory):
-    """Stages as in a run: qwen3 has a tied head, gpt one token less than its stages, llama3 neither."""
+    """Stages as in a run: qwen3 has a tied head, gpt has one token fewer than its stages, llama3 has neither."""
     root = tmp_path_factory.mktemp(request.param)
     made = {"base": bases(request.param)}
     stages = (
@@ -67,7 +68,7 @@ def run(request, bases, tmp_path_factory):
 
 
 def storages(*models: torch.nn.Module) -> dict[int, int]:
-    """Bytes of each stretch of memory that holds parameters of these models."""
+    """Return the bytes of each storage that holds parameters of these models."""
     held = [weight.untyped_storage() for model in models for weight in model.parameters()]
     return {storage.data_ptr(): storage.nbytes() for storage in held}
 
@@ -91,14 +92,14 @@ def test_each_gives_what_its_merged_checkpoint_gives_whoever_was_asked_before(ru
         both = GuardedGap(shared["gap"], shared["reward"]), GuardedGap(alone["gap"], alone["reward"])
         got, want = (guarded.gaps_apart([ITEMS[:3], ITEMS[3:]]) for guarded in both)
         assert got == [pytest.approx(group, abs=1e-4) for group in want]
-    # They are not one model either: an adapter that was never switched to would pass all of the above.
+    # The models differ: without this check, adapters that are never switched would pass.
     assert abs(alone["gap"].gaps(ITEMS)).max() > 1e-2
     base = load_causal(run["base"], alone["policy"].tokenizer)
     assert (base(input_ids=ids).logits - shared["policy"].model(input_ids=ids).logits).abs().max() > 1e-2
 
 
 def test_an_engine_and_a_scorer_take_turns_over_one_base(run):
-    """The engine reads places and the scorer trees, through the attention of the same layers."""
+    """Engine and scorer use the same layers, one with places and one with trees."""
     answers = []
     for bases in (Bases(), None):
         improver, gap = (
@@ -139,7 +140,7 @@ def test_memory_holds_one_base_and_small_adapters(run):
 
 
 def test_the_adapter_of_a_chain_is_one_that_peft_itself_can_load(run):
-    """Rank and base are those of the whole chain, and a plain PeftModel over the base is the merged model."""
+    """The adapter has rank and base of the whole chain, and PeftModel over the base equals the merged model."""
     assert [base_name(run[name]) for name in ("policy", "gap", "rl")] == [str(run["base"].resolve())] * 3
     config = json.loads((run["rl"] / OVER_BASE / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["task_type"]) == (6, 6, "CAUSAL_LM")
@@ -172,7 +173,7 @@ def test_adapters_of_embeddings_stay_merged_only(bases, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox"])
 def test_other_architectures_have_their_backbone_in_common_too(architecture, bases, tmp_path):
-    """GPT-2 keeps its matrices the other way round, Gemma 2 is scored as rows, GPT-NeoX has other names for all."""
+    """GPT-2 stores its matrices transposed, Gemma 2 is scored as rows, GPT-NeoX has other names."""
     tokenizer = load_tokenizer(bases("llama3"))
     model = random_model(
         AutoModelForCausalLM,

@@ -1,4 +1,4 @@
-"""What is stored beside a gap model, and when its promise is about another loop."""
+"""The calibration beside a gap model, and when its promise is about another loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reward models of other makers: read as their makers do, in batches and alone alike."""
+"""Foreign reward models: scores equal their makers' own, in batches and alone."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_positions_that_are_relative_set_no_limit(deberta_folder):
 
 
 def test_weights_that_are_missing_are_refused(bases, tmp_path):
-    """A causal model would load too, with a head of random numbers."""
+    """A causal model would load too, with a random head."""
     with pytest.raises(InputError, match=r"found no weights for score\.weight"):
         ForeignRewardModel.from_pretrained(bases("llama3"))
     tokenizer = AutoTokenizer.from_pretrained(bases("llama3"))

@@ -1,4 +1,4 @@
-"""Sampling: reproducible, blind to padding and batch size, honest about the end token."""
+"""Sampling: reproducible, independent of padding and batch size, correct about the end token."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(loaded, prompts=None, **kwargs):
 
 
 def by_hand(loaded, prompt, count):
-    """Greedy, one token at a time, the whole row again each time."""
+    """Generate greedily, one token at a time, reading the whole row each time."""
     model, tokenizer, _ = loaded
     ids = list(prompt)
     for _ in range(count):
@@ -97,7 +97,7 @@ def test_an_answer_stops_at_its_end_token_and_keeps_it(loaded):
 
 
 def test_sampling_follows_the_models_own_distribution(loaded):
-    """The first token's frequencies against the softmax: neither top-k nor top-p nor the base's own settings."""
+    """The first token's frequencies match the softmax: no top-k, no top-p, none of the base's settings."""
     model, _, prompts = loaded
     count, temperature = 3000, 0.7
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_sampling_follows_the_models_own_distribution(loaded):
     drawn = run(loaded, prompts=[prompts[1]] * count, max_new_tokens=1, temperature=temperature, batch_size=count)
     observed = torch.bincount(torch.tensor([ids[0] if ids else 0 for ids in drawn]), minlength=len(chances)).float()
     expected = chances * count
-    # Chi-square over the whole vocabulary: its mean is the degrees of freedom, its variance twice that.
+    # Chi-square over the whole vocabulary: the mean is the degrees of freedom, the variance twice that.
     degrees = len(chances) - 1
     statistic = ((observed - expected) ** 2 / expected).sum().item()
     assert statistic < degrees + 6 * (2 * degrees) ** 0.5
@@ -169,7 +169,7 @@ def test_self_refine_runs_on_a_policy(bases, tmp_path):
     guide = Guide(rubric={"nice": "nice"}, feedback="is it {rubric} ?", refine="better .", done="never said")
     (trace,) = self_refine([Prompt.of("price ?")], ["nine"], chat=policy, guide=guide, rounds=2, best=True)
     assert len(trace.rounds) == 2
-    assert 5 <= trace.generated_tokens <= 5 * 8  # three times feedback, two rewrites
+    assert 5 <= trace.generated_tokens <= 5 * 8  # three feedbacks, two rewrites
     assert trace.prompt_tokens > trace.generated_tokens
 
 

@@ -80,7 +80,7 @@ def test_a_saved_checkpoint_brings_back_tokenizer_template_and_weights(bases, tm
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3"])
 def test_sampling_habits_of_the_base_are_left_behind(bases, family):
-    """Instruct models ship top-p, temperatures and further end tokens; RL and inference must sample alike."""
+    """Instruct models ship top-p, temperatures and more end tokens; RL and inference must sample alike."""
     tokenizer = load_tokenizer(bases(family))
     settings = load_causal(bases(family), tokenizer).generation_config
     assert settings.eos_token_id == tokenizer.eos_token_id

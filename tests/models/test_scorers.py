@@ -1,4 +1,4 @@
-"""Reward and gap models: where the score is read, and that nothing around a row changes it."""
+"""Reward and gap models: the place of the score, and that other rows do not change it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rows_of(model, responses=RESPONSES, reference="silly question ."):
 
 
 def test_the_score_is_read_at_the_end_token(gap):
-    """By hand: the head on the last hidden state of the row alone."""
+    """By hand: the head on the last hidden state of the separate row."""
     rows = rows_of(gap)
     for row, score in zip(rows, gap.score_rows(rows).tolist(), strict=True):
         assert row[-1] == gap.tokenizer.eos_token_id
@@ -94,7 +94,7 @@ def test_the_reference_and_the_prompt_matter(gap):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_checkpoint_needs_nothing_of_ours(bases, tmp_path, family):
-    """Plain transformers, the conversation typed out: the same score."""
+    """Plain transformers give the same score for the written-out conversation."""
     folder = scorer_checkpoint(bases(family), tmp_path / "gap", "gap")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
     conversation = [
@@ -129,7 +129,7 @@ def test_the_difference_of_rewards_is_what_it_says(family, bases, tmp_path):
     assert difference.gaps(items).tolist() == pytest.approx(by_hand, abs=1e-5)
     assert difference.gaps([Improvement(X, "nine", "nine")]).item() == 0.0  # no change, no gap
 
-    # In RL the rows are tokens of x, y_ref, the request and y; R_P has to read them without y_ref.
+    # In RL a row has the tokens of x, y_ref, the ask and y; R_P must read it without y_ref.
     shown = [reward.template.improver_messages(X, i.reference) for i in items]
     prompts = encode_prompts(reward.tokenizer, shown)
     rows = [ids + encode_completion(reward.tokenizer, i.response) for ids, i in zip(prompts, items, strict=True)]
@@ -172,7 +172,7 @@ def test_a_second_opinion_is_the_smaller_of_the_two(bases, tmp_path):
 
 
 def groups_of_improvements():
-    """Several prompts and references; what is equal to its reference, a group of one and an empty one among them."""
+    """Several prompts and references, with a response equal to its reference, a group of one and an empty group."""
     prompts = [X, Prompt.of("is it small ?"), Prompt.of("what is it ?")]
     made = [
         [Improvement(x, y, r) for r in RESPONSES[: 1 + n % 3]]
@@ -190,7 +190,7 @@ def test_groups_are_scored_together_as_they_are_alone(gap, bases, tmp_path, guar
     groups = groups_of_improvements()
     together = scorer.gaps_apart(groups)
     for group, found in zip(groups, together, strict=True):
-        assert found == scorer.gaps_apart([group])[0]  # to the last bit
+        assert found == scorer.gaps_apart([group])[0]  # bit for bit
         if group:
             assert found == pytest.approx(scorer.gaps(group).tolist(), abs=1e-5)
     assert scorer.gaps_apart(groups[::-1]) == together[::-1]

@@ -49,7 +49,7 @@ def tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def quartets(seed: int = 0, sizes=((40, 9, 12), (7, 30, 3), (70, 30, 40), (1, 2, 3), (30, 8, 8))) -> list[list[int]]:
-    """The four rows of Eq. 2 of several triples, of unlike lengths: all wl, all ww, all ll, all lw."""
+    """The four rows of Eq. 2 for triples of different lengths: all wl, all ww, all ll, all lw."""
     rng = random.Random(seed)
     four = []
     for of_x, of_w, of_l in sizes:
@@ -131,7 +131,7 @@ def test_the_others_are_scored_as_rows_and_say_so_once(architecture, caplog):
 
 @pytest.mark.parametrize("architecture", CANNOT)
 def test_the_others_cannot_be_made_equal(architecture):
-    """What holds the list true: forced to read trees, they fail or give other numbers."""
+    """Checks the list: forced to read trees, these models fail or give other scores."""
     from pitlm.models.trees import TREE_ATTENTION
 
     model, rows = tiny(architecture), quartets()
@@ -158,14 +158,14 @@ def test_a_sliding_window_counts_along_the_branch(architecture, changes):
     model, rows = tiny(architecture, **changes), quartets()
     wide = separately(tiny(architecture), rows)
     expected = separately(model, rows)
-    assert relative(wide, expected) > 1e-2  # the window matters
+    assert relative(wide, expected) > 1e-2  # the window changes the scores
     enable_trees(model)
     assert relative(score_tree(model, Forest.of(rows)), expected) < 1e-5
     assert relative(score_tree(model, Forest.of(rows[:1])), expected[:1]) < 1e-5
 
 
 def test_any_way_of_sharing_gives_the_same_scores():
-    """Random families of rows: shared to any depth, equal, one the beginning of another, of one token, unrelated."""
+    """Random families of rows: with shared beginnings, equal, one a prefix of another, of one token, unrelated."""
     model = tiny("llama")
     rng = random.Random(1)
     enable_trees(model)
@@ -197,7 +197,7 @@ def test_eq_2_reads_x_once_and_each_reference_once():
     """By hand: 4x + 4w + 4l tokens become x + 3w + 3l."""
     rng = random.Random(0)
     x, w, l = tokens(rng, 350), [*tokens(rng, 34), END], [*tokens(rng, 34), END]
-    w[0], l[0] = 5, 6  # not alike by chance
+    w[0], l[0] = 5, 6  # no chance overlap
     rows = [x + l + w, x + w + w, x + l + l, x + w + l]
     assert sum(map(len, rows)) == 4 * (350 + 35 + 35)
     forest = Forest.of(rows)
@@ -236,7 +236,7 @@ def test_no_attention_call_copies_many_long_contexts_at_once():
 
 
 def test_unrelated_rows_do_not_share_a_common_header():
-    """Three equal tokens in four hundred are not worth a masked branch."""
+    """Three shared tokens in four hundred do not justify a masked branch."""
     rng = random.Random(0)
     rows = [[5, 6, 7, *tokens(rng, 400)] for _ in range(4)]
     forest = Forest.of(rows)
@@ -246,14 +246,14 @@ def test_unrelated_rows_do_not_share_a_common_header():
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])
 def test_under_bfloat16_autocast_no_order_flips(architecture):
-    """Where separate rows in float32 see a gap above 0.05."""
+    """For pairs where separate rows in float32 have a gap above 0.05."""
     model, rows = tiny(architecture), quartets(sizes=[(20 + i, 5 + i % 7, 4 + i % 5) for i in range(24)])
     with torch.no_grad():
         exact = separately(model, rows)
         enable_trees(model)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = score_tree(model, Forest.of(rows)).float()
-    scale = exact.std()  # as a trained gap model's scores: of order one
+    scale = exact.std()  # scores of order one, as in a trained gap model
     wl, _, ll, _ = (exact / scale).chunk(4)
     wl_16, _, ll_16, _ = (rounded / scale).chunk(4)
     clear = (wl - ll).abs() > 0.05

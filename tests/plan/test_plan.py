@@ -55,7 +55,7 @@ def test_parameters_are_those_that_the_model_cards_state(name, published):
 
 
 def test_a_small_shape_by_hand():
-    # A layer: q 4x4, k and v 4x2 each, o 4x4, three matrices 4x8; two norms of 4. One norm and the embedding beside.
+    # A layer: q 4x4, k and v 4x2 each, o 4x4, three matrices 4x8; two norms of 4. Then one more norm and the embedding.
     assert SMALL.linear == 2 * (16 + 8 + 8 + 16 + 96)
     assert SMALL.parameters == SMALL.linear + 40 + 2 * 8 + 4
     # Rank 1: in + out of each matrix.
@@ -77,7 +77,7 @@ def test_adapters_spare_a_third_and_recomputing_costs_it_again():
         return stages(recipe(**changes))["policy-sft"].flops
 
     full = flops()
-    held = full - flops(policy_sft__epochs="1.0")  # one epoch, without the evaluation that each has
+    held = full - flops(policy_sft__epochs="1.0")  # one epoch, without evaluation
     adapters = flops(peft__r="4") - flops(peft__r="4", policy_sft__epochs="1.0")
     again = {"policy_sft__gradient_checkpointing": "true"}
     recomputed = flops(**again) - flops(policy_sft__epochs="1.0", **again)
@@ -90,7 +90,7 @@ def test_decoding_reads_the_weights_once_a_step():
     costs = Costs(recipe(), SMALL, WORK, hardware)
     tally = StagePlan("any")
     costs.write(tally, rows=10, prompt=0, batch=5)
-    steps = 2 * costs.y  # of the longest of a batch, in two batches
+    steps = 2 * costs.y  # padded to the longest of a batch, in two batches
     cache = 5 * steps / 2 * SMALL.kv_elements * 4
     assert tally.generated == 10 * costs.y
     assert tally.seconds == pytest.approx(2 * steps * ((SMALL.linear + SMALL.head) * 4 + cache) / 1e9)
@@ -118,7 +118,7 @@ def test_a_bfloat16_model_in_full_training_takes_eight_bytes_a_parameter():
 
 def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
     whole = SMALL.parameters
-    adapters = 2 * SMALL.lora(16) * 4  # of two stages, in float32
+    adapters = 2 * SMALL.lora(16) * 4  # two stages, in float32
     for changes, held in (
         ({}, 3 * whole * 2),
         ({"peft": "{}"}, whole * 2 + 3 * adapters),
@@ -136,7 +136,7 @@ def test_everything_that_a_stage_can_do_is_planned_but_the_report():
 
 
 def test_the_plan_counts_the_systems_that_the_recipe_compares():
-    """Without baselines there are no further answers, and fewer proposals and scores."""
+    """Without baselines the plan has no further answers, and fewer proposals and scores."""
     everything, alone = (stages(recipe(**changes))["evaluation"] for changes in ({}, {"evaluation__baselines": "[]"}))
     assert alone.generated < everything.generated
     assert alone.flops < everything.flops
@@ -179,7 +179,7 @@ def test_the_pocket_world_has_the_lengths_that_are_planned_with():
 
 @pytest.fixture(scope="module")
 def scale():
-    """The script that writes the planner's figures into the document and into the recipes."""
+    """The script that writes the planner's figures into docs/scale.md and the recipes."""
     spec = importlib.util.spec_from_file_location("scale_tables", ROOT / "docs" / "scale.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The machine's rates, and the planner's counts beside those of real models and forests."""
+"""The machine's rates, and the planner's counts against real models and forests."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def full_report(text: str = "plain") -> Report:
 
 
 class Page(HTMLParser):
-    """Collects elements, attributes and the text of each element's own script, and checks nesting."""
+    """Collects elements, attributes, scripts and text, and checks nesting."""
 
     VOID = ("meta", "input", "link", "br", "img", "hr")
 

@@ -27,7 +27,7 @@ def logged(root: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def ranks(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    """The processes that train, by rank."""
+    """Return the training processes, by rank."""
     found = {}
     for child in psutil.Process(process.pid).children():
         with suppress(psutil.Error):
@@ -55,14 +55,14 @@ def kill_in_training(shell: Any, arguments: list[object], stage: Path, victim: s
 def assert_as_one_process(root: Path, whole: Path, stage: str) -> None:
     expected, found = (logged(run, stage) for run in (whole, root))
     assert [row["step"] for row in found] == [row["step"] for row in expected], "steps are missing, or there twice"
-    # float32, summed in another order
+    # float32 sums in another order
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
     weights, others = (load_file(run / stage / "model" / "model.safetensors") for run in (whole, root))
     assert others.keys() == weights.keys()
     assert all((others[name] - weight).abs().max() < 1e-4 for name, weight in weights.items())
 
 
-@pytest.mark.slow  # two launches, half a minute
+@pytest.mark.slow  # two launches take half a minute
 def test_a_killed_rank_ends_the_run_with_one_line_and_it_goes_on(shell: Any, tiny_run: Any) -> None:
     root = shell.folder / "run"
     arguments: list[object] = ["run", tiny_run.recipe, "--out", root, "--accelerate", "cpu", "--until", "policy-sft"]
@@ -103,10 +103,10 @@ def test_a_whole_run_on_two_processes(shell: Any, tiny_run: Any) -> None:
     assert done.returncode == 0, done.stderr
     for stage in ("policy-sft", "reward", "improver-sft", "gap"):
         assert_as_one_process(root, tiny_run.root, stage)
-    # Sampled before training, by one process: from the same weights, but for rounding.
+    # One process samples before training, from weights that are equal except for rounding.
     references = (run / "rl-0-data" / "references.jsonl" for run in (root, tiny_run.root))
     assert len({path.read_text() for path in references}) == 1
-    for stage in ("rl-0-data", "rl-1-policy"):  # sampled on each rank from its own random numbers
+    for stage in ("rl-0-data", "rl-1-policy"):  # each rank samples from its own random numbers
         assert [row["step"] for row in logged(root, stage)] == [1, 2, 3, 4, 5, 6]
         assert logged(root, stage)[0]["num_tokens"] > 0
     assert (root / "report.html").is_file()

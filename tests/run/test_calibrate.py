@@ -1,4 +1,4 @@
-"""`pit calibrate`, as a user meets it: a promise, a margin, and a loop that keeps to it."""
+"""`pit calibrate` at the command line: a promise, a margin, and a loop that keeps the promise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def answers(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calibrated(tiny_run: Any, tmp_path: Path) -> Path:
-    """A copy of the run, because calibrating writes beside its gap model."""
+    """A calibrated copy of the run; `pit calibrate` writes beside the gap model."""
     return Path(shutil.copytree(tiny_run.root, tmp_path / "copy"))
 
 
@@ -46,7 +46,7 @@ def test_calibrating_stores_a_margin_that_improving_then_uses(
         assert found["chosen"]["margin"] == stored[name]["margin"] is not None
         assert found["held_out"]["items"] == 16
         assert stored[name]["items"] == found["chosen"]["items"] > 16
-    # So much may go wrong here that any margin would do. Make it the one that lets nothing through, and see it used.
+    # The promise here is so weak that any margin keeps it. Set an infinite margin, and check that the loop uses it.
     stored["R_PIT and R_P"]["margin"] = None
     (calibrated / "gap" / "model" / "calibration.json").write_text(json.dumps(stored))
     done = shell("improve", answers, "-o", tmp_path / "better.jsonl", "--run", calibrated)
@@ -54,7 +54,7 @@ def test_calibrating_stores_a_margin_that_improving_then_uses(
     assert "5 answers, 0 changed. Stopped: accepted-none 5." in done.stdout
     assert "100.0% of 5 answers unchanged" in done.stdout
     done = shell("improve", answers, "-o", tmp_path / "again.jsonl", "--run", calibrated, "--margin", 0)
-    printed = " ".join(done.stdout.split())  # lines may be folded
+    printed = " ".join(done.stdout.split())  # lines may be wrapped
     assert re.search(r"Gaps of the first proposals: .* Distance from the calibration's: gaps 0\.", printed)
     assert "Warning: margin 0 is set; the promise about harm can be kept by no margin." in printed
 

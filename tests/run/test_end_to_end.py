@@ -1,4 +1,4 @@
-"""The whole of it, as a user meets it: one command, then its models from the shell and from Python."""
+"""The whole method as a user runs it: one command, then its models from the shell and from Python."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_second_time_nothing_runs(tiny_run: Any, shell: Any) -> None:
         assert f"[{number}/9] {name} (done before)" in done.stdout
     assert "0 of 9 stages run" in done.stdout
     summary = tiny_run.output[tiny_run.output.index("Against the original") :].partition("9 of 9 stages")[0]
-    assert summary in done.stdout  # it shows the same findings again
+    assert summary in done.stdout  # it prints the same findings again
     assert {path: path.stat().st_mtime_ns for path in tiny_run.root.rglob("*.safetensors")} == before
 
 
@@ -63,7 +63,7 @@ def test_a_run_leaves_models_rows_and_settings(tiny_run: Any) -> None:
 
 
 class Links(HTMLParser):
-    """Whatever a browser would fetch."""
+    """Collects the links that a browser would fetch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def test_improving_a_file_keeps_order_and_fields_and_fills_in_responses(
     assert [row["id"] for row in better] == ["first", "second", "third", 0, 1]
     for row, made in zip(rows, better, strict=True):
         own = {name: value for name, value in row.items() if name != "final"}
-        assert {name: made[name] for name in own} == own  # as they were given, the prompt's shape included
+        assert {name: made[name] for name in own} == own  # unchanged, with the prompt's shape
         assert made["stop_reason"] in ("accepted-none", "converged", "rounds")
         assert len(made["rounds"]) >= 1
         accepted = [step["proposal"] for step in made["rounds"] if step["accepted"]]
@@ -156,7 +156,7 @@ def test_the_python_api_is_what_the_readme_says(tiny_run: Any) -> None:
     assert gap.gap(CHAT, "price nine .", RESPONSE) == pytest.approx(value, abs=1e-5)
 
     traces = [improve(prompt, RESPONSE, improver=improver, gap=gap, rounds=3) for prompt in (PROMPT, CHAT)]
-    assert traces[0] == traces[1]  # one seed, one outcome
+    assert traces[0] == traces[1]  # the same seed gives the same result
     trace = traces[0]
     assert isinstance(trace.final, str)
     assert 1 <= len(trace.gaps) <= 3
@@ -178,7 +178,7 @@ def test_models_load_without_pitlm(tiny_run: Any) -> None:
 def test_the_reward_of_the_curriculum_and_the_tokens_of_each_system_can_be_set(
     tiny_run: Any, shell: Any, tmp_path: Path
 ) -> None:
-    """The ablation with R_P(y) - R_P(y_ref) trains RL anew and nothing before it; a budget holds every system."""
+    """The ablation with R_P(y) - R_P(y_ref) repeats RL and no earlier stage; a budget holds every system."""
     root = tmp_path / "ablation"
     shutil.copytree(tiny_run.root, root)
     sets = ["curriculum.reward=reward_difference", "evaluation.tokens=20"]

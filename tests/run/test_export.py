@@ -1,4 +1,4 @@
-"""`pit export`, as a user meets it: what others load is what the run has, and its card says where it comes from."""
+"""`pit export` at the command line: others load exactly the run's model, and its card tells its origin."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONVERSATION = Prompt.of(
 
 @pytest.fixture
 def pit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """The command in this process: exit code, stdout, stderr."""
+    """Run the command in this process; return exit code, stdout, stderr."""
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -61,7 +61,7 @@ def pit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def lora_run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run as LoRA would have left it: its improver an adapter over the base, drawn instead of trained."""
+    """The run as with LoRA: its improver is an adapter over the base, with random weights."""
     run = Path(shutil.copytree(tiny_run.root, tmp_path_factory.mktemp("lora") / "run"))
     base, folder = run / "data" / "base", run / "rl-1-policy"
     tokenizer = load_tokenizer(base)
@@ -84,7 +84,7 @@ def card_of(folder: Path) -> ModelCard:
 
 
 def assert_no_path(folder: Path, *machines: Path) -> None:
-    """Nothing that was written names a place on this machine."""
+    """No written file names a path of this machine."""
     for path in folder.iterdir():
         if path.suffix in (".json", ".md", ".jinja"):
             text = path.read_text(encoding="utf-8")
@@ -107,13 +107,13 @@ def test_the_improver_of_a_run_is_the_same_elsewhere(pit, tiny_run, tmp_path):
     x, y = Prompt.of(PROMPT), "silly question . price nine ."
     assert after.encode(x, y) == before.encode(x, y)
     assert after.propose([x], [y], temperature=0.4, seed=3) == before.propose([x], [y], temperature=0.4, seed=3)
-    # Whoever runs the server may read it, and nothing is left beside it.
+    # Other users may read the folder, and no temporary file stays beside it.
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.iterdir())
     assert [path.name for path in out.parent.iterdir()] == ["improver"]
 
 
 def test_transformers_alone_improves_with_it(pit, tiny_run, tmp_path):
-    """No argument of ours, no ask: what a server does with a conversation that ends with the response."""
+    """Without our arguments and without the ask, as a server handles a conversation that ends with the response."""
     pit("export", tiny_run.root, "-o", tmp_path / "improver")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "improver")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "improver")
@@ -127,7 +127,7 @@ def test_transformers_alone_improves_with_it(pit, tiny_run, tmp_path):
     assert text == improver.propose([Prompt.of(PROMPT)], [y], temperature=0)[0].text
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        sampled = model.generate(**asked)  # as generation_config.json says
+        sampled = model.generate(**asked)  # from generation_config.json
     assert asked["input_ids"].shape[1] < sampled.shape[1] <= asked["input_ids"].shape[1] + 16
     known = model.generation_config
     assert (known.do_sample, known.temperature, known.top_p, known.top_k) == (True, 0.4, 1.0, model.config.vocab_size)
@@ -163,7 +163,7 @@ def test_the_gap_model_gives_the_same_gaps_and_takes_its_calibration_along(pit, 
     assert "on 60 fresh answers, for up to 2 rounds" in text
     assert "With R_PIT and R_P, no margin makes at most 2.0% of the answers worse with confidence 90%" in text
     assert "so the loop changes nothing" in text
-    # The improver is promised for as well: it is the other half of the loop.
+    # The improver's card has the promise too, because the loop needs both models.
     pit("export", run, "-o", tmp_path / "improver")
     assert "The promise of the margin" in card_of(tmp_path / "improver").text
     assert not (tmp_path / "improver" / "calibration.json").exists()
@@ -182,7 +182,7 @@ def test_the_reward_model_and_the_policy(pit, tiny_run, tmp_path):
     policy = AutoTokenizer.from_pretrained(tmp_path / "policy")
     turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "price nine ."}]
     asked = policy.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    assert "better" not in asked  # a policy is asked for nothing
+    assert "better" not in asked  # a policy gets no ask
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -194,7 +194,7 @@ def test_weights_are_cast_once(pit, tiny_run, tmp_path, dtype):
     assert all(torch.equal(theirs[name], weight.to(wanted)) for name, weight in ours.items())
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == dtype
     assert f"Measured in float32; these weights are {dtype}." in card_of(tmp_path / "half").text
-    # Exported again, from outside a run: the dtype stays, and so does the temperature.
+    # Exported again from outside a run: dtype and temperature stay.
     pit("export", tmp_path / "half", "-o", tmp_path / "again")
     for name in ("model.safetensors", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "half" / name).read_bytes(), name
@@ -208,7 +208,7 @@ def test_greedy_is_said_as_transformers_says_it(bases, tmp_path):
         known = GenerationConfig.from_pretrained(tmp_path)
         assert (known.do_sample, known.temperature, known.top_k) == sampled
         assert (known.top_p, known.max_new_tokens, known.eos_token_id) == (1.0, 7, tokenizer.eos_token_id)
-        known.save_pretrained(tmp_path)  # strict: raises where flags contradict one another
+        known.save_pretrained(tmp_path)  # strict: contradicting flags raise
 
 
 # -- the chat template
@@ -221,7 +221,7 @@ SHAPES = {"": None, "llama3": LLAMA3_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "indente
     [(family, shape) for family in FAMILIES for shape in SHAPES if not shape or family in ("llama3", "qwen3", "gpt")],
 )
 def test_a_server_shows_the_improver_what_pitlm_shows_it(pit, bases, tmp_path, family, shape):
-    """Token by token, for each family's own template and for the shapes that people have."""
+    """Token by token, for each family's own template and for common shapes of templates."""
     source = generator_checkpoint(bases(family), tmp_path / "model", "improver")
     if SHAPES[shape] is not None:
         (source / "chat_template.jinja").write_text(SHAPES[shape])
@@ -235,13 +235,13 @@ def test_a_server_shows_the_improver_what_pitlm_shows_it(pit, bases, tmp_path, f
     for x, y in ((CONVERSATION, "silly question ."), (Prompt.of("is it small ?"), " it is \n\n  small. ")):
         turns = [*x.as_messages(), {"role": "assistant", "content": y}]
         assert shown(turns, add_generation_prompt=True) == improver.encode(x, y)
-        # A conversation that ends with the ask, or with any user's turn, is left alone.
+        # The template appends nothing to a conversation that ends with a user's turn, such as the ask.
         assert shown(improver.template.improver_messages(x, y), add_generation_prompt=True) == improver.encode(x, y)
         plain = improver.tokenizer.apply_chat_template(
             x.as_messages(), add_generation_prompt=True, return_dict=True, enable_thinking=False
         )
         assert shown(x.as_messages(), add_generation_prompt=True) == list(plain["input_ids"])
-        # And nothing is appended where nothing is to be written.
+        # It appends nothing where no answer is wanted.
         told = improver.tokenizer.apply_chat_template(turns, return_dict=True, enable_thinking=False)
         assert shown(turns) == list(told["input_ids"])
     assert Improver.from_pretrained(tmp_path / "out").encode(CONVERSATION, "no .") == improver.encode(
@@ -250,7 +250,7 @@ def test_a_server_shows_the_improver_what_pitlm_shows_it(pit, bases, tmp_path, f
 
 
 def test_nobody_thinks_aloud(pit, bases, tmp_path):
-    """Servers pass no enable_thinking; and where a client does, it is not what the model was trained with."""
+    """Servers pass no enable_thinking. If a client passes it, the template ignores it: training had no thinking."""
     for kind in ("improver", "policy"):
         generator_checkpoint(bases("qwen3"), tmp_path / kind / "in", kind)
         assert pit("export", tmp_path / kind / "in", "-o", tmp_path / kind / "out")[0] == 0
@@ -284,12 +284,12 @@ def test_an_adapter_is_one_that_peft_loads_over_the_base(pit, lora_run, tmp_path
     assert (metadata["library_name"], metadata["pipeline_tag"]) == ("peft", "text-generation")
     assert "a LoRA adapter of rank 3 over `base`" in card.text
     assert str(lora_run) not in card.content
-    # pitlm opens it where the base is at hand; whole weights cannot be made of it.
+    # pitlm opens the adapter where the base is available, but cannot make whole weights from it.
     asked = ("improve", "--prompt", PROMPT, "--response", "price nine .", "--gap", lora_run / "gap" / "model")
     assert pit(*asked, "--improver", out) == pit(*asked, "--improver", model)
     code, _, error = pit("export", out, "-o", tmp_path / "again")
     assert (code, "found an adapter that was exported, expected whole weights" in error) == (2, True)
-    # The merged weights go out as any others.
+    # The merged weights are exported like any others.
     assert pit("export", lora_run, "-o", tmp_path / "whole")[0] == 0
     assert_no_path(tmp_path / "whole", lora_run)
 
@@ -313,7 +313,7 @@ def test_the_card_says_what_was_measured_and_on_what(pit, tiny_run, tmp_path):
         "delta": round(100 * pit_line["delta"]["estimate"], 1),
         "win_rate": round(100 * pit_line["win_rate"]["estimate"], 1),
     }
-    rows = dict(reversed(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE)))  # the first of each name
+    rows = dict(reversed(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE)))  # the first row of each name
     for line in evaluation["systems"]:
         name = f"**{line['name']}**" if line["name"] == "PIT" else line["name"]
         if line["name"] != "original":
@@ -375,7 +375,7 @@ def test_a_stage_on_the_way_claims_no_row_of_the_table(pit, tiny_run, tmp_path):
         assert claim in card.text
         assert "**PIT**" not in card.text
         assert f"stage `{stage}`" in card.text
-        # A model's own folder is known to be of its run.
+        # The model's own folder is recognised as part of its run.
         pit("export", tiny_run.root / stage / "model", "-o", tmp_path / "model" / stage)
         assert card_of(tmp_path / "model" / stage).content == card.content
     assert (card_of(tmp_path / "rl-0-data").data.eval_results or []) == []
@@ -393,7 +393,7 @@ def test_a_model_outside_a_run_has_a_card_without_results(pit, bases, tmp_path):
 
 
 def test_a_run_that_has_got_as_far_as_the_gap_model_gives_that(pit, tiny_run, tmp_path):
-    """The cheapest way in: R_PIT alone, without reinforcement learning."""
+    """R_PIT alone needs no reinforcement learning."""
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(tiny_run.root / "recipe.json", run)
@@ -414,7 +414,7 @@ def test_a_run_that_has_got_as_far_as_the_gap_model_gives_that(pit, tiny_run, tm
 
 
 def refusals(run: Path, folder: Path) -> dict[str, tuple[list[object], str]]:
-    """What is asked for, and what the message has to say."""
+    """Each refused command, and the expected message."""
     out = ["-o", folder / "new"]
     return {
         "nowhere to write": ([run], "give -o (a folder), or --push-to-hub (a name), or both"),
@@ -460,7 +460,7 @@ def test_what_cannot_be_is_refused_with_one_message_and_nothing_written(pit, tin
 def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(pit, tiny_run, bases, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    assert pit("export", tiny_run.root, "--model", "gap", "-o", out)[0] == 0  # an empty folder is no obstacle
+    assert pit("export", tiny_run.root, "--model", "gap", "-o", out)[0] == 0  # an empty folder is accepted
     kept = {path.name: path.read_bytes() for path in out.iterdir()}
     broken = generator_checkpoint(bases("words"), tmp_path / "broken", "improver")
     (broken / "model.safetensors").write_bytes(b"nothing")
@@ -475,7 +475,7 @@ def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(pit, tiny_run, b
 
 
 def test_results_of_other_models_than_the_runs_are_not_on_the_card(pit, tiny_run, tmp_path):
-    """As `pit run --update --until rl-1-policy` leaves a run: its evaluation is of the models before."""
+    """After `pit run --update --until rl-1-policy`, the run's evaluation is of the earlier models."""
     run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
     record = json.loads((run / "rl-1-policy" / "stage.json").read_text())
     (run / "rl-1-policy" / "stage.json").write_text(json.dumps({**record, "fingerprint": "0" * 16}))
@@ -508,9 +508,9 @@ def test_a_stage_that_was_stopped_is_not_exported(pit, tiny_run, tmp_path):
 
 
 def push(shell: Any, hub: HubServer, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`pit export` as a process of its own that knows no hub but this one."""
+    """Run `pit export` as a process that knows only this hub."""
     told = {"HF_ENDPOINT": hub.address, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    home = str(shell.folder / "home")  # no token of whoever runs the tests
+    home = str(shell.folder / "home")  # not the token of the user who runs the tests
     return subprocess.run(
         shell.command("export", *arguments),
         cwd=shell.folder,
@@ -538,7 +538,7 @@ def test_pushing_brings_each_byte_to_the_hub(shell, tiny_run, tmp_path):
 
 @pytest.fixture
 def online(monkeypatch):
-    """Lets the hub's client of this process, whose settings are those of its import, know one hub and no other."""
+    """Points the hub's client of this process, which reads its settings at import, to one hub only."""
     from huggingface_hub import constants
 
     def connect(hub: HubServer, *, token: str = "", xet: bool = False) -> None:
@@ -551,7 +551,7 @@ def online(monkeypatch):
 
 
 def test_pushing_needs_no_folder_and_goes_with_xet_installed(online, pit, tiny_run, tmp_path, monkeypatch):
-    """Without -o nothing stays here; and where Xet is installed the client goes another way, by its own pipeline."""
+    """Without -o nothing stays here. With Xet installed, the client uploads through Xet's own pipeline."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     with HubServer(lfs=False) as hub:
@@ -572,7 +572,7 @@ def test_pushing_needs_no_folder_and_goes_with_xet_installed(online, pit, tiny_r
 
 @pytest.fixture
 def refused(online, pit):
-    """The message of a push that fails."""
+    """Return the message of a failed push."""
 
     def call(hub: HubServer, *arguments: object, token: str = "") -> str:
         online(hub, token=token)

@@ -24,7 +24,7 @@ NEEDS = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 
 
 class Bench:
-    """The diamond above; remembers what was told and which stages worked."""
+    """The diamond above; remembers messages and the stages that worked."""
 
     def __init__(self, root: Path, **settings: Mapping[str, Any]) -> None:
         self.root = root
@@ -47,7 +47,7 @@ class Bench:
         return {"made": name}
 
     def run(self, *, update: bool = False) -> list[str]:
-        """Execute; return the stages that worked."""
+        """Execute the run; return the stages that worked."""
         self.worked, self.told = [], []
         listener = lambda name, event, seconds: self.told.append((name, event))  # noqa: E731
         folder = RunFolder(self.root)
@@ -61,7 +61,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def contents(root: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file with its content and time of change."""
+    """Return every file with its content and time of change."""
     files = (path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
@@ -132,7 +132,7 @@ def test_input_at_fault_leaves_no_stage_behind(bench: Bench) -> None:
     with pytest.raises(InputError, match=r"pairs\.jsonl:3"):
         changed.run()
     assert not (bench.root / "c").exists()
-    # The mended input has another fingerprint; nothing stands in its way.
+    # The repaired input has another fingerprint, so the stage runs.
     assert Bench(bench.root, c={"n": 3}).run() == ["c", "d"]
 
 
@@ -158,7 +158,7 @@ def test_input_at_fault_leaves_the_recipe_of_what_the_folder_holds(bench: Bench)
     with pytest.raises(InputError):
         after.run(update=True)
     assert (bench.root / "recipe.json").read_bytes() == recipe
-    after.fail_in = "d"  # b is of the new recipe by then
+    after.fail_in = "d"  # b already has the new recipe
     with pytest.raises(InputError):
         after.run(update=True)
     assert (bench.root / "recipe.json").read_bytes() != recipe
@@ -172,7 +172,7 @@ def test_input_at_fault_in_a_new_run_leaves_no_folder_behind(bench: Bench) -> No
     bench.root.mkdir()
     with pytest.raises(InputError):
         bench.run()
-    assert list(bench.root.iterdir()) == []  # the folder was the user's
+    assert list(bench.root.iterdir()) == []  # the folder belonged to the user
 
 
 def test_input_at_fault_keeps_what_an_interrupted_attempt_left(bench: Bench) -> None:
@@ -200,7 +200,7 @@ def test_refusal_names_the_setting_and_touches_nothing(bench: Bench) -> None:
     assert "--update" in message
     assert "--out" in message
     assert contents(bench.root) == before
-    assert bench.run() == []  # with the old settings it is still a finished run
+    assert bench.run() == []  # with the old settings the run is still finished
 
 
 def test_refusal_names_a_change_once_however_many_stages_share_it(bench: Bench) -> None:
@@ -292,7 +292,7 @@ with RunFolder(pathlib.Path({str(bench.root)!r})).locked():
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(InputError, match="another process is working on this run"):
             bench.run()
-        other.kill()  # the lock goes with the process, however it ends
+        other.kill()  # the lock ends with the process, however it dies
     assert bench.run() == []
 
 

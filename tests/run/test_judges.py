@@ -1,4 +1,4 @@
-"""The judges that a recipe names: what is refused before anything is spent, and what the evaluation depends on."""
+"""The judges of a recipe: which are refused before any cost, and what the evaluation depends on."""
 
 from __future__ import annotations
 

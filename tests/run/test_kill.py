@@ -1,4 +1,4 @@
-"""Killed without warning, a run goes on from where it was and ends as if nothing had happened."""
+"""A run that is killed without warning goes on from there and ends with the same result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def status(root: Path, stage: str) -> str:
 
 
 def checkpoints(root: Path, stage: str) -> list[int]:
-    """The steps of those that are whole: the trainer writes its state last, and the kill may come in the middle."""
+    """Return the steps of complete checkpoints. The trainer writes its state last, and the kill may come before
+    that."""
     steps = []
     for path in (root / stage).glob("checkpoints/checkpoint-*/trainer_state.json"):
         with suppress(ValueError, FileNotFoundError):
@@ -31,7 +32,7 @@ def checkpoints(root: Path, stage: str) -> list[int]:
 
 
 def kill_in(shell: Any, arguments: list[object], root: Path, stage: str, *, trains: bool) -> str:
-    """Start the command, kill it in the middle of ``stage``; return what it had printed."""
+    """Start the command, kill it in the middle of ``stage``, and return its output."""
     path = root.parent / f"output-{stage}.txt"
     with path.open("w") as output:
         process = subprocess.Popen(
@@ -49,9 +50,9 @@ def kill_in(shell: Any, arguments: list[object], root: Path, stage: str, *, trai
 
 
 def metrics(root: Path, stage: str) -> list[dict[str, Any]]:
-    """The rows of the steps, without the trainer's last row and the time that steps took."""
+    """Return the rows of the steps, without the trainer's last row and without times."""
     rows = [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
-    # num_tokens: TRL counts anew from where it goes on; nothing here reads it
+    # num_tokens: TRL restarts the count after an interruption; pitlm does not read it
     timed = ("step_time", "runtime", "per_second", "flos", "num_tokens")
     return [
         {key: value for key, value in row.items() if not any(word in key for word in timed)}
@@ -61,7 +62,7 @@ def metrics(root: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def results(root: Path, stage: str) -> Any:
-    """What a stage found, without timings."""
+    """Return a stage's results, without times."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -92,7 +93,7 @@ def assert_like_uninterrupted(root: Path, whole: Path) -> None:
 
 
 def killed_run(shell: Any, whole: Any, points: list[tuple[str, bool]]) -> None:
-    """Kill at each point in turn, always starting the same command again; then let it finish."""
+    """Kill the command at each point in turn and start it again each time; then let it finish."""
     root = shell.folder / "run"
     arguments = ["run", whole.recipe, "--out", root]
     reached: dict[str, int] = {}
@@ -116,7 +117,7 @@ def killed_run(shell: Any, whole: Any, points: list[tuple[str, bool]]) -> None:
 
 
 def assert_went_on(root: Path, stage: str, reached: int) -> None:
-    """Each start of the trainer has a log of its own: the last begins behind the checkpoint."""
+    """Each start of the trainer has its own log; the last log begins after the checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert reached > 0
@@ -124,7 +125,7 @@ def assert_went_on(root: Path, stage: str, reached: int) -> None:
     firsts = []
     for log in logs:
         log.Reload()
-        if "train/loss" in log.Tags()["scalars"]:  # what a killed process had not flushed yet is lost
+        if "train/loss" in log.Tags()["scalars"]:  # rows that the killed process had not flushed are lost
             firsts.append(min(event.step for event in log.Scalars("train/loss")))
     assert len(logs) >= 2
     assert max(firsts) == reached + 1, f"{stage} did not go on from step {reached}"

@@ -1,4 +1,4 @@
-"""Every stage on the architectures that people have: Llama 3 and Qwen3 in shape, tiny in size."""
+"""Every stage on common architectures: Llama 3 and Qwen3 in shape, tiny in size."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def check_checkpoints(out: Path) -> None:
 
 
 def check_learning(out: Path, base: Path) -> None:
-    """Every stage moved its model, and each began where it should."""
+    """Every stage changed its model, and each began from the right model."""
     before = weights(base)
     for name, start in {
         "policy-sft": base,
@@ -132,11 +132,11 @@ def check_learning(out: Path, base: Path) -> None:
 
 
 def check_anchor(out: Path) -> None:
-    """At the start of stage 0 KL is nothing; later stages begin away from the anchor, and say so."""
+    """At the start of stage 0 KL is zero. Later stages start away from the anchor, and their KL shows that."""
     kl = {name: [row["kl"] for row in metrics(out / name) if "kl" in row] for name in (*CAUSAL[3:], "policy-rl")}
     assert all(len(steps) == 2 and all(math.isfinite(value) for value in steps) for steps in kl.values())
-    # The first step's KL is one small batch's signed estimate: away from the anchor it may fall anywhere but on
-    # nothing, so the one tolerance separates the two.
+    # The first step's KL is the signed estimate of one small batch. Away from the anchor it may be anything except
+    # zero, so one tolerance separates the two cases.
     nothing = pytest.approx(0.0, abs=1e-5)
     assert kl["rl-0-data"][0] == nothing
     assert kl["policy-rl"][0] == nothing
@@ -145,7 +145,7 @@ def check_anchor(out: Path) -> None:
 
 
 def check_adapters(out: Path, base: Path) -> None:
-    """With LoRA only what an adapter sits on differs from the weights under it, and by a matrix of low rank."""
+    """With LoRA only matrices under adapters differ from the base, and the difference has low rank."""
     anchor = {"policy-sft": base, "improver-sft": base, "policy-rl": out / "policy-sft" / "model"}
     for name in CAUSAL:
         under, merged = weights(anchor.get(name, out / "improver-sft" / "model")), weights(out / name / "model")
@@ -164,7 +164,7 @@ def check_adapters(out: Path, base: Path) -> None:
 
 
 def check_use(out: Path) -> None:
-    """The two models that a user takes home work together."""
+    """The two models that a user keeps work together."""
     bases = Bases()
     improver = Improver.from_pretrained(out / "rl-2-improver" / "model", bases=bases)
     gap = GapModel.from_pretrained(out / "gap" / "model", bases=bases)
@@ -175,7 +175,7 @@ def check_use(out: Path) -> None:
 
 
 def check_references(out: Path) -> None:
-    """Stage 0 takes both responses of the data; later stages take what a model wrote."""
+    """Stage 0 takes both responses of the data; later stages take a model's answers."""
     known = {*GOOD, *BAD}
     for name, from_data in (("rl-0-data", True), ("rl-1-policy", False), ("rl-2-improver", False)):
         rows = [json.loads(line) for line in (out / name / "references.jsonl").read_text().splitlines()]
@@ -204,7 +204,7 @@ def test_every_stage_runs(bases, tmp_path, family, lora, quantize):
     check_anchor(out)
     check_references(out)
     check_use(out)
-    if lora and not quantize:  # what is saved in 16 bits is rounded
+    if lora and not quantize:  # saving in 16 bits rounds
         check_adapters(out, base)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == original
 
@@ -239,13 +239,13 @@ def test_adapters_beside_modules_that_are_not_there_are_refused_before_anything_
 
 
 def test_a_base_without_pad_and_chat_template_runs_and_a_second_run_skips(bases, tmp_path, capsys):
-    """A plain base model: its end token pads as well, so every stage works with one token more than the base has."""
+    """A plain base model pads with its end token, so every stage adds one token to the base."""
     data = write_pairs(tmp_path / "pairs.jsonl", 40)
     tree = recipe(bases("gpt"), data, lora=False).model_dump()
     tree["policy_rl"] = None
     tree["curriculum"]["stages"] = ["data"]
     tree["curriculum"]["rl"]["beta"] = 0.0
-    tree["curriculum"]["rl"]["truncated_penalty"] = None  # hardly any sample ends: steps without a reward
+    tree["curriculum"]["rl"]["truncated_penalty"] = None  # hardly any sample ends, so some steps have no reward
     tiny = parse_recipe(tree, "tiny")
     run_recipe(tiny, tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()

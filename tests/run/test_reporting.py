@@ -39,7 +39,7 @@ def test_the_end_of_a_stage_is_compared_with_three_quarters_of_the_way() -> None
 
 
 def test_the_end_of_a_stage_is_never_compared_with_itself() -> None:
-    """Measured rarely: a stage that fell must not be called level because its last measurement equals itself."""
+    """With few measurements, a falling stage must not look level because the last one is compared with itself."""
     trend = quality_trend(measured(at_0=[2.0, 2.0], at_20=[2.0, 2.0], at_40=[1.0, 1.0]))
     assert (trend["late_step"], trend["change"]["high"]) == (20, -1.0)
     assert quality_trend(measured(at_0=[1.0], at_1=[2.0]))["late_step"] == 0

@@ -1,4 +1,4 @@
-"""What a stage's outcome depends on is in its fingerprint."""
+"""A stage's fingerprint covers everything that its result depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RL = {"rl-0-data", "rl-1-policy", "evaluation", "report"}
         ({"curriculum.rl.beta": "0.2"}, RL),
         ({"curriculum.rl.rollouts": "vllm-colocate"}, RL),
         ({"curriculum.rl.rollouts": "transformers"}, set()),
-        # The fresh answers of the gap stage and the references of the RL stages are sampled in such batches.
+        # The gap stage's fresh answers and the RL stages' references are sampled in batches of this size.
         ({"evaluation.batch_size": "64"}, {"gap", *RL}),
         ({"evaluation.policy_temperature": "0.9"}, {"gap", *RL}),
         ({"evaluation.judges": "[{kind: truth}]"}, {"evaluation", "report"}),
@@ -50,7 +50,7 @@ def test_a_stage_reads_only_stages_before_it_and_says_what_it_trains(name: str, 
 
 
 def test_no_two_models_learn_from_the_pairs_that_judge_them() -> None:
-    """Where the truth is unknown, the judge shares no pair with R_P or R_PIT, and nobody trains on held-out folds."""
+    """Where the truth is unknown, the judge shares no pair with R_P or R_PIT, and no model trains on held-out folds."""
     stages = build_stages(load_recipe(find_recipe("quickstart"), {"data.source": "pairs.jsonl"}), contents=False)
     folds = {stage.name: set(stage.folds) for stage in stages}
     assert folds["judge"]

@@ -1,4 +1,4 @@
-"""One proxy for all tests that need no other settings, as new for each."""
+"""One proxy for all tests with default settings; each test gets it reset."""
 
 from __future__ import annotations
 

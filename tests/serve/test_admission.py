@@ -1,4 +1,4 @@
-"""Who is let in, how much at once, and what is never written down."""
+"""Which requests the server admits, how many at once, and what it never logs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_token_is_asked_for_and_the_upstream_gets_its_own_key(guarded):
     assert guarded.upstream.requests[0]["headers"]["authorization"] == "Bearer sk-upstream"
     root = guarded.url.removesuffix("/v1")
     assert [HTTP.get(f"{root}/{path}").status_code for path in ("healthz", "metrics", "")] == [200, 401, 200]
-    page = HTTP.get(root)  # anybody may read it, as it says nothing; what it asks for needs the token
+    page = HTTP.get(root)  # anybody may load the page, which holds no data; its requests need the token
     assert "script-src 'nonce-" in page.headers["content-security-policy"]
     assert page.headers["x-frame-options"] == "DENY"
     for secret in ("door-key", "sk-upstream", guarded.direct):
@@ -46,7 +46,7 @@ def test_a_token_is_asked_for_and_the_upstream_gets_its_own_key(guarded):
 
 def test_neither_keys_nor_conversations_are_logged(guarded, caplog):
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.DEBUG, logger="pitlm")  # which a server in this process may have made quieter
+    caplog.set_level(logging.DEBUG, logger="pitlm")  # another server in this process may have changed the level
     client = guarded.client(api_key="door-key", default_query={"key": "in-the-query"})
     client.chat.completions.create(**ASK)
     for model in ("cut", "broken", "nonsense"):
@@ -68,7 +68,7 @@ def test_a_body_has_a_largest_size_whether_it_is_announced_or_not(guarded):
         reply = HTTP.post(f"{guarded.url}/completions", content=content, headers={"authorization": "Bearer door-key"})
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
     fits = HTTP.post(f"{guarded.url}/completions", content=b" " * 1000, headers={"authorization": "Bearer door-key"})
-    assert fits.json()["error"]["message"] == "not JSON"  # as the upstream says
+    assert fits.json()["error"]["message"] == "not JSON"  # the upstream's own reply
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again():

@@ -43,7 +43,7 @@ def test_the_answer_is_the_last_accepted_and_the_usage_is_that_of_both(proxy):
     assert made.choices[0].message.content == BEST
     assert made.choices[0].finish_reason == "stop"
     assert (made.id, made.system_fingerprint) == ("chatcmpl-1", "fp_1")
-    # Three proposals at 3 tokens written and 10 read each, on top of the upstream's 5 and 7.
+    # Three proposals with 3 tokens written and 10 read each, plus the upstream's 5 and 7.
     assert (made.usage.completion_tokens, made.usage.prompt_tokens, made.usage.total_tokens) == (14, 37, 51)
     assert made.pit == {
         "outcome": "improved",
@@ -75,7 +75,7 @@ def test_the_upstream_gets_the_clients_own_bytes_and_headers(proxy):
     assert (request["headers"]["openai-organization"], request["headers"]["cookie"]) == ("org", "c=1")
     assert request["headers"]["host"] == proxy.direct.split("/")[2]
     assert "x-pit" not in request["headers"]
-    # The proxy keeps no cookie of one answer to send it with the next client's request.
+    # The proxy never sends one answer's cookie with another client's request.
     HTTP.cookies.clear()
     post(proxy.url)
     assert "cookie" not in proxy.upstream.requests[1]["headers"]
@@ -249,7 +249,7 @@ def test_what_is_no_json_is_the_upstreams_to_refuse(proxy):
     "odd", [{"stop": 7}, {"stop": [None, ""]}, {"seed": "x"}, {"max_tokens": -1.5}, {"temperature": "hot"}]
 )
 def test_parameters_that_make_no_sense_are_the_upstreams_to_refuse(proxy, odd):
-    assert post(proxy.url, **odd).json()["pit"]["outcome"] == "improved"  # this upstream refuses nothing
+    assert post(proxy.url, **odd).json()["pit"]["outcome"] == "improved"  # this upstream refuses no key
     assert json.loads(proxy.upstream.requests[0]["body"])[next(iter(odd))] == next(iter(odd.values()))
 
 
@@ -285,13 +285,13 @@ def test_a_stream_that_breaks_off_breaks_off_after_the_same_text(proxy, more):
 
 
 def wait_for(condition):
-    while not condition():  # the limit on every test is what ends this
+    while not condition():  # the time limit of every test ends this
         time.sleep(0.01)
 
 
 def test_a_client_that_times_out_ends_the_upstreams_work(proxy):
     seconds = 0.2
-    while not proxy.upstream.requests:  # on a busy machine the client may give up before it was passed on
+    while not proxy.upstream.requests:  # on a busy machine the client may give up first
         with pytest.raises(openai.APITimeoutError):
             create(proxy.client(timeout=seconds), model="stall")
         seconds *= 2

@@ -1,4 +1,4 @@
-"""Who may ask what is served, from where, and how much."""
+"""Which requests the servers accept: from whom, from where, and how large."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_loopback_names_pass_without_a_token(host):
     "host", ["evil.example", "evil.example:8750", "127.0.0.1.evil.example", "192.168.0.7:8750", ""]
 )
 def test_a_foreign_name_for_this_machine_is_refused(host):
-    """DNS rebinding: the page of evil.example, whose name now points here."""
+    """DNS rebinding: a page of evil.example, whose name now points to this machine."""
     answer = client(None).get("/", headers={"Host": host})
     assert answer.status_code == 400
     assert "served" not in answer.text
@@ -87,7 +87,7 @@ def test_long_bodies_are_refused_before_they_are_read():
     there = client(None)
     assert there.post("/", content=b"x" * MAX_BODY).json() == MAX_BODY
     assert there.post("/", content=b"x" * (MAX_BODY + 1)).status_code == 413
-    assert there.post("/", content=iter([b"x" * 10])).status_code == 411  # in chunks, of which nobody knows how many
+    assert there.post("/", content=iter([b"x" * 10])).status_code == 411  # in chunks, without a known length
     assert there.post("/", content=b"x", headers={"Content-Length": "-1"}).status_code == 411
 
 

@@ -1,4 +1,4 @@
-"""Improving while somebody waits: what is kept, what a failure costs, and the process that owns the models."""
+"""Improving while a client waits: the kept answer, the cost of failures, and the process that owns the models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_model_that_fails_leaves_the_first_answer(writer, judge):
 def test_so_does_whatever_else_goes_wrong():
     class Broken(Judge):
         async def gap(self, item):
-            return None  # which is no gap
+            return None  # NaN is no gap
 
     outcome = drive(judge=Broken())
     assert (outcome.name, outcome.trace.final, outcome.failure) == (
@@ -218,12 +218,12 @@ def test_models_that_cannot_be_loaded_say_so_at_the_start(load, message):
 
 
 def test_the_loops_own_budget_of_seconds_is_within_the_time_limit():
-    """So no round is begun that would be broken off."""
+    """So the loop begins no round that the limit would break off."""
     assert [NONE.settings(LoopSection(seconds=own), 20.0).seconds for own in (None, 5.0, 60.0)] == [20.0, 5.0, 20.0]
 
 
 def remotely(use, kind, *replies, **settings):
-    """Run a coroutine function with a remote model behind a server that gives these replies in turn."""
+    """Run a coroutine function with a remote model; its server gives these replies in turn."""
     asked, left = [], list(replies)
 
     async def server(scope, receive, send):

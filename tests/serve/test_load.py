@@ -1,4 +1,4 @@
-"""The load test, small: `make bench` runs it with 64 clients and 5,000 requests."""
+"""A small load test; `make bench` runs it with 64 clients and 5,000 requests."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ def test_with_an_upstream_that_misbehaves_nothing_is_lost_doubled_or_blamed_on_i
     figures = json.loads(out.read_text())
     promised = {name: figures[name] for name in ("requests", "lost", "doubled", "foreign_5xx", "unseen")}
     assert promised == {"requests": 200, "lost": 0, "doubled": 0, "foreign_5xx": 0, "unseen": 0}
-    # What the upstream caused is passed on as what it is.
+    # Failures of the upstream are passed on as such.
     assert {"well 200", "fail 503", "stall 504", "cut 502", "cut 200", "nonsense 200"} == figures["outcomes"].keys()
     assert {
         "latency_added_p50_ms",

@@ -43,7 +43,7 @@ def shown(client, ballot, rater="ada"):
 
 def test_a_vote_is_for_what_was_shown(client, votes):
     first, second = (row["ballot"] for row in sheet(client)[:2])
-    for ballot in (first, second):  # always for the zebra, wherever it stands
+    for ballot in (first, second):  # always votes for the zebra, on either side
         vote(client, ballot, "left" if "zebra" in shown(client, ballot)["left"] else "right")
     assert [(row.first, row.verdict, row.judge) for row in votes.rows()] == [(SYSTEMS[0], Verdict.WIN, "ada")] * 2
     assert [row["rated"] for row in sheet(client)] == [True, True, False, False, False, False]
@@ -131,7 +131,7 @@ def test_votes_that_cannot_be_written_are_an_error_and_not_a_loss_in_silence(cli
     answer = vote(client, ballot)
     assert answer.status_code == 503
     assert "cannot be saved" in answer.json()["detail"]
-    assert str(votes.path) not in answer.text  # whose folders are nobody's business
+    assert str(votes.path) not in answer.text  # the reply must not show the path
 
 
 def test_the_policy_allows_the_page_s_own_script_and_nothing_else(client):

@@ -1,4 +1,4 @@
-"""The pocket world: its truth by hand, its noise by formula, and that imitation is not enough in it."""
+"""The pocket world: its truth by hand, its noise by formula, and that imitation is not enough."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PERFECT = "price nine . color red . happy to help ."
 
 @pytest.fixture
 def known_weights(monkeypatch):
-    """Weights for hand arithmetic, so that tuning the world does not change what these tests say."""
+    """Fixed weights for hand arithmetic, so that tuning the world does not change these tests."""
     monkeypatch.setattr(
         world, "WEIGHTS", Weights(right=0.5, wrong=-1, rude=-1, padding=-0.5, repeated=-0.5, courtesy=0.5)
     )
@@ -49,7 +49,7 @@ def known_weights(monkeypatch):
         ("price twelve . color red .", Marks(1, 1, 0, 0, 0, 0), -0.5),
         ("price nine . price nine .", Marks(1, 0, 0, 0, 1, 0), 0.0),
         ("price twelve . price nine .", Marks(0, 1, 0, 0, 1, 0), -1.5),  # the first answer counts
-        ("size small .", Marks(0, 0, 0, 1, 0, 0), -0.5),  # right, but nobody asked
+        ("size small .", Marks(0, 0, 0, 1, 0, 0), -0.5),  # right, but not asked
         ("silly question . price nine .", Marks(1, 0, 1, 0, 0, 0), -0.5),
         ("as you can see . well anyway .", Marks(0, 0, 0, 2, 0, 0), -1.0),
         ("happy to help . thanks for asking . happy to help .", Marks(0, 0, 0, 0, 0, 3), -0.5),
@@ -128,7 +128,7 @@ def test_responses_of_a_pair_differ_and_use_known_words():
 
 
 def test_flaws_are_common_in_winners_and_more_common_in_losers():
-    """So imitating winners keeps their flaws, and only the direction of preference shows what is better."""
+    """So imitating winners keeps their flaws; only the direction of preference shows which answer is better."""
     pairs = make_preferences(3000, seed=6)
     share: Counter[tuple[str, str]] = Counter()
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""The instruction tasks: true by the oracle's own marks, each criterion apart."""
+"""The instruction tasks: right by the oracle's own marks, for each criterion separately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ X = Prompt.of("lamp : color red price nine size small . price color ?")
         ("wrong", "price twelve . color red .", "price twelve .", "price nine . color red ."),
         ("wrong", "price twelve . color blue .", "price twelve . color blue .", "price nine . color red ."),
         ("missing", "color red .", "price nine .", "color red . price nine ."),
-        ("missing", "color blue .", "price nine .", "color blue . price nine ."),  # answered, if wrongly
+        ("missing", "color blue .", "price nine .", "color blue . price nine ."),  # answered, but wrongly
         ("missing", "", "price nine . color red .", "price nine . color red ."),
         ("padding", "well anyway . size small . price nine .", "well anyway . size small .", "price nine ."),
         ("padding", "happy to help . thanks for asking .", "thanks for asking .", "happy to help ."),
@@ -37,7 +37,7 @@ def test_findings_and_mendings_by_hand(criterion, response, found, mended):
 
 
 def broken(prompt, response):
-    """Which criteria the oracle's marks say are broken, by the marks alone."""
+    """Return the broken criteria, from the oracle's marks alone."""
     marks, asked = mark(prompt, response), len(prompt.text.removesuffix(" ?").split(" . ")[1].split())
     counts = {
         "wrong": marks.wrong,
@@ -67,7 +67,7 @@ def test_a_finding_is_what_the_marks_say_and_mending_mends_that_alone(criterion)
 
 
 def test_all_criteria_together_are_the_whole_utility():
-    """In whichever order they are mended: so a rubric that names all of them is complete."""
+    """Mending in any order reaches the optimum, so a rubric with all criteria is complete."""
     rng = random.Random(2)
     for prompt, response in draws(300, seed=3):
         perfect = mend(prompt, response, rng.sample(CRITERIA, k=len(CRITERIA)))

@@ -1,4 +1,4 @@
-"""Which baselines take part, and that the work they declare is the work they ask for."""
+"""Which baselines take part, and that they request exactly the work that they declare."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_pit_is_compared_with_its_closest_rivals_first():
 
 
 class Counting:
-    """Every model in one: answers and proposals take 4 tokens, each proposal is longer, and the longest is the best."""
+    """All models in one: answers and proposals take 4 tokens, each proposal is longer, and the longest is the best."""
 
     def __init__(self):
         self.answers = self.proposals = self.gap_scores = self.rewards = 0

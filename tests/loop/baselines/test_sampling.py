@@ -1,4 +1,4 @@
-"""Baselines that answer again, with scripted models: what is kept, and that everything is paid for."""
+"""Baselines that sample new answers, with scripted models: the kept answer, and the full cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ORIGINALS = [f"{prompt.text}-0" for prompt in PROMPTS]
 
 
 class Policy:
-    """The n-th answer to x is "x-n", and takes n tokens."""
+    """The n-th answer to x is "x-n" and takes n tokens."""
 
     def __init__(self):
         self.calls = []
@@ -26,7 +26,7 @@ class Policy:
 
 
 class Gaps:
-    """A table of scores; it checks that each response comes beside its own prompt and original."""
+    """A table of scores. It checks that each response comes with its own prompt and original."""
 
     SCORES = {
         "one-0": 5.0, "one-1": 1.0, "one-2": 2.0,

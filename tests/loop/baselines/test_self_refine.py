@@ -1,4 +1,4 @@
-"""Self-Refine with a scripted chat model: what it is asked, what is kept, what is paid."""
+"""Self-Refine with a scripted chat model: its requests, its results, its cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ APART = GUIDE.model_copy(
 
 @dataclass
 class Chat:
-    """Replies from a table, by the last answer in the conversation and what is asked of it."""
+    """Replies from a table, by the conversation's last answer and the request about it."""
 
     feedback: dict
     rewrites: dict
@@ -67,7 +67,7 @@ def test_feedback_then_refine_until_the_rounds_are_spent():
     (trace,) = self_refine([X], ["a"], chat=scripted(), guide=GUIDE, rounds=2)
     assert trace.responses == ("a", "b", "c")
     assert trace.stop_reason is StopReason.ROUNDS
-    assert trace.gaps[0] == 6.0  # by its own scores, where it had them
+    assert trace.gaps[0] == 6.0  # by the model's own scores, if it gave any
 
 
 def test_it_stops_where_the_feedback_asks_for_nothing_more():
@@ -75,7 +75,7 @@ def test_it_stops_where_the_feedback_asks_for_nothing_more():
     (trace,) = self_refine([X], ["a"], chat=chat, guide=GUIDE, rounds=9)
     assert trace.responses == ("a", "b", "c", "d")
     assert trace.stop_reason is StopReason.CONVERGED
-    assert len(chat.calls) == 3 + 4  # three rewrites, four times feedback
+    assert len(chat.calls) == 3 + 4  # three rewrites, four feedbacks
 
 
 def test_the_best_by_its_own_scores_costs_one_more_feedback():
@@ -93,7 +93,7 @@ def test_each_round_holds_what_it_cost():
     assert [step.tokens for step in last.rounds] == [len("bad score 1") + 1, len("good score 7") + 1]
     assert last.generated_tokens == sum(step.tokens for step in last.rounds)
     (best,) = self_refine([X], ["a"], chat=scripted(), guide=GUIDE, rounds=2, best=True)
-    # The first rewrite is known to be better only once its own feedback has been paid.
+    # Only its own feedback, which costs too, shows that the first rewrite is better.
     assert [step.tokens for step in best.rounds] == [
         len("bad score 1") + 1 + len("good score 7"),
         1 + len("meh score 3"),
@@ -124,7 +124,7 @@ def test_an_answer_without_a_score_is_never_the_best():
     chat = Together({"a": "bad score 1", "b": "no number"}, {"a": "b"})
     (trace,) = self_refine([X], ["a"], chat=chat, guide=GUIDE, rounds=1, best=True)
     assert trace.final == "a"
-    assert trace.gaps == (0.0,)  # nothing that JSON could not hold
+    assert trace.gaps == (0.0,)  # no value that JSON lacks
 
 
 def test_the_feedback_sees_the_last_answer_and_the_rewrite_sees_all_rounds():
@@ -149,7 +149,7 @@ def test_examples_come_first_and_every_conversation_alternates():
     chat = scripted()
     x = Prompt.of([{"role": "system", "content": "s"}, {"role": "user", "content": "x"}])
     for turns in (guide.ask(x, "a", "q"), guide.rewrite(x, [("a", "q", "f"), ("b", "q", "g")])):
-        assert Prompt.of(turns).as_messages() == turns  # system first, user and assistant in turn, the user last
+        assert Prompt.of(turns).as_messages() == turns  # system first, then user and assistant in turn, the user last
         assert turns[1]["content"] == guide.examples[0].prompt
     assert guide.satisfied("All good. Nothing to improve.\nTotal: 10/10")
     for example in guide.examples:
@@ -172,7 +172,7 @@ def test_criteria_apart_are_asked_and_mended_one_by_one():
     assert trace.responses == ("a", "c")
     assert trace.stop_reason is StopReason.CONVERGED
     assert trace.rounds[0].tokens == 2 + 2 + 1 + 1
-    assert trace.generated_tokens == 6 + 4 + 4  # and the feedback that ended it
+    assert trace.generated_tokens == 6 + 4 + 4  # and the last feedback
     assert trace.prompt_tokens == 600
     assert trace.gaps == (2.0,)  # criteria that hold: none, then both
 
