@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pitlm.cli.options import json_option, write_figures
+from pitlm.core.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -44,9 +47,7 @@ def data() -> None:
 @click.argument("source")
 @click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="How many pairs to print.")
 @click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here."
-)
+@json_option
 def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | None) -> None:
     """Show what SOURCE holds: counts, lengths, length bias, samples.
 
@@ -58,27 +59,22 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
       pit data inspect folder/of/parquet --samples 5
       pit data inspect pairs.csv --skip-invalid --json figures.json
     """
-    import json
-
     from rich.console import Console
 
     from pitlm.data.dataset import load_preferences
     from pitlm.data.inspection import inspect_preferences
-    from pitlm.io.atomic import write_text
 
     found = inspect_preferences(load_preferences(source, skip_invalid=skip_invalid, progress=True), samples)
     console = Console()
     _print_figures(console, found)
     for number, pair in enumerate(found.samples, start=1):
         _print_sample(console, number, pair)
-    if json_file is not None:
-        write_text(json_file, json.dumps(found.as_dict(), indent=2) + "\n")
-        click.echo(f"Figures written to {json_file}")
+    write_figures(json_file, found.as_dict())
 
 
 @data.command()
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write the folds to.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write the folds to.")
 @click.option(
     "--test", default="0.1", show_default=True, callback=_size, metavar="SIZE", help="Held out for evaluation."
 )
@@ -107,10 +103,10 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
       pit data prepare folder/of/csv --out folds --skip-invalid --force
     """
     from rich.console import Console
-    from rich.table import Table
 
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.folds import cut_folds, write_folds
+    from pitlm.io.console import make_table
 
     _check_out(source, out, force)
     out.mkdir(parents=True, exist_ok=True)
@@ -119,14 +115,10 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     loaded = load_preferences(source, skip_invalid=skip_invalid, rejects=rejects, progress=True)
     summary = write_folds(out, cut_folds(loaded.preferences, test=test, validation=validation), loaded)
 
-    console = Console()
-    table = Table(title="Folds", title_justify="left")
-    table.add_column("fold")
-    table.add_column("pairs", justify="right")
-    table.add_column("prompts", justify="right")
+    table = make_table("Folds", "fold", "pairs", "prompts")
     for fold, counts in summary["folds"].items():
         table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
-    console.print(table)
+    Console().print(table)
     click.echo(reading(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
     if loaded.invalid:
         click.echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
@@ -134,8 +126,7 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
 
 
 def _check_out(source: str, out: Path, force: bool) -> None:
-    """Refuse a folder with something in it, and one from which the next run would read its own output."""
-    from pitlm.core.errors import InputError
+    """Refuse a folder that is not empty, and a folder inside the source, where the next run would read the folds."""
     from pitlm.data.readers import check_outside
 
     if out.exists() and not out.is_dir():
@@ -152,18 +143,13 @@ def _print_figures(console: Console, found: Inspection) -> None:
 
     from pitlm.data.dataset import reading
     from pitlm.data.inspection import QUANTILES
+    from pitlm.io.console import make_table
 
     click.echo(reading(found.read, found.kept, found.dropped, found.invalid))
     console.print()
-    lengths = Table(title="Length in words", title_justify="left")
-    lengths.add_column("")
-    for heading in ("mean", *(f"{quantile:.0%}" for quantile in QUANTILES), "longest"):
-        lengths.add_column(heading, justify="right")
-    for name, length in (
-        ("prompt", found.prompt_length),
-        ("chosen", found.chosen_length),
-        ("rejected", found.rejected_length),
-    ):
+    lengths = make_table("Length in words", "", "mean", *(f"{q:.0%}" for q in QUANTILES), "longest")
+    measured = {"prompt": found.prompt_length, "chosen": found.chosen_length, "rejected": found.rejected_length}
+    for name, length in measured.items():
         quantiles = (f"{value:,.0f}" for value in length.quantiles.values())
         lengths.add_row(name, f"{length.mean:,.1f}", *quantiles, f"{length.longest:,}")
     console.print(lengths)
@@ -204,7 +190,7 @@ def _print_sample(console: Console, number: int, pair: Preference) -> None:
     turns = len(pair.prompt.messages)
     before = f" (last of {turns} turns)" if turns > 1 else ""
     for name, text in ((f"prompt{before}", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-        # Text, not markup: what stands in square brackets is the data's own.
+        # Text, not markup: square brackets belong to the data.
         console.print(Text.assemble((f"{name}: ", "cyan"), _clipped(text)))
 
 

@@ -1,4 +1,4 @@
-"""`pit export`: a trained model, for any engine, with its card."""
+"""`pit export`: writes a trained model for any engine, with its card."""
 
 from __future__ import annotations
 
@@ -24,19 +24,24 @@ improver was trained with is in its chat template. docs/export.md says more.
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder that the model goes to.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write the model to.")
 @click.option(
     "--model",
     type=click.Choice(["improver", "policy", "gap", "reward"]),
     help="Which model of a run. Default: the improver.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights. Default: as they are."
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Dtype of the weights. Default: unchanged."
 )
-@click.option("--adapter", is_flag=True, help="The LoRA adapter over the base of the run, not whole weights.")
+@click.option("--adapter", is_flag=True, help="Write the LoRA adapter over the base of the run, not whole weights.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
-@click.option("--push-to-hub", "repository", metavar="NAME", help="Also, or only, upload it under this name.")
-@click.option("--private", is_flag=True, help="Where --push-to-hub makes a repository, make it private.")
+@click.option(
+    "--push-to-hub",
+    "repository",
+    metavar="NAME",
+    help="Upload the model to the hub under this name; works with and without -o.",
+)
+@click.option("--private", is_flag=True, help="Make a repository that --push-to-hub creates private.")
 def export(
     source: Path, output: Path | None, model: Any, force: bool, repository: str | None, private: bool, **how: Any
 ) -> None:

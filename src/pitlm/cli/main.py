@@ -46,14 +46,14 @@ def load_verb(name: str) -> click.Command:
     return command
 
 
-# Set before anything heavy is imported, because the libraries read these once, at import. What the user set stays.
+# Set before anything heavy is imported, because the libraries read these once, at import. The user's values stay.
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-# What the user can mend; any other OSError is ours, and keeps its traceback.
+# Errors that the user can mend; any other OSError is a fault of ours, and keeps its traceback.
 USER_ERRNOS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -67,7 +67,7 @@ USER_ERRNOS = {
 }
 
 SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter failed")
-"""What torch says when fewer bytes reached the disk than it wrote."""
+"""Words in torch's errors when fewer bytes reached the disk than it wrote."""
 
 EXTRAS = {
     "train": {
@@ -88,7 +88,7 @@ EXTRAS = {
     "vllm": {"vllm"},
     "ray": {"ray"},
 }
-"""What each extra of the package brings, by the names that are imported."""
+"""Modules that each extra of the package installs, by their import names."""
 
 EXAMPLES = """
 \b
@@ -98,12 +98,12 @@ Examples:
   pit run recipes/hh-small.yaml --data pairs.jsonl
   pit recipes show quickstart
 
-`pit VERB --help` says more of each, with examples.
+`pit VERB --help` explains a verb, with examples.
 """
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are stand-ins, for names and suggestions, until one of them is called."""
+    """A group whose commands only have names, for suggestions, until one of them is called."""
 
     def __init__(self, verbs: dict[str, Verb], callback: Callable[..., object], epilog: str) -> None:
         stand_ins = {name: click.Command(name, short_help=verb.help) for name, verb in verbs.items()}
@@ -165,7 +165,7 @@ def user_message(error: Exception) -> str | None:
         return extra and f"{error.name} is not installed; this verb needs: pip install 'pitlm[{extra}]'"
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         return ": ".join([*(str(name) for name in (error.filename,) if name is not None), USER_ERRNOS[error.errno]])
-    # The checkpoint writers below torch and safetensors raise their own types, with the system's words inside, or not.
+    # The writers below torch and safetensors raise their own types, with or without the system's words.
     if os.strerror(errno.ENOSPC) in str(error):
         return USER_ERRNOS[errno.ENOSPC]
     if any(words in str(error) for words in SHORT_WRITES):
@@ -179,7 +179,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _close_quietly() -> None:
-    """Send what is left in the buffers nowhere, so that the interpreter's own flush at exit does not complain."""
+    """Discard the rest of the output, so that the interpreter's own flush at exit raises no error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""`pit rate`: people as the judge."""
+"""`pit rate`: people judge two systems' answers on a page."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ goes on where they stopped. With a --host other than this machine's own, the add
     "votes_file",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The file that the votes are kept in (SQLite); made where it is missing.",
+    help="SQLite file that keeps the votes; made where it is missing.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="The port; 0 takes a free one."
+    "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 finds a free port."
 )
 @click.option(
     "-o",
     "--export",
     type=click.Path(path_type=Path),
-    help="Instead of serving: write the votes that count here, as verdicts (JSON lines).",
+    help="Write the votes that count to this file as verdicts (JSON lines), and serve nothing.",
 )
 @click.option("--force", is_flag=True, help="Replace the file of verdicts.")
 def rate(
@@ -94,7 +94,7 @@ def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) ->
     def ready(url: str) -> None:
         click.echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {votes_file}. Ctrl-C ends.")
 
-    # Ctrl-C is how a person ends this, and no mishap. The server swallows it where it comes at certain moments.
+    # A person ends the server with Ctrl-C; at certain moments the server itself swallows the signal.
     with suppress(KeyboardInterrupt):
         serve_rating(comparisons, votes, host=host, port=port, ready=ready)
     click.echo(f"\nStopped. Votes in {votes_file}: {_by_rater(votes.rows())}")

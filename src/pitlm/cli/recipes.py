@@ -1,4 +1,4 @@
-"""`pit recipes`: what can be run without writing a configuration."""
+"""`pit recipes`: lists the packaged recipes and prints one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Examples:
 @click.group(invoke_without_command=True, epilog=EXAMPLES)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
-    """List the packaged recipes, or print one to start your own from."""
+    """List the packaged recipes, or print one as a start for your own."""
     if ctx.invoked_subcommand is not None:
         return
     from pitlm.core.packaged_recipes import find_recipe, recipe_names

@@ -1,4 +1,4 @@
-"""`pit run`: a recipe, from pairs to report."""
+"""`pit run`: carries out a recipe, from pairs to report."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ Examples:
   pit run quickstart --accelerate cpu
   pit run hh-llama-8b --data mypairs.jsonl --accelerate fsdp2
 
-The same command again goes on where an interrupted run stopped, and skips what is done.
+Give the same command again to go on where an interrupted run stopped; finished stages are skipped.
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("recipe")
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/ and the recipe's name.")
-@click.option("--seed", type=click.IntRange(min=0), help="Replaces the recipe's seed.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/NAME, with the name of the recipe."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Replace the recipe's seed.")
 @overrides_option
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
 @click.option(

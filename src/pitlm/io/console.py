@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 WIDTH = 120
 
@@ -23,6 +24,14 @@ def make_console() -> Console:
     """A console that does not fold to 80 columns where the output is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+def make_table(title: str, *columns: str) -> Table:
+    """A table whose first column has names and whose other columns have figures."""
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if number else "left")
+    return table
 
 
 def make_progress(*more: ProgressColumn) -> Progress:
