@@ -59,8 +59,7 @@ class Judge:
 
 
 class ProcessWriter:
-    """``die`` ends the process, ``hang`` never answers, ``fail`` raises alone and in company; else says with whom it
-    was asked."""
+    """``die`` ends the process, ``hang`` never answers, ``fail`` always raises. Else the answer names the batch."""
 
     def propose(self, prompts, references, *, temperature, seed):
         texts = [prompt.text for prompt in prompts]

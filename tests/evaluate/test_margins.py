@@ -17,8 +17,7 @@ SETTINGS = LoopSection(rounds=2)
 
 
 class World:
-    """Answers are numbers, and larger is better. A proposal differs by up to 3; the gap is the difference plus
-    noise."""
+    """Answers are numbers; larger is better. A proposal differs by up to 3; the gap is the difference plus noise."""
 
     def propose(self, prompts, references, *, temperature, seed):
         draw = random.Random(seed)

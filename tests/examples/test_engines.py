@@ -1,5 +1,4 @@
-"""R_PIT as the reward of OpenRLHF and verl: their request shapes, and the examples beside stand-ins of their
-classes."""
+"""R_PIT as the reward of OpenRLHF and verl: their request shapes, and the examples with stand-ins."""
 
 from __future__ import annotations
 
