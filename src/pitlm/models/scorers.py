@@ -18,7 +18,7 @@ from pitlm.models.adapters import Bases
 from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.checkpoint import Checkpoint
 from pitlm.models.loading import Card, window_of
-from pitlm.models.scoring import score_groups, score_ids
+from pitlm.models.trees import score_groups, score_ids
 
 AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
 
