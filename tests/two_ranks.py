@@ -19,9 +19,10 @@ from transformers import TrainerCallback
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
-from pitlm.method import common, reward, rl, sft
+from pitlm.method import common, rl
 from pitlm.method.probe import Probe
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
+from pitlm.method.supervised import LESSONS, train_on_rows
 from pitlm.models.loading import quiet
 
 WORDS = [
@@ -66,29 +67,25 @@ def scripted(self, prompt_ids, images, fields):
 
 
 def train_all(root: Path, base: Path) -> None:
-    template = Template(ASK)
-    for name, module, work in (
-        ("sft", sft, lambda b: sft.train_sft(
-            sft.improver_rows(PAIRS, b.tokenizer, template), sft.improver_rows(PAIRS[:8], b.tokenizer, template),
-            train_section(batch_size=8, accumulation=2, epochs=2), b, "SFT")),
-        ("lora", sft, lambda b: sft.train_sft(
-            sft.improver_rows(PAIRS, b.tokenizer, template), sft.improver_rows(PAIRS[:8], b.tokenizer, template),
-            train_section(batch_size=8), b, "LoRA")),
-        ("reward", reward, lambda b: reward.train_reward(
-            reward.reward_rows(PAIRS, b.tokenizer, template), reward.reward_rows(PAIRS[:8], b.tokenizer, template),
-            train_section(batch_size=8, max_steps=3), b)),
-        ("gap", reward, lambda b: reward.train_gap(
-            reward.gap_rows(PAIRS, b.tokenizer, template), reward.gap_rows(PAIRS[:8], b.tokenizer, template),
-            train_section(batch_size=4, max_steps=4), b)),
-        ("rl", rl, train_curriculum),
-    ):  # fmt: skip
+    for name, kind, section in (
+        ("sft", "improver", train_section(batch_size=8, accumulation=2, epochs=2)),
+        ("lora", "improver", train_section(batch_size=8)),
+        ("reward", "reward", train_section(batch_size=8, max_steps=3)),
+        ("gap", "gap", train_section(batch_size=4, max_steps=4)),
+        ("rl", "improver", None),
+    ):
         peft = LoraSection(r=4, alpha=8) if name == "lora" else None
-        bench = workbench(root / name, base, "gap" if module is reward else "improver", peft=peft, seed=3)
+        bench = workbench(root / name, base, kind, peft=peft, seed=3)
         genuine = common.callbacks
         with patch.object(
             common, "callbacks", lambda b, title, genuine=genuine: [*genuine(b, title), Keeper(b.folder)]
         ):
-            work(bench)
+            if section is None:
+                train_curriculum(bench)
+            else:
+                rows_of = LESSONS[kind][1]
+                rows, held_out = (rows_of(pairs, bench.tokenizer, Template(ASK)) for pairs in (PAIRS, PAIRS[:8]))
+                train_on_rows(kind, rows, held_out, section, bench)
 
 
 def train_curriculum(bench) -> None:

@@ -44,7 +44,8 @@ from pitlm.loop.chains import held_to
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
 from pitlm.method.common import Workbench
 from pitlm.method.curriculum import train_policy
-from pitlm.method.sft import TokenRow, policy_rows, train_sft
+from pitlm.method.sft import TokenRow, policy_rows
+from pitlm.method.supervised import train_on_rows
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
@@ -148,7 +149,7 @@ def teach(context: Context, folder: Path, options: argparse.Namespace) -> Policy
         held_out = rows_of(draw_lessons(rng, context.folds["validation"], 300), tokenizer, rng)
         card = context.card("policy")
         bench = Workbench(folder, folder / "start", tokenizer, card, context.seed("follower"))
-        train_sft(rows, held_out, section, bench, "rubric follower")
+        train_on_rows("policy", rows, held_out, section, bench)
     return Policy.from_pretrained(folder / "model")
 
 

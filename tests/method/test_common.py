@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import pitlm.method.common as common
 import pitlm.method.rl as rl
-import pitlm.method.sft as sft
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
 from pitlm.method.common import last_whole_checkpoint
 from pitlm.method.sft import improver_rows
+from pitlm.method.supervised import train_on_rows
 
 WORDS = (
     "the price is nine",
@@ -57,8 +57,12 @@ class Watch(TrainerCallback):
 def run_sft(bench, **kwargs):
     pairs = [preference(f"is it {word} ?", word, other) for word, other in zip(WORDS, WORDS[::-1], strict=True)]
     rows = improver_rows(pairs, bench.tokenizer, Template(ASK))
-    sft.train_sft(
-        rows, rows[:2], train_section(**{"batch_size": 4, "epochs": STEPS / 2, "save_every": 2, **kwargs}), bench, "SFT"
+    train_on_rows(
+        "improver",
+        rows,
+        rows[:2],
+        train_section(**{"batch_size": 4, "epochs": STEPS / 2, "save_every": 2, **kwargs}),
+        bench,
     )
 
 

@@ -18,9 +18,10 @@ from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.data.template import Template
-from pitlm.method.reward import gap_rows, train_gap
+from pitlm.method.reward import gap_rows
 from pitlm.method.rl import AnchorCheck, train_rl
-from pitlm.method.sft import improver_rows, train_sft
+from pitlm.method.sft import improver_rows
+from pitlm.method.supervised import train_on_rows
 from pitlm.models.adapters import OVER_BASE, Bases
 from pitlm.models.generators import Improver
 from pitlm.models.loading import load_causal, load_scorer, load_tokenizer
@@ -80,10 +81,10 @@ def chain(bases, tmp_path_factory):
     root, base = tmp_path_factory.mktemp("chain"), bases("llama3")
     sft = workbench(root / "sft", base, **QLORA)
     rows = improver_rows(PAIRS, sft.tokenizer, Template(sft.card.ask))
-    train_sft(rows, rows, train_section(max_steps=3, epochs=3), sft, "SFT")
+    train_on_rows("improver", rows, rows, train_section(max_steps=3, epochs=3), sft)
     gap = workbench(root / "gap", sft.model_folder, "gap", **QLORA)
     triples = gap_rows(PAIRS, gap.tokenizer, Template(gap.card.ask))
-    train_gap(triples, triples, train_section(max_steps=3, epochs=3), gap)
+    train_on_rows("gap", triples, triples, train_section(max_steps=3, epochs=3), gap)
     return {"base": base, "sft": sft, "gap": gap}
 
 

@@ -18,9 +18,8 @@ from pitlm.method.reward import (
     gap_rows,
     reward_rows,
     scorer_trainer,
-    train_gap,
-    train_reward,
 )
+from pitlm.method.supervised import train_on_rows
 from pitlm.models.scorers import GapModel, score_ids
 
 PAIRS = [
@@ -98,7 +97,7 @@ def test_training_orders_the_pairs_and_the_checkpoint_keeps_it(bases, tmp_path):
     bench = workbench(tmp_path / "gap", bases("words"), "gap")
     rows = gap_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
     section = train_section(batch_size=3, epochs=40.0, learning_rate=3e-2, log_every=10)
-    metrics = train_gap(rows, rows, section, bench)
+    metrics = train_on_rows("gap", rows, rows, section, bench)
     assert metrics["eval_loss"] < 1.0 < 5 * math.log(2)
     assert metrics["eval_accuracy"] == 1.0
     gap = GapModel.from_pretrained(bench.model_folder)
@@ -118,6 +117,6 @@ def test_the_reward_model_is_the_pairwise_loss(bases, tmp_path):
         with torch.no_grad():
             w, l = (model(input_ids=torch.tensor([ids])).logits.item() for ids in row)
         total += math.log1p(math.exp(l - w))
-    train_reward(rows, rows, train_section(batch_size=3, learning_rate=1e-9), bench)
+    train_on_rows("reward", rows, rows, train_section(batch_size=3, learning_rate=1e-9), bench)
     logged = [json.loads(line) for line in (bench.folder / "metrics.jsonl").read_text().splitlines()]
     assert logged[0]["loss"] == pytest.approx(total / 3, rel=1e-4)

@@ -10,7 +10,8 @@ from builders import preference, train_section, workbench
 from transformers import AutoModelForCausalLM
 
 from pitlm.data.template import Template
-from pitlm.method.sft import improver_rows, policy_rows, train_sft
+from pitlm.method.sft import improver_rows, policy_rows
+from pitlm.method.supervised import train_on_rows
 from pitlm.models.generators import Improver
 
 PAIRS = [
@@ -42,7 +43,7 @@ def test_the_loss_is_that_of_the_completion_tokens(bases, tmp_path, family, accu
     bench = workbench(tmp_path / "sft", bases(family))
     rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
     section = train_section(batch_size=4, accumulation=accumulation, learning_rate=1e-9)
-    metrics = train_sft(rows, rows, section, bench, "SFT")
+    metrics = train_on_rows("improver", rows, rows, section, bench)
     expected = nll(bases(family), rows)
     assert logged(bench)[0]["loss"] == pytest.approx(expected, rel=1e-4)
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
@@ -53,7 +54,7 @@ def test_every_reply_of_a_conversation_is_learnt_and_nothing_between(bases, tmp_
     bench = workbench(tmp_path / "sft", bases("words"))
     rows = improver_rows(PAIRS[:2], bench.tokenizer, Template(bench.card.ask))
     (one, two), (three, four) = rows
-    train_sft([(one, two, three, four)], [(one, two)], train_section(), bench, "SFT")
+    train_on_rows("improver", [(one, two, three, four)], [(one, two)], train_section(), bench)
     apart = [(one, two), (one + two + three, four)]
     assert logged(bench)[0]["loss"] == pytest.approx(nll(bases("words"), apart), rel=1e-4)
 
@@ -75,8 +76,8 @@ def test_a_row_is_what_the_improver_will_be_shown_and_the_better_response(bases,
 def test_training_teaches_the_better_response(bases, tmp_path):
     bench = workbench(tmp_path / "sft", bases("words"), max_new_tokens=12)
     rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
-    metrics = train_sft(
-        rows, rows, train_section(batch_size=4, epochs=80.0, learning_rate=2e-2, log_every=50), bench, "SFT"
+    metrics = train_on_rows(
+        "improver", rows, rows, train_section(batch_size=4, epochs=80.0, learning_rate=2e-2, log_every=50), bench
     )
     assert metrics["eval_loss"] < 0.05
     improver = Improver.from_pretrained(bench.model_folder)
@@ -89,7 +90,7 @@ def test_every_epoch_meets_every_row_once(bases, tmp_path):
     """12 steps of 1 row are three epochs over four rows, whatever the trainer's own sampler does."""
     bench = workbench(tmp_path / "sft", bases("words"))
     rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
-    train_sft(rows, rows[:1], train_section(batch_size=1, epochs=3.0, learning_rate=1e-9), bench, "SFT")
+    train_on_rows("improver", rows, rows[:1], train_section(batch_size=1, epochs=3.0, learning_rate=1e-9), bench)
     losses = [round(row["loss"], 4) for row in logged(bench) if "loss" in row]
     alone = sorted(round(nll(bases("words"), [row]), 4) for row in rows)
     assert len(losses) == 12

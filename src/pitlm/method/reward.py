@@ -14,7 +14,7 @@ from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
 from pitlm.core.nouns import Preference
 from pitlm.core.recipe import TrainSection
 from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
-from pitlm.method.common import Workbench, arranged, fit, make_trainer, trainer_arguments
+from pitlm.method.common import Workbench, arranged, make_trainer, trainer_arguments
 from pitlm.models.forest import Forest
 from pitlm.models.trees import score_tree
 
@@ -55,20 +55,6 @@ def gap_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Templa
     return rows
 
 
-def train_reward(
-    rows: Sequence[PairRow], held_out: Sequence[PairRow], section: TrainSection, bench: Workbench
-) -> dict[str, float]:
-    """R_P: minimise -log sigmoid(r(x, y_w) - r(x, y_l)). Returns held-out metrics."""
-    return fit(scorer_trainer(RewardTrainer, bench.load(), rows, held_out, section, bench), bench, "reward model")
-
-
-def train_gap(
-    rows: Sequence[GapRow], held_out: Sequence[GapRow], section: TrainSection, bench: Workbench
-) -> dict[str, float]:
-    """R_PIT: minimise Eq. 2 over (x, y_w, y_l). Returns held-out metrics."""
-    return fit(scorer_trainer(GapTrainer, bench.load(), rows, held_out, section, bench), bench, "gap model")
-
-
 def scorer_trainer(
     kind: type[RewardTrainer],
     model: PreTrainedModel,
@@ -77,7 +63,10 @@ def scorer_trainer(
     section: TrainSection,
     bench: Workbench,
 ) -> RewardTrainer:
-    """The trainer of :func:`train_reward` or, with ``GapTrainer``, of :func:`train_gap`."""
+    """A trainer of R_P with TRL's RewardTrainer: minimise -log sigmoid(r(x, y_w) - r(x, y_l)).
+
+    Or a trainer of R_PIT with :class:`GapTrainer`: minimise Eq. 2 over (x, y_w, y_l).
+    """
     arguments = RewardConfig(
         **trainer_arguments(section, bench),
         max_length=None,

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from pitlm.core.nouns import Preference
 from pitlm.core.recipe import TrainSection
 from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
-from pitlm.method.common import Workbench, arranged, fit, make_trainer, trainer_arguments
+from pitlm.method.common import Workbench, arranged, make_trainer, trainer_arguments
 
 TokenRow = tuple[list[int], ...]
 """Token ids that are read and that are learnt, in turn: a prompt, its completion with the end token, and so on."""
@@ -29,20 +29,6 @@ def improver_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: T
     return [(ids, encode_completion(tokenizer, pair.chosen)) for ids, pair in zip(prompts, pairs, strict=True)]
 
 
-def train_sft(
-    rows: Sequence[TokenRow], held_out: Sequence[TokenRow], section: TrainSection, bench: Workbench, title: str
-) -> dict[str, float]:
-    """Minimise the negative log-likelihood of each completion given its prompt.
-
-    Rows come tokenized, so that SFT, reward models and RL read the same tokens. A row of more than two parts is a
-    conversation of several turns, and each of its answers is learnt.
-
-    Returns:
-        Held-out metrics.
-    """
-    return fit(sft_trainer(bench.load(), rows, held_out, section, bench), bench, title)
-
-
 def sft_trainer(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
@@ -50,7 +36,11 @@ def sft_trainer(
     section: TrainSection,
     bench: Workbench,
 ) -> SFTTrainer:
-    """The trainer of :func:`train_sft`."""
+    """A trainer that minimises the negative log-likelihood of each completion given its prompt.
+
+    Rows come tokenized, so that SFT, reward models and RL read the same tokens. A row of more than two parts is a
+    conversation of several turns, and each of its answers is learnt.
+    """
     arguments = SFTConfig(
         **trainer_arguments(section, bench),
         max_length=None,
