@@ -21,7 +21,7 @@ from pitlm.plan.hardware import CARDS, Hardware, assumed
 from pitlm.plan.plan import PLANNERS, plan_run
 from pitlm.plan.shapes import KNOWN, Shape
 from pitlm.plan.workloads import POCKET, known_workload
-from pitlm.run.stages import Work, build_stages
+from pitlm.run.stages import Task, build_stages
 
 ROOT = Path(__file__).parents[2]
 SMALL = Shape(layers=2, hidden=4, mlp=8, heads=2, kv_heads=1, head_dim=2, vocabulary=10, tied=True)
@@ -132,7 +132,7 @@ def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
 
 
 def test_everything_that_a_stage_can_do_is_planned_but_the_report():
-    assert set(PLANNERS) == {*get_args(Work)} - {"report"}
+    assert set(PLANNERS) == {*get_args(Task)} - {"report"}
 
 
 def test_the_plan_counts_the_systems_that_the_recipe_compares():

@@ -42,9 +42,9 @@ def test_a_stage_reads_only_stages_before_it_and_says_what_it_trains(name: str, 
     assert len(set(names)) == len(names)
     for index, stage in enumerate(stages):
         assert set(stage.needs) <= set(names[:index])
-        trains = stage.work not in ("data", "evaluation", "report")
+        trains = stage.task not in ("data", "evaluation", "report")
         assert (stage.section is not None) is bool(stage.folds) is trains
-        assert (stage.curriculum is not None) is (stage.work == "curriculum")
+        assert (stage.curriculum is not None) is (stage.task == "curriculum")
     assert recipe.policy_stage in names
     assert [stage.name for stage in stages if stage.curriculum] == [s.name for s in recipe.curriculum.stage_list]
 

@@ -15,7 +15,7 @@ from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, chosen_baselines, work_p
 from pitlm.plan.costs import Costs, StagePlan, Workload, tree_tokens
 from pitlm.plan.hardware import GB, Hardware
 from pitlm.plan.shapes import Shape
-from pitlm.run.stages import PipelineStage, Work, build_stages
+from pitlm.run.stages import PipelineStage, Task, build_stages
 
 ACCEPTED_ROUNDS = 2.2
 """Rounds that the loop takes of an answer before it stops: the quickstart's measured mean."""
@@ -62,9 +62,9 @@ def plan_run(recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -
     """Every stage of the pipeline but the report, in order."""
     costs, plans = Costs(recipe, shape, work, hardware), []
     for stage in build_stages(recipe, contents=False):
-        if stage.work != "report":
+        if stage.task != "report":
             plans.append(StagePlan(stage.name, peak=CONTEXT_BYTES))
-            PLANNERS[stage.work](costs, stage, plans[-1])
+            PLANNERS[stage.task](costs, stage, plans[-1])
     return Plan(hardware, tuple(plans))
 
 
@@ -74,14 +74,14 @@ def _data(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
 
 def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     """SFT, R_P or R_PIT: one pass over the pairs of the folds, and one over held-out pairs."""
-    section, tree, head = stage.training, stage.work == "gap", stage.work in ("policy", "improver")
+    section, tree, head = stage.training, stage.task == "gap", stage.task in ("policy", "improver")
     pairs = len(stage.folds) * p.fold
     if tree:
         each = tree_tokens(p.x, p.w, p.l, p.work.marks)
         longest = tree_tokens(p.longest_x, p.longest_y, p.longest_y, p.work.marks)
         rows, context = 2.0, p.beside / 2
     else:
-        x, longest_x = (p.beside, p.longest_beside) if stage.work == "improver" else (p.x, p.longest_x)
+        x, longest_x = (p.beside, p.longest_beside) if stage.task == "improver" else (p.x, p.longest_x)
         rows, row = (1.0, x + p.w) if head else (2.0, x + (p.w + p.l) / 2)
         each, longest, context = rows * row, rows * (longest_x + p.longest_y), row / 2
     p.encode(plan, pairs * (rows if head or tree else 1))
@@ -165,7 +165,7 @@ def _steps(section: TrainSection, rows: float) -> float:
     return min(math.ceil(whole), section.max_steps or math.inf)
 
 
-PLANNERS: Mapping[Work, Callable[[Costs, PipelineStage, StagePlan], None]] = {
+PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
     "data": _data,
     "policy": _on_pairs,
     "improver": _on_pairs,

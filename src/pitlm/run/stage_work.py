@@ -28,7 +28,7 @@ from pitlm.run.stages import PipelineStage
 
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
     """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result."""
-    recipe, kind = context.recipe, stage.work
+    recipe, kind = context.recipe, stage.task
     if kind == "data":
         return prepare(context, folder)
     if kind == "evaluation":
@@ -42,8 +42,7 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
         assert stage.curriculum is not None
         result = train_stage(context, stage.curriculum, folder)
         return {**result, "trend": quality_trend(read_metrics(probe_file(folder)))}
-    assert stage.section is not None
-    result = train_on_pairs(context, kind, stage.folds, stage.section, folder)
+    result = train_on_pairs(context, kind, stage.folds, stage.training, folder)
     return {**result, "health": _health(context, folder)} if kind == "gap" else result
 
 

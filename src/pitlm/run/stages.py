@@ -16,7 +16,7 @@ from pitlm.run.finished import POCKET
 from pitlm.run.folder import Stage
 from pitlm.run.judges import judge_settings
 
-Work = Literal["data", "policy", "improver", "reward", "gap", "policy-rl", "curriculum", "evaluation", "report"]
+Task = Literal["data", "policy", "improver", "reward", "gap", "policy-rl", "curriculum", "evaluation", "report"]
 """What a stage does: `policy` and `improver` are SFT, `reward` is R_P or the judge, `gap` is R_PIT."""
 
 
@@ -25,25 +25,25 @@ class PipelineStage(Stage):
     """One stage of a run.
 
     Attributes:
-        section: how it trains.
-        folds: the pairs that it trains on.
-        curriculum: which stage of the curriculum it is.
+        section: settings of its training, if it trains a model.
+        folds: names of the folds whose pairs it trains on.
+        curriculum: the stage of the curriculum that it is, if it is one.
     """
 
-    work: Work
+    task: Task
     section: TrainSection | None = None
     folds: Sequence[str] = ()
     curriculum: CurriculumStage | None = None
 
     @property
     def training(self) -> TrainSection:
-        """How a stage that trains does it."""
+        """Settings of the training of a stage that trains."""
         assert self.section is not None
         return self.section
 
     @property
     def rl(self) -> RLSection:
-        """How a stage of RL trains."""
+        """Settings of the training of a stage of RL."""
         assert isinstance(self.section, RLSection)
         return self.section
 
@@ -60,7 +60,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     stages: list[PipelineStage] = []
 
     def add(
-        work: Work,
+        task: Task,
         name: str,
         needs: Sequence[str],
         section: TrainSection | None = None,
@@ -70,7 +70,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     ) -> None:
         train = {} if section is None else {"train": section.model_dump(), "folds": list(folds)}
         stages.append(
-            PipelineStage(name, {**common, **train, **(settings or {})}, needs, work, section, folds, curriculum)
+            PipelineStage(name, {**common, **train, **(settings or {})}, needs, task, section, folds, curriculum)
         )
 
     source = _input("data.source", recipe.data.source, contents)
