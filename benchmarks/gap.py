@@ -47,9 +47,8 @@ from pitlm.data.template import Template
 from pitlm.method.reward import GapRow, gap_batch, gap_rows
 from pitlm.models.forest import shared_prefix
 from pitlm.models.loading import load_scorer, load_tokenizer, quiet
-from pitlm.models.trees import score_ids
 from pitlm.models.scratch import make_from_scratch
-from pitlm.models.trees import enable_trees, score_tree
+from pitlm.models.trees import enable_trees, score_ids, score_tree
 from pitlm.worlds import pocket as world
 
 CANDIDATES = 8

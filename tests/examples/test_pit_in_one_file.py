@@ -21,8 +21,8 @@ from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.evaluate.statistics import delta_interval
 from pitlm.loop.loop import improve_many
 from pitlm.models.loading import load_tokenizer
-from pitlm.models.trees import score_ids
 from pitlm.models.scratch import make_from_scratch
+from pitlm.models.trees import score_ids
 from pitlm.worlds.pocket import ASK, make_preferences, utility, vocabulary
 
 PATH = Path(__file__).parents[2] / "examples" / "pit_in_one_file.py"

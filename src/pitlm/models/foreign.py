@@ -58,8 +58,8 @@ class ForeignRewardModel:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "float32") -> Self:
-        """Load by path or hub name, safetensors only.
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Load by path or hub name in float32, safetensors only.
 
         Raises:
             InputError: nothing loadable there, not exactly one logit, or weights that are missing, such as the score's:
@@ -69,7 +69,7 @@ class ForeignRewardModel:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 str(path),
-                dtype=getattr(torch, dtype),
+                dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -143,12 +143,10 @@ def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batc
 
 
 @torch.inference_mode()
-def score_groups(
-    model: PreTrainedModel, groups: Sequence[Sequence[list[int]]], tokens_per_batch: int = TOKENS_PER_BATCH
-) -> list[Tensor]:
+def score_groups(model: PreTrainedModel, groups: Sequence[Sequence[list[int]]]) -> list[Tensor]:
     """Scores of the rows of each group, none of them empty, as if the group were scored alone; float32 on the CPU.
 
-    Groups are read in passes of about so many tokens, in which they share nothing.
+    Groups share nothing in the passes in which they are read.
     """
     if not reads_trees(model):
         return list(score_ids(model, [row for group in groups for row in group]).split([len(g) for g in groups]))
@@ -156,7 +154,7 @@ def score_groups(
     batch: list[Forest] = []
     for number, group in enumerate(groups, 1):
         batch.append(Forest.of(group))
-        if number == len(groups) or sum(f.input_ids_1T.shape[1] for f in batch) >= tokens_per_batch:
+        if number == len(groups) or sum(f.input_ids_1T.shape[1] for f in batch) >= TOKENS_PER_BATCH:
             scores = score_tree(model, Forest.join(batch)).float().cpu()
             found += scores.split([len(forest.rows) for forest in batch])
             batch = []
