@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer
+from pitlm.engines.engine import Engine, Finished
 from pitlm.serve.live_loop import Unavailable
-from pitlm.serve.worker import LoadedModels
+from pitlm.serve.model_process import LoadedModels
 
 
 @dataclass
@@ -58,19 +59,37 @@ class Judge:
         return 1.0 if item.response.count("Better") <= self.likes else -1.0
 
 
-class ProcessWriter:
-    """``die`` ends the process, ``hang`` never answers, ``fail`` always raises. Else the answer names the batch."""
+class ProcessEngine(Engine):
+    """``die`` ends the process, ``hang`` never answers, ``fail`` raises alone and in company; every answer says how
+    many were written with it."""
 
-    def propose(self, prompts, references, *, temperature, seed):
-        texts = [prompt.text for prompt in prompts]
+    hungry = True
+
+    def __init__(self):
+        self.queue = []
+
+    @property
+    def pending(self):
+        return len(self.queue)
+
+    def submit(self, request):
+        if request.prompt.text == "too long":
+            raise InputError("found a conversation of 99 tokens, expected at most 9")
+        self.queue.append(request)
+
+    def step(self):
+        texts = [request.prompt.text for request in self.queue]
         if "die" in texts:
             os._exit(1)
         if "hang" in texts:
             time.sleep(60)
         if "fail" in texts:
             raise MemoryError("a secret of the conversation")
-        time.sleep(0.05)  # other requests arrive meanwhile
-        return [Answer(f"{text} with {len(texts)} at {temperature} seed {seed}", 2, 3) for text in texts]
+        done, self.queue = self.queue, []
+        return [
+            Finished(r.key, Answer(f"{r.prompt.text} with {len(done)} at {r.temperature} seed {r.seed}", 2, 3))
+            for r in done
+        ]
 
 
 class ProcessJudge:
@@ -81,7 +100,7 @@ class ProcessJudge:
 
 
 def both() -> LoadedModels:
-    return LoadedModels(ProcessWriter(), ProcessJudge())
+    return LoadedModels(ProcessEngine, ProcessJudge())
 
 
 def missing() -> LoadedModels:

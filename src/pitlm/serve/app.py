@@ -18,19 +18,21 @@ from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.section import PositiveInt
+from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.serve import reward_api as rewards
 from pitlm.serve.admission import ServerLimits
 from pitlm.serve.chat_replies import finite
 from pitlm.serve.error_replies import ApiError
 from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable, Unfit
 from pitlm.serve.metrics import Metrics
+from pitlm.serve.model_process import load_models
 from pitlm.serve.pages import page
 from pitlm.serve.proxying import ChatCompletions, PassThrough
 from pitlm.serve.remote import RemoteImprover, RemoteScorer
 from pitlm.serve.reward_api import scorer_of
 from pitlm.serve.settings import Settings
 from pitlm.serve.upstream import Upstream
-from pitlm.serve.worker import Worker, load_models
+from pitlm.serve.worker import Worker
 
 
 def is_url(place: str) -> bool:
@@ -59,8 +61,15 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
         worker = await _local_models(settings, metrics, stack)
         improver: AsyncProposer | None = worker if settings.improver else None
         if settings.improver and is_url(settings.improver):
-            name, ask = settings.improver_model, settings.improver_ask
-            improver = remote = RemoteImprover(settings.improver, model=name, ask=ask, key=settings.models_key)
+            endpoint = ChatEndpoint(
+                settings.improver_model,
+                settings.improver,
+                key=settings.models_key or "none",  # never a key that is meant for another server
+                timeout=settings.improve_seconds,
+                retries=1,
+                concurrency=settings.concurrency,
+            )
+            improver = remote = RemoteImprover(endpoint, settings.improver_ask)
             stack.push_async_callback(remote.close)
         scorer: AsyncScorer | None = worker if settings.gap else None
         if settings.gap and is_url(settings.gap):

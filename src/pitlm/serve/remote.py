@@ -1,104 +1,99 @@
-"""Improver and gap model that others serve, so that the proxy itself needs no torch."""
+"""Improver and gap model that other servers have, so that the proxy itself needs no torch."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.data.template import Template
+from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.serve.connections import Connections
 from pitlm.serve.live_loop import Unavailable
 
 
-class _Remote:
-    """One JSON endpoint; its time limit is the loop's."""
-
-    def __init__(self, base: str, key: str | None) -> None:
-        self._connections = Connections(base, None)
-        self._headers = [(b"content-type", b"application/json")]
-        if key is not None:
-            self._headers.append((b"authorization", f"Bearer {key}".encode()))
-        self.close = self._connections.close
-
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None, what: str) -> Any:
-        content = b"" if body is None else json.dumps(body).encode()
-        try:
-            async with self._connections.response(method, path, self._headers, content) as response:
-                reply = await response.aread()
-                if response.status_code != 200:
-                    raise Unavailable(f"the {what} failed (status {response.status_code})")
-            return json.loads(reply)
-        except (httpx.RequestError, ValueError) as error:
-            raise Unavailable(f"the {what} failed ({type(error).__name__})") from error
-
-
-class RemoteImprover(_Remote):
+class RemoteImprover:
     """An improver behind any OpenAI-compatible server.
 
     Args:
-        base: the server's URL, with its ``/v1``.
-        model: the name that the server knows it by.
-        ask: the turn after y_ref that it was trained with.
+        ask: the turn after y_ref that the improver was trained with.
     """
 
-    def __init__(self, base: str, *, model: str, ask: str, key: str | None = None) -> None:
-        super().__init__(base, key)
-        self._model = model
+    def __init__(self, endpoint: ChatEndpoint, ask: str) -> None:
+        self._endpoint = endpoint
         self._template = Template(ask)
+        self._threads = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="improver")
+
+    async def close(self) -> None:
+        """Ask no more; calls under way end in the background."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def propose(
         self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
     ) -> Answer:
         """See :class:`pitlm.serve.live_loop.AsyncProposer`."""
+        limit = None if max_tokens is None else max_tokens + 1  # a longer answer shows itself, and is refused
         messages = self._template.improver_messages(prompt, reference)
-        body: dict[str, Any] = {"model": self._model, "messages": messages, "temperature": temperature}
-        if seed is not None:
-            body["seed"] = seed
-        if max_tokens is not None:
-            body["max_tokens"] = max_tokens + 1  # one more than allowed: a longer answer shows itself, and is refused
-        reply = await self._ask("POST", "/chat/completions", body, "improver")
+        ask = partial(self._endpoint.ask, messages, temperature=temperature, seed=seed, max_tokens=limit)
         try:
-            choice, usage = reply["choices"][0], reply.get("usage") or {}
-            written, read = int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0))
-            if max_tokens is not None and choice.get("finish_reason") == "length":
-                written = max(written, max_tokens + 1)  # also where the server counts no tokens
-            return Answer(str(choice["message"]["content"] or ""), written, read)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise Unavailable("the improver's reply is no chat completion") from error
+            made = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        except InputError as error:
+            self._endpoint.given_up = None  # the server may come back
+            raise Unavailable(f"the improver failed ({type(error.__cause__).__name__})") from error
+        if made.failure:  # named by its kind alone, because the server's words may quote the conversation
+            raise Unavailable(f"the improver failed ({made.failure.partition(':')[0]})")
+        written = made.output_tokens
+        if limit is not None and made.finish == "length":
+            written = max(written, limit)  # also where the server counts no tokens
+        return Answer(made.text, written, made.input_tokens)
 
 
-class RemoteScorer(_Remote):
-    """A gap model behind another ``pit serve``.
+class RemoteScorer:
+    """A gap model behind another ``pit serve``; how long to wait for it is the loop's matter.
 
     Args:
         base: that server's URL, with its ``/v1``.
     """
 
     def __init__(self, base: str, *, key: str | None = None) -> None:
-        super().__init__(base, key)
+        self._connections = Connections(base, None)
+        self._headers = [(b"content-type", b"application/json")]
+        if key is not None:
+            self._headers.append((b"authorization", f"Bearer {key}".encode()))
         self._margin: float | None = None
+        self.close = self._connections.close
 
     async def margin(self) -> float:
         """See :class:`pitlm.serve.live_loop.AsyncScorer`. Asked for once."""
         if self._margin is None:
-            reply = await self._ask("GET", "/score", None, "gap model")
-            self._margin = math.inf if (margin := _number(reply, "margin")) is None else margin
+            margin = await self._ask("GET", None, "margin")
+            self._margin = math.inf if margin is None else margin
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
         """See :class:`pitlm.serve.live_loop.AsyncScorer`."""
         body = {"prompt": item.prompt.as_messages(), "reference": item.reference, "response": item.response}
-        gap = _number(await self._ask("POST", "/score", body, "gap model"), "gap")
+        gap = await self._ask("POST", body, "gap")
         return math.nan if gap is None else gap
 
-
-def _number(reply: Any, name: str) -> float | None:
-    try:
-        value = reply[name]
-        return None if value is None else float(value)
-    except (LookupError, TypeError, ValueError) as error:
-        raise Unavailable(f"the gap model's reply has no {name}") from error
+    async def _ask(self, method: str, body: dict[str, Any] | None, name: str) -> float | None:
+        """The number called ``name`` in the reply; None where the server has no such number."""
+        content = b"" if body is None else json.dumps(body).encode()
+        try:
+            async with self._connections.response(method, "/score", self._headers, content) as response:
+                reply = await response.aread()
+                if response.status_code != 200:
+                    raise Unavailable(f"the gap model failed (status {response.status_code})")
+            value = json.loads(reply)[name]
+            return None if value is None else float(value)
+        except httpx.RequestError as error:
+            raise Unavailable(f"the gap model failed ({type(error).__name__})") from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise Unavailable(f"the gap model's reply has no {name}") from error

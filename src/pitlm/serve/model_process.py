@@ -1,0 +1,167 @@
+"""The process that holds improver and gap model, and works on whatever the server has given it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Improvement
+from pitlm.core.recipe import Quantization
+from pitlm.engines.engine import Engine, Finished, WriteRequest
+from pitlm.loop.loop import GapScorer
+from pitlm.serve.live_loop import Unavailable, Unfit
+
+SLICE_SECONDS = 0.01
+"""How long the improver writes before the process looks for new requests."""
+
+Reply = tuple[int, Any]
+"""The key of a request with its answer, its gap, or the exception that its client gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapRequest:
+    """A request for one gap."""
+
+    key: int
+    item: Improvement
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModels:
+    """The models that the process has loaded; either may be missing.
+
+    Attributes:
+        make_engine: makes an engine around the improver, and a new engine after that failed.
+    """
+
+    make_engine: Callable[[], Engine] | None
+    scorer: GapScorer | None
+
+
+def load_models(
+    improver: Path | None,
+    gap: Path | None,
+    reward: Path | None = None,
+    *,
+    dtype: str = "float32",
+    quantize: Quantization | None = None,
+) -> LoadedModels:
+    """Load checkpoints, over one base where they are adapters. Imports torch, so the server itself must not call it.
+
+    Args:
+        reward: an R_P that has to agree with the gap model.
+        quantize: how the weights are held; see :class:`pitlm.models.adapters.Bases`.
+
+    Raises:
+        InputError: no checkpoint of the right kind there.
+    """
+    # Otherwise MKL's sums depend on where a buffer lies, and the same seed could give another answer.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
+    from pitlm.engines.local_engine import LocalEngine
+    from pitlm.models.adapters import Bases
+    from pitlm.models.generators import Improver
+    from pitlm.models.loading import quiet
+    from pitlm.models.scorers import GapModel, GuardedGap
+
+    quiet()
+    bases = Bases(dtype, quantize)
+    scorer: GapScorer | None = None
+    if gap is not None and reward is not None:
+        scorer = GuardedGap.from_pretrained(gap, reward, bases=bases)
+    elif gap is not None:
+        scorer = GapModel.from_pretrained(gap, bases=bases)
+    if improver is None:
+        return LoadedModels(None, scorer)
+    model = Improver.from_pretrained(improver, bases=bases)
+    return LoadedModels(lambda: LocalEngine(model), scorer)
+
+
+def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
+    """Load, send the margin or why loading failed, then work until the server's end of the pipe is gone.
+
+    Each list of new requests that comes, empty ones too, is answered with the replies that are ready after a while.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends this process when its requests are done
+    try:
+        models = load()
+    except InputError as error:
+        return pipe.send(InputError(str(error)))
+    except ModuleNotFoundError as error:
+        return pipe.send(
+            InputError(f"{error.name} is not installed, which local models need: pip install 'pitlm[train]'")
+        )
+    pipe.send(getattr(models.scorer, "margin", None))
+    writing = _Writing(models.make_engine) if models.make_engine is not None else None
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            new: list[WriteRequest | GapRequest] = pipe.recv()
+            replies = _score(models.scorer, [request for request in new if isinstance(request, GapRequest)])
+            if writing is not None:
+                replies += writing([request for request in new if isinstance(request, WriteRequest)])
+            pipe.send(replies)
+
+
+class _Writing:
+    """The improver's engine; a request that fails spoils no other."""
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._make = make_engine
+        self._engine = make_engine()
+        self._begun: dict[int, WriteRequest] = {}
+
+    def __call__(self, new: Sequence[WriteRequest]) -> list[Reply]:
+        """Take new requests and write, for a while or until an answer is finished."""
+        replies: list[Reply] = []
+        for request in new:
+            self._begun[request.key] = request
+            try:
+                self._engine.submit(request)
+            except Exception as error:
+                replies.append((request.key, _refusal(error, "improver")))
+        until = time.monotonic() + SLICE_SECONDS
+        while self._engine.pending and not replies and time.monotonic() < until:
+            try:
+                replies = list(map(_reply, self._engine.step()))
+            except Exception:  # out of memory, or a request that the model cannot bear: then each by itself
+                self._engine = self._make()
+                replies = list(map(self._alone, self._begun.values()))
+        for key, _ in replies:
+            del self._begun[key]
+        return replies
+
+    def _alone(self, request: WriteRequest) -> Reply:
+        try:
+            [finished] = self._make().write([request])
+        except Exception as error:
+            return request.key, _refusal(error, "improver")
+        return _reply(finished)
+
+
+def _reply(finished: Finished) -> Reply:
+    return finished.key, finished.answer or Unavailable("the improver failed")
+
+
+def _score(scorer: GapScorer | None, requests: Sequence[GapRequest]) -> list[Reply]:
+    """The gaps; where scoring fails (out of memory, a pair that is too long), each pair by itself."""
+    if scorer is None or not requests:
+        return []
+    try:
+        gaps = list(map(float, scorer.gaps([request.item for request in requests])))
+    except Exception as error:
+        if len(requests) > 1:
+            return [reply for request in requests for reply in _score(scorer, [request])]
+        return [(requests[0].key, _refusal(error, "gap model"))]
+    return [(request.key, gap) for request, gap in zip(requests, gaps, strict=True)]
+
+
+def _refusal(error: Exception, model: str) -> Unavailable:
+    """The client's exception. It must not quote a conversation; messages of InputErrors name lengths only."""
+    return Unfit(str(error)) if isinstance(error, InputError) else Unavailable(f"{type(error).__name__} in the {model}")
