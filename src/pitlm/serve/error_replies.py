@@ -9,6 +9,7 @@ from typing import Any
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -25,14 +26,15 @@ class ApiError(Exception):
         self.headers = headers or []
 
     def body(self) -> bytes:
+        """The error as JSON."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else self.code
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
-    async def send(self, send: Send) -> None:
-        """Answer with this error."""
-        headers = [*self.headers, (b"content-type", b"application/json")]
-        await respond(send, self.status, headers, self.body())
+    async def send(self, send: Send, *, as_text: bool = False) -> None:
+        """Answer with this error, as JSON or as a line of text."""
+        kind, body = (b"text/plain", f"{self}\n".encode()) if as_text else (b"application/json", self.body())
+        await respond(send, self.status, [*self.headers, (b"content-type", kind)], body)
 
 
 async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:

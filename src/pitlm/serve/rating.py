@@ -16,9 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
-from pitlm.serve.guard import address, bind, guard, make_token
+from pitlm.serve.gate import LOOPBACK, Gate
+from pitlm.serve.listener import address, bind, make_token
 from pitlm.serve.pages import page
 
+BODY_BYTES = 64 * 1024
 CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}
 
 
@@ -54,7 +56,8 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
     Without a ``token`` it answers only to requests that name a loopback address.
     """
     app = FastAPI(openapi_url=None)  # and so no page of documentation, which would load scripts from elsewhere
-    guard(app, token)
+    hosts = LOOPBACK if token is None else None
+    app.add_middleware(Gate, token=token, hosts=hosts, body_bytes=BODY_BYTES, pages=True)
 
     @lru_cache(maxsize=64)
     def sheet(rater: str) -> dict[str, Ballot]:

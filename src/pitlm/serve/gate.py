@@ -1,0 +1,215 @@
+"""The gate of every server of pitlm: who may ask, from where, how much, and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+from collections.abc import Container, Iterator, MutableMapping
+from contextlib import contextmanager
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from pitlm.serve.error_replies import ApiError, App, Receive, Scope, Send
+from pitlm.serve.metrics import Metrics
+from pitlm.serve.pages import HEADERS
+
+log = logging.getLogger("pitlm.serve")
+
+COOKIE = "pit_token"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+"""Addresses that a server can be bound to and that only this machine reaches."""
+LOOPBACK = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK_HOSTS)
+"""The same names as a client's Host header has them."""
+UNCOUNTED = frozenset({"/healthz", "/metrics"})
+"""Paths that are answered at once, however full the server is."""
+BODY_SECONDS = 60.0
+_PORT = re.compile(r":\d+\Z")
+
+
+class Gate:
+    """ASGI middleware: refuses requests, limits them, and ends work that nobody waits for.
+
+    Requests are refused when they come by a foreign name (DNS rebinding), from another site's page, or without the
+    token. The body is read whole before a request takes its turn, so that a slow client holds up nobody.
+
+    Args:
+        token: the secret that clients send; None asks for none.
+        hosts: names by which clients may call this server; None takes any.
+        open_paths: paths that need no token.
+        pages: the server's clients are browsers. The token comes once, in a page's address, and then as a cookie that
+            no script reads and no other site sends; every response tells the browser what it may do; errors are text.
+            Otherwise the token is a bearer token, and errors are JSON.
+        body_bytes: largest body of a request.
+        concurrency: requests worked on at once.
+        queue: requests that may wait beside them; any more are told to come again.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        token: str | None,
+        hosts: Container[str] | None,
+        body_bytes: int,
+        pages: bool = False,
+        open_paths: Container[str] = (),
+        concurrency: int = 256,
+        queue: int = 256,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.app, self.token, self.hosts, self.pages, self.open_paths = app, token, hosts, pages, open_paths
+        self.body_bytes = body_bytes
+        self.places = concurrency + queue
+        self.turns = asyncio.Semaphore(concurrency)
+        self.inside = 0
+        self.metrics = metrics or Metrics()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the start and the end of the server; nothing here uses web sockets
+            return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
+        began = time.perf_counter()
+        reply = _Reply(send, self._headers(scope))
+        try:
+            self._admit(scope)
+            if scope["path"] in UNCOUNTED:
+                await self.app(scope, receive, reply)
+            else:
+                with self._place():
+                    await self._in_turn(scope, await self._body(scope, receive), receive, reply)
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                log.exception("%s %s", scope["method"], scope["path"])
+                error = ApiError(500, "internal_error", "The server failed; its log says more.")
+            if reply.status is None:
+                await error.send(reply, as_text=self.pages)
+        self.metrics.responses.labels(str(reply.status or "gone")).inc()
+        # Neither query, headers nor bodies: keys and conversations stay out of the log.
+        log.info("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
+
+    def _headers(self, scope: Scope) -> dict[str, str]:
+        """Headers that every response gets."""
+        if not self.pages:
+            return {}
+        cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+        return HEADERS | ({"Set-Cookie": cookie} if self._is_right(_token_in_address(scope), self.token) else {})
+
+    def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        origin, host = headers.get("origin"), headers.get("host", "")
+        foreign = self.hosts is not None and _PORT.sub("", host) not in self.hosts
+        if foreign or (origin is not None and origin.partition("://")[2] != host):
+            raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
+        if self.token is None or scope["path"] in self.open_paths:
+            return
+        if self.pages:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            given = (_token_in_address(scope), cookie.value if cookie else "")
+            if not any([self._is_right(one, self.token) for one in given]):
+                words = "Open the whole address that was printed, with ?token= and what follows."
+                raise ApiError(403, "token_missing", words)
+        elif not self._is_right(headers.get("authorization", ""), f"Bearer {self.token}"):
+            bearer = [(b"www-authenticate", b"Bearer")]
+            raise ApiError(401, "invalid_api_key", "A bearer token is needed.", headers=bearer)
+
+    @staticmethod
+    def _is_right(given: str, expected: str | None) -> bool:
+        """In constant time, so that how long a refusal takes tells nothing about the token."""
+        return expected is not None and hmac.compare_digest(given.encode(), expected.encode())
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        announced = Headers(scope=scope).get("content-length", "0")
+        if not announced.isdecimal():
+            raise ApiError(400, "invalid_request", "The length of the body is no number.")
+        parts, size = [], int(announced)
+        read, more = 0, True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more and max(size, read) <= self.body_bytes:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "gone", "The client went away.")
+                    parts.append(message.get("body", b""))
+                    read += len(parts[-1])
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
+        if max(size, read) > self.body_bytes:
+            # What is still to come is not read, so the connection is of no more use.
+            words = f"The request is larger than the {self.body_bytes} bytes that are taken."
+            raise ApiError(413, "request_too_large", words, headers=[(b"connection", b"close")])
+        return b"".join(parts)
+
+    async def _in_turn(self, scope: Scope, body: bytes, receive: Receive, reply: _Reply) -> None:
+        """Work on a request when it is its turn, and stop when its client goes away."""
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            await receive()  # the body has been read: only the end of the connection can come
+            if not reply.finished:
+                gone = True
+                task.cancel()
+
+        watcher = asyncio.ensure_future(watch())
+        try:
+            async with self.turns:
+                scope["pit.body"] = body
+                await self.app(scope, _replay(body), reply)
+        except asyncio.CancelledError:
+            if not gone or task.uncancel() > 0:
+                raise
+        finally:
+            watcher.cancel()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the requests that are worked on, waiting, or still on their way in."""
+        if self.inside >= self.places:
+            raise ApiError(429, "too_many_requests", "The server is full.", headers=[(b"retry-after", b"1")])
+        self.inside += 1
+        self.metrics.inside.set(self.inside)
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            self.metrics.inside.set(self.inside)
+
+
+class _Reply:
+    """A ``send`` that adds headers, and remembers how far the response has come."""
+
+    def __init__(self, send: Send, headers: dict[str, str]) -> None:
+        self._send, self._headers = send, headers
+        self.status: int | None = None
+        self.finished = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._headers:
+                MutableHeaders(scope=message).update(self._headers)
+        else:
+            self.finished = not message.get("more_body", False)
+        await self._send(message)
+
+
+def _token_in_address(scope: Scope) -> str:
+    return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+
+
+def _replay(body: bytes) -> Receive:
+    gone: MutableMapping[str, Any] = {"type": "http.disconnect"}
+    messages = [gone, {"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return messages.pop() if len(messages) > 1 else messages[0]
+
+    return receive
