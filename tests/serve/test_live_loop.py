@@ -56,7 +56,7 @@ def test_a_model_that_fails_leaves_the_first_answer(writer, judge):
 def test_so_does_whatever_else_goes_wrong():
     class Broken(Judge):
         async def gap(self, item):
-            return None  # which is no gap
+            return None  # None is no gap
 
     outcome = drive(judge=Broken())
     assert (outcome.name, outcome.trace.final, outcome.failure) == (

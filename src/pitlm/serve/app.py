@@ -20,9 +20,9 @@ from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.section import PositiveInt
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.serve import reward_api as rewards
-from pitlm.serve.admission import ServerLimits
 from pitlm.serve.chat_replies import finite
 from pitlm.serve.error_replies import ApiError
+from pitlm.serve.gate import Gate
 from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable, Unfit
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.model_process import load_models
@@ -114,7 +114,16 @@ def make_app(
     improving = None
     if improver is not None and scorer is not None:
         improving = Improving(improver, scorer, settings.loop, settings.improve_seconds)
-    app.add_middleware(ServerLimits, settings=settings, metrics=metrics)
+    app.add_middleware(
+        Gate,
+        token=settings.token,
+        hosts=settings.hosts,
+        open_paths=settings.open_paths,
+        body_bytes=settings.body_bytes,
+        concurrency=settings.concurrency,
+        queue=settings.queue,
+        metrics=metrics,
+    )
     for kind in (HTTPException, RequestValidationError, InputError, Unavailable):
         app.add_exception_handler(kind, _plain_error)
     app.state.improving, app.state.scorer = improving, scorer

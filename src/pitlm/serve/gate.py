@@ -22,10 +22,6 @@ from pitlm.serve.pages import HEADERS
 log = logging.getLogger("pitlm.serve")
 
 COOKIE = "pit_token"
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-"""Addresses that a server can be bound to and that only this machine reaches."""
-LOOPBACK = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK_HOSTS)
-"""The same names as a client's Host header has them."""
 UNCOUNTED = frozenset({"/healthz", "/metrics"})
 """Paths that are answered at once, however full the server is."""
 BODY_SECONDS = 60.0
@@ -71,8 +67,10 @@ class Gate:
         self.metrics = metrics or Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the start and the end of the server; nothing here uses web sockets
-            return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
+        if scope["type"] == "websocket":  # nothing here uses them
+            return await send({"type": "websocket.close"})
+        if scope["type"] != "http":  # the start and the end of the server
+            return await self.app(scope, receive, send)
         began = time.perf_counter()
         reply = _Reply(send, self._headers(scope))
         try:
@@ -96,8 +94,9 @@ class Gate:
         """Headers that every response gets."""
         if not self.pages:
             return {}
-        cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
-        return HEADERS | ({"Set-Cookie": cookie} if self._is_right(_token_in_address(scope), self.token) else {})
+        if self.token is None or not _same(_token_in_address(scope).encode(), self.token):
+            return HEADERS
+        return HEADERS | {"Set-Cookie": f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"}
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -110,17 +109,12 @@ class Gate:
         if self.pages:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
             given = (_token_in_address(scope), cookie.value if cookie else "")
-            if not any([self._is_right(one, self.token) for one in given]):
+            if not any(_same(one.encode(), self.token) for one in given):
                 words = "Open the whole address that was printed, with ?token= and what follows."
                 raise ApiError(403, "token_missing", words)
-        elif not self._is_right(headers.get("authorization", ""), f"Bearer {self.token}"):
+        elif not _same(headers.get("authorization", "").encode("latin-1"), f"Bearer {self.token}"):
             bearer = [(b"www-authenticate", b"Bearer")]
             raise ApiError(401, "invalid_api_key", "A bearer token is needed.", headers=bearer)
-
-    @staticmethod
-    def _is_right(given: str, expected: str | None) -> bool:
-        """In constant time, so that how long a refusal takes tells nothing about the token."""
-        return expected is not None and hmac.compare_digest(given.encode(), expected.encode())
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         announced = Headers(scope=scope).get("content-length", "0")
@@ -201,8 +195,13 @@ class _Reply:
         await self._send(message)
 
 
+def _same(given: bytes, secret: str) -> bool:
+    """In constant time, so that how long a refusal takes tells nothing about the secret."""
+    return hmac.compare_digest(given, secret.encode())
+
+
 def _token_in_address(scope: Scope) -> str:
-    return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+    return str(parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1])
 
 
 def _replay(body: bytes) -> Receive:

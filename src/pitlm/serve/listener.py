@@ -7,7 +7,7 @@ import secrets
 import socket
 
 from pitlm.core.errors import InputError
-from pitlm.serve.gate import LOOPBACK_HOSTS
+from pitlm.serve.settings import LOOPBACK_HOSTS
 
 
 def make_token(host: str) -> str | None:

@@ -16,9 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
-from pitlm.serve.gate import LOOPBACK, Gate
+from pitlm.serve.gate import Gate
 from pitlm.serve.listener import address, bind, make_token
 from pitlm.serve.pages import page
+from pitlm.serve.settings import LOOPBACK
 
 BODY_BYTES = 64 * 1024
 CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pitlm.io.console import make_console
 from pitlm.serve.app import serving
-from pitlm.serve.guard import bind
+from pitlm.serve.listener import address, bind
 from pitlm.serve.settings import Settings
 
 BACKLOG = 2048
@@ -38,9 +38,8 @@ def run(settings: Settings, *, host: str, port: int, check: bool = False, access
 async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
     with bind(host, port) as listener:  # before the models are loaded: a port in use is said at once
         async with serving(settings) as app:
-            address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             listener.listen(BACKLOG)
-            for line in _about(settings, address):
+            for line in _about(settings, address(listener).rstrip("/")):
                 make_console().print(Text(line), soft_wrap=True)  # to be copied whole
             if check:
                 return
@@ -60,7 +59,7 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
             await uvicorn.Server(config).serve(sockets=[listener])
 
 
-def _about(settings: Settings, address: str) -> list[str]:
+def _about(settings: Settings, url: str) -> list[str]:
     improves = settings.improver is not None and settings.gap is not None
     what = {
         "upstream": settings.upstream or "none",
@@ -72,8 +71,8 @@ def _about(settings: Settings, address: str) -> list[str]:
     chat = '{"model": "NAME", "messages": [{"role": "user", "content": "Hello"}]}'
     pair = '{"prompt": "Hello", "reference": "No.", "response": "Hello to you."}'
     return [
-        f"Serving {address}/v1",
+        f"Serving {url}/v1",
         *(f"  {name:10} {value}" for name, value in what.items()),
-        *([f"Try: {address}/ in a browser"] if improves else []),
-        f"Try: curl {address}/v1/{path} -H 'content-type: application/json' -d '{chat if settings.upstream else pair}'",
+        *([f"Try: {url}/ in a browser"] if improves else []),
+        f"Try: curl {url}/v1/{path} -H 'content-type: application/json' -d '{chat if settings.upstream else pair}'",
     ]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
-from pitlm.core.errors import InputError
-from pitlm.serve.guard import COOKIE, MAX_BODY, address, bind, guard, make_token
+from pitlm.serve.gate import COOKIE, Gate
+from pitlm.serve.rating import BODY_BYTES
+from pitlm.serve.settings import LOOPBACK
 
 TOKEN = "the-right-token"
 
 
-def client(token: str | None, base_url: str = "http://127.0.0.1:8750") -> TestClient:
+def client(token: str | None, base_url: str = "http://127.0.0.1:8750", *, pages: bool = True) -> TestClient:
     app = FastAPI()
-    guard(app, token)
+    hosts = LOOPBACK if token is None else None
+    app.add_middleware(Gate, token=token, hosts=hosts, body_bytes=BODY_BYTES, pages=pages)
 
     @app.get("/")
     def read() -> str:
@@ -40,7 +41,7 @@ def test_loopback_names_pass_without_a_token(host):
 def test_a_foreign_name_for_this_machine_is_refused(host):
     """DNS rebinding: a page of evil.example, whose name now points to this machine."""
     answer = client(None).get("/", headers={"Host": host})
-    assert answer.status_code == 400
+    assert answer.status_code == 403
     assert "served" not in answer.text
 
 
@@ -67,6 +68,29 @@ def test_the_token_comes_once_and_then_as_a_cookie_that_scripts_and_other_sites_
     assert there.post("/", content=b"four").json() == 4
 
 
+def test_another_site_s_page_cannot_even_read():
+    there = client(None)
+    assert there.get("/", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert there.get("/", headers={"Origin": "http://127.0.0.1:8750"}).json() == "served"
+
+
+def test_a_token_in_the_wrong_place_is_none():
+    """A server for browsers takes no bearer token, and a server for programs takes neither cookie nor address."""
+    assert client(TOKEN).get("/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 403
+    for how in ({"params": {"token": TOKEN}}, {"headers": {"Cookie": f"{COOKIE}={TOKEN}"}}):
+        assert client(TOKEN, pages=False).get("/", **how).status_code == 401
+    for given in (TOKEN, f"bearer {TOKEN}", f"Bearer {TOKEN}x", "Bearer ", "Bearer \u00e9"):
+        assert client(TOKEN, pages=False).get("/", headers={"Authorization": given.encode()}).status_code == 401
+    right = client(TOKEN, pages=False).get("/", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert right.json() == "served"
+    assert "set-cookie" not in right.headers
+
+
+def test_web_sockets_are_not_answered():
+    with pytest.raises(WebSocketDisconnect), client(None).websocket_connect("/"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
@@ -85,10 +109,14 @@ def test_another_site_s_page_cannot_write(origin, status):
 
 def test_long_bodies_are_refused_before_they_are_read():
     there = client(None)
-    assert there.post("/", content=b"x" * MAX_BODY).json() == MAX_BODY
-    assert there.post("/", content=b"x" * (MAX_BODY + 1)).status_code == 413
-    assert there.post("/", content=iter([b"x" * 10])).status_code == 411  # in chunks, without a known length
-    assert there.post("/", content=b"x", headers={"Content-Length": "-1"}).status_code == 411
+    assert there.post("/", content=b"x" * BODY_BYTES).json() == BODY_BYTES
+    assert there.post("/", content=b"x" * (BODY_BYTES + 1)).status_code == 413
+    # In chunks, without a known length: no more is read than is allowed.
+    assert there.post("/", content=iter([b"x" * 10, b"x" * 10])).json() == 20
+    read = []
+    parts = (read.append(n) or b"x" * 1024 for n in range(1000))
+    assert there.post("/", content=parts).status_code == 413
+    assert there.post("/", content=b"x", headers={"Content-Length": "-1"}).status_code == 400
 
 
 def test_every_answer_has_the_headers():
@@ -96,30 +124,3 @@ def test_every_answer_has_the_headers():
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
-
-
-def test_only_loopback_goes_without_a_token():
-    assert [make_token(host) for host in ("127.0.0.1", "localhost", "::1")] == [None] * 3
-    tokens = {make_token(host) for host in ("0.0.0.0", "::", "192.168.0.7", "127.0.0.1.evil.example") for _ in range(5)}
-    assert len(tokens) == 20
-    assert min(len(token) for token in tokens if token) >= 32
-
-
-def test_the_address_is_one_that_can_be_opened():
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        assert address(listener, None) == f"http://127.0.0.1:{port}/"
-        assert address(listener, "t") == f"http://127.0.0.1:{port}/?token=t"
-        with pytest.raises(InputError, match=rf"--port {port}: .*\(Address already in use\)$"):
-            bind("127.0.0.1", port)
-    with bind("0.0.0.0", 0) as listener:
-        assert address(listener, "t") == f"http://{socket.gethostname()}:{listener.getsockname()[1]}/?token=t"
-    with pytest.raises(InputError, match=r"198\.51\.100\.1"):
-        bind("198.51.100.1", 0)
-
-
-def test_no_part_of_a_reply_waits_for_an_acknowledgement():
-    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
-        accepted, _ = listener.accept()
-        with accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
