@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import TextColumn
 from rich.text import Text
 
 from pitlm.batch.finished_rows import Journal
 from pitlm.batch.job_health import health
 from pitlm.batch.parts import PartedJob
 from pitlm.core.nouns import Trace
-from pitlm.io.console import make_console, make_progress
+from pitlm.io.console import make_console, progress_bar
 from pitlm.models.calibration import Calibration
 
 WATCHED = 10_000
@@ -25,14 +24,18 @@ WATCHED = 10_000
 @contextmanager
 def job_progress(total: int | None, finished: int) -> Iterator[Callable[[int, int], None]]:
     """Show a bar over the rows of a job; yields the function that is told how many rows and tokens are done."""
-    with make_progress(TextColumn("{task.fields[speed]}")) as progress:
-        task = progress.add_task("improving", total=total, completed=finished, speed="")
-        rows, tokens, begin = 0, 0, monotonic()
+    rows, tokens, begin = 0, 0, monotonic()
+
+    def speed() -> str:
+        passed = monotonic() - begin
+        return f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s"
+
+    with progress_bar("improving", total, speed, finished) as move:
 
         def advance(more: int, generated: int) -> None:
             nonlocal rows, tokens
-            rows, tokens, passed = rows + more, tokens + generated, monotonic() - begin
-            progress.update(task, advance=more, speed=f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s")
+            rows, tokens = rows + more, tokens + generated
+            move(more)
 
         yield advance
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pitlm.data.dataset import Loaded
 from pitlm.data.pairs import RowDropped, parse_preference
 from pitlm.data.readers import read_rows
 from pitlm.data.row_fields import RowError
-from pitlm.io.atomic import atomic_writer, write_text
+from pitlm.io.atomic import write_json_lines, write_text
 
 FOLDS = ("sft", "reward", "rl", "validation", "test")
 SUMMARY = "summary.json"
@@ -24,17 +25,12 @@ Size = int | float
 """The size of a fold: an int is a number of pairs, a float a share of the prompts."""
 
 
-def cut_folds(
-    preferences: Iterable[Preference],
-    *,
-    test: Size,
-    validation: Size,
-) -> dict[str, list[Preference]]:
+def cut_folds(preferences: Iterable[Preference], *, test: Size, validation: Size) -> dict[str, list[Preference]]:
     """Cut preferences into the five folds so that no prompt (by ``Prompt.key``) is in two of them.
 
-    Each prompt has a place between 0 and 1, the hash of its key. ``test`` takes the lowest places,
-    ``validation`` the next, and sft, reward and rl a third each of the prompts that are left. So the cut depends
-    neither on chance nor on the order of the rows, and as data is added, a prompt held out by share stays held out.
+    Each prompt has a place between 0 and 1, the hash of its key. ``test`` takes the lowest places, ``validation`` the
+    next, and sft, reward and rl a third each of the prompts that are left. So the cut depends neither on chance nor on
+    the order of the rows, and a prompt that is held out by share stays held out when data is added.
 
     Args:
         test: a float is a share of the prompts, between 0 and 1; an int is a number of pairs, reached with whole
@@ -60,15 +56,17 @@ def cut_folds(
     second = _end(validation, base, places, sizes, first)
     rest = len(placed) - second
     if rest < 3:
-        pairs = sum(sizes)
         raise InputError(
-            f"folds: found {pairs} pairs with {len(placed)} distinct prompts, of which test ({test}) and validation "
-            f"({validation}) take {min(second, len(placed))}; expected 3 or more left, one each for sft, reward and rl"
+            f"folds: found {sum(sizes)} pairs with {len(placed)} distinct prompts, of which test ({test}) and "
+            f"validation ({validation}) take {min(second, len(placed))}; expected 3 or more left, one each for sft, "
+            "reward and rl"
         )
     thirds = [second + rest * part // 3 for part in range(4)]
     ends = {"test": (0, first), "validation": (first, second)}
     ends |= {fold: (thirds[part], thirds[part + 1]) for part, fold in enumerate(("sft", "reward", "rl"))}
-    return {fold: _pairs_of(groups, [key for _, key in placed[slice(*ends[fold])]]) for fold in FOLDS}
+    for pairs in groups.values():  # so that equal data gives equal files whatever order it came in
+        pairs.sort(key=lambda pair: (pair.chosen, pair.rejected))
+    return {fold: [pair for _, key in placed[slice(*ends[fold])] for pair in groups[key]] for fold in FOLDS}
 
 
 def _check_size(name: str, size: Size) -> None:
@@ -86,17 +84,7 @@ def _end(size: Size, base: float, places: Sequence[float], sizes: Sequence[int],
     """The index behind the last prompt of a fold that starts at ``start``; behind the end where there are too few."""
     if isinstance(size, float):
         return max(start + 1, bisect_left(places, base + size))
-    end = start
-    total = 0
-    while total < size and end < len(sizes):
-        total += sizes[end]
-        end += 1
-    return end
-
-
-def _pairs_of(groups: Mapping[str, list[Preference]], keys: Sequence[str]) -> list[Preference]:
-    # sorted within a prompt, so that equal data gives equal files whatever order it came in
-    return [pair for key in keys for pair in sorted(groups[key], key=lambda pair: (pair.chosen, pair.rejected))]
+    return min(len(sizes), start + 1 + bisect_left(list(accumulate(sizes[start:])), size))
 
 
 def write_folds(folder: Path, folds: Mapping[str, Sequence[Preference]], loaded: Loaded) -> dict[str, Any]:
@@ -121,9 +109,7 @@ def write_folds(folder: Path, folds: Mapping[str, Sequence[Preference]], loaded:
     }
     (folder / SUMMARY).unlink(missing_ok=True)
     for fold, pairs in folds.items():
-        with atomic_writer(folder / f"{fold}.jsonl") as out:
-            for pair in pairs:
-                out.write(json.dumps(pair.as_dict(), ensure_ascii=False) + "\n")
+        write_json_lines(folder / f"{fold}.jsonl", (pair.as_dict() for pair in pairs))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -41,11 +41,18 @@ def make_progress(*more: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, note: Callable[[], str] | None = None) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the block runs, with a note that changes; yields the function that moves it on."""
+def progress_bar(
+    title: str, total: int | None, note: Callable[[], str] | None = None, done: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs; yields the function that moves the bar on.
+
+    Args:
+        note: returns a text that stands behind the bar.
+        done: how much was done before.
+    """
     columns = () if note is None else (TextColumn("{task.fields[note]}"),)
     with make_progress(*columns) as progress:
-        task = progress.add_task(title, total=total, note="")
+        task = progress.add_task(title, total=total, completed=done, note="")
 
         def advance(count: int) -> None:
             progress.update(task, advance=count, note=note() if note is not None else "")
