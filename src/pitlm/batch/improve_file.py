@@ -1,4 +1,4 @@
-"""Improving answers with the models of a finished run, or with models given by path."""
+"""Improves one answer or a file of answers, with the models of a finished run or with models given by path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def improve_file(
 ) -> None:
     """Improve each answer of a file, going on from where an earlier attempt was stopped.
 
-    Settings that are not set in ``loop`` come from the run's recipe.
+    Settings that are not set in ``loop`` come from the run's recipe, or from the defaults.
 
     Raises:
         InputError: nothing to read, missing models, another job under way for this output, or no row that could be
@@ -68,10 +68,10 @@ def improve_one(prompt: str, response: str | None, models: ModelChoice, loop: Lo
 
 
 class Setup:
-    """What a job was told, and its models, which are loaded when they are first needed.
+    """The models and settings of a job. The models are loaded when they are first needed.
 
     Attributes:
-        settings: of the loop.
+        settings: the settings of the loop.
         named: everything that changes an answer, by the name of the option or setting.
 
     Raises:
@@ -160,6 +160,6 @@ def _model_folders(models: ModelChoice, recipe: Recipe | None) -> dict[Kind, Pat
 
 
 def _stamp(model: Path) -> str:
-    """A model by its folder and when its weights were written: another training is another model."""
+    """Name a model by its folder and the time its weights were written: another training makes another model."""
     written = [path.stat().st_mtime_ns for path in model.glob("*.safetensors")]
     return f"{model.resolve()} ({max(written, default=0)})"

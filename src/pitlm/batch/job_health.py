@@ -1,4 +1,4 @@
-"""What a loop does in use: does it change anything, does it only lengthen, has it met answers of another kind? Ours."""
+"""Checks of a finished job: did the loop change anything, or only lengthen answers, or meet unusual answers? Ours."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pitlm.models.calibration import Calibration
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NO_OP, PADDING = 0.95, 1.5
-"""Warn where this share of the answers came back as they were; where answers grew to this many times their length."""
+"""Warn if this share of the answers came back unchanged; if changed answers grew to this many times their length."""
 
 DRIFT, DRIFT_P = 0.1, 0.001
-"""Warn where two distributions differ by this much (Kolmogorov-Smirnov) and it is no chance."""
+"""Warn if two distributions have at least this distance (Kolmogorov-Smirnov) and at most this p-value."""
 
 ENOUGH = 20
-"""Fewer answers than this are no ground for a warning."""
+"""Give no warning about fewer answers than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class RunHealth:
     Attributes:
         copy_rate: share of the answers that came back unchanged.
         growth: length of the final answers in units of the originals' (characters, over all answers).
-        changed_growth: the same over the answers that were changed; NaN where none was.
-        gaps: quantiles of the first proposals' gaps (:data:`QUANTILES`); NaN where nothing was proposed.
-        drift: how far gaps and lengths of the first proposals are from the calibration's (Kolmogorov-Smirnov distance,
-            0 to 1); None without a calibration.
-        warnings: what a person should look at, in whole sentences.
+        changed_growth: the same over the changed answers; NaN if there are none.
+        gaps: quantiles of the first proposals' gaps (:data:`QUANTILES`); NaN if nothing was proposed.
+        drift: distance of the first proposals' gaps and lengths from those of the calibration (Kolmogorov-Smirnov, 0
+            to 1); None without a calibration.
+        warnings: sentences for a person to read.
     """
 
     answers: int
@@ -58,7 +58,7 @@ class RunHealth:
 
 
 def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> RunHealth:
-    """Look at the traces of a run, beside the calibration of the scorer that decided, where there is one."""
+    """Compute the figures of a run; ``calibration`` is that of the scorer that decided, if it has one."""
     pairs = [(len(trace.original), len(trace.final), trace.final != trace.original) for trace in traces]
     copy_rate = float(np.mean([not changed for *_, changed in pairs])) if pairs else float("nan")
     growth = _growth([(before, after) for before, after, _ in pairs])

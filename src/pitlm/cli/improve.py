@@ -23,18 +23,18 @@ Examples:
   pit improve answers/ -o better/ --run runs/mine --engine ray --workers 8
 
 FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
-and "response", or AlpacaEval's "instruction" and "output"; a row without a response is answered first, by the run's
-policy or what --policy names. The output has the rows in their order, with their own fields and "final", "original",
-"rounds" and "stop_reason".
+and "response", or AlpacaEval's "instruction" and "output". A row without a response is answered first, by the run's
+policy or by the model that --policy names. The output has the rows in their order, with their own fields and "final",
+"original", "rounds" and "stop_reason".
 
-A job that was stopped goes on when the same command is given again: what is finished is kept in OUT.partial. A row
-that cannot be improved is set aside in OUT.failed.jsonl, with the reason; the others go on, and the exit code is 0
-unless every row failed.
+Give the same command again to go on with a job that was stopped; OUT.partial keeps the finished rows. A row that cannot
+be improved is set aside in OUT.failed.jsonl with the reason, and the other rows go on. The exit code is 0 unless every
+row failed.
 
-With --engine ray the work is shared by the processes of a Ray cluster: the one at RAY_ADDRESS, which has to see the
-same folders, or one that is started on this machine and ends with the command. FILE may be a folder of files, and OUT
-is a folder of part files, --part-rows rows each; one after the other they are what one process would have written. A
-worker that is killed is replaced, and nothing is lost or done twice. docs/engines.md says more.
+With --engine ray the processes of a Ray cluster share the work: the cluster at RAY_ADDRESS, which has to see the same
+folders, or a cluster that is started on this machine and ends with the command. FILE may be a folder of files. OUT is a
+folder of part files with --part-rows rows each; joined, they are the file that one process would write. A worker that
+is killed is replaced, and no row is lost or done twice. docs/engines.md says more.
 """
 
 

@@ -1,4 +1,4 @@
-"""Files of one system's answers, AlpacaEval's ``model_outputs.json`` among them, and two such files as comparisons."""
+"""Reads files of one system's answers, such as AlpacaEval's ``model_outputs.json``, and pairs two of them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def read_answers(path: Path) -> AnswerFile:
     """Read jsonl, json, csv or parquet rows.
 
     A row has the prompt as ``prompt``, ``messages`` or ``instruction`` (text or chat messages) and the answer as
-    ``final``, ``response`` or ``output``; the first of these that it has counts. The system is called what the rows
-    say in ``generator``, else as the file.
+    ``final``, ``response`` or ``output``; the first of these that it has counts. The system's name is
+    the rows' ``generator``, or else the file's name.
 
     Raises:
         InputError: an unreadable file or row, no rows, or more than one generator.
@@ -73,8 +73,8 @@ def read_comparisons(first: Path, second: Path) -> list[Comparison]:
 def pair_answers(first: AnswerFile, second: AnswerFile) -> list[Comparison]:
     """Pair two systems' answers by ``id`` where every row has one, else by prompt.
 
-    What occurs several times is paired in the order of appearance. The item is the id, or the prompt's key; ``#2`` and
-    so on marks a repetition.
+    Answers of one id (or prompt) are paired in the order of appearance. A comparison's item is the id, or the prompt's
+    key; repetitions are marked ``#2`` and so on.
 
     Raises:
         InputError: an answer that has no counterpart, or two prompts under one id.
@@ -118,7 +118,7 @@ def _shown(answer: Item, *, by_id: bool) -> str:
 
 
 def _names(first: AnswerFile, second: AnswerFile) -> tuple[str, str]:
-    """Two different names: of the systems, else of the files, else their paths with an ordinal."""
+    """Two different names: those of the systems, or else of the files, or else their paths with an ordinal."""
     for names in ((first.system, second.system), (_stem(first.path), _stem(second.path))):
         if names[0] != names[1]:
             return names

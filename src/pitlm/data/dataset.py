@@ -1,4 +1,4 @@
-"""From a source to the preferences that can be learnt from, with a count of every row that did not make it."""
+"""Reads the preferences that a model can learn from, and counts every row that is left out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMPTY_PROMPT = "empty prompt"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a source held: ``read`` = kept + dropped + invalid, all in rows."""
+    """The preferences of a source, and what became of its rows: ``read`` = kept + dropped + invalid."""
 
     preferences: list[Preference]
     read: int
@@ -33,7 +33,7 @@ class Loaded:
 
 
 def reading(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
-    """What became of the rows that were read, in one line."""
+    """Say in one line how many rows were read, kept, dropped and invalid."""
     parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
     parts += [f"{invalid:,} invalid"] if invalid else []
     return f"Read {read:,} rows: {', '.join(parts)}"
@@ -53,8 +53,8 @@ def load_preferences(
     an empty response or prompt, two conversations whose prompts differ.
 
     Args:
-        skip_invalid: count invalid rows and go on, where the default is to stop at the first.
-        rejects: with ``skip_invalid``, the jsonl file that receives file, line, reason and row of each (none: no file).
+        skip_invalid: count invalid rows and go on; by default the first invalid row stops the reading.
+        rejects: the file for skipped rows: one line of JSON for each, with its file, line, reason and row.
         limit: stop once this many preferences are kept (None: read everything).
         progress: show a count of rows on stderr while reading, where that is a terminal.
 
@@ -110,7 +110,7 @@ def _write_reject(out: TextIO | None, row: RawRow, error: RowError) -> None:
 
 @contextmanager
 def _counted(rows: Iterator[RawRow], progress: bool) -> Iterator[Iterator[RawRow]]:
-    """The rows as they are, with a running count on stderr where that is wanted and stderr is a terminal."""
+    """Yield the rows unchanged; count them on stderr if ``progress`` is set and stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""The five disjoint folds of a run, cut by prompt, and the folder that they live in."""
+"""The five disjoint folds of a run, cut by prompt, and the folder that holds them."""
 
 from __future__ import annotations
 

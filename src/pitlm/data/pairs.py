@@ -78,7 +78,7 @@ def _chosen_and_rejected(data: Mapping[str, object]) -> Preference:
 
 
 def _stated_prompt(data: Mapping[str, object]) -> tuple[Turns | None, Kind]:
-    """The turns of the field ``prompt`` (None where a row has no such field) and the shape that it had."""
+    """The turns of the field ``prompt`` (None where a row has no such field) and the shape of the field."""
     if "prompt" not in data:
         return None, "messages"
     value = data["prompt"]
@@ -95,7 +95,7 @@ def _stated_prompt(data: Mapping[str, object]) -> tuple[Turns | None, Kind]:
 
 
 def _side(data: Mapping[str, object], field: str, stated: Turns | None, kind: Kind) -> Turns:
-    """One response as the last of the turns that the field holds; alone where it holds no others."""
+    """The turns that the field holds. The last is the response, and may be the only one."""
     if field not in data:
         raise RowError(field, f"no such field (the row has {list_fields(data)})", _SHAPES)
     value = data[field]
@@ -125,7 +125,7 @@ def _side(data: Mapping[str, object], field: str, stated: Turns | None, kind: Ki
 
 
 def _reconciled(stated: Turns, told: Turns, kind: Kind) -> Turns:
-    """The longer of the stated prompt and the one that the conversations tell, where it has the other at an end."""
+    """The longer of two versions of a prompt, the stated one and the conversations', if it has the other at one end."""
     if stated in (told[-len(stated) :], told[: len(stated)]):
         return told
     if stated[-len(told) :] == told:

@@ -1,4 +1,4 @@
-"""From a file, a folder or a hub name to raw rows, each of which knows where it came from."""
+"""Reads files, folders and data sets of the hub as raw rows; each row knows where it came from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_DATA = {
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands as the data of a row that could not be decoded, so that the caller decides what that costs.
+    """The data of a row that could not be decoded; the caller decides whether that stops the reading.
 
     Attributes:
         line: where in ``raw`` the error is.
@@ -113,10 +113,10 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
 
 
 def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
-    """Refuse an output folder from which the next reading of ``source`` would take what this one wrote.
+    """Refuse an output folder inside of the source folder: the next reading would take the output for data.
 
     Args:
-        option: what names the output.
+        option: the option that names the output, for the message.
 
     Raises:
         InputError: ``source`` is a folder, and ``out`` is in it.
@@ -129,10 +129,10 @@ def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
 
 
 def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
-    """Every row of ``source``, as :func:`read_rows`, where a line that cannot be decoded ends it.
+    """Yield every row of ``source`` as :func:`read_rows` does, up to a line that cannot be decoded.
 
     Raises:
-        InputError: as there, and for such a line.
+        InputError: as :func:`read_rows` does, and for such a line.
     """
     for raw in read_rows(source):
         try:
@@ -161,13 +161,13 @@ def _suffixes() -> list[str]:
 
 
 def _formats() -> str:
-    """What can be read, for an error message."""
+    """The kinds of file that can be read, for an error message."""
     more = "".join(f" or .{suffix}" for suffix in _suffixes()[len(READERS) :])
     return f".jsonl, .json, .csv (each also .gz) or .parquet{more}"
 
 
 def _suffix(path: Path) -> str | None:
-    """The name of what reads a file; None where nothing does."""
+    """The suffix that names a file's reader; None where no reader has it."""
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix[1:]
     return suffix if suffix in _suffixes() and not name.endswith(".parquet.gz") else None
@@ -289,7 +289,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
 
 def _hub_rows(source: str) -> Iterator[RawRow]:
     match = _HUB_NAME.fullmatch(source)
-    # With the first part a folder here, the name is far likelier a mistyped path than a hub's organisation.
+    # If the first part is a folder here, the name is far likelier a mistyped path than an organisation of the hub.
     if match is None or Path(source).parent.is_dir() or _suffix(Path(source)) is not None:
         raise InputError.at(
             source, found="no such file or folder", expected=f"{_formats()}, a folder of them, or org/name"
