@@ -65,9 +65,9 @@ class Upstream:
             request = json.loads(body)
         except ValueError:
             return await reply(send, 400, {"error": {"message": "not JSON", "type": "x", "param": None, "code": None}})
-        await self._complete(request, receive, send)
+        await self.complete(request, receive, send)
 
-    async def _complete(self, request, receive, send) -> None:
+    async def complete(self, request, receive, send) -> None:
         model = request["model"]
         if model in ERRORS:
             status, error = ERRORS[model]

@@ -359,7 +359,7 @@ def test_the_picture_in_the_documents(proxy, new_page, monkeypatch):
     monkeypatch.setattr(scripted_upstream, "TEXT", ANSWERS[0])
     monkeypatch.setattr(scripted_upstream, "USAGE", {"prompt_tokens": 21, "completion_tokens": 22, "total_tokens": 43})
 
-    complete = proxy.upstream._complete
+    complete = proxy.upstream.complete
 
     async def answer(*arguments):
         await asyncio.sleep(0.4)
@@ -372,7 +372,7 @@ def test_the_picture_in_the_documents(proxy, new_page, monkeypatch):
     async def gap(item):
         return {1: 1.35, 2: 0.82, 3: -0.64}[ANSWERS.index(item.response)]
 
-    proxy.upstream._complete, proxy.writer.propose, proxy.judge.gap = answer, propose, gap
+    proxy.upstream.complete, proxy.writer.propose, proxy.judge.gap = answer, propose, gap
     page = new_page(root(proxy), viewport={"width": 1080, "height": 1115})
     visitor = Visitor(page).open()
     page.get_by_label("Model that answers").fill("chat")

@@ -120,9 +120,9 @@ def test_the_batch_stays_within_its_tokens_and_full(llama):
     loads, sizes = [], []
 
     def watch(decoder, ended):
-        rows = [row for row in decoder._rows if row] + ended
+        rows = [row for row in decoder.rows if row] + ended
         loads.append(len(rows) * max((row.room for row in rows), default=0))
-        sizes.append((decoder.active + len(ended), bool(decoder._waiting)))
+        sizes.append((decoder.active + len(ended), bool(decoder.waiting)))
 
     write(llama, dict(enumerate(prompts(60))), 640, watch=watch)
     assert max(loads) <= 640

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -216,10 +217,17 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_what_cannot_be_kept_is_not_paid_for(server, endpoint, tmp_path):
+def test_what_cannot_be_kept_is_not_paid_for(server, endpoint, tmp_path, monkeypatch):
     """As on a full disk, SQLite cannot add a page to the file."""
+    connect = sqlite3.connect
+
+    def small(*arguments, **options):
+        database = connect(*arguments, **options)
+        database.execute("PRAGMA max_page_count = 4")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", small)
     cache = ReplyCache(tmp_path / "replies.sqlite")
-    cache._run("PRAGMA max_page_count = 4")
     server.reply = lambda request: "word " * 1000
     with pytest.raises(InputError, match=r"replies\.sqlite: found database or disk is full"):
         endpoint(cache=cache, concurrency=2).complete(prompts(50))

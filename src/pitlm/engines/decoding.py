@@ -68,8 +68,8 @@ class Decoder:
         else:
             warn_once(f"{model.config.model_type}: its places cannot be refilled; writing batch after batch")
         self._places = Places()
-        self._rows: list[DecodingRow | None] = []
-        self._waiting: list[tuple[int, int, DecodingRow]] = []  # by room, then in the order of arrival
+        self.rows: list[DecodingRow | None] = []
+        self.waiting: list[tuple[int, int, DecodingRow]] = []  # by room, then in the order of arrival
         self._staged: list[DecodingRow] = []  # taken by the lift, until enough places are free
         self._waiting_tokens = self._arrived = 0
         self._level, self._upward = 1 << 60, False
@@ -80,7 +80,7 @@ class Decoder:
         self._arrived += 1
         self._waiting_tokens += room
         row = DecodingRow(key, prompt, max_new_tokens, temperature, random.Random(seed), room)
-        insort(self._waiting, (room, self._arrived, row))
+        insort(self.waiting, (room, self._arrived, row))
 
     @property
     def waiting_tokens(self) -> int:
@@ -89,7 +89,7 @@ class Decoder:
 
     @property
     def active(self) -> int:
-        return sum(row is not None for row in self._rows)
+        return sum(row is not None for row in self.rows)
 
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:
@@ -99,7 +99,7 @@ class Decoder:
         self._admit()
         if not self.active:
             return []
-        rows = [*self._rows, *[None] * (-len(self._rows) % ROWS)]
+        rows = [*self.rows, *[None] * (-len(self.rows) % ROWS)]
         device = self.model.device
         positions_n1 = self._places.begin_step([row.length if row else 0 for row in rows], device)
         logits_nV = self.model(
@@ -118,13 +118,13 @@ class Decoder:
             row.written.append(token)
             if token == self.end or len(row.written) == row.max_new_tokens:
                 ended.append(row)
-                self._rows[place] = None
+                self.rows[place] = None
         return ended
 
     def _next(self) -> int:
         """Which waiting row the lift takes next: of its own level, or the nearest in its direction, or it turns."""
-        at = bisect_left(self._waiting, (self._level + (not self._upward),))
-        if self._upward and at == len(self._waiting):
+        at = bisect_left(self.waiting, (self._level + (not self._upward),))
+        if self._upward and at == len(self.waiting):
             self._upward = False
         elif not self._upward and at == 0:
             self._upward = True
@@ -132,36 +132,36 @@ class Decoder:
 
     def _admit(self) -> None:
         """Give the places that are free to the rows that are next."""
-        active = [row for row in self._rows if row is not None]
+        active = [row for row in self.rows if row is not None]
         widest = max((row.room for row in (*active, *self._staged)), default=0)
-        while self._waiting:
+        while self.waiting:
             at = self._next()
-            room, _, row = self._waiting[at]
+            room, _, row = self.waiting[at]
             count = len(active) + len(self._staged) + 1
             if count > 1 and count * max(widest, room) > self.tokens:
                 break
-            del self._waiting[at]
+            del self.waiting[at]
             self._staged.append(row)
             self._level, widest = room, max(widest, room)
         total = len(active) + len(self._staged)
         if self._staged and len(self._staged) * REFILL >= total:
             self._fill(total, widest)
-        elif not self._staged and (len(self._rows) - total) * REFILL >= len(self._rows):
+        elif not self._staged and (len(self.rows) - total) * REFILL >= len(self.rows):
             self._close()
 
     def _fill(self, total: int, widest: int) -> None:
         """Read the prompts of the staged rows, all but the last token, which the next step reads."""
         staged, self._staged = self._staged, []
         self._waiting_tokens -= sum(row.room for row in staged)
-        free = [place for place, row in enumerate(self._rows) if row is None]
-        free += range(len(self._rows), total)
-        self._rows += [None] * (total - len(self._rows))
-        self._places.fit(-(-len(self._rows) // ROWS) * ROWS, widest, self.tokens)
+        free = [place for place, row in enumerate(self.rows) if row is None]
+        free += range(len(self.rows), total)
+        self.rows += [None] * (total - len(self.rows))
+        self._places.fit(-(-len(self.rows) // ROWS) * ROWS, widest, self.tokens)
         self.peak = max(self.peak, total)
         alike: dict[int, list[tuple[int, DecodingRow]]] = {}
         for place, row in zip(free, staged, strict=False):
             alike.setdefault(rounded(len(row.prompt) - 1), []).append((place, row))
-            self._rows[place] = row
+            self.rows[place] = row
         for width, together in alike.items():
             prompts = [row.prompt[:-1] for _, row in together]
             input_ids = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in prompts])
@@ -172,20 +172,20 @@ class Decoder:
 
     def _close(self) -> None:
         """Move the last rows into the places that are free, where nothing waits for them."""
-        free = [place for place, row in enumerate(self._rows) if row is None]
+        free = [place for place, row in enumerate(self.rows) if row is None]
         while free:
-            row = self._rows.pop()
+            row = self.rows.pop()
             if row is None:
                 free.pop()
             else:
-                self._rows[free[0]] = row
-                self._places.move(len(self._rows), free.pop(0))
+                self.rows[free[0]] = row
+                self._places.move(len(self.rows), free.pop(0))
 
     def _generate(self) -> list[DecodingRow]:
         """The next waiting rows as one batch, by the model's own ``generate``."""
         rows: list[DecodingRow] = []
-        while self._waiting and (not rows or (len(rows) + 1) * max(self._level, rows[0].room) <= self.tokens):
-            room, _, row = self._waiting.pop(self._next())
+        while self.waiting and (not rows or (len(rows) + 1) * max(self._level, rows[0].room) <= self.tokens):
+            room, _, row = self.waiting.pop(self._next())
             rows.append(row)
             self._level = room
             self._waiting_tokens -= room

@@ -81,23 +81,9 @@ def agreement(
         complete=int(complete.sum()),
         cohen={(judges[a], judges[b]): interval(_cohen(ratings[:, [a, b]])) for a, b in pairs},
         fleiss=interval(lambda drawn: _fleiss(np.repeat(counts, drawn[complete], axis=0))),
-        nominal=interval(_alpha(ratings, "nominal")),
-        ordinal=interval(_alpha(ordered, "ordinal")),
+        nominal=interval(krippendorff_alpha(ratings, "nominal")),
+        ordinal=interval(krippendorff_alpha(ordered, "ordinal")),
     )
-
-
-def krippendorff_alpha(ratings: Floats, level: Level) -> float:
-    """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability"), with missing values.
-
-    By hand, because the statsmodels of today has none: it comes with 0.15.1.
-
-    Args:
-        ratings: shape (units, raters), whole numbers from 0 in the order of the categories, NaN where missing.
-
-    Returns:
-        NaN where no two ratings can be compared, or all are equal.
-    """
-    return _alpha(ratings, level)(np.ones(len(ratings), dtype=int))
 
 
 def _counts(ratings: Floats) -> NDArray[np.int64]:
@@ -106,8 +92,18 @@ def _counts(ratings: Floats) -> NDArray[np.int64]:
     return np.stack([(ratings == code).sum(axis=1) for code in range(top + 1)], axis=1)
 
 
-def _alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
-    """Alpha as a function of the units' weights."""
+def krippendorff_alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
+    """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability") as a function of the units' weights.
+
+    By hand, because today's statsmodels has no alpha: it comes with 0.15.1.
+
+    Args:
+        ratings: shape (units, raters), whole numbers from 0 in the order of the categories, NaN where missing.
+
+    Returns:
+        A function of whole weights, shape (units,). It gives NaN where no two ratings can be compared, or all are
+        equal.
+    """
     counts = _counts(ratings)
     raters = counts.sum(axis=1)
     counts, pairable = counts[raters > 1].astype(np.float64), raters > 1
