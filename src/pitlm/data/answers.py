@@ -61,24 +61,16 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def read_comparisons(first: Path, second: Path) -> list[Comparison]:
-    """The answers of two files side by side, in the order of the first file.
+def read_comparisons(first_file: Path, second_file: Path) -> list[Comparison]:
+    """Put the answers of two files side by side, in the order of the first file.
+
+    They are paired by ``id`` if every row has one, else by prompt. Answers of one id (or prompt) are paired in the
+    order of appearance. A comparison's item is the id, or the prompt's key; repetitions are marked ``#2`` and so on.
 
     Raises:
-        InputError: as :func:`read_answers` and :func:`pair_answers` do.
+        InputError: as :func:`read_answers` does; an answer that has no counterpart, or two prompts under one id.
     """
-    return pair_answers(read_answers(first), read_answers(second))
-
-
-def pair_answers(first: AnswerFile, second: AnswerFile) -> list[Comparison]:
-    """Pair two systems' answers by ``id`` where every row has one, else by prompt.
-
-    Answers of one id (or prompt) are paired in the order of appearance. A comparison's item is the id, or the prompt's
-    key; repetitions are marked ``#2`` and so on.
-
-    Raises:
-        InputError: an answer that has no counterpart, or two prompts under one id.
-    """
+    first, second = read_answers(first_file), read_answers(second_file)
     by_id = all(answer.id is not None for file in (first, second) for answer in file.answers)
     ours, theirs = (_by_item(file.answers, by_id=by_id) for file in (first, second))
     for here, there, own, others in ((first, second, ours, theirs), (second, first, theirs, ours)):
