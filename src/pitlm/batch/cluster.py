@@ -1,9 +1,9 @@
 """`pit improve --engine ray`: one job on the processes of a Ray cluster.
 
 The process that leads reads the input, cuts it into parts, and gives each part to an actor that is free. The actors
-hold the models and write the files of their parts themselves (:mod:`pitlm.batch.parts`), so no answer passes through
-the process that leads. Ray replaces an actor that is killed and gives it the same part again; the part's journal says
-where to go on.
+hold the models and write the files of their parts themselves (:mod:`pitlm.batch.parted_job`), so no answer passes
+through the process that leads. Ray replaces an actor that is killed and gives it the same part again; the part's
+journal says where to go on.
 
 Where there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
 :class:`pitlm.engines.vllm_engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That processor is a
@@ -28,7 +28,7 @@ from rich.text import Text
 from pitlm.batch.improve_file import Setup
 from pitlm.batch.job_progress import job_progress, print_summary
 from pitlm.batch.model_choice import ModelChoice
-from pitlm.batch.parts import Part, PartedJob, cut
+from pitlm.batch.parted_job import Part, PartedJob, cut
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import LoopSection
 from pitlm.data.items import count_rows, read_items

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pitlm.batch.finished_rows import Journal
 from pitlm.batch.job_health import health
-from pitlm.batch.parts import PartedJob
+from pitlm.batch.parted_job import PartedJob
 from pitlm.core.nouns import Trace
 from pitlm.io.console import make_console, progress_bar
 from pitlm.models.calibration import Calibration

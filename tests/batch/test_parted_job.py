@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pitlm.batch.finished_rows import Journal, NothingImproved
-from pitlm.batch.parts import TRIES, PartedJob, cut
+from pitlm.batch.parted_job import TRIES, PartedJob, cut
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Round, StopReason, Trace
 from pitlm.data.items import Failure, read_items
