@@ -11,7 +11,7 @@ import pytest
 
 from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.statistics import delta_interval, rows_for
-from pitlm.evaluate.summary import Summary, summarise
+from pitlm.evaluate.summary import Answered, Summary, summarise
 
 WIN, TIE, LOSS, INCONSISTENT, UNPARSABLE = list(Verdict)
 
@@ -65,6 +65,32 @@ def test_difference_is_that_of_the_deltas(summary: Summary):
     for d in summary.differences:
         if d.judge == "j":
             assert d.delta.estimate == pytest.approx(delta[d.first] - delta[d.second])
+
+
+def test_compared_systems_are_seen_from_the_first_of_each_pair(summary: Summary):
+    [forth] = summary.compared("j", [("bad", "good")])
+    [back] = summary.compared("j", [("good", "bad")])
+    assert back.delta.estimate == -forth.delta.estimate > 0
+    assert (back.delta.low, back.delta.high) == (-forth.delta.high, -forth.delta.low)
+    assert (back.test.better, back.test.worse, back.test.p) == (forth.test.worse, forth.test.better, forth.test.p)
+    assert (back.first, back.second, back.judge) == ("good", "bad", "j")
+    assert summary.compared("j", [("good", "base"), ("good", "nobody")]) == []
+
+
+def test_what_a_run_knows_is_shown_in_its_order_and_changes_no_rate(summary: Summary):
+    known = {name: Answered(0.0, 10.0, 20.0, 30.0) for name in ("base", "poor", "good")}
+    found = summarise(made(), answered=known, rank=None, resamples=100)
+    assert [s.system for s in found.by("k")] == ["base", "poor", "good", "bad", "fair"]
+    assert found.differences == summary.differences
+    assert {(s.judge, s.system): (s.delta, s.test, s.p_holm) for s in found.systems if s.system != "base"} == {
+        (s.judge, s.system): (s.delta, s.test, s.p_holm) for s in summary.systems
+    }
+    base, poor = found.by("k")[:2]
+    assert (base.tally.judged, base.answered.generated_tokens) == (0, 20.0)
+    assert math.isnan(base.delta.estimate)
+    assert (poor.quality, poor.gain_per_100_tokens) == (None, None)  # this judge gives no scores
+    assert (found.rankings, found.elo) == ({}, {})
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["systems"][0]["answered"]["prompt_tokens"] == 30.0
 
 
 def test_as_dict_is_plain_json(summary: Summary):

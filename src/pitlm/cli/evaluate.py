@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pitlm.core.judge_section import JudgeSection
+    from pitlm.evaluate.summary import Answered
     from pitlm.evaluate.verdict_files import Annotation
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
@@ -25,10 +26,11 @@ Examples:
   pit evaluate ours.jsonl theirs.jsonl --baseline original --json figures.json
   pit evaluate results/*/annotations.json --rank
   pit evaluate verdicts.jsonl --alpaca annotations.json
+  pit evaluate runs/mine
   pit evaluate --plan 5
   pit evaluate ours.json theirs.json --judge llm --model gpt-4o-mini -o verdicts.jsonl
 
-With --judge, two FILEs of answers are judged first, as `pit judge` does: killed anywhere, the same command goes on.
+With --judge, two files of answers are judged first, as `pit judge` does: killed anywhere, the same command goes on.
 """
 
 
@@ -38,7 +40,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> f
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[FILE]...")
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[SOURCE]...")
 @click.option("--baseline", metavar="NAME", help="The system to hold the others against.  [default: the most usual]")
 @click.option("--rank", is_flag=True, help="Also rank fewer than three systems.")
 @click.option(
@@ -72,7 +74,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> f
 @click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Replies that were kept stay.")
 @judge_options(required=False)
 def evaluate(
-    files: tuple[Path, ...],
+    sources: tuple[Path, ...],
     baseline: str | None,
     rank: bool,
     wanted: float | None,
@@ -85,29 +87,55 @@ def evaluate(
     force: bool,
     options: JudgeSection | None,
 ) -> None:
-    """Win rates, Deltas, tests, rankings and agreement from FILEs of verdicts. Nothing is asked again.
+    """Win rates, Deltas, tests, rankings and agreement from verdicts. Nothing is asked again.
 
-    A FILE holds verdict rows, as `pit judge` writes them (.jsonl), or AlpacaEval's annotations (.json). Several are
-    read as one. Intervals resample items, so several verdicts on one item are one piece of evidence.
+    A SOURCE is a file of verdict rows, as `pit judge` writes them (.jsonl), a file of AlpacaEval's annotations (.json),
+    or the folder of a finished run. Several are read as one. Intervals resample items, so several verdicts on one item
+    are one piece of evidence.
     """
     if options is None and (output is not None or force):
         raise click.UsageError("-o and --force: found without --judge")
-    if not files:
+    if not sources:
         if wanted is None:
-            raise click.UsageError("found no FILE, expected at least one, or --plan POINTS")
+            raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
         _print_plan(wanted)
         return
+    figures: dict[str, Any] = {
+        "rank": rank,
+        "wanted": wanted,
+        "resamples": resamples,
+        "confidence": confidence,
+        "seed": seed,
+    }
+    if options is not None:
+        annotations = _judged(sources, output, options, force)
+    else:
+        annotations, figures["answered"] = _read(sources)
+    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **figures)
+
+
+def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, Answered]]:
+    """The verdicts of files and of at most one run, and what the run knows of its systems beside them."""
+    from pitlm.core.errors import InputError
     from pitlm.evaluate.verdict_files import read_verdicts
 
-    annotations = read_verdicts(files) if options is None else _judged(files, output, options, force)
-    figures = {"rank": rank, "wanted": wanted, "resamples": resamples, "confidence": confidence, "seed": seed}
-    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **figures)
+    files = list(sources)
+    answered: dict[str, Answered] = {}
+    runs = [index for index, source in enumerate(sources) if source.is_dir()]
+    if len(runs) > 1:
+        raise InputError.at(sources[runs[1]], found="a second run", expected="one; each run has its own items")
+    for index in runs:
+        from pitlm.run.evaluated import run_verdicts
+
+        files[index], answered = run_verdicts(sources[index])
+    return read_verdicts(files), answered
 
 
 def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, force: bool) -> list[Annotation]:
     """The verdicts on two files of answers, with what AlpacaEval's annotations hold beside them."""
-    if len(files) != 2:
-        raise click.UsageError(f"--judge: found {len(files)} FILEs, expected two, with the answers of a system each")
+    if len(files) != 2 or any(file.is_dir() for file in files):
+        found = "a folder" if len(files) == 2 else f"{len(files)} files"
+        raise click.UsageError(f"--judge: found {found}, expected two files, with the answers of a system each")
     if output is None:
         raise click.UsageError("-o: found nothing beside --judge, expected the file that the verdicts go to")
     from pitlm.cli.judge import judge_to_file
@@ -141,7 +169,7 @@ def show(
     from pitlm.core.errors import InputError
     from pitlm.evaluate.summary import summarise
     from pitlm.evaluate.verdict_files import write_annotations
-    from pitlm.report.verdict_tables import print_summary
+    from pitlm.report.terminal import print_summary
 
     rows = [annotation.row for annotation in annotations]
     names = sorted({name for row in rows for name in (row.first, row.second)})

@@ -22,25 +22,47 @@ from pitlm.evaluate.statistics import (
     Interval,
     Tally,
     delta_interval,
+    mean_interval,
     paired_difference,
     rows_for,
     standard_error,
     tally,
+    win_rate_interval,
 )
 
 RANKED = 3
-"""Systems from which on a ranking says more than the table."""
+"""The smallest number of systems for which a ranking says more than the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a run knows of one system beside the verdicts on it; means over items.
+
+    Attributes:
+        copy_rate: share of the answers that equal the original answers of the run.
+        answer_tokens: length of an answer.
+        generated_tokens, prompt_tokens: what the system generated and read for one item.
+    """
+
+    copy_rate: float
+    answer_tokens: float
+    generated_tokens: float
+    prompt_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
 class SystemFigures:
-    """One system against the baseline, by one judge.
+    """One system against the baseline, by one judge; the baseline's own line has no rows, so its rates are NaN.
 
     Attributes:
         p_holm: of ``test``, adjusted for all systems and judges of the table.
         detectable: the smallest Delta that so many items, at this rate of ties, show with 80% power at the 5% level.
         items_needed: items that would show the Delta that was asked for, by the same rule; None where none was asked
             for or ties are too many for it.
+        answered: None where only verdicts are known.
+        quality: mean score; None without ``answered`` or where the judge gives no scores.
+        gain_per_100_tokens: the quality that 100 generated tokens add to the baseline's; None where none were
+            generated. Its interval is that of the gain: the tokens are taken as they were counted.
     """
 
     judge: str
@@ -48,6 +70,7 @@ class SystemFigures:
     baseline: str
     tally: Tally
     delta: Interval
+    win_rate: Interval
     standard_error: float
     alpaca: Leaderboard
     length_controlled: LengthControlled | None
@@ -55,6 +78,9 @@ class SystemFigures:
     p_holm: float
     detectable: float
     items_needed: int | None
+    answered: Answered | None = None
+    quality: Interval | None = None
+    gain_per_100_tokens: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +93,11 @@ class Difference:
     delta: Interval
     test: PairedTest
     p_holm: float
+
+    def swap(self) -> Difference:
+        delta = replace(self.delta, estimate=-self.delta.estimate, low=-self.delta.high, high=-self.delta.low)
+        test = replace(self.test, better=self.test.worse, worse=self.test.better)
+        return replace(self, first=self.second, second=self.first, delta=delta, test=test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +115,16 @@ class Summary:
     agreement: Agreement | None
     settings: dict[str, Any]
 
+    def by(self, judge: str) -> list[SystemFigures]:
+        """The figures of each system by one judge."""
+        return [line for line in self.systems if line.judge == judge]
+
+    def compared(self, judge: str, pairs: Sequence[tuple[str, str]]) -> list[Difference]:
+        """The differences of ``pairs``, each seen from its first system; pairs without a common item are left out."""
+        own = [d for d in self.differences if d.judge == judge]
+        found = {(d.first, d.second): d for given in own for d in (given, given.swap())}
+        return [found[pair] for pair in pairs if pair in found]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is not a number (NaN) is null, and pairs of judges are joined by " / "."""
         plain: dict[str, Any] = _plain(asdict(self))
@@ -94,7 +135,8 @@ def summarise(
     rows: Sequence[VerdictRow],
     *,
     baseline: str | None = None,
-    rank: bool = False,
+    answered: Mapping[str, Answered] | None = None,
+    rank: bool | None = False,
     wanted: float | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -104,7 +146,8 @@ def summarise(
 
     Args:
         baseline: the system that the others are held against; by default the most usual second system.
-        rank: fit rankings also where there are fewer than ``RANKED`` systems.
+        answered: what a run knows of its systems, the baseline among them, in the order in which they are shown.
+        rank: True ranks any number of systems, False ``RANKED`` or more, None none.
         wanted: a Delta in (0, 1], for ``items_needed``.
 
     Raises:
@@ -115,15 +158,19 @@ def summarise(
     if baseline not in names:
         raise ValueError(f"found no row with the baseline '{baseline}', expected one of {', '.join(names)}")
     options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    known = {name: own for name, own in (answered or {}).items() if name in names}
     by_judge = {judge: [row for row in rows if row.judge == judge] for judge in sorted({row.judge for row in rows})}
     systems: list[SystemFigures] = []
     differences: list[Difference] = []
     for judge, own in by_judge.items():
         against = {name: found for name in names if name != baseline and (found := rows_for(own, name, baseline))}
-        systems += [_figures(judge, name, baseline, against, wanted, options) for name in against]
+        base = {row.item: row.scores[1] for found in against.values() for row in found if row.scores is not None}
+        for name in dict.fromkeys([*known, *against]):
+            more = _measured(against.get(name, []), base, known[name], options) if name in known else {}
+            systems.append(replace(_figures(judge, name, baseline, against, wanted, options), **more))
         differences += [d for a, b in combinations(against, 2) if (d := _difference(judge, a, b, against, options))]
     adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
-    ranked = {judge: own for judge, own in by_judge.items() if rank or _systems(own) >= RANKED}
+    ranked = {j: own for j, own in by_judge.items() if rank or (rank is not None and _systems(own) >= RANKED)}
     return Summary(
         baseline=baseline,
         items=len({row.item for row in rows}),
@@ -136,6 +183,28 @@ def summarise(
         agreement=agreement(rows, **options),
         settings={"resamples": resamples, "confidence": confidence, "seed": seed, "wanted_delta": wanted},
     )
+
+
+def _measured(
+    rows: Sequence[VerdictRow], base: Mapping[str, float], answered: Answered, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of :class:`SystemFigures` that need more than verdicts; without ``rows`` those of the baseline.
+
+    Args:
+        base: the baseline's score on each item.
+    """
+    scores = {row.item: row.scores for row in rows if row.scores is not None}
+    both = sorted((scores if rows else {item: (score, score) for item, score in base.items()}).items())
+    if not both:
+        return {"answered": answered}
+    gain = mean_interval([mine - theirs for _, (mine, theirs) in both], **options)
+    hundreds = answered.generated_tokens / 100
+    per = {end: getattr(gain, end) / hundreds for end in ("estimate", "low", "high")} if hundreds else None
+    return {
+        "answered": answered,
+        "quality": mean_interval([mine for _, (mine, _) in both], **options),
+        "gain_per_100_tokens": None if per is None else replace(gain, **per),
+    }
 
 
 def _usual_baseline(rows: Sequence[VerdictRow]) -> str:
@@ -158,7 +227,7 @@ def _figures(
     wanted: float | None,
     options: Mapping[str, Any],
 ) -> SystemFigures:
-    rows = against[name]
+    rows = against.get(name, [])
     counted = tally(rows)
     ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
     others = [row for other, own in against.items() if other != name for row in own]
@@ -170,6 +239,7 @@ def _figures(
         baseline=baseline,
         tally=counted,
         delta=delta_interval(rows, **options),
+        win_rate=win_rate_interval(rows, **options),
         standard_error=standard_error(rows),
         alpaca=leaderboard(rows),
         length_controlled=length_controlled(rows, difficulty=difficulty, confidence=options["confidence"]),

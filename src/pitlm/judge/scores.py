@@ -37,16 +37,16 @@ class ScoreJudge:
 
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, seen from its first response; without scores where one of them is not a number."""
-        prompts = [comparison.prompt for comparison in comparisons]
-        firsts = self.score(prompts, [comparison.first for comparison in comparisons])
-        seconds = self.score(prompts, [comparison.second for comparison in comparisons])
+        texts = list(dict.fromkeys((pair.prompt, y) for pair in comparisons for y in (pair.first, pair.second)))
+        scores = dict(zip(texts, self.score([x for x, _ in texts], [y for _, y in texts]), strict=True))
         if advance is not None:
             advance(len(comparisons))
         rows = []
-        for comparison, *scores in zip(comparisons, firsts, seconds, strict=True):
-            verdict = self.verdict(*scores)
-            kept = None if verdict is Verdict.UNPARSABLE else (scores[0], scores[1])
-            rows.append(VerdictRow.of(comparison, verdict, judge=self.name, scores=kept))
+        for pair in comparisons:
+            first, second = scores[pair.prompt, pair.first], scores[pair.prompt, pair.second]
+            verdict = self.verdict(first, second)
+            kept = None if verdict is Verdict.UNPARSABLE else (first, second)
+            rows.append(VerdictRow.of(pair, verdict, judge=self.name, scores=kept))
         return rows
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
-from pitlm.io.atomic import write_text
 from pitlm.report import plots
-from pitlm.report.shape import BeforeAfter, Report, Unit
+from pitlm.report.shape import BeforeAfter, Report
 
 DASH = "\N{EN DASH}"
 
@@ -33,45 +32,22 @@ _OUTCOMES: Mapping[Verdict, str] = {
     Verdict.UNPARSABLE: "unparsable",
 }
 
-_PARTS: Mapping[str, str] = {
-    "systems": "comparison of systems",
-    "curves": "reinforcement learning",
-    "quality": "quality by round",
-    "gaps": "distribution of gaps",
-    "health": "health of the gap model",
-    "examples": "answers before and after",
-}
-
 
 def render(report: Report) -> str:
     """The report as HTML; equal reports give equal text."""
-    parts = {
-        "curves": [(curve.stage, panels) for curve in report.curves if (panels := plots.curve_panels(curve))],
-        "quality": plots.round_panel(report.quality_by_round) if report.quality_by_round else None,
-        "gaps": plots.gap_panel(report.gaps),
-        "examples": [_example(example) for example in report.examples],
-    }
-    there = {**parts, "systems": report.systems, "health": report.health}
+    verdicts = {example.row.verdict for example in report.examples if example.row}
     template = environment(autoescape=True).get_template("template.html.j2")
     page = template.render(
-        **parts,
         report=report,
         rates=plots.rate_panels(report.systems),
-        columns=_columns(report),
-        outcomes=[word for verdict, word in _OUTCOMES.items() if any(e.verdict is verdict for e in report.examples)],
-        missing=[name for part, name in _PARTS.items() if not there[part]],
+        curves=[(curve.stage, panels) for curve in report.curves if (panels := plots.curve_panels(curve))],
+        quality=plots.round_panel(report.quality_by_round) if report.quality_by_round else None,
+        gaps=plots.gap_panel(report.gaps),
+        examples=[_example(example) for example in report.examples],
+        outcomes=[word for verdict, word in _OUTCOMES.items() if verdict in verdicts],
     )
     # A model can emit half of a surrogate pair, which no file can hold.
     return page.encode("utf-8", "replace").decode("utf-8")
-
-
-def write(report: Report, path: Path) -> None:
-    """Render ``report`` into ``path``, which appears whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    write_text(path, render(report))
 
 
 def environment(**options: Any) -> Environment:
@@ -88,7 +64,7 @@ def environment(**options: Any) -> Environment:
         "share": share,
         "bounds": bounds,
         "csp_hash": _csp_hash,
-        "svg": lambda panel: Markup(panel.svg),
+        "json": partial(json.dumps, ensure_ascii=False),  # a string of Python and of JSON alike
     }
     return made
 
@@ -110,7 +86,7 @@ def share(value: float | None, digits: int = 1, *, signed: bool = False) -> str:
     return text if text == DASH else f"{text}%"
 
 
-def bounds(value: Interval | None, unit: Unit = "share", *, signed: bool = False) -> str:
+def bounds(value: Interval | None, unit: str = "share", *, signed: bool = False) -> str:
     """``[low, high]`` in percent (unit "share") or as it is (unit "number"); empty for None and NaN."""
     if value is None or not math.isfinite(value.estimate):
         return ""
@@ -122,20 +98,9 @@ def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _columns(report: Report) -> dict[str, bool]:
-    """Which optional columns of the table of systems have anything to show."""
-    lengths = ("length_change_tokens", "length_change_share")
-    names = ("quality", "copy_rate", *lengths, "generated_tokens", "gain_per_100_tokens")
-    shown = {name: any(getattr(line, name) is not None for line in report.systems) for name in names}
-    return shown | {
-        "judge": any(line.judge for line in report.systems),
-        "difference_judge": any(line.judge for line in report.differences),
-    }
-
-
 def _example(example: BeforeAfter) -> dict[str, Any]:
     """One row for the page's script, in JSON types; the keys are those that the script reads."""
-    trace = example.trace
+    trace, row = example.trace, example.row
     turns = trace.prompt.as_messages()
     return {
         "prompt": trace.prompt.text if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns),
@@ -147,7 +112,7 @@ def _example(example: BeforeAfter) -> dict[str, Any]:
             {"proposal": r.proposal, "gap": number(r.gap, signed=True), "accepted": r.accepted} for r in trace.rounds
         ],
         "stop": str(trace.stop_reason),
-        "outcome": _OUTCOMES[example.verdict] if example.verdict is not None else "",
-        "scores": "" if example.scores is None else f"{number(example.scores[1])} → {number(example.scores[0])}",
-        "system": example.system,
+        "outcome": _OUTCOMES[row.verdict] if row else "",
+        "scores": f"{number(row.scores[1])} → {number(row.scores[0])}" if row and row.scores else "",
+        "system": row.first if row else "",
     }

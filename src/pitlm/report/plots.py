@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pitlm.report.shape import Curve, RoundQuality, SystemLine
+from pitlm.evaluate.statistics import Interval
+from pitlm.evaluate.summary import SystemFigures
+from pitlm.report.shape import Curve, RoundQuality
 
 # Okabe and Ito's palette, in the order that keeps neighbours apart; the page may lighten them.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_FOREGROUND, _GRID, _CARD = "#101112", "#d0d1d2", "#f0f1f2"
-_VARIABLES = {_FOREGROUND: "var(--fg)", _GRID: "var(--grid)", _CARD: "var(--card)"} | {
+# matplotlib's own black, grid and white, and the series, as the page's variables.
+_VARIABLES = {"#000000": "var(--fg)", "#b0b0b0": "var(--grid)", "#ffffff": "var(--card)"} | {
     colour: f"var(--s{number})" for number, colour in enumerate(SERIES)
 }
 _LINES = ("solid", "dashed", "dashdot", "dotted")
@@ -36,174 +37,134 @@ _MARKERS = "osD^vP"
 _PANEL = (3.7, 2.6)
 _WIDE = 4.9
 _STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _FOREGROUND,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.labelcolor": _FOREGROUND,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": _FOREGROUND,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
     "figure.facecolor": "none",
-    "font.family": "DejaVu Sans",
     "font.size": 9,
-    "grid.color": _GRID,
     "grid.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
-    "legend.labelcolor": _FOREGROUND,
     "svg.fonttype": "none",
     # Labels hold names from data and settings: a dollar sign must not start a formula.
     "text.parse_math": False,
-    "text.color": _FOREGROUND,
-    "xtick.color": _FOREGROUND,
-    "ytick.color": _FOREGROUND,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One plot: ``svg`` is markup that may be put in a page as it is."""
-
-    title: str
-    svg: str
-
-
-def curve_panels(curve: Curve) -> list[Panel]:
-    """Reward, probe and KL of one RL stage against its steps; a series without a value gives no panel."""
-    wanted = (
-        ("reward", curve.reward, 0),
-        (curve.probe_name, curve.probe, 2),
-        ("KL to the SFT improver (nats per sequence)", curve.kl, 1),
-    )
+@matplotlib.rc_context(_STYLE)
+def curve_panels(curve: Curve) -> list[Markup]:
+    """Each figure of one RL stage against its steps; a figure without a finite value gives no panel."""
     panels = []
-    for title, values, colour in wanted:
-        points = [(s, v) for s, v in zip(curve.step, values, strict=bool(values)) if v is not None and isfinite(v)]
+    for number, (title, given) in enumerate(curve.figures.items()):
+        points = [(step, value) for step, value in given if isfinite(value)]
         if points:
-            panels.append(_panel(f"{curve.stage}: {title}", title, _draw_line(points, colour)))
+            figure, axes = _figure(_PANEL)
+            # Sparse points need to be shown; dense curves would drown in them.
+            marker = _MARKERS[number] if len(points) <= 30 else ""
+            axes.plot(*zip(*points, strict=True), color=SERIES[number], marker=marker, markersize=3, linewidth=1.3)
+            axes.set_xlabel("RL step")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panels.append(_panel(figure, title, f"{curve.stage}: {title}"))
     return panels
 
 
-def round_panel(quality: RoundQuality) -> Panel | None:
+@matplotlib.rc_context(_STYLE)
+def round_panel(quality: RoundQuality) -> Markup | None:
     """Mean quality by improvement round, with intervals; None without a finite value."""
     systems = {n: i for n, i in quality.systems.items() if any(isfinite(interval.estimate) for interval in i)}
     if not systems:
         return None
-
-    def draw(axes: Axes) -> None:
-        for number, (name, intervals) in enumerate(systems.items()):
-            # A little apart, or the intervals of equal systems would hide one another.
-            shift = 0.06 * (number - (len(systems) - 1) / 2)
-            axes.errorbar(
-                [round_ + shift for round_ in range(len(intervals))],
-                [interval.estimate for interval in intervals],
-                yerr=_arms([(i.estimate, i.low, i.high) for i in intervals]),
-                label=_label(name),
-                color=SERIES[number % len(SERIES)],
-                linestyle=_LINES[number % len(_LINES)],
-                marker=_MARKERS[number % len(_MARKERS)],
-                markersize=4,
-                capsize=3,
-            )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("round (0 = original)")
-        _legend(axes)
-
-    title = f"{quality.name} by improvement round"
-    return _panel(title, title, draw, size=(_WIDE, 2.7 + 0.15 * len(systems)))
+    figure, axes = _figure((_WIDE, 2.7 + 0.15 * len(systems)))
+    for number, (name, intervals) in enumerate(systems.items()):
+        # A little apart, or the intervals of equal systems would hide one another.
+        shift = 0.06 * (number - (len(systems) - 1) / 2)
+        axes.errorbar(
+            [round_ + shift for round_ in range(len(intervals))],
+            [interval.estimate for interval in intervals],
+            yerr=_arms(intervals),
+            label=_label(name),
+            color=SERIES[number % len(SERIES)],
+            linestyle=_LINES[number % len(_LINES)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4,
+            capsize=3,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round (0 = original)")
+    _legend(axes)
+    return _panel(figure, f"{quality.name} by improvement round")
 
 
-def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Panel | None:
+@matplotlib.rc_context(_STYLE)
+def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     """Overlaid histograms of the calibrated gap to the original, with a line at 0; None without a finite value."""
     groups = {name: np.array([v for v in values if isfinite(v)]) for name, values in gaps.items()}
     groups = {name: values for name, values in groups.items() if len(values)}
     if not groups:
         return None
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
-
-    def draw(axes: Axes) -> None:
-        for number, (name, values) in enumerate(groups.items()):
-            colour, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
-            weights = np.full(len(values), 1 / len(values))
-            label = f"{_label(name)}: {np.mean(values > 0):.0%} above 0"
-            axes.hist(values, edges, weights=weights, color=colour, alpha=0.18)
-            axes.hist(values, edges, weights=weights, histtype="step", edgecolor=colour, linestyle=line, label=label)
-        axes.axvline(0, color=_FOREGROUND, linewidth=1)
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        axes.set_xlabel("gap to the original (0 = no better)")
-        axes.set_ylabel("share of answers")
-        _legend(axes)
-
-    title = "Distribution of the gap"
-    return _panel(title, title, draw, size=(_WIDE, 2.7 + 0.15 * len(groups)))
+    figure, axes = _figure((_WIDE, 2.7 + 0.15 * len(groups)))
+    for number, (name, values) in enumerate(groups.items()):
+        colour, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
+        weights = np.full(len(values), 1 / len(values))
+        label = f"{_label(name)}: {np.mean(values > 0):.0%} above 0"
+        axes.hist(values, edges, weights=weights, color=colour, alpha=0.18)
+        axes.hist(values, edges, weights=weights, histtype="step", edgecolor=colour, linestyle=line, label=label)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("gap to the original (0 = no better)")
+    axes.set_ylabel("share of answers")
+    _legend(axes)
+    return _panel(figure, "Distribution of the gap")
 
 
-def rate_panels(systems: Sequence[SystemLine]) -> list[Panel]:
+@matplotlib.rc_context(_STYLE)
+def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
     """Win rate and Delta of each judged system as dots with intervals, best viewed side by side."""
-    panels = []
-    for title, attribute in (
-        ("win rate against the original", "win_rate"),
-        ("Δ = win rate \N{MINUS SIGN} lose rate", "delta"),
-    ):
-        lines = [(line.label, getattr(line, attribute)) for line in systems]
-        points = [(label, (i.estimate, i.low, i.high)) for label, i in lines if i is not None and isfinite(i.estimate)]
-        if points:
-            size = (_WIDE, 0.5 + 0.42 * len(points))
-            panels.append(_panel(title, title, _draw_dots(points, zero=attribute == "delta"), size=size))
-    return panels
+    judged = [line for line in systems if isfinite(line.delta.estimate)]
+    if not judged:
+        return []
+    win_rate = _dots({line.system: line.win_rate for line in judged})
+    win_rate.axes[0].set_xlim(0, 1)
+    delta = _dots({line.system: line.delta for line in judged})
+    delta.axes[0].axvline(0, color="black", linewidth=1)
+    return [
+        _panel(win_rate, "win rate against the original"),
+        _panel(delta, "Δ = win rate \N{MINUS SIGN} lose rate"),
+    ]
 
 
-def _draw_line(points: Sequence[tuple[float, float]], colour: int) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        steps, values = zip(*points, strict=True)
-        # Sparse probes need their points shown; dense curves would drown in them.
-        marker = _MARKERS[colour] if len(points) <= 30 else ""
-        axes.plot(steps, values, color=SERIES[colour], marker=marker, markersize=3, linewidth=1.3)
-        axes.set_xlabel("RL step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-    return draw
-
-
-def _draw_dots(points: Sequence[tuple[str, tuple[float, float, float]]], *, zero: bool) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        bounds = [bound for _, bound in points]
-        axes.errorbar(
-            [estimate for estimate, _, _ in bounds],
-            range(len(points)),
-            xerr=_arms(bounds),
-            fmt="o",
-            color=SERIES[0],
-            markersize=5,
-            capsize=3,
-            elinewidth=1.5,
-        )
-        # Names above their dots rather than beside the axis leave the whole width to the data.
-        patch = {"facecolor": _CARD, "edgecolor": "none", "pad": 1.0}
-        for row, (label, _) in enumerate(points):
-            axes.text(0, row - 0.35, _label(label), transform=axes.get_yaxis_transform(), va="center", bbox=patch)
-        axes.set_yticks([])
-        axes.set_ylim(len(points) - 0.6, -0.6)
-        axes.spines.left.set_visible(False)
-        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        if zero:
-            axes.axvline(0, color=_FOREGROUND, linewidth=1)
-        else:
-            axes.set_xlim(0, 1)
-
-    return draw
+def _dots(points: Mapping[str, Interval]) -> Figure:
+    """A dot with its interval for each name, one below the other."""
+    figure, axes = _figure((_WIDE, 0.5 + 0.42 * len(points)))
+    axes.errorbar(
+        [interval.estimate for interval in points.values()],
+        range(len(points)),
+        xerr=_arms(list(points.values())),
+        fmt="o",
+        color=SERIES[0],
+        markersize=5,
+        capsize=3,
+        elinewidth=1.5,
+    )
+    # Names above their dots rather than beside the axis leave the whole width to the data.
+    patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    for row, label in enumerate(points):
+        axes.text(0, row - 0.35, _label(label), transform=axes.get_yaxis_transform(), va="center", bbox=patch)
+    axes.set_yticks([])
+    axes.set_ylim(len(points) - 0.6, -0.6)
+    axes.spines.left.set_visible(False)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    return figure
 
 
-def _arms(bounds: Sequence[tuple[float, float, float]]) -> list[list[float]]:
-    """(estimate, low, high) per point as matplotlib's two lists of distances, never negative."""
-    return [[max(0.0, e - low) for e, low, _ in bounds], [max(0.0, high - e) for e, _, high in bounds]]
-
-
-def _percent(value: float, _position: int) -> str:
-    return f"{100 * value:.0f}%".replace("-", "\N{MINUS SIGN}")
+def _arms(intervals: Sequence[Interval]) -> list[list[float]]:
+    """The lengths of an errorbar's arms below and above the estimates, never negative."""
+    below, above = [i.estimate - i.low for i in intervals], [i.high - i.estimate for i in intervals]
+    return [[max(0.0, arm) for arm in arms] for arms in (below, above)]
 
 
 def _label(text: str) -> str:
@@ -217,48 +178,31 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, ncols=1)
 
 
-def _panel(identity: str, title: str, draw: Callable[[Axes], None], size: tuple[float, float] = _PANEL) -> Panel:
-    """Draw one panel; ``identity`` tells its identifiers from those of the page's other panels."""
-    prefix = f"p{sha256(identity.encode('utf-8', 'replace')).hexdigest()[:8]}"
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": prefix}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        buffer = io.StringIO()
+def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _panel(figure: Figure, title: str, description: str = "") -> Markup:
+    """The figure as an element of an HTML page, with its title; ``description`` is read aloud in place of the SVG."""
+    description, buffer = _label(description or title), io.StringIO()
+    # With another salt for each panel, no two panels of a page have an identifier in common.
+    with matplotlib.rc_context({"svg.hashsalt": f"{description} {title}".encode("utf-8", "replace").decode()}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Panel(title, _inline(buffer.getvalue(), prefix, identity))
-
-
-def _inline(svg: str, prefix: str, description: str) -> str:
-    """Matplotlib's SVG document as an element for an HTML page, its identifiers prefixed."""
-    root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
+    root = ElementTree.fromstring(buffer.getvalue())
+    for element in list(root.iter()):
         # Inline, its style element would style the whole page: the page's own style sheet says the same.
-        for child in [c for c in parent if _local(c.tag) in ("metadata", "style")]:
-            parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = dict(_attributes(element.attrib, prefix))
+        for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
+            element.remove(child)
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        if element.tag == "g":
+            element.attrib.pop("id", None)  # nothing refers to it, and each panel has the same ones
+        if style := element.get("style"):
+            element.set("style", re.sub("#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), style))
     # The page decides the size; the view box keeps the shape.
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    root.set("role", "img")
-    root.set("aria-label", _label(description))
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
-
-
-def _attributes(attributes: Mapping[str, str], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in attributes.items():
-        name = _local(name)
-        if name == "id":
-            value = f"{prefix}-{value}"
-        elif name == "href":
-            value = value.replace("#", f"#{prefix}-", 1)
-        else:
-            value = value.replace("url(#", f"url(#{prefix}-")
-            for colour, variable in _VARIABLES.items() if name == "style" else ():
-                value = value.replace(colour, variable)
-        yield name, value
+    root.attrib |= {"role": "img", "aria-label": description}
+    svg = Markup(ElementTree.tostring(root, encoding="unicode"))
+    return Markup('<figure class="plot"><figcaption>{}</figcaption>{}</figure>').format(title, svg)

@@ -1,43 +1,77 @@
-"""The last stages of a run: every system on the held-out prompts, judged, and the report."""
+"""The evaluation of a run: every system answers the held-out prompts, and each judge compares it with the original."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.nouns import Answer, Improvement, Preference, Prompt, Trace
+from pitlm.core.nouns import Answer, Improvement, Prompt
+from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.data.folds import unique_prompts
-from pitlm.evaluate.compare import ORIGINAL, difference, judge_systems, summarise
 from pitlm.evaluate.gap_health import share
 from pitlm.evaluate.statistics import mean_interval
-from pitlm.io.atomic import write_text
+from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
+from pitlm.judge.judges import run_judge
+from pitlm.judge.protocol import Judge
 from pitlm.judge.scores import ScoreJudge
-from pitlm.loop.baselines.baseline import PIT, PIT_ONE, SFT, Baseline, chosen_baselines
+from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_baselines
 from pitlm.loop.chains import incumbents
 from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
+from pitlm.run.judges import judges_of
 
 
 def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:
-    """Answer, judge and summarise; the answers, rows and traces are kept beside the result."""
+    """Let every system answer, and every judge judge.
+
+    Writes ``verdicts.jsonl``, the rows of `pit judge`; ``items.jsonl``, all answers and what they took; and
+    ``traces.jsonl``, what PIT's loop did to each answer. The result holds what cannot be computed from these.
+
+    Raises:
+        BudgetSpent: a judge's cost limit was reached; the replies so far are kept, and the same command goes on.
+        InputError: a judge cannot be had.
+    """
+    baselines, bases = chosen_baselines(context.recipe), context.bases()
+    systems = _systems(context, policy, improver)
+    judges = judges_of(context, bases)
+    traces = systems.traces(baselines)
+    answers = {ORIGINAL: [Answer(text) for text in systems.y0]}
+    answers |= {name: [answer_of(trace) for trace in own] for name, own in traces.items()}
+    compared = against_original(systems.prompts, answers)
+    labels = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in context.folds["test"]]
+    verdicts = {judge.name: run_judge(judge, [*compared, *labels]) for judge in judges}
+    rows = [row for judged in verdicts.values() for row in judged[: len(compared)]]
+    tokenizer = context.tokenizer
+    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)))
+    write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
+    write_json_lines(folder / "items.jsonl", items)
+    write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
+    wanted, samples = systems.samples
+    return {
+        "judges": {name: _label_agreement(judged[len(compared) :]) for name, judged in verdicts.items()},
+        "compared": comparisons(baselines),
+        "tokens": systems.tokens,
+        "best_of_samples": samples,
+        "best_of_tokens_wanted": wanted,
+        "quality_by_round": _quality_by_round(systems, judges, context.recipe.evaluation.resamples),
+        "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
+    }
+
+
+def _systems(context: Context, policy: str, improver: str) -> Systems:
+    """All systems on the held-out prompts, the original answers drawn."""
     section, bases = context.recipe.evaluation, context.bases()
     models = TrainedModels(
-        policy=Policy.from_pretrained(context.model(policy), bases=bases),
-        improver=Improver.from_pretrained(context.model(improver), bases=bases),
-        corrector=Improver.from_pretrained(context.model("improver-sft"), bases=bases),
-        gap=GapModel.from_pretrained(context.model("gap"), bases=bases),
-        reward=RewardModel.from_pretrained(context.model("reward"), bases=bases),
-        policy_before=Policy.from_pretrained(context.model("policy-sft"), bases=bases)
-        if context.recipe.policy_rl
-        else None,
+        policy=context.open(Policy, policy, bases),
+        improver=context.open(Improver, improver, bases),
+        corrector=context.open(Improver, "improver-sft", bases),
+        gap=context.open(GapModel, "gap", bases),
+        reward=context.open(RewardModel, "reward", bases),
+        policy_before=context.open(Policy, "policy-sft", bases) if context.recipe.policy_rl else None,
     )
     for model in filter(None, (models.policy, models.improver, models.corrector, models.policy_before)):
         model.batch_size = section.batch_size
@@ -46,82 +80,63 @@ def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict
     with progress_bar("original answers", len(prompts)) as advance:
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
-    systems = Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, section.tokens)
-    result = _judge(context, folder, systems, chosen_baselines(context.recipe), context.judge(bases))
-    wanted, samples = systems.samples
-    return {**result, "best_of_samples": samples, "best_of_tokens_wanted": wanted}
+    return Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, section.tokens)
 
 
-def _judge(
-    context: Context, folder: Path, systems: Systems, baselines: Sequence[Baseline], judge: ScoreJudge
-) -> dict[str, Any]:
-    resamples = context.recipe.evaluation.resamples
-    prompts, y0 = systems.prompts, systems.y0
-    traces = systems.traces(baselines)
-    answers = {
-        ORIGINAL: [Answer(text) for text in y0],
-        **{name: [answer_of(trace) for trace in own] for name, own in traces.items()},
+def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:
+    """Item by item, the answer of each system beside the original answer.
+
+    Args:
+        answers: one answer per prompt and system; ``original`` must be among the systems.
+    """
+    items = {name: zip(prompts, given, answers[ORIGINAL], strict=True) for name, given in answers.items()}
+    del items[ORIGINAL]
+    return [
+        Comparison(prompt, mine.text, theirs.text, f"{item:05d}", (name, ORIGINAL))
+        for item, row in enumerate(zip(*items.values(), strict=True))
+        for name, (prompt, mine, theirs) in zip(items, row, strict=True)
+    ]
+
+
+def item_rows(
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int]
+) -> list[dict[str, Any]]:
+    """Each prompt with the answers of all systems and the tokens of each: its length, generated and read."""
+    return [
+        {
+            "item": f"{item:05d}",
+            "prompt": prompt.as_messages(),
+            "answers": {name: given[item].text for name, given in answers.items()},
+            "tokens": {
+                name: [length(given[item].text), given[item].generated_tokens, given[item].prompt_tokens]
+                for name, given in answers.items()
+            },
+        }
+        for item, prompt in enumerate(prompts)
+    ]
+
+
+def _label_agreement(rows: Sequence[VerdictRow]) -> dict[str, float]:
+    """How often a judge prefers the chosen response of a held-out pair. Only wins and losses count."""
+    return share([row.verdict is Verdict.WIN for row in rows if row.verdict in (Verdict.WIN, Verdict.LOSS)])
+
+
+def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int) -> dict[str, Any] | None:
+    """Mean quality after each round without a stop rule, by the first judge that gives scores; None without one."""
+    judge = next((judge for judge in judges if isinstance(judge, ScoreJudge)), None)
+    if judge is None:
+        return None
+    rounds = {
+        name: [
+            mean_interval(judge.score(systems.prompts, list(texts)), resamples=resamples)
+            for texts in zip(*map(incumbents, chain), strict=True)
+        ]
+        for name, chain in systems.chains.items()
     }
-    rows, scores = judge_systems(prompts, answers, judge)
-    count = context.tokenizer
-    lengths = {name: [len(count.encode(a.text)) for a in given] for name, given in answers.items()}
-    lines = summarise(rows, answers, scores, lengths, resamples=resamples)
-    _write_rows(folder, prompts, answers, scores, traces[PIT])
-    return {
-        "judge": judge.name,
-        "judge_accuracy": judge_accuracy(judge, context.folds["test"]),
-        "items": len(prompts),
-        "tokens": systems.tokens,
-        "systems": [asdict(line) for line in lines],
-        "differences": [
-            {"first": a, "second": b, "interval": asdict(difference(rows, a, b, resamples=resamples))}
-            for a, b in comparisons(baselines)
-        ],
-        "quality_by_round": {
-            name: [
-                asdict(mean_interval(judge.score(prompts, list(texts)), resamples=resamples))
-                for texts in zip(*map(incumbents, chain), strict=True)
-            ]
-            for name, chain in systems.chains.items()
-        },
-        "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
-        "stop_reasons": dict(sorted(Counter(str(trace.stop_reason) for trace in traces[PIT]).items())),
-        "made_worse": sum(b < a for a, b in zip(scores[ORIGINAL], scores[PIT], strict=True)) / max(1, len(prompts)),
-    }
+    means = {name: [[i.estimate, i.low, i.high] for i in intervals] for name, intervals in rounds.items()}
+    return {"judge": judge.name, "systems": means}
 
 
 def _gaps(systems: Systems, answers: Sequence[Answer]) -> list[float]:
     items = [Improvement(x, y0, y.text) for x, y0, y in zip(systems.prompts, systems.y0, answers, strict=True)]
     return [round(value, 4) for value in systems.models.gap.gaps(items).tolist()]
-
-
-def judge_accuracy(judge: ScoreJudge, pairs: Sequence[Preference]) -> dict[str, float]:
-    """How often the judge agrees with held-out labels: what its verdicts are worth. Equal scores are left out."""
-    prompts = [pair.prompt for pair in pairs]
-    chosen = judge.score(prompts, [pair.chosen for pair in pairs])
-    rejected = judge.score(prompts, [pair.rejected for pair in pairs])
-    return share([w > l for w, l in zip(chosen, rejected, strict=True) if w != l])
-
-
-def _write_rows(
-    folder: Path,
-    prompts: Sequence[Prompt],
-    answers: Mapping[str, Sequence[Answer]],
-    scores: Mapping[str, Sequence[float]],
-    traces: Sequence[Trace],
-) -> None:
-    items = [
-        {
-            "item": f"{index:05d}",
-            "prompt": prompt.as_messages(),
-            "answers": {name: given[index].text for name, given in answers.items()},
-            "scores": {name: _finite(own[index]) for name, own in scores.items()},
-        }
-        for index, prompt in enumerate(prompts)
-    ]
-    for name, rows in (("items.jsonl", items), ("traces.jsonl", [trace.as_dict() for trace in traces])):
-        write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

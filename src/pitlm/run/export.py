@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import yaml
-
-from pitlm import __version__
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import EvaluationSection, LoopSection, Recipe
+from pitlm.core.recipe import EvaluationSection, LoopSection
 from pitlm.data.readers import check_outside
 from pitlm.io.atomic import atomic_folder, write_text
-from pitlm.loop.baselines.baseline import PIT, SFT
+from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT
 from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
 from pitlm.models.calibration import load_calibrations
 from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
 from pitlm.report.card import Exported, Origin, model_card
-from pitlm.report.shape import Report
 from pitlm.run.finished import POCKET, stored_recipe
-from pitlm.run.folder import Status, is_current, stage_record, stage_result
+from pitlm.run.folder import stage_record, stage_result
 from pitlm.run.hub import open_repository, upload
-from pitlm.run.results import data_line, difference_lines, headline, health_lines, notes, system_lines, trends
+from pitlm.run.results import data_line, run_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +183,25 @@ def export(
         InputError: nothing loadable there.
     """
     quiet()
+    card, run = source.card, source.run
     temperature = _temperature(source)
-    shown: dict[str, Any] = {"temperature": temperature if source.card.writes else None}
+    dtype_written, over = None, None
     if adapter:
-        base, rank = export_adapter(source.model, folder, source.card)
-        shown["adapter"] = Path(base).name if Path(base).is_absolute() else base, rank
+        base, rank = export_adapter(source.model, folder, card)
+        over = Path(base).name if Path(base).is_absolute() else base, rank
     else:
-        shown["dtype"] = export_weights(source.model, folder, source.card, temperature=temperature, dtype=dtype)
-    gap = source.run / "gap" / "model" if source.run is not None else source.model
-    promises = tuple(load_calibrations(gap).values()) if source.card.kind in ("improver", "gap") else ()
-    page = Exported(source.card, name, on_hub, __version__, promises=promises, origin=_origin(source), **shown)
+        dtype_written = export_weights(source.model, folder, card, temperature=temperature, dtype=dtype)
+    gap = source.model if run is None else run / "gap" / "model"
+    page = Exported(
+        card,
+        name,
+        on_hub,
+        temperature=temperature if card.writes else None,
+        dtype=dtype_written,
+        adapter=over,
+        promises=tuple(load_calibrations(gap).values()) if card.kind in ("improver", "gap") else (),
+        origin=None if run is None else _origin(run, source.stage, writes=card.writes),
+    )
     write_text(folder / "README.md", model_card(page))
 
 
@@ -210,66 +214,28 @@ def _temperature(source: Source) -> float:
     return (recipe.loop if recipe else LoopSection()).temperature
 
 
-def _origin(source: Source) -> Origin | None:
-    """What a run says of the model, without the paths of this machine."""
-    run = source.run
-    if run is None:
-        return None
+def _origin(run: Path, stage: str, *, writes: bool) -> Origin:
+    """What a run says of the model of one of its stages, without the paths of this machine."""
     recipe, data = stored_recipe(run), stage_result(run, "data")
     record = stage_record(run, "data") or {}
-    names = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
-    rows = {recipe.improver_stage: PIT, "improver-sft": SFT, recipe.policy_stage: "original"}
-    tree = _without_paths(recipe, names)
-    start = tree["model"]["reward_base"] if not source.card.writes else None
-    pocket = recipe.data.source == POCKET
-    return Origin(
-        recipe=recipe.name,
-        seed=recipe.seed,
-        stage=source.stage,
-        version=record["version"],
-        dtype=recipe.model.dtype,
-        source="the pocket world" if pocket else tree["data"]["source"],
-        hub_source=None if pocket else names["data.source"],
-        base=start or tree["model"]["base"] or "from scratch",
-        hub_base=names["model.reward_base"] if start else names["model.base"],
-        reading=data_line(data),
-        folds={name: fold["pairs"] for name, fold in data["folds"].items()},
-        settings=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
-        results=_results(run, recipe),
-        row=rows.get(source.stage, ""),
-        pocket=pocket,
-        quantize=recipe.quantize,
-    )
-
-
-def _without_paths(recipe: Recipe, names: Mapping[str, str | None]) -> dict[str, Any]:
-    """A recipe as plain values, in which what is not on the hub goes by its name alone, and no server is named."""
+    on_hub = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
     server = {"rollout_server"}
     tree = recipe.model_dump(mode="json", exclude={"policy_rl": server, "curriculum": {"rl": server}})
-    for key in names:
+    for key, name in on_hub.items():
         section, field = key.split(".")
-        if names[key] is None and tree[section][field] is not None:
-            tree[section][field] = Path(tree[section][field]).name or tree[section][field]
-    return tree
-
-
-def _results(root: Path, recipe: Recipe) -> Report:
-    """What was measured in a run, as far as it has got and of the models that it holds now."""
-    record = stage_record(root, "gap")
-    health = record["result"]["health"] if record and record["status"] == Status.DONE else None
-    lines = health_lines(health) if health else []
-    if health is None or not is_current(root, "evaluation"):
-        return Report(recipe.name, health=lines)
-    evaluation = stage_result(root, "evaluation")
-    return Report(
-        recipe.name,
-        headline=headline(evaluation, health),
-        systems=system_lines(evaluation),
-        differences=difference_lines(evaluation),
-        health=lines,
-        notes=[
-            *trends(root, [stage.name for stage in recipe.curriculum.stage_list]),
-            *notes(evaluation, pocket=recipe.data.source == POCKET),
-        ],
-        quality_name=evaluation["judge"],
+        if name is None and (path := tree[section][field]) is not None:
+            tree[section][field] = Path(path).name or path
+    start = "reward_base" if not writes and recipe.model.reward_base else "base"
+    return Origin(
+        recipe=tree,
+        stage=stage,
+        base=tree["model"][start] or "from scratch",
+        hub_source=None if recipe.data.source == POCKET else on_hub["data.source"],
+        hub_base=on_hub[f"model.{start}"],
+        version=record["version"],
+        reading=data_line(data),
+        folds={name: fold["pairs"] for name, fold in data["folds"].items()},
+        results=run_report(run, recipe),
+        row={recipe.improver_stage: PIT, "improver-sft": SFT, recipe.policy_stage: ORIGINAL}.get(stage, ""),
+        pocket=recipe.data.source == POCKET,
     )

@@ -1,74 +1,127 @@
-"""The results of a run's stages in tables and sentences, for the terminal, the report and the model card."""
+"""The results of a run, read from its folder: one summary of its verdicts, and one report for all who show it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pitlm.core.nouns import Trace
+from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
-from pitlm.evaluate.statistics import Interval, Tally
+from pitlm.evaluate.statistics import Interval, rows_for
+from pitlm.evaluate.summary import Difference, SystemFigures, summarise
+from pitlm.evaluate.verdict_files import read_verdicts
+from pitlm.io.atomic import write_text
 from pitlm.loop.baselines.baseline import PIT
-from pitlm.report.shape import HEALTH_KEYS, DifferenceLine, HealthLine, SystemLine, health_line
-from pitlm.run.folder import stage_result
+from pitlm.method.logs import read_metrics
+from pitlm.method.probe import probe_file
+from pitlm.report.html import render
+from pitlm.report.shape import BeforeAfter, Curve, Report, RoundQuality, health_lines, share_interval
+from pitlm.report.terminal import points
+from pitlm.run.evaluated import read_lines, run_verdicts
+from pitlm.run.finished import POCKET
+from pitlm.run.folder import Status, is_current, stage_record, stage_result
+
+EXAMPLES = 400
+"""Answers before and after that a report holds."""
 
 
-def headline(evaluation: dict[str, Any], health: dict[str, Any]) -> list[str]:
-    """What a run found, in sentences that a newcomer can read."""
-    system = next(line for line in evaluation["systems"] if line["name"] == PIT)
-    fresh, judge = health["fresh_pairs"], evaluation["judge_accuracy"]
-    rival = []
-    for line in evaluation["differences"][:1]:
-        gain = line["interval"]
-        sign = "a difference" if Interval(**gain).excludes_zero else "no clear difference"
-        rival = [f"Delta of PIT minus Delta of the {line['second']}: {_points(gain)} points ({sign} at 95%)."]
-    return [
-        f"PIT against the original answer: Delta {_points(system['delta'])} points over {evaluation['items']} held-out "
-        f"prompts, judged by {evaluation['judge']}.",
-        *rival,
-        f"The judge ({evaluation['judge']}) agrees with {_percent(judge)} of {judge['n']} held-out labels; "
-        "chance is 50%.",
-        f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; "
-        "chance is 50%.",
-    ]
+def write_report(root: Path, recipe: Recipe) -> dict[str, Any]:
+    """Write ``report.html`` at the root of the run, where people look for it."""
+    path = root / "report.html"
+    write_text(path, render(run_report(root, recipe)))
+    return {"path": path.name}
 
 
-def _points(interval: dict[str, float]) -> str:
-    return f"{100 * interval['estimate']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+def run_report(root: Path, recipe: Recipe) -> Report:
+    """What was measured in a run, as far as the run has got and of the models that its folder holds now."""
+    record = stage_record(root, "gap")
+    health = record["result"]["health"] if record and record["status"] == Status.DONE else None
+    title, lines = f"pitlm: {recipe.name}", health_lines(health) if health else []
+    if health is None or not is_current(root, "evaluation"):
+        return Report(title, health=lines)
+    result, data, fresh = stage_result(root, "evaluation"), stage_result(root, "data"), health["fresh_pairs"]
+    verdicts, known = run_verdicts(root)
+    rows = [annotation.row for annotation in read_verdicts([verdicts])]
+    summary = summarise(rows, answered=known, rank=None, resamples=recipe.evaluation.resamples)
+    judge, rounds = next(iter(result["judges"])), result["quality_by_round"]
+    compared = [(first, second) for first, second in result["compared"]]
+    pit = next(line for line in summary.by(judge) if line.system == PIT)
+    traces = [Trace.from_dict(row) for row in read_lines(verdicts.with_name("traces.jsonl"))]
+    changed = zip(
+        traces, result["gaps"][PIT], rows_for((r for r in rows if r.judge == judge), PIT, summary.baseline), strict=True
+    )
+    stages = [stage.name for stage in recipe.curriculum.stage_list]
+    return Report(
+        title,
+        settings=_settings(recipe, data, judge, summary.items),
+        headline=[
+            f"PIT against the original answer: Delta {points(pit.delta)} points over {summary.items} held-out "
+            f"prompts, judged by {judge}.",
+            *map(_difference, summary.compared(judge, compared[:1])),
+            *(
+                f"The judge ({name}) agrees with {_percent(right)} of {right['n']} held-out labels; chance is 50%."
+                for name, right in result["judges"].items()
+            ),
+            f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; "
+            "chance is 50%.",
+        ],
+        summary=summary,
+        judges={name: share_interval(found) for name, found in result["judges"].items()},
+        compared=compared,
+        curves=[read_curve(root / stage, judge) for stage in stages],
+        quality_by_round=rounds
+        and RoundQuality(
+            rounds["judge"], {name: [Interval(*i) for i in chain] for name, chain in rounds["systems"].items()}
+        ),
+        gaps=result["gaps"],
+        health=lines,
+        examples=[BeforeAfter(*example) for example in changed][:EXAMPLES],
+        trends=[_trend(stage, stage_result(root, stage)["trend"]) for stage in stages],
+        notes=_notes(
+            result,
+            traces,
+            pit,
+            by_reward=recipe.data.source != POCKET
+            and (recipe.evaluation.judges is None or recipe.evaluation.judges[0].kind == "reward"),
+        ),
+    )
 
 
-def _percent(interval: dict[str, float]) -> str:
-    return f"{100 * interval['estimate']:.1f}% [{100 * interval['low']:.1f}%, {100 * interval['high']:.1f}%]"
+def _settings(recipe: Recipe, data: Mapping[str, Any], judge: str, items: int) -> dict[str, str]:
+    return {
+        "recipe": recipe.name,
+        "seed": str(recipe.seed),
+        "data": f"{recipe.data.source}: {sum(fold['pairs'] for fold in data['folds'].values())} pairs",
+        "rows": data_line(data),
+        "start model": recipe.model.base or "from scratch",
+        "training": "LoRA" if recipe.peft else "full",
+        "curriculum": ", ".join(recipe.curriculum.stages),
+        "judge": judge,
+        "held-out prompts": str(items),
+        "improver temperature": f"{recipe.loop.temperature:g}",
+        "policy temperature": f"{recipe.evaluation.policy_temperature:g}",
+    }
 
 
-def health_lines(health: dict[str, Any]) -> list[HealthLine]:
-    """The figures of R_PIT in the order in which a reader should meet them."""
-    lines = []
-    for key in HEALTH_KEYS:
-        value = health["order"][key] if key in health["order"] else health[key]
-        if isinstance(value, dict):
-            lines.append(health_line(key, value["estimate"], Interval(value["estimate"], value["low"], value["high"])))
-        else:
-            lines.append(health_line(key, value))
-    return lines
+def read_curve(folder: Path, judge: str) -> Curve:
+    """The curve of one RL stage, from its folder."""
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "reward" in row]
+    # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
+    held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_metrics(probe_file(folder))]
+    figures = {
+        "reward": [(row["step"], row["reward"]) for row in rows],
+        f"{judge} on held-out prompts": held_out,
+        "KL to the SFT improver (nats per sequence)": [(row["step"], row["kl_sequence"]) for row in rows],
+    }
+    return Curve(folder.name, figures)
 
 
-def trends(root: Path, stages: Sequence[str]) -> list[str]:
-    """One sentence per RL stage: whether quality held to the end. Folders of stages that are no more are left alone."""
-    sentences = []
-    for name in (name for name in stages if name.startswith("rl-")):
-        trend = stage_result(root, name)["trend"]
-        change = trend["change"]
-        verdict = "it fell while the reward was maximised" if change["high"] < 0 else "no fall"
-        sentences.append(
-            f"{name}: quality on held-out prompts {trend['first']:.2f} before, {trend['last']:.2f} after; "
-            f"step {trend['last_step']} less step {trend['late_step']}: {change['estimate']:+.3f} "
-            f"[{change['low']:+.3f}, {change['high']:+.3f}], {verdict}."
-        )
-    return sentences
-
-
-def data_line(result: dict[str, Any]) -> str:
+def data_line(result: Mapping[str, Any]) -> str:
     """What became of the rows of the data, down to the pairs that are used."""
     line = reading(result["read"], result["kept"], result["dropped"], result["invalid"])
     line += " (set aside in data/rejects.jsonl)" if result["invalid"] else ""
@@ -78,50 +131,38 @@ def data_line(result: dict[str, Any]) -> str:
     return "; ".join([line, *parts])
 
 
-def system_lines(evaluation: dict[str, Any]) -> list[SystemLine]:
-    """Each system against the original answers."""
-    return [_system(line, evaluation) for line in evaluation["systems"]]
+def _difference(found: Difference) -> str:
+    sign = "a difference" if found.delta.excludes_zero else "no clear difference"
+    return f"Delta of {found.first} minus Delta of the {found.second}: {points(found.delta)} points ({sign} at 95%)."
 
 
-def difference_lines(evaluation: dict[str, Any]) -> list[DifferenceLine]:
-    """One system against another."""
-    return [
-        DifferenceLine(line["first"], line["second"], Interval(**line["interval"]))
-        for line in evaluation["differences"]
-    ]
+def _percent(share: Mapping[str, float]) -> str:
+    return f"{100 * share['estimate']:.1f}% [{100 * share['low']:.1f}%, {100 * share['high']:.1f}%]"
 
 
-def _system(line: dict[str, Any], evaluation: dict[str, Any]) -> SystemLine:
-    original = line["name"] == "original"
-    base = next(other for other in evaluation["systems"] if other["name"] == "original")
-    base_length = base["answer_tokens"]
-    return SystemLine(
-        name=line["name"],
-        items=evaluation["items"],
-        tally=None if original else Tally(**line["tally"]),
-        delta=None if original else Interval(**line["delta"]),
-        win_rate=None if original else Interval(**line["win_rate"]),
-        quality=Interval(**line["quality"]),
-        copy_rate=None if original else line["copy_rate"],
-        length_change_tokens=None if original else line["answer_tokens"] - base_length,
-        length_change_share=None if original or not base_length else line["answer_tokens"] / base_length - 1,
-        generated_tokens=line["generated_tokens"],
-        gain_per_100_tokens=Interval(**line["gain_per_100_tokens"]) if line["gain_per_100_tokens"] else None,
+def _trend(stage: str, trend: Mapping[str, Any]) -> str:
+    """Whether quality held to the end of an RL stage."""
+    change = trend["change"]
+    verdict = "it fell while the reward was maximised" if change["high"] < 0 else "no fall"
+    return (
+        f"{stage}: quality on held-out prompts {trend['first']:.2f} before, {trend['last']:.2f} after; "
+        f"step {trend['last_step']} less step {trend['late_step']}: {change['estimate']:+.3f} "
+        f"[{change['low']:+.3f}, {change['high']:+.3f}], {verdict}."
     )
 
 
-def notes(evaluation: dict[str, Any], *, pocket: bool) -> list[str]:
+def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, *, by_reward: bool) -> list[str]:
     """How to read the results, one paragraph each."""
-    stops = ", ".join(f"{reason}: {count}" for reason, count in evaluation["stop_reasons"].items())
+    reasons = sorted(Counter(str(trace.stop_reason) for trace in traces).items())
+    stops = ", ".join(f"{reason}: {count}" for reason, count in reasons)
     found = [
-        f"The loop stopped for these reasons: {stops}. "
-        f"It made {100 * evaluation['made_worse']:.1f}% of the answers worse.",
-        f"Every system was held to {evaluation['tokens']} generated tokens per item; what went beyond them was cut off."
-        if evaluation["tokens"]
-        else f"Best-of-N had {evaluation['best_of_samples']} further samples per prompt, the whole number nearest to "
-        f"{evaluation['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
+        f"The loop stopped for these reasons: {stops}. It made {100 * pit.tally.lose_rate:.1f}% of the answers worse.",
+        f"Every system was held to {result['tokens']} generated tokens per item; what went beyond them was cut off."
+        if result["tokens"]
+        else f"Best-of-N had {result['best_of_samples']} further samples per prompt, the whole number nearest to "
+        f"{result['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]
-    if not pocket:
+    if by_reward:
         found.append(
             "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
             "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."

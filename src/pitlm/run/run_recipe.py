@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe
 from pitlm.data.readers import check_outside
 from pitlm.io.console import make_console
-from pitlm.loop.baselines.baseline import PIT, chosen_baselines
+from pitlm.loop.baselines.baseline import chosen_baselines
 from pitlm.method.common import check_trackers, share_of_batch
 from pitlm.method.launch import Launch, read_launch
 from pitlm.method.rl import check_rollouts
 from pitlm.models.loading import check_quantization, quiet
+from pitlm.report.terminal import print_report
 from pitlm.run.context import Context
 from pitlm.run.finished import POCKET
 from pitlm.run.folder import RunFolder, stage_record, stage_result
 from pitlm.run.judges import check_judges
-from pitlm.run.results import data_line, headline, health_lines, trends
+from pitlm.run.results import data_line, run_report
 from pitlm.run.stage_work import do_work
 from pitlm.run.stages import build_stages
 
@@ -84,7 +80,7 @@ def run_recipe(
     work = partial(do_work, Context(recipe, out, launch))
     folder.execute(stages, work, recipe=recipe.model_dump(), update=update, listener=listen)
     if until is None:
-        summary(console, out, names)
+        print_report(run_report(out, recipe))
         took = time.perf_counter() - (begin or time.perf_counter())
         console.print(
             Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}")
@@ -123,60 +119,3 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
             _ = section and share_of_batch(section, launch.processes)
         except InputError as error:
             raise InputError(f"{name}.{error}") from error
-
-
-def summary(console: Console, root: Path, stages: Sequence[str]) -> None:
-    """The table of systems, three answers before and after, and the health of R_PIT."""
-    evaluation = stage_result(root, "evaluation")
-    health = stage_result(root, "gap")["health"]
-    console.print()
-    console.print(_systems(evaluation))
-    console.print(_health(health))
-    for sentence in trends(root, stages):
-        console.print(Text(sentence))
-    console.print(Text("\nThree answers, before and after:"))
-    for item in _three(root):
-        console.print(Text(f"  asked   {item['prompt'][-1]['content']}"))
-        console.print(Text(f"  before  {item['answers']['original']}"))
-        console.print(Text(f"  after   {item['answers'][PIT]}\n"))
-    for sentence in headline(evaluation, health):
-        console.print(Text(sentence))
-
-
-def _systems(evaluation: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"Against the original answer, {evaluation['items']} held-out prompts, judge: {evaluation['judge']}"
-    )
-    for column in ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens", "gain / 100"):
-        table.add_column(column, justify="left" if column == "system" else "right")
-    for line in evaluation["systems"]:
-        tally, delta = line["tally"], line["delta"]
-        judged = tally["win"] + tally["tie"] + tally["loss"]
-        shares = [f"{100 * tally[name] / judged:.1f}%" for name in ("win", "tie", "loss")] if judged else ["-"] * 3
-        bounds = (
-            f"{100 * delta['estimate']:+.1f} [{100 * delta['low']:+.1f}, {100 * delta['high']:+.1f}]" if judged else "-"
-        )
-        copies = f"{100 * line['copy_rate']:.1f}%" if judged else "-"
-        quality = f"{line['quality']['estimate']:.2f}"
-        per = line["gain_per_100_tokens"]
-        cost = (f"{line['generated_tokens']:.1f}", f"{per['estimate']:+.2f}" if per else "-")
-        table.add_row(line["name"], *shares, bounds, quality, copies, *cost)
-    return table
-
-
-def _health(health: dict[str, Any]) -> Table:
-    table = Table(title="Health of R_PIT")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("95%", justify="right")
-    for line in health_lines(health):
-        percent = line.unit == "share"
-        value = f"{100 * line.value:.1f}%" if percent else f"{line.value:.2f}"
-        bounds = f"{100 * line.interval.low:.1f}-{100 * line.interval.high:.1f}%" if line.interval and percent else ""
-        table.add_row(Text(line.name), value, bounds)
-    return table
-
-
-def _three(root: Path) -> Sequence[dict[str, Any]]:
-    with (root / "evaluation" / "items.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line, _ in zip(file, range(3), strict=False)]

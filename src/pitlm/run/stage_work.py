@@ -22,7 +22,7 @@ from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
 from pitlm.run.prepare import prepare
-from pitlm.run.reporting import report
+from pitlm.run.results import write_report
 from pitlm.run.stages import PipelineStage
 
 
@@ -34,7 +34,7 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
     if kind == "evaluation":
         return evaluate(context, folder, recipe.policy_stage, recipe.improver_stage)
     if kind == "report":
-        return report(context, folder, [name for name in stage.needs if name != "evaluation"])
+        return write_report(context.root, recipe)
     if kind == "policy-rl":
         result = train_policy(context, stage.rl, folder)
         return {**result, "trend": quality_trend(read_metrics(probe_file(folder)))}

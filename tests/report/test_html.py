@@ -8,28 +8,24 @@ import re
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from pitlm.core.equations import RELATIONS
 from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
-from pitlm.core.verdicts import Verdict
-from pitlm.evaluate.statistics import Interval, Tally
-from pitlm.report.html import DASH, bounds, number, render, share, write
+from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.evaluate.statistics import Interval
+from pitlm.evaluate.summary import Answered, Summary, summarise
+from pitlm.report.html import DASH, bounds, number, render, share
 from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
-from pitlm.report.shape import (
-    HEALTH_KEYS,
-    BeforeAfter,
-    Curve,
-    DifferenceLine,
-    HealthLine,
-    Report,
-    RoundQuality,
-    SystemLine,
-    health_line,
-)
+from pitlm.report.shape import BeforeAfter, Curve, HealthLine, Report, RoundQuality, health_lines
 
+SHARE = {"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+HEALTH = {
+    "order": dict.fromkeys(RELATIONS, SHARE),
+    **dict.fromkeys(("held_out_pairs", "held_out_pairs_reward", "held_out_pairs_longer", "fresh_pairs"), SHARE),
+    **dict.fromkeys(("antisymmetry", "equal_spread", "gap_spread", "length_correlation"), -0.25),
+}
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(2)>",
@@ -42,14 +38,38 @@ HOSTILE = [
 ]
 
 
-def example(text: str = "an answer", verdict: Verdict | None = Verdict.WIN) -> BeforeAfter:
+def row(system: str, judge: str, item: int, verdict: Verdict, scores: tuple[float, float] | None = None) -> VerdictRow:
+    return VerdictRow(f"{item:05d}", system, "original", verdict, scores, judge=judge)
+
+
+def example(text: str = "an answer", verdict: Verdict = Verdict.WIN) -> BeforeAfter:
     trace = Trace(
         prompt=Prompt.of(f"prompt {text}"),
         original=f"original {text}",
         rounds=(Round(f"better {text}", 1.25, True), Round(f"worse {text}", -0.5, False)),
         stop_reason=StopReason.ACCEPTED_NONE,
     )
-    return BeforeAfter(trace, gap=1.25, verdict=verdict, scores=(2.0, 1.0), system=f"system {text}")
+    return BeforeAfter(trace, gap=1.25, row=row(f"system {text}", "a judge", 0, verdict, (2.0, 1.0)))
+
+
+def full_summary(text: str = "plain", judges: tuple[str, ...] = ()) -> Summary:
+    """Ten items: pit wins 5, ties 1, loses 3, is inconsistent on 1; refine wins 2 and loses 8."""
+    verdicts = [Verdict.WIN] * 5 + [Verdict.TIE] + [Verdict.LOSS] * 3 + [Verdict.INCONSISTENT]
+    rows = []
+    for judge in judges or (f"utility {text}",):
+        for item, verdict in enumerate(verdicts):
+            scores = {Verdict.WIN: (2.0, 1.0), Verdict.LOSS: (0.0, 1.0)}.get(verdict, (1.0, 1.0))
+            rows.append(row(f"pit {text}", judge, item, verdict, scores))
+            lost = item >= 2
+            rows.append(
+                row(f"refine {text}", judge, item, Verdict.LOSS if lost else Verdict.WIN, (0.0 if lost else 2.0, 1.0))
+            )
+    known = {
+        "original": Answered(1.0, 60.0, 0.0, 0.0),
+        f"pit {text}": Answered(0.125, 57.0, 61.5, 90.0),
+        f"refine {text}": Answered(0.0, 60.0, 100.0, 90.0),
+    }
+    return summarise(rows, answered=known, rank=None, resamples=20)
 
 
 def full_report(text: str = "plain") -> Report:
@@ -58,33 +78,25 @@ def full_report(text: str = "plain") -> Report:
         title=f"title {text}",
         settings={f"setting {text}": f"value {text}"},
         headline=[f"headline {text}"],
-        systems=[
-            SystemLine("original", 10, quality=Interval(0.01, -0.1, 0.1), generated_tokens=30.0),
-            SystemLine(
-                f"pit {text}",
-                10,
-                tally=Tally(5, 1, 3, 1, 2),
-                delta=interval,
-                win_rate=interval,
-                quality=interval,
-                copy_rate=0.125,
-                length_change_tokens=-3.0,
-                length_change_share=-0.05,
-                generated_tokens=61.5,
-                judge=f"judge {text}",
-            ),
+        summary=full_summary(text),
+        judges={f"utility {text}": interval},
+        compared=[(f"pit {text}", f"refine {text}")],
+        curves=[
+            Curve(
+                f"stage {text}",
+                {
+                    "reward": [(1, 0.0), (2, 0.5), (3, 0.6)],
+                    f"probe {text}": [(1, 0.1), (2, math.nan), (3, 0.3)],
+                    "KL": [(1, 0.0), (2, 2.0), (3, 3.0)],
+                },
+            )
         ],
-        differences=[DifferenceLine(f"pit {text}", f"refine {text}", interval, f"judge {text}")],
-        curves=[Curve(f"stage {text}", [1, 2, 3], [0.0, 0.5, 0.6], [0.0, 2.0, 3.0], [0.1, None, 0.3], f"probe {text}")],
         quality_by_round=RoundQuality(f"quality {text}", {f"pit {text}": [interval, interval]}),
         gaps={f"group {text}": [-1.0, 0.5, 2.0, math.nan]},
-        health=[
-            *(health_line(key, 0.5) for key in HEALTH_KEYS),
-            HealthLine(f"measure {text}", 0.5, interval, f"explanation {text}"),
-        ],
+        health=[*health_lines(HEALTH), HealthLine("key", f"measure {text}", interval, f"explanation {text}")],
         examples=[example(text), example("other", Verdict.LOSS)],
+        trends=[f"trend {text}"],
         notes=[f"note {text}"],
-        quality_name=f"utility {text}",
     )
 
 
@@ -140,10 +152,14 @@ def test_page_is_well_formed_and_complete(plain: Page) -> None:
     assert page.open == []
     assert page.ids >= SECTIONS
     assert "missing" not in page.ids
-    for text in ("title plain", "value plain", "headline plain", "note plain", "explanation plain", "probe plain"):
+    words = ("title", "value", "headline", "trend", "note", "explanation", "probe", "pit", "refine", "Mean utility")
+    for word in words:
+        assert f"{word} plain" in page.text
+    # Numbers of the hand-made report, in the units of the page: Delta (5 - 3) / 10, -6 / 10 and their difference; mean
+    # quality 12 / 10, and the gain of 2 / 10 for 61.5 tokens; length 57 after 60.
+    for text in ("+20.0%", "\N{MINUS SIGN}60.0%", "+80.0%", "12.5%", "\N{MINUS SIGN}3.0", "\N{MINUS SIGN}5.0%"):
         assert text in page.text
-    # Numbers of the hand-made report, in the units of the page.
-    for text in ("+20.0%", "[+10.0%, +30.0%]", "12.5%", "\N{MINUS SIGN}3.0", "\N{MINUS SIGN}5.0%", "61.5", "yes"):
+    for text in ("1.20", "+0.33", "61.5", "yes", "20.0%[10.0%, 30.0%]", "\N{MINUS SIGN}0.25"):
         assert text in page.text
     assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 1 + 1 + 2
 
@@ -151,14 +167,14 @@ def test_page_is_well_formed_and_complete(plain: Page) -> None:
 @pytest.mark.parametrize(
     ("change", "section", "word"),
     [
-        ({"systems": (), "differences": ()}, "systems", "comparison of systems"),
+        ({"summary": None, "judges": {}}, "systems", "comparison of systems"),
         ({"curves": ()}, "training", "reinforcement learning"),
-        ({"curves": [Curve("s", [1], [None])]}, "training", "reinforcement learning"),
+        ({"curves": [Curve("s", {"reward": [(1, math.nan)]})]}, "training", "reinforcement learning"),
         ({"quality_by_round": None, "gaps": {}}, "quality", "quality by round, distribution of gaps"),
         ({"gaps": {"empty": []}}, None, "distribution of gaps"),
         ({"health": ()}, "health", "health of the gap model"),
         ({"examples": ()}, "examples", "answers before and after"),
-        ({"notes": ()}, "notes", None),
+        ({"notes": (), "trends": ()}, "notes", None),
         ({"settings": {}}, "settings", None),
     ],
 )
@@ -240,7 +256,7 @@ def test_two_renders_are_equal() -> None:
 def test_examples_carry_what_the_table_shows() -> None:
     turns = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes?"), Message("user", "why"))
     kept = Trace(Prompt(turns), "same", (Round("same", 0.0, False),), StopReason.CONVERGED)
-    report = Report("t", examples=[example(), BeforeAfter(kept, gap=math.nan, verdict=Verdict.UNPARSABLE)])
+    report = Report("t", examples=[example(), BeforeAfter(kept, math.nan, row("s", "j", 0, Verdict.UNPARSABLE))])
     page = Page(render(report))
     first, second = json.loads(page.scripts[0])
     assert (first["outcome"], first["gap"], first["stop"]) == ("won", "+1.25", "accepted-none")
@@ -262,33 +278,48 @@ def test_numbers_for_reading() -> None:
 
 
 def test_plots_leave_out_what_is_not_there() -> None:
-    assert curve_panels(Curve("s", [1, 2], kl=[1.0, math.nan]))[0].title.startswith("KL")
+    [panel] = curve_panels(Curve("s", {"reward": [(1, math.nan)], "KL": [(1, 1.0), (2, math.nan)], "probe": []}))
+    assert "<figcaption>KL</figcaption>" in panel
     assert gap_panel({}) is None
     assert round_panel(RoundQuality("q", {"a": [Interval(math.nan, math.nan, math.nan)]})) is None
-    assert rate_panels([SystemLine("original", 3)]) == []
-    with pytest.raises(ValueError, match="shorter"):
-        curve_panels(Curve("s", [1, 2], [0.1]))
+    assert rate_panels(full_summary().by("utility plain")[:1]) == []  # the original alone
+    assert len(rate_panels(full_summary().by("utility plain"))) == 2
+
+
+def test_each_judge_has_its_table_and_they_are_compared() -> None:
+    judges = ("a judge", "b judge")
+    report = replace(
+        full_report(),
+        summary=full_summary(judges=judges),
+        judges={"b judge": Interval(0.75, 0.5, 1.0), "a judge": Interval(0.6, 0.4, 0.8)},
+    )
+    assert report.judge == "b judge"
+    page = Page(render(report))
+    assert page.open == []
+    assert page.text.index("Judged by b judge") < page.text.index("Judged by a judge")
+    assert page.text.count("Δ vs original") == 2
+    for text in ("b judge with the held-out labels (chance is 50%)75.0%", "a judge with the held-out labels"):
+        assert text in page.text
+    assert "Cohen’s kappa: a judge, b judge1.00" in page.text
+    assert "Judged by" not in Page(render(full_report())).text
 
 
 def test_gaps_that_are_all_equal_can_be_drawn() -> None:
     panel = gap_panel({"copies": [0.0] * 5})
     assert panel is not None
-    assert "copies: 0% above 0" in panel.svg
+    assert "copies: 0% above 0" in panel
 
 
-def test_every_health_key_has_an_explanation_and_unknown_ones_fail() -> None:
-    assert HEALTH_KEYS[:5] == ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # the five pairs of Eq. 2
-    assert all(health_line(key, 0.5).explanation for key in HEALTH_KEYS)
-    with pytest.raises(KeyError):
-        health_line("ww>ll", 0.5)
+def test_every_figure_of_health_has_an_explanation_and_none_is_forgotten() -> None:
+    lines = health_lines(HEALTH)
+    assert [line.key for line in lines] == [*RELATIONS, *(key for key in HEALTH if key != "order")]
+    assert [line.key for line in lines][:5] == ["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # the five pairs of Eq. 2
+    assert all(line.explanation for line in lines)
+    assert lines[0].value == Interval(0.5, 0.25, 0.75)
+    assert lines[-1].value == -0.25
+    with pytest.raises(KeyError, match="fresh_pairs"):
+        health_lines({key: value for key, value in HEALTH.items() if key != "fresh_pairs"})
 
 
-def test_write_puts_the_page_into_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    report = full_report("half a pair \ud83d")
-    write(report, path)
-    assert path.read_text(encoding="utf-8") == render(report)
-
-
-def test_health_keys_begin_with_the_relations_of_the_equations() -> None:
-    assert HEALTH_KEYS[:5] == RELATIONS
+def test_a_page_with_half_of_a_surrogate_pair_can_be_written() -> None:
+    assert "title half a pair ?" in Page(render(full_report("half a pair \ud83d")).encode("utf-8").decode("utf-8")).text

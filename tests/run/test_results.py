@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pitlm.run.reporting import _curve
+from pitlm.run.results import read_curve
 from pitlm.run.stage_work import quality_trend
 
 
@@ -20,11 +20,11 @@ def test_the_quality_that_is_drawn_is_that_of_the_held_out_items(tmp_path: Path)
     steps = [{"step": n, "reward": 0.5 * n, "kl_sequence": 0.1 * n, "probe": 99.0} for n in (1, 2, 3)]
     write(folder / "metrics.jsonl", [*steps, {"step": 3, "train_runtime": 1.0}])
     write(folder / "probe.jsonl", [{"step": 0, "quality": [1.0, 2.0]}, {"step": 2, "quality": [2.0, 4.0]}])
-    curve = _curve(tmp_path, folder.name, "true utility")
-    assert list(curve.step) == [0, 1, 2, 3]
-    assert list(curve.reward) == [None, 0.5, 1.0, 1.5]
-    assert list(curve.probe) == [1.5, None, 3.0, None]
-    assert curve.probe_name == "true utility on held-out prompts"
+    curve = read_curve(folder, "true utility")
+    assert curve.stage == folder.name
+    assert curve.figures["reward"] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert curve.figures["true utility on held-out prompts"] == [(0, 1.5), (2, 3.0)]
+    assert curve.figures["KL to the SFT improver (nats per sequence)"] == [(1, 0.1), (2, 0.2), (3, 0.1 * 3)]
 
 
 def measured(**quality: list[float]) -> list[dict[str, Any]]:

@@ -1,0 +1,197 @@
+"""Results on the terminal: the tables of a summary, as `pit evaluate` prints them, and what `pit run` found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pitlm.evaluate.agreement import Agreement
+from pitlm.evaluate.statistics import Interval
+from pitlm.evaluate.summary import Summary, SystemFigures
+from pitlm.io.console import make_console
+from pitlm.report.shape import HealthLine, Report
+
+EXAMPLES = 3
+
+Row = Sequence[str]
+
+
+def print_report(report: Report) -> None:
+    """Print what a run found: its systems, the health of R_PIT, some answers before and after, and the headline."""
+    console = make_console()
+    if (summary := report.summary) is not None:
+        for judge in report.judges:
+            title = f"Against the original answer, {summary.items} held-out prompts, judge: {judge}"
+            console.print()
+            console.print(_table(_ANSWERED, _answered(summary.by(judge)), title=title))
+        _print_agreement(console, summary.agreement)
+    console.print(_table(("figure", "value", "95%"), map(_health, report.health), title="Health of R_PIT"))
+    answers = [
+        f"  asked   {example.trace.prompt.text}\n  before  {example.trace.original}\n  after   {example.trace.final}\n"
+        for example in report.examples[:EXAMPLES]
+    ]
+    for line in (*report.trends, "\nThree answers, before and after:", *answers, *report.headline):
+        console.print(Text(line))
+
+
+def print_summary(summary: Summary) -> None:
+    """Print the tables of a summary that have something in them."""
+    console, settings = make_console(), summary.settings
+    click.echo(
+        f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {100 * settings['confidence']:g}%, "
+        f"{settings['resamples']:,} resamples of items, seed {settings['seed']}."
+    )
+    for judge in dict.fromkeys(s.judge for s in summary.systems):
+        _print_systems(console, summary, judge)
+    for judge in dict.fromkeys(d.judge for d in summary.differences):
+        title = f"Between systems: Delta against {summary.baseline} of one less that of the other, same items"
+        rows: list[Row] = []
+        for d in (d for d in summary.differences if d.judge == judge):
+            counts = (f"{d.test.items:,}", points(d.delta), f"{d.test.better:,}", f"{d.test.worse:,}")
+            rows.append([d.first, d.second, *counts, *map(_p, (d.test.p, d.test.sign_p, d.p_holm))])
+        headings = ("one", "other", "items", "difference", "better", "worse", "p", "sign p", "p Holm")
+        _print(console, title + _by(judge), headings, rows, names=2)
+    for judge, ranking in summary.rankings.items():
+        shown = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
+        title = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{shown})"
+        rows = [
+            (name, _range(strength, ".2f"), _range(summary.elo[judge][name], ".0f"))
+            for name, strength in ranking.strengths.items()
+        ]
+        _print(console, title, ("system", "Bradley-Terry", "Elo"), rows)
+    for judge, ranking in summary.rankings.items():
+        if not ranking.exists:
+            click.echo(
+                f"{judge or 'Ranking'}: some system never lost, or never won, against the rest, so Bradley-Terry has "
+                "no finite estimate. The strengths are held by a prior: read their order, not their distances."
+            )
+    title = "Position (both orders): bias is the share that chose the first shown less the share that chose the second"
+    rows = [
+        (
+            b.judge,
+            f"{b.rows:,}",
+            _range(b.consistent, scale=100),
+            points(b.bias),
+            f"{b.first_both:,}",
+            f"{b.second_both:,}",
+        )
+        for b in summary.position
+    ]
+    _print(console, title, ("judge", "rows", "consistent", "bias", "first both times", "second both times"), rows)
+    _print_agreement(console, summary.agreement)
+
+
+def _print_systems(console: Console, summary: Summary, judge: str) -> None:
+    """Print the tables of each system against the baseline, by one judge."""
+    lines = summary.by(judge)
+    others = [s for s in lines if s.system != summary.baseline]
+    counts: list[Row] = []
+    rates: list[Row] = []
+    for s in others:
+        counted = (f"{s.test.items:,}", *_shares(s, "win", "tie", "loss", "inconsistent"), f"{s.tally.unparsable:,}")
+        tested = (_number(100 * s.standard_error), _p(s.test.p), _p(s.p_holm))
+        counts.append((s.system, *counted, points(s.delta), *tested))
+        alpaca = map(_number, (s.alpaca.win_rate, s.alpaca.standard_error, s.alpaca.discrete_win_rate))
+        needed = "-" if s.items_needed is None else f"{s.items_needed:,}"
+        rates.append((s.system, *alpaca, _equal_lengths(s), _number(100 * s.detectable), needed))
+    headings = ["system", "items", "win", "tie", "loss", "incons.", "unpars.", "Delta", "SE", "p", "p Holm"]
+    _print(console, f"Against {summary.baseline}{_by(judge)}", headings, counts)
+    title = "Win rate, a tie as half a win (AlpacaEval's), and the smallest Delta that so many items show"
+    headings = ["system", "win rate", "SE", "discrete", "at equal lengths", "shows from", "items needed"]
+    end = -1 if summary.settings["wanted_delta"] is None else None
+    _print(console, title + _by(judge), headings[:end], [row[:end] for row in rates])
+    costs = [(name, *row) for name, _, _, _, _, *row in _answered(lines)]
+    _print(console, f"Quality, and the tokens of each answer{_by(judge)}", (_ANSWERED[0], *_ANSWERED[5:]), costs)
+
+
+_ANSWERED = ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens", "gain / 100")
+
+
+def _answered(systems: Iterable[SystemFigures]) -> list[Row]:
+    """Rows of the table of a run: what each system won, and what its answers took."""
+    rows: list[Row] = []
+    for s in systems:
+        if s.answered is not None:
+            quality = f"{s.quality.estimate:.2f}" if s.quality else "-"
+            copies = "-" if s.system == s.baseline else _number(s.answered.copy_rate, ".1%")
+            gain = f"{s.gain_per_100_tokens.estimate:+.2f}" if s.gain_per_100_tokens else "-"
+            costs = (quality, copies, f"{s.answered.generated_tokens:.1f}", gain)
+            rows.append((s.system, *_shares(s, "win", "tie", "loss"), points(s.delta), *costs))
+    return rows
+
+
+def _health(line: HealthLine) -> Row:
+    if not isinstance(line.value, Interval):
+        return line.name, _number(line.value, ".2f"), ""
+    low, high = 100 * line.value.low, 100 * line.value.high
+    return line.name, _number(line.value.estimate, ".1%"), f"{low:.1f}-{high:.1f}%"
+
+
+def _print_agreement(console: Console, found: Agreement | None) -> None:
+    if found is None:
+        return
+    coefficients = {
+        **{f"Cohen's kappa: {a}, {b}": kappa for (a, b), kappa in found.cohen.items()},
+        f"Fleiss' kappa, {found.complete:,} judged by all": found.fleiss,
+        "Krippendorff's alpha, nominal": found.nominal,
+        "Krippendorff's alpha, loss < tie < win": found.ordinal,
+    }
+    title = f"Agreement of {len(found.judges)} judges on {found.units:,} comparisons"
+    rows = [(name, _range(value, ".3f")) for name, value in coefficients.items()]
+    _print(console, title, ("", "coefficient"), rows)
+
+
+def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence[Row], names: int = 1) -> None:
+    """Print a table that is not empty. The title is printed apart, because a table folds it to its own width."""
+    if rows:
+        click.echo(f"\n{title}")
+        console.print(_table(headings, rows, names=names))
+
+
+def _table(headings: Sequence[str], rows: Iterable[Row], *, names: int = 1, title: str | None = None) -> Table:
+    """A table of plain text. Where it is tight, the first ``names`` columns fold and figures do not."""
+    table = Table(title=title)
+    for number, heading in enumerate(headings):
+        figures = number >= names
+        table.add_column(heading, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # what stands in square brackets is a name's own, not markup
+    return table
+
+
+def _by(judge: str) -> str:
+    return f", judged by {judge}" if judge else ""
+
+
+def _shares(system: SystemFigures, *verdicts: str) -> list[str]:
+    """The share of each verdict among the judged rows."""
+    judged = system.tally.judged
+    return [f"{getattr(system.tally, verdict) / judged:.1%}" if judged else "-" for verdict in verdicts]
+
+
+def _equal_lengths(system: SystemFigures) -> str:
+    controlled = system.length_controlled
+    return "-" if controlled is None else controlled.reason or _range(controlled.win_rate, scale=100)
+
+
+def _number(value: float, form: str = ".1f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else _number(value, ".3f")
+
+
+def points(interval: Interval) -> str:
+    """A Delta in points with its interval, always with its sign; a dash for NaN."""
+    return _range(interval, "+.1f", 100) if math.isfinite(interval.estimate) else "-"
+
+
+def _range(interval: Interval, form: str = ".1f", scale: float = 1) -> str:
+    estimate, low, high = (_number(scale * v, form) for v in (interval.estimate, interval.low, interval.high))
+    return f"{estimate} [{low}, {high}]"
