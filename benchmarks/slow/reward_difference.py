@@ -36,9 +36,9 @@ def ablate(root: Path, copy: Path) -> None:
 
 def signs(root: Path, system: str) -> np.ndarray[Any, Any]:
     """Return 1, 0 or -1 for each held-out prompt: better than the original, equal, worse."""
-    lines = (root / "evaluation" / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    scores = [json.loads(line)["scores"] for line in lines]
-    return np.array([np.sign(score[system] - score["original"]) for score in scores])
+    lines = (root / "evaluation" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["first"] == system]
+    return np.array([np.sign(row["scores"][0] - row["scores"][1]) for row in rows])
 
 
 def figures(root: Path, copy: Path) -> dict[str, Any]:

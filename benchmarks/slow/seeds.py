@@ -11,8 +11,12 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pitlm.run.finished import stored_recipe
+from pitlm.run.results import run_report
 
 
 def stage(root: Path, name: str) -> dict[str, Any]:
@@ -22,15 +26,17 @@ def stage(root: Path, name: str) -> dict[str, Any]:
 
 def claims(root: Path) -> dict[str, Any]:
     """Return the figures of the quickstart's claims, and whether each claim holds."""
-    evaluation = stage(root, "evaluation")["result"]
-    systems = {line["name"]: line for line in evaluation["systems"]}
-    against = {(line["first"], line["second"]): line["interval"] for line in evaluation["differences"]}
+    report = run_report(root, stored_recipe(root))
+    assert report.summary is not None
+    systems = {line.system: asdict(line) for line in report.systems}
+    differences = report.summary.compared(report.judge, report.compared)
+    against = {(line.first, line.second): asdict(line.delta) for line in differences}
     fresh = stage(root, "gap")["result"]["health"]["fresh_pairs"]
     changes = [stage(root, folder.name)["result"]["trend"]["change"] for folder in sorted(root.glob("rl-*"))]
     delta, gain = systems["PIT"]["delta"], against["PIT", "SFT-only improver"]
     one_round = against["PIT, 1 round, no stop rule", "SFT-only improver"]
     return {
-        "items": evaluation["items"],
+        "items": report.summary.items,
         "delta": delta,
         "sft_delta": systems["SFT-only improver"]["delta"],
         "best_of_delta": systems["best-of-N with R_P"]["delta"],
@@ -40,7 +46,7 @@ def claims(root: Path) -> dict[str, Any]:
         "changes": changes,
         "minutes": sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in root.glob("*/stage.json")) / 60,
         "holds": {
-            "items": evaluation["items"] >= 400,
+            "items": report.summary.items >= 400,
             "delta": delta["estimate"] >= 0.5 and delta["low"] >= 0.4,
             "beats SFT": gain["low"] > 0 and one_round["low"] > 0,
             "no hacking": all(change["high"] >= 0 for change in changes),

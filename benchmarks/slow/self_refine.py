@@ -31,11 +31,12 @@ from transformers import AutoModelForCausalLM
 
 from pitlm.core.nouns import Answer, Prompt, Trace
 from pitlm.core.recipe import TrainSection
+from pitlm.core.verdicts import Verdict
 from pitlm.data.template import encode_completion, encode_prompts
-from pitlm.evaluate.compare import ORIGINAL, SystemResult, judge_systems, summarise
 from pitlm.evaluate.statistics import mean_interval
+from pitlm.evaluate.summary import SystemFigures, summarise
 from pitlm.io.atomic import write_text
-from pitlm.loop.baselines.baseline import PIT, chosen_baselines
+from pitlm.loop.baselines.baseline import ORIGINAL, PIT, chosen_baselines
 from pitlm.loop.baselines.chat import Conversation
 from pitlm.loop.baselines.guide import POCKET, Guide
 from pitlm.loop.baselines.sampling import resample
@@ -50,6 +51,8 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_causal, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
+from pitlm.run.evaluated import answered
+from pitlm.run.evaluation import against_original, item_rows
 from pitlm.run.finished import stored_recipe
 from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
@@ -211,19 +214,17 @@ class Desk:
     prompts: list[Prompt]
     originals: list[Answer]
 
-    def judge(self, systems: dict[str, list[Trace]]) -> tuple[list[SystemResult], dict[str, list[float]]]:
+    def judge(self, systems: dict[str, list[Trace]]) -> tuple[list[SystemFigures], dict[str, list[float]]]:
         """Return the figures of each system, and each item's verdict as a number: 1, 0 or -1."""
         answers = {ORIGINAL: [Answer(y.text) for y in self.originals]}
         answers |= {name: [answer_of(trace) for trace in traces] for name, traces in systems.items()}
-        rows, scores = judge_systems(self.prompts, answers, self.context.judge(self.context.bases()))
-        count = {name: [len(y.text.split()) for y in given] for name, given in answers.items()}
-        lines = summarise(rows, answers, scores, count, resamples=self.context.recipe.evaluation.resamples)
-        signs = {
-            name: np.sign(np.array(own) - np.array(scores[ORIGINAL])).tolist()
-            for name, own in scores.items()
-            if name != ORIGINAL
-        }
-        return lines[1:], signs
+        rows = self.context.judge(self.context.bases()).judge(against_original(self.prompts, answers))
+        known = answered(item_rows(self.prompts, answers, lambda text: len(text.split())))
+        resamples = self.context.recipe.evaluation.resamples
+        summary = summarise(rows, answered=known, rank=None, resamples=resamples)
+        sign = {Verdict.WIN: 1.0, Verdict.TIE: 0.0, Verdict.LOSS: -1.0}
+        signs = {name: [sign[row.verdict] for row in rows if row.first == name] for name in systems}
+        return [line for line in summary.systems if line.system != ORIGINAL], signs
 
 
 def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +250,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         figures, verdicts = desk.judge(made)
         for line in figures:
             lines.append({"criteria": names, **asdict(line)})
-            signs[line.name][len(names)].append(verdicts[line.name])
+            signs[line.system][len(names)].append(verdicts[line.system])
     result["rubrics"] = lines
     result["by_size"] = {
         name: {size: asdict(mean_interval(np.mean(own, axis=0).tolist())) for size, own in sizes.items()}
@@ -324,7 +325,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         f"| k | {' | '.join(runs)} | over runs | subsets, over runs | reach PIT |",
         "| --- " * (len(runs) + 4) + "|",
     ]
-    line_of = {r["run"]: next(s for s in r["systems"] if s["name"] == PIT)["delta"] for r in results}
+    line_of = {r["run"]: next(s for s in r["systems"] if s["system"] == PIT)["delta"] for r in results}
     for name in (LAST, BEST):
         lines.append(f"| {name} |" + " |" * (len(runs) + 3))
         for size in range(len(CRITERIA) + 1):
@@ -334,7 +335,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 (line["delta"]["estimate"], line_of[result["run"]]["estimate"])
                 for result in results
                 for line in result["rubrics"]
-                if line["name"] == name and len(line["criteria"]) == size
+                if line["system"] == name and len(line["criteria"]) == size
             ]
             spread = f"{100 * min(d for d, _ in own):+.0f} to {100 * max(d for d, _ in own):+.0f}"
             reach = f"{sum(d >= pit for d, pit in own)} of {len(own)}"
@@ -344,18 +345,18 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines += ["", "| system | Delta | mean utility | generated tokens | prompt tokens | gain per 100 tokens | "
               + " | ".join(f"Delta within {budget} tokens" for budget in BUDGETS) + " |"]  # fmt: skip
     lines.append("| --- " * (6 + len(BUDGETS)) + "|")
-    for name in [line["name"] for line in results[0]["systems"]]:
-        own = [line for result in results for line in result["systems"] if line["name"] == name]
+    for name in [line["system"] for line in results[0]["systems"]]:
+        own = [line for result in results for line in result["systems"] if line["system"] == name]
         gains = [line["gain_per_100_tokens"] for line in own]
         row = [
             percent(over_runs([line["delta"] for line in own])),
             f"{np.mean([line['quality']['estimate'] for line in own]):.2f}",
-            f"{np.mean([line['generated_tokens'] for line in own]):.1f}",
-            f"{np.mean([line['prompt_tokens'] for line in own]):.1f}",
+            f"{np.mean([line['answered']['generated_tokens'] for line in own]):.1f}",
+            f"{np.mean([line['answered']['prompt_tokens'] for line in own]):.1f}",
             f"{np.mean([gain['estimate'] for gain in gains]):+.2f}" if all(gains) else "-",
         ]
         for budget in BUDGETS:
-            held = [x["delta"]["estimate"] for r in results for x in r["budgets"][budget] if x["name"] == name]
+            held = [x["delta"]["estimate"] for r in results for x in r["budgets"][budget] if x["system"] == name]
             row.append(f"{100 * float(np.mean(held)):+.1f}" if held else "")
         lines.append(f"| {name} | {' | '.join(row)} |")
     lines += [
@@ -371,7 +372,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 line["delta"]
                 for result in results
                 for line in result["rubrics"]
-                if line["name"] == LAST and tuple(line["criteria"]) == rubric
+                if line["system"] == LAST and tuple(line["criteria"]) == rubric
             ]
             cells.append(percent(over_runs(deltas)) if deltas else "")
         for task in ("fault seen", "none seen", "found", "mended", "fault gone"):
@@ -394,14 +395,14 @@ def draw_figure(results: Sequence[dict[str, Any]], path: Path) -> None:
             (len(line["criteria"]) + shift, 100 * line["delta"]["estimate"])
             for result in results
             for line in result["rubrics"]
-            if line["name"] == name
+            if line["system"] == name
         ]
         axes.scatter(*zip(*points, strict=True), s=9, alpha=0.3, color=colour, linewidths=0)
         means = [over_runs([result["by_size"][name][size] for result in results]) for size in sizes]
         middle = [100 * mean for mean, _, _ in means]
         reach = [[100 * (m - low) for m, low, _ in means], [100 * (high - m) for m, _, high in means]]
         axes.errorbar([s + shift for s in sizes], middle, reach, color=colour, capsize=3, label=name)
-    mean, low, high = over_runs([next(s for s in r["systems"] if s["name"] == PIT)["delta"] for r in results])
+    mean, low, high = over_runs([next(s for s in r["systems"] if s["system"] == PIT)["delta"] for r in results])
     axes.axhline(100 * mean, color="tab:green", label="PIT, which sees no rubric")
     axes.axhspan(100 * low, 100 * high, color="tab:green", alpha=0.15, linewidth=0)
     axes.set_xlabel(f"k: criteria that the rubric names, of {len(CRITERIA)}")

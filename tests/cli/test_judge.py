@@ -287,7 +287,7 @@ def test_evaluate_judges_two_files_first_and_goes_on_where_it_was_cut_off(tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["a"], "expected two"), (["a", "b"], "expected the file that the verdicts go to"), ([], "found no FILE")],
+    [(["a"], "expected two"), (["a", "b"], "expected the file that the verdicts go to"), ([], "found no SOURCE")],
 )
 def test_evaluate_with_a_judge_wants_two_files_and_an_output(tmp_path, capsys, arguments, words):
     for name in "ab":

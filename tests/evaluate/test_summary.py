@@ -11,7 +11,7 @@ import pytest
 
 from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.statistics import delta_interval, rows_for
-from pitlm.evaluate.summary import Answered, Summary, summarise
+from pitlm.evaluate.summary import AnswerFigures, Summary, summarise
 
 WIN, TIE, LOSS, INCONSISTENT, UNPARSABLE = list(Verdict)
 
@@ -78,7 +78,7 @@ def test_compared_systems_are_seen_from_the_first_of_each_pair(summary: Summary)
 
 
 def test_what_a_run_knows_is_shown_in_its_order_and_changes_no_rate(summary: Summary):
-    known = {name: Answered(0.0, 10.0, 20.0, 30.0) for name in ("base", "poor", "good")}
+    known = {name: AnswerFigures(0.0, 10.0, 20.0, 30.0) for name in ("base", "poor", "good")}
     found = summarise(made(), answered=known, rank=None, resamples=100)
     assert [s.system for s in found.by("k")] == ["base", "poor", "good", "bad", "fair"]
     assert found.differences == summary.differences

@@ -15,7 +15,7 @@ from pitlm.core.equations import RELATIONS
 from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import Interval
-from pitlm.evaluate.summary import Answered, Summary, summarise
+from pitlm.evaluate.summary import AnswerFigures, Summary, summarise
 from pitlm.report.html import DASH, bounds, number, render, share
 from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
 from pitlm.report.shape import BeforeAfter, Curve, HealthLine, Report, RoundQuality, health_lines
@@ -65,9 +65,9 @@ def full_summary(text: str = "plain", judges: tuple[str, ...] = ()) -> Summary:
                 row(f"refine {text}", judge, item, Verdict.LOSS if lost else Verdict.WIN, (0.0 if lost else 2.0, 1.0))
             )
     known = {
-        "original": Answered(1.0, 60.0, 0.0, 0.0),
-        f"pit {text}": Answered(0.125, 57.0, 61.5, 90.0),
-        f"refine {text}": Answered(0.0, 60.0, 100.0, 90.0),
+        "original": AnswerFigures(1.0, 60.0, 0.0, 0.0),
+        f"pit {text}": AnswerFigures(0.125, 57.0, 61.5, 90.0),
+        f"refine {text}": AnswerFigures(0.0, 60.0, 100.0, 90.0),
     }
     return summarise(rows, answered=known, rank=None, resamples=20)
 
@@ -259,14 +259,14 @@ def test_examples_carry_what_the_table_shows() -> None:
     report = Report("t", examples=[example(), BeforeAfter(kept, math.nan, row("s", "j", 0, Verdict.UNPARSABLE))])
     page = Page(render(report))
     first, second = json.loads(page.scripts[0])
-    assert (first["outcome"], first["gap"], first["stop"]) == ("won", "+1.25", "accepted-none")
+    assert (first["outcome"], first["gap"], first["stop"]) == ("win", "+1.25", "accepted-none")
     assert first["scores"] == "1.00 → 2.00"  # original, then final
     assert [r["accepted"] for r in first["rounds"]] == [True, False]
     assert second["prompt"] == "system: be kind\n\nuser: hi\n\nassistant: yes?\n\nuser: why"
     assert (second["unchanged"], second["gap"], second["scores"]) == (True, DASH, "")
     assert second["outcome"] == "unparsable"
     options = [attributes["value"] for tag, attributes in page.elements if tag == "option"]
-    assert options == ["", "won", "unparsable"]
+    assert options == ["", "win", "unparsable"]
 
 
 def test_numbers_for_reading() -> None:

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from pitlm.run.evaluated import run_verdicts
+from pitlm.run.finished import stored_recipe
+from pitlm.run.results import run_report
+
 STAGES = [
     "data", "policy-sft", "reward", "improver-sft", "gap", "rl-0-data", "rl-1-policy", "evaluation", "report",
 ]  # fmt: skip
@@ -60,6 +64,40 @@ def test_a_run_leaves_models_rows_and_settings(tiny_run: Any) -> None:
     items = [json.loads(line) for line in (root / "evaluation" / "items.jsonl").read_text().splitlines()]
     assert len(items) == 16
     assert {"PIT", "original"} <= set(items[0]["answers"])
+    rows = [json.loads(line) for line in (root / "evaluation" / "verdicts.jsonl").read_text().splitlines()]
+    assert {row["judge"] for row in rows} == {"true utility"}
+    assert len(rows) == 16 * (len(items[0]["answers"]) - 1)  # each system once against the original
+
+
+def test_every_statistic_of_a_run_is_had_from_its_folder(tiny_run: Any, shell: Any, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = shell("evaluate", tiny_run.root, "--json", figures, "--resamples", 100)
+    assert done.returncode == 0, done.stderr
+    for words in ("Against original, judged by true utility", "p Holm", "at equal lengths", "Between systems",
+                  "Ranking, judged by true utility", "Bradley-Terry", "Elo", "gain / 100"):  # fmt: skip
+        assert words in done.stdout
+    # The table of the run has the same figures: they are computed from the same rows, by the same function.
+    found = {line["system"]: line for line in json.loads(figures.read_text())["systems"]}
+    for line in run_report(tiny_run.root, stored_recipe(tiny_run.root)).systems:
+        plain = found[line.system]
+        assert plain["answered"]["copy_rate"] == line.answered.copy_rate
+        assert plain["quality"]["low"] == line.quality.low
+        if line.system != "original":
+            assert plain["delta"] == {
+                name: getattr(line.delta, name) for name in ("estimate", "low", "high", "confidence")
+            }
+    # Another judge's verdicts on the same answers, beside those of the run.
+    verdicts = tiny_run.root / "evaluation" / "verdicts.jsonl"
+    other = tmp_path / "other.jsonl"
+    other.write_text(verdicts.read_text().replace('"true utility"', '"twin"'))
+    both = shell("evaluate", tiny_run.root, other, "--resamples", 50)
+    assert both.returncode == 0, both.stderr
+    assert re.search(r"Cohen's kappa: true utility, twin +│ 1\.000 \[1\.000, 1\.000\]", both.stdout)
+    assert "Against original, judged by twin" in both.stdout
+    twice = shell("evaluate", tiny_run.root, shutil.copytree(tiny_run.root, tmp_path / "copy"))
+    assert (twice.returncode, "found a second run, expected one" in twice.stderr) == (2, True)
+    empty = shell("evaluate", tmp_path)
+    assert (empty.returncode, "found no recipe.json, expected the folder of a run" in empty.stderr) == (2, True)
 
 
 class Links(HTMLParser):
@@ -192,8 +230,8 @@ def test_the_reward_of_the_curriculum_and_the_tokens_of_each_system_can_be_set(
         for run in (root, tiny_run.root)
     )
     assert rewards[0] != before[0]  # the same first samples, another reward
-    evaluation = json.loads((root / "evaluation" / "stage.json").read_text())["result"]
-    spent = {line["name"]: line["generated_tokens"] for line in evaluation["systems"]}
+    [_, answered] = run_verdicts(root)
+    spent = {name: known.generated_tokens for name, known in answered.items()}
     assert {"resample", "best-of-N with R_PIT", "PIT with R_P difference"} <= set(spent)
     assert max(spent.values()) <= 20
     assert "held to 20 generated tokens" in (root / "report.html").read_text(encoding="utf-8")

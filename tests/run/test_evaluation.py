@@ -6,7 +6,7 @@ import pytest
 
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.verdicts import Verdict
-from pitlm.evaluate.summary import Answered, summarise
+from pitlm.evaluate.summary import AnswerFigures, summarise
 from pitlm.judge.judges import run_judge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL
@@ -42,9 +42,9 @@ def test_every_system_meets_the_original_once_an_item(rows):
 def test_what_a_run_knows_of_its_systems():
     known = answered(item_rows(PROMPTS, ANSWERS, len))
     assert list(known) == [ORIGINAL, "better", "worse"]
-    assert known["better"] == Answered(0.25, answer_tokens=4.0, generated_tokens=25.0, prompt_tokens=50.0)
-    assert known["worse"] == Answered(0.5, answer_tokens=3.25, generated_tokens=0.0, prompt_tokens=0.0)
-    assert known[ORIGINAL] == Answered(1.0, answer_tokens=3.75, generated_tokens=0.0, prompt_tokens=0.0)
+    assert known["better"] == AnswerFigures(0.25, answer_tokens=4.0, generated_tokens=25.0, prompt_tokens=50.0)
+    assert known["worse"] == AnswerFigures(0.5, answer_tokens=3.25, generated_tokens=0.0, prompt_tokens=0.0)
+    assert known[ORIGINAL] == AnswerFigures(1.0, answer_tokens=3.75, generated_tokens=0.0, prompt_tokens=0.0)
 
 
 def test_figures_by_hand(rows):

@@ -31,6 +31,8 @@ from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_causal, load_tokenizer, save
 from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.run.finished import stored_recipe
+from pitlm.run.results import run_report
 
 PROMPT = "lamp : price nine color red size small . price ?"
 ITEMS = [Improvement(Prompt.of(PROMPT), "price sixty .", y) for y in ("price nine .", "happy to help . price nine .")]
@@ -301,25 +303,26 @@ def test_the_card_says_what_was_measured_and_on_what(pit, tiny_run, tmp_path):
     pit("export", tiny_run.root, "-o", tmp_path / "improver")
     assert_no_path(tmp_path / "improver", tiny_run.root, tmp_path)
     card = card_of(tmp_path / "improver")
-    evaluation = json.loads((tiny_run.root / "evaluation" / "stage.json").read_text())["result"]
+    systems = run_report(tiny_run.root, stored_recipe(tiny_run.root)).systems
     health = json.loads((tiny_run.root / "gap" / "stage.json").read_text())["result"]["health"]
     assert {"pitlm", "arxiv:2310.00898"} <= set(card.data.tags)
     metadata = card.data.to_dict()
     assert (metadata["library_name"], metadata["pipeline_tag"]) == ("transformers", "text-generation")
     assert card.data.base_model is None
-    pit_line = next(line for line in evaluation["systems"] if line["name"] == "PIT")
+    pit_line = next(line for line in systems if line.system == "PIT")
     figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert figures == {
-        "delta": round(100 * pit_line["delta"]["estimate"], 1),
-        "win_rate": round(100 * pit_line["win_rate"]["estimate"], 1),
+        "delta": round(100 * pit_line.delta.estimate, 1),
+        "win_rate": round(100 * pit_line.win_rate.estimate, 1),
     }
-    rows = dict(reversed(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE)))  # the first row of each name
-    for line in evaluation["systems"]:
-        name = f"**{line['name']}**" if line["name"] == "PIT" else line["name"]
-        if line["name"] != "original":
+    rows = dict(reversed(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE)))  # the first of each name
+    for line in systems:
+        name = f"**{line.system}**" if line.system == "PIT" else line.system
+        if line.system != "original":
             shown = [float(figure.replace("−", "-")) for figure in re.findall(r"[+−]?\d+\.\d(?=%)", rows[name])]
-            wanted = [line[key][end] for key in ("delta", "win_rate") for end in ("estimate", "low", "high")]
-            assert shown == [pytest.approx(100 * value, abs=0.051) for value in (*wanted, line["copy_rate"])], name
+            wanted = [value for i in (line.delta, line.win_rate) for value in (i.estimate, i.low, i.high)]
+            wanted.append(line.answered.copy_rate)
+            assert shown == [pytest.approx(100 * value, abs=0.051) for value in wanted], name
     fresh = health["fresh_pairs"]
     shown = f"{100 * fresh['estimate']:.1f}% [{100 * fresh['low']:.1f}%, {100 * fresh['high']:.1f}%]"
     assert rows["Fresh pairs of the policy's own answers"].startswith(shown)

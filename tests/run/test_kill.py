@@ -87,7 +87,7 @@ def assert_like_uninterrupted(root: Path, whole: Path) -> None:
             assert steps == list(range(1, len(steps) + 1)), f"{stage}: steps missing or twice"
             assert metrics(root, stage) == metrics(whole, stage), stage
         assert results(root, stage) == results(whole, stage), stage
-    for name in ("items.jsonl", "traces.jsonl"):
+    for name in ("verdicts.jsonl", "items.jsonl", "traces.jsonl"):
         assert (root / "evaluation" / name).read_bytes() == (whole / "evaluation" / name).read_bytes()
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pitlm.run.evaluated import run_verdicts
+
 MODULE = """
 from pitlm.core.nouns import Round
 from pitlm.loop.baselines.baseline import Baseline
@@ -53,10 +55,10 @@ def test_a_package_outside_pitlm_adds_a_baseline(tiny_run: Any, shell: Any, tmp_
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     done = pit(*command, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
+    [_, answered] = run_verdicts(run)
+    assert list(answered) == ["original", "SFT-only improver", "shouting", "PIT"]
+    assert answered["shouting"].generated_tokens == 1
     result = json.loads((run / "evaluation" / "stage.json").read_text())["result"]
-    assert [line["name"] for line in result["systems"]] == ["original", "SFT-only improver", "shouting", "PIT"]
-    assert next(line for line in result["systems"] if line["name"] == "shouting")["generated_tokens"] == 1
-    compared = [(line["first"], line["second"]) for line in result["differences"]]
-    assert compared == [("PIT", "SFT-only improver"), ("PIT", "shouting")]
+    assert result["compared"] == [["PIT", "SFT-only improver"], ["PIT", "shouting"]]
     assert "shouting" in done.stdout
     assert "shouting" in (run / "report.html").read_text()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pitlm.core.judge_section import JudgeSection
-    from pitlm.evaluate.summary import Answered
+    from pitlm.evaluate.summary import AnswerFigures
     from pitlm.evaluate.verdict_files import Annotation
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
@@ -114,13 +114,13 @@ def evaluate(
     show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **figures)
 
 
-def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, Answered]]:
+def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures]]:
     """The verdicts of files and of at most one run, and what the run knows of its systems beside them."""
     from pitlm.core.errors import InputError
     from pitlm.evaluate.verdict_files import read_verdicts
 
     files = list(sources)
-    answered: dict[str, Answered] = {}
+    answered: dict[str, AnswerFigures] = {}
     runs = [index for index, source in enumerate(sources) if source.is_dir()]
     if len(runs) > 1:
         raise InputError.at(sources[runs[1]], found="a second run", expected="one; each run has its own items")

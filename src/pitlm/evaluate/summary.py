@@ -35,7 +35,7 @@ RANKED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnswerFigures:
     """What a run knows of one system beside the verdicts on it; means over items.
 
     Attributes:
@@ -78,7 +78,7 @@ class SystemFigures:
     p_holm: float
     detectable: float
     items_needed: int | None
-    answered: Answered | None = None
+    answered: AnswerFigures | None = None
     quality: Interval | None = None
     gain_per_100_tokens: Interval | None = None
 
@@ -135,7 +135,7 @@ def summarise(
     rows: Sequence[VerdictRow],
     *,
     baseline: str | None = None,
-    answered: Mapping[str, Answered] | None = None,
+    answered: Mapping[str, AnswerFigures] | None = None,
     rank: bool | None = False,
     wanted: float | None = None,
     resamples: int = RESAMPLES,
@@ -186,7 +186,7 @@ def summarise(
 
 
 def _measured(
-    rows: Sequence[VerdictRow], base: Mapping[str, float], answered: Answered, options: Mapping[str, Any]
+    rows: Sequence[VerdictRow], base: Mapping[str, float], answered: AnswerFigures, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of :class:`SystemFigures` that need more than verdicts; without ``rows`` those of the baseline.
 

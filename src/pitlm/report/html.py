@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -23,14 +22,6 @@ from pitlm.report import plots
 from pitlm.report.shape import BeforeAfter, Report
 
 DASH = "\N{EN DASH}"
-
-_OUTCOMES: Mapping[Verdict, str] = {
-    Verdict.WIN: "won",
-    Verdict.TIE: "tied",
-    Verdict.LOSS: "lost",
-    Verdict.INCONSISTENT: "inconsistent",
-    Verdict.UNPARSABLE: "unparsable",
-}
 
 
 def render(report: Report) -> str:
@@ -44,7 +35,7 @@ def render(report: Report) -> str:
         quality=plots.round_panel(report.quality_by_round) if report.quality_by_round else None,
         gaps=plots.gap_panel(report.gaps),
         examples=[_example(example) for example in report.examples],
-        outcomes=[word for verdict, word in _OUTCOMES.items() if verdict in verdicts],
+        outcomes=[verdict for verdict in Verdict if verdict in verdicts],
     )
     # A model can emit half of a surrogate pair, which no file can hold.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -112,7 +103,7 @@ def _example(example: BeforeAfter) -> dict[str, Any]:
             {"proposal": r.proposal, "gap": number(r.gap, signed=True), "accepted": r.accepted} for r in trace.rounds
         ],
         "stop": str(trace.stop_reason),
-        "outcome": _OUTCOMES[row.verdict] if row else "",
+        "outcome": str(row.verdict) if row else "",
         "scores": f"{number(row.scores[1])} → {number(row.scores[0])}" if row and row.scores else "",
         "system": row.first if row else "",
     }

@@ -36,6 +36,11 @@ class RoundQuality:
     name: str
     systems: Mapping[str, Sequence[Interval]]
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> RoundQuality:
+        """From the result of an evaluation."""
+        return cls(row["judge"], {name: [Interval(*i) for i in chain] for name, chain in row["systems"].items()})
+
 
 @dataclass(frozen=True, slots=True)
 class HealthLine:

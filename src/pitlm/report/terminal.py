@@ -153,9 +153,9 @@ def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence
         console.print(_table(headings, rows, names=names))
 
 
-def _table(headings: Sequence[str], rows: Iterable[Row], *, names: int = 1, title: str | None = None) -> Table:
+def _table(headings: Sequence[str], rows: Iterable[Row], *, names: int = 1, title: str = "") -> Table:
     """A table of plain text. Where it is tight, the first ``names`` columns fold and figures do not."""
-    table = Table(title=title)
+    table = Table(title=Text(title) if title else None)
     for number, heading in enumerate(headings):
         figures = number >= names
         table.add_column(heading, justify="right" if figures else "left", no_wrap=figures, overflow="fold")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from pitlm.core.errors import InputError
-from pitlm.evaluate.summary import Answered
+from pitlm.evaluate.summary import AnswerFigures
 from pitlm.loop.baselines.baseline import ORIGINAL
 from pitlm.run.finished import stored_recipe
 from pitlm.run.folder import stage_result
 
 
-def run_verdicts(root: Path) -> tuple[Path, dict[str, Answered]]:
+def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
     """The file of a run's verdicts, and what the run knows of its systems beside the verdicts.
 
     Raises:
@@ -30,13 +30,13 @@ def run_verdicts(root: Path) -> tuple[Path, dict[str, Answered]]:
     return verdicts, answered(read_lines(verdicts.with_name("items.jsonl")))
 
 
-def answered(items: Sequence[Mapping[str, Any]]) -> dict[str, Answered]:
+def answered(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
     """What the rows of ``items.jsonl`` say of each system, in the order of the rows' answers."""
     found = {}
     for name in items[0]["answers"]:
         copies = [item["answers"][name] == item["answers"][ORIGINAL] for item in items]
         tokens = np.mean([item["tokens"][name] for item in items], axis=0)
-        found[name] = Answered(float(np.mean(copies)), *tokens.tolist())
+        found[name] = AnswerFigures(float(np.mean(copies)), *tokens.tolist())
     return found
 
 

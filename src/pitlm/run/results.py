@@ -12,7 +12,6 @@ import numpy as np
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
-from pitlm.evaluate.statistics import Interval, rows_for
 from pitlm.evaluate.summary import Difference, SystemFigures, summarise
 from pitlm.evaluate.verdict_files import read_verdicts
 from pitlm.io.atomic import write_text
@@ -52,9 +51,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
     compared = [(first, second) for first, second in result["compared"]]
     pit = next(line for line in summary.by(judge) if line.system == PIT)
     traces = [Trace.from_dict(row) for row in read_lines(verdicts.with_name("traces.jsonl"))]
-    changed = zip(
-        traces, result["gaps"][PIT], rows_for((r for r in rows if r.judge == judge), PIT, summary.baseline), strict=True
-    )
+    changed = zip(traces, result["gaps"][PIT], (r for r in rows if (r.first, r.judge) == (PIT, judge)), strict=True)
     stages = [stage.name for stage in recipe.curriculum.stage_list]
     return Report(
         title,
@@ -74,21 +71,12 @@ def run_report(root: Path, recipe: Recipe) -> Report:
         judges={name: share_interval(found) for name, found in result["judges"].items()},
         compared=compared,
         curves=[read_curve(root / stage, judge) for stage in stages],
-        quality_by_round=rounds
-        and RoundQuality(
-            rounds["judge"], {name: [Interval(*i) for i in chain] for name, chain in rounds["systems"].items()}
-        ),
+        quality_by_round=RoundQuality.from_dict(rounds) if rounds else None,
         gaps=result["gaps"],
         health=lines,
         examples=[BeforeAfter(*example) for example in changed][:EXAMPLES],
         trends=[_trend(stage, stage_result(root, stage)["trend"]) for stage in stages],
-        notes=_notes(
-            result,
-            traces,
-            pit,
-            by_reward=recipe.data.source != POCKET
-            and (recipe.evaluation.judges is None or recipe.evaluation.judges[0].kind == "reward"),
-        ),
+        notes=_notes(result, traces, pit, recipe),
     )
 
 
@@ -151,7 +139,7 @@ def _trend(stage: str, trend: Mapping[str, Any]) -> str:
     )
 
 
-def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, *, by_reward: bool) -> list[str]:
+def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, recipe: Recipe) -> list[str]:
     """How to read the results, one paragraph each."""
     reasons = sorted(Counter(str(trace.stop_reason) for trace in traces).items())
     stops = ", ".join(f"{reason}: {count}" for reason, count in reasons)
@@ -162,7 +150,7 @@ def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, *
         else f"Best-of-N had {result['best_of_samples']} further samples per prompt, the whole number nearest to "
         f"{result['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]
-    if by_reward:
+    if recipe.data.source != POCKET and (not recipe.evaluation.judges or recipe.evaluation.judges[0].kind == "reward"):
         found.append(
             "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
             "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."
