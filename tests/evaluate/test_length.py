@@ -91,6 +91,7 @@ def test_equal_lengths_leave_the_raw_rate():
         ([row(n, float(n >= 10), (n, 10)) for n in range(20)], "separated"),
         ([row(n, float(n % 2), (30, 10)) for n in range(20)], "do not vary"),
         ([row(0, 1.0, (30, 10)), row(0, 0.0, (20, 10))], "do not vary"),
+        ([row(0, 1.0, (30, 10)), row(1, 0.0, (20, 10))], "too few rows"),
     ],
 )
 def test_what_has_no_fit_says_why(rows, reason):

@@ -83,6 +83,8 @@ def length_controlled(
     if difficulty is not None:
         columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
     design = np.stack(columns, axis=1)
+    if len(design) <= len(columns):
+        return _undefined(y, confidence, "there are too few rows for the model")
     groups = np.unique([row.item for row, _, _ in kept], return_inverse=True)[1]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", PerfectSeparationWarning)

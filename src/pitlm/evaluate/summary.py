@@ -10,10 +10,10 @@ from itertools import combinations
 from typing import Any
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.agreement import Agreement, agreement
+from pitlm.evaluate.agreement import Agreement
 from pitlm.evaluate.alpaca import Leaderboard, leaderboard
 from pitlm.evaluate.length import LengthControlled, item_difficulty, length_controlled
-from pitlm.evaluate.position import PositionBias, position_bias
+from pitlm.evaluate.position import PositionBias
 from pitlm.evaluate.rankings import Ranking, bradley_terry, elo
 from pitlm.evaluate.significance import PairedTest, delta_test, detectable_delta, difference_test, holm, items_needed
 from pitlm.evaluate.statistics import (
@@ -29,6 +29,16 @@ from pitlm.evaluate.statistics import (
     tally,
     win_rate_interval,
 )
+from pitlm.io.parts import find_part, part_names
+
+GROUP = "pitlm.statistics"
+"""The group of entry points in which other packages name their statistics."""
+STATISTICS = {
+    "position": "pitlm.evaluate.position:position_bias",
+    "agreement": "pitlm.evaluate.agreement:agreement",
+}
+"""Statistics of all rows together. Each is a function of the rows and of the settings of
+:class:`pitlm.evaluate.statistics.Resampling`. The statistics of other packages return an interval for each label."""
 
 RANKED = 3
 """The smallest number of systems for which a ranking says more than the table."""
@@ -102,7 +112,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What :func:`summarise` returns; judges are keys of ``rankings`` and ``elo``."""
+    """What :func:`summarise` returns; judges are keys of ``rankings`` and ``elo``.
+
+    Attributes:
+        added: the statistics of other packages: the name of each, then a label for each interval.
+    """
 
     baseline: str
     items: int
@@ -113,6 +127,7 @@ class Summary:
     elo: dict[str, dict[str, Interval]]
     position: list[PositionBias]
     agreement: Agreement | None
+    added: dict[str, dict[str, Interval]]
     settings: dict[str, Any]
 
     def by(self, judge: str) -> list[SystemFigures]:
@@ -126,9 +141,9 @@ class Summary:
         return [found[pair] for pair in pairs if pair in found]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is not a number (NaN) is null, and pairs of judges are joined by " / "."""
+        """Plain JSON values: NaN is null, pairs of judges are joined by " / ", an added statistic is under its name."""
         plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        return {**plain.pop("added"), **plain}
 
 
 def summarise(
@@ -171,6 +186,7 @@ def summarise(
         differences += [d for a, b in combinations(against, 2) if (d := _difference(judge, a, b, against, options))]
     adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
     ranked = {j: own for j, own in by_judge.items() if rank or (rank is not None and _systems(own) >= RANKED)}
+    made = {name: find_part(GROUP, STATISTICS, name)(rows, **options) for name in part_names(GROUP, STATISTICS)}
     return Summary(
         baseline=baseline,
         items=len({row.item for row in rows}),
@@ -179,8 +195,9 @@ def summarise(
         differences=[replace(d, p_holm=p) for d, p in zip(differences, between, strict=True)],
         rankings={judge: bradley_terry(own, **options) for judge, own in ranked.items()},
         elo={judge: elo(own, confidence=confidence, seed=seed) for judge, own in ranked.items()},
-        position=position_bias(rows, **options),
-        agreement=agreement(rows, **options),
+        position=made.pop("position"),
+        agreement=made.pop("agreement"),
+        added=made,
         settings={"resamples": resamples, "confidence": confidence, "seed": seed, "wanted_delta": wanted},
     )
 

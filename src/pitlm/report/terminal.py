@@ -84,6 +84,9 @@ def print_summary(summary: Summary) -> None:
     ]
     _print(console, title, ("judge", "rows", "consistent", "bias", "first both times", "second both times"), rows)
     _print_agreement(console, summary.agreement)
+    for name, figures in summary.added.items():
+        added = [(label, _range(figure, ".3f")) for label, figure in figures.items()]
+        _print(console, name, ("", "estimate"), added)
 
 
 def _print_systems(console: Console, summary: Summary, judge: str) -> None:
