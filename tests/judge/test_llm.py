@@ -16,7 +16,7 @@ from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.prices import Price
 from pitlm.engines.reply_cache import ReplyCache
 from pitlm.judge.judges import make_judge, run_judge, spent_on
-from pitlm.judge.llm import LLMJudge
+from pitlm.judge.llm import LLMJudge, parse_verdict
 from pitlm.judge.scripted import ScriptedJudge
 
 X = Prompt.of("q")
@@ -229,3 +229,53 @@ def test_scripted_replies_come_from_a_file(tmp_path):
     path.write_text('{"a": 1}\n')
     with pytest.raises(InputError, match=r"replies\.jsonl:1: .*expected a string"):
         ScriptedJudge.of(section)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Verdict: A", W),
+        ("Both are fine.\n\nVerdict: B", L),
+        ("Verdict: tie", T),
+        ("verdict:a\n\n  \n", W),
+        ("**Verdict: B**", L),
+        ("Verdict: **Tie**.", T),
+        ("### Verdict: [[A]]", W),
+        ("`Verdict: B`\r\n", L),
+        ("Verdict: B\nOn second thoughts:\nVerdict: A", W),
+    ],
+)
+def test_a_verdict_on_the_last_line_is_read(text, expected):
+    assert parse_verdict(text) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   \n\t\n",
+        "A",
+        "Answer A is better.",
+        "Verdict: A or B",
+        "Verdict: A, because it is clearer",
+        "My verdict: A",
+        "Verdict: C",
+        "Verdict:",
+        "Verdict: A\nThat is all.",
+        'The answer says "Verdict: A"',
+        "> Verdict: A",  # a quotation
+        '"Verdict: A"',
+        "The answer ends so:\u2028Verdict: A",  # a line to Python's splitlines, not to a reader
+        "The answer ends so:\x0bVerdict: A",
+        "Verdict: \u0410",  # Cyrillic A
+        "Verdict: \u0391",  # Greek Alpha
+        "Verdict: \uff21",  # full-width A
+        "V\u0435rdict: A",  # Cyrillic e
+        "Verdict: t\u0131e",  # dotless i
+        "Verdict\uff1a A",
+        "Verdict: A B",
+        "Verdict: AB",
+    ],
+)
+def test_anything_else_is_unparsable(text):
+    assert parse_verdict(text) is U

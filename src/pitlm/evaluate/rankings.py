@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from pitlm.core.verdicts import Verdict, VerdictRow
@@ -105,23 +107,19 @@ def elo(
     items, cells, names, counts_ICO = _table(rows)
     if not names:
         return {}
-    which = {name: index for index, name in enumerate(names)}
-    games, owner = [], []
-    for item, cell in zip(*np.nonzero(counts_ICO.sum(axis=2)), strict=True):
-        win, tie, loss = counts_ICO[item, cell]
-        first, second, _ = cells[cell]
-        games.append((which[first], which[second], (win + tie / 2) / (win + tie + loss), win + tie + loss))
-        owner.append(item)
-    players, scores = np.array([game[:2] for game in games]), np.array([game[2:] for game in games])
+    owner, cell = np.nonzero(counts_ICO.sum(axis=2))
+    players = np.array([[names.index(first), names.index(second)] for first, second, _ in cells])[cell]
+    outcomes = counts_ICO[owner, cell]
+    weights = outcomes.sum(axis=1)
+    scores = np.stack([(outcomes[:, 0] + outcomes[:, 1] / 2) / weights, weights], axis=1)
     generator = np.random.default_rng(seed)
-    once = np.tile(np.arange(len(games)), (shuffles, 1))
+    once = [generator.permutation(len(players)) for _ in range(shuffles)]
     drawn_BI = item_weights(len(items), resamples=shuffles, seed=seed).astype(int)
-    resampled = [np.repeat(np.arange(len(games)), weights[owner]) for weights in drawn_BI]
-    straight = _play(players, scores, [generator.permutation(order) for order in once], len(names), step)
-    draws = _play(players, scores, [generator.permutation(order) for order in resampled], len(names), step)
+    resampled = [generator.permutation(np.repeat(np.arange(len(players)), drawn[owner])) for drawn in drawn_BI]
+    straight, draws = (_play(players, scores, orders, len(names), step) for orders in (once, resampled))
     ratings = {
         name: percentile_interval(float(straight[:, index].mean()), draws[:, index], confidence)
-        for name, index in which.items()
+        for index, name in enumerate(names)
     }
     return _strongest_first(ratings)
 
@@ -130,7 +128,7 @@ def _strongest_first(found: Mapping[str, Interval]) -> dict[str, Interval]:
     return dict(sorted(found.items(), key=lambda pair: -pair[1].estimate))
 
 
-def _play(players: Floats, scores: Floats, orders: Sequence[Floats], systems: int, step: float) -> Floats:
+def _play(players: Floats, scores: Floats, orders: Sequence[NDArray[Any]], systems: int, step: float) -> Floats:
     """Ratings after each order of games, shape (orders, systems); all orders advance by one game at a time."""
     longest = max(len(order) for order in orders)
     padded = np.array([np.pad(order, (0, longest - len(order)), constant_values=-1) for order in orders])

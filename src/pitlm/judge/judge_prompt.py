@@ -1,4 +1,4 @@
-"""What an LLM judge is shown: a template file, filled so that nothing in an answer can pass for part of it."""
+"""The text that an LLM judge is asked with: a template, filled so that no answer can pass for a part of it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PROBE = Comparison(Prompt.of("probe-request"), "probe-answer-one", "probe-answe
 class JudgePrompt:
     """A Jinja template with ``first``, ``second``, ``prompt`` (the last user turn) or ``conversation``, and ``mark``.
 
-    ``mark`` occurs in none of the texts, so a delimiter that holds it cannot be forged; the same texts always get the
-    same mark, whichever is shown first. Values are never read as template code.
+    ``mark`` occurs in none of the texts, so no answer can forge a delimiter that holds the mark. The same texts always
+    get the same mark, whichever text is shown first. Values are never read as template code.
 
     Raises:
         InputError: no such file, broken template code, an unknown name, or a text that the template does not show.
@@ -32,21 +32,18 @@ class JudgePrompt:
             source = path.read_text(encoding="utf-8")
         except (FileNotFoundError, UnicodeDecodeError) as error:
             raise InputError.at(path, found=str(error), expected="a template in UTF-8") from error
-        environment = ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False
-        )
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         expected = "a Jinja template with first, second, prompt or conversation, and mark"
         try:
             self._template = environment.from_string(source)
             shown = self.fill(_PROBE)
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError.at(path, line=error.lineno, found=str(error), expected=expected) from error
         except jinja2.TemplateError as error:
-            raise InputError.at(path, found=str(error), expected=expected) from error
-        for text in (_PROBE.first, _PROBE.second, _PROBE.prompt.text):
+            line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else None
+            raise InputError.at(path, line=line, found=str(error), expected=expected) from error
+        texts = {"first": _PROBE.first, "second": _PROBE.second, "prompt or conversation": _PROBE.prompt.text}
+        for name, text in texts.items():
             if text not in shown:
-                missing = {_PROBE.first: "first", _PROBE.second: "second"}.get(text, "prompt or conversation")
-                raise InputError.at(path, found=f"nowhere that shows {missing}", expected=expected)
+                raise InputError.at(path, found=f"nowhere that shows {name}", expected=expected)
 
     def fill(self, comparison: Comparison) -> str:
         """The text that a judge is asked with; the comparison's first response is A."""
@@ -60,7 +57,7 @@ class JudgePrompt:
 
 
 def mark_of(comparison: Comparison) -> str:
-    """Sixteen hexadecimal digits that occur in no text of the comparison; both orders of it have the same."""
+    """Sixteen hexadecimal digits that occur in no text of the comparison; both orders have the same digits."""
     texts = [*sorted((comparison.first, comparison.second)), *(m.content for m in comparison.prompt.messages)]
     everything = json.dumps(texts)
     lowered = everything.lower()

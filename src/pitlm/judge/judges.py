@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.judge_section import JudgeSection
 from pitlm.core.verdicts import Comparison, VerdictRow
-from pitlm.engines.endpoint import NOT_ASKED, ChatEndpoint
+from pitlm.engines.endpoint import NOT_ASKED
 from pitlm.io.console import progress_bar
 from pitlm.io.parts import find_part
 from pitlm.judge.llm import LLMJudge
@@ -17,7 +17,7 @@ from pitlm.judge.scores import GapJudge, ScoreJudge
 MODELS = {"llm": "the model's name", "foreign": "a checkpoint", "scripted": "a file of replies"}
 ENDPOINT_FIELDS = ("base_url", "template", "price", "max_cost")
 CHUNK = 64
-"""Comparisons at once for a judge that computes here, so that the bar moves."""
+"""How many comparisons a judge that computes here is given at a time, so that the progress bar moves."""
 
 
 def check_section(section: JudgeSection, kind: str, field: Callable[[str], str]) -> None:
@@ -62,7 +62,9 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRo
     endpoint = judge.endpoint if isinstance(judge, LLMJudge) else None
     size = CHUNK if isinstance(judge, ScoreJudge | GapJudge) else max(1, len(comparisons))
     rows: list[VerdictRow] = []
-    with progress_bar("judging", len(comparisons), _cost_of(endpoint)) as advance:
+    priced = endpoint if endpoint is not None and endpoint.price is not None else None
+    cost = (lambda: f"cost {priced.spent:.4f}") if priced is not None else None
+    with progress_bar("judging", len(comparisons), cost) as advance:
         for start in range(0, len(comparisons), size):
             rows += judge.judge(comparisons[start : start + size], advance=advance)
     if endpoint is not None and endpoint.stopped:
@@ -74,12 +76,6 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRo
             "none of them twice"
         )
     return rows
-
-
-def _cost_of(endpoint: ChatEndpoint | None) -> Callable[[], str] | None:
-    if endpoint is None or endpoint.price is None:
-        return None
-    return lambda: f"cost {endpoint.spent:.4f}"
 
 
 def spent_on(judge: Judge) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,8 +13,12 @@ from pitlm.engines.endpoint import ChatEndpoint, Completion
 from pitlm.engines.prices import Price
 from pitlm.engines.reply_cache import ReplyCache
 from pitlm.judge.judge_prompt import DEFAULT, JudgePrompt
-from pitlm.judge.parsing import parse_verdict
 from pitlm.judge.protocol import TwoOrderJudge
+
+# ASCII only: a letter that merely looks like A is not A.
+_VERDICT = re.compile(r"verdict\s*:\s*(a|b|tie)\.?", re.ASCII | re.IGNORECASE)
+_MARKUP = str.maketrans("", "", "*_`#[]")
+_VERDICTS = {"a": Verdict.WIN, "b": Verdict.LOSS, "tie": Verdict.TIE}
 
 
 @dataclass
@@ -45,18 +50,13 @@ class LLMJudge(TwoOrderJudge):
             InputError: a template, price, key or address that cannot be used, or a cost limit without a price.
         """
         template = JudgePrompt(section.template or DEFAULT)
+        same = {"temperature", "max_tokens", "seed", "body", "timeout", "concurrency", "max_cost"}
         endpoint = ChatEndpoint(
             section.model or "",
             section.base_url,
-            temperature=section.temperature,
-            max_tokens=section.max_tokens,
-            seed=section.seed,
-            body=section.body,
-            timeout=section.timeout,
-            concurrency=section.concurrency,
             price=Price.of(section.price, section.model or "") if section.price is not None else None,
-            max_cost=section.max_cost,
             cache=ReplyCache(section.cache) if section.cache is not None else None,
+            **section.model_dump(include=same),
         )
         return cls(endpoint, template, section.retry_unparsable)
 
@@ -74,14 +74,23 @@ class LLMJudge(TwoOrderJudge):
 def read_reply(completion: Completion, *, prompt: str = "") -> Reply:
     """A completion as the reply about the comparison that was shown."""
     usable = not completion.failure and completion.finish != "length"
+    same = ("text", "input_tokens", "cached_tokens", "output_tokens", "cost", "failure")
     return Reply(
         swapped=False,
         verdict=parse_verdict(completion.text) if usable else Verdict.UNPARSABLE,
-        text=completion.text,
         prompt=prompt,
-        input_tokens=completion.input_tokens,
-        cached_tokens=completion.cached_tokens,
-        output_tokens=completion.output_tokens,
-        cost=completion.cost,
-        failure=completion.failure,
+        **{name: getattr(completion, name) for name in same},
     )
+
+
+def parse_verdict(text: str) -> Verdict:
+    """The verdict on the last line that is not empty: ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie``.
+
+    Win means that the answer shown as A is better. Case, Markdown around the verdict and a full stop do not matter.
+    Anything else on that line, or no such line, is unparsable. No other line counts, so a verdict that the judge quotes
+    from an answer, or considers on the way, is none.
+    """
+    # Not splitlines: a separator that no judge writes, out of an answer that it quotes, would begin a line of its own.
+    lines = [line for line in text.split("\n") if line.strip()]
+    match = _VERDICT.fullmatch(lines[-1].translate(_MARKUP).strip()) if lines else None
+    return _VERDICTS[match[1].lower()] if match else Verdict.UNPARSABLE

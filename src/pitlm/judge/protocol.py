@@ -69,7 +69,8 @@ class TwoOrderJudge(ABC):
             for (index, swapped), reply in zip(waiting, self.ask(shown, attempt, moved), strict=True):
                 replies[index, swapped].append(reply.swap() if swapped else reply)
             moved = None  # each pair is counted once
-            waiting = [key for key in waiting if _no_verdict(replies[key][-1])]
+            last = {key: replies[key][-1] for key in waiting}
+            waiting = [k for k, reply in last.items() if reply.verdict is Verdict.UNPARSABLE and not reply.failure]
         return [
             row_of_replies(comparison, [*replies.get((i, False), ()), *replies.get((i, True), ())], self.name)
             for i, comparison in enumerate(comparisons)
@@ -86,10 +87,6 @@ def row_of_replies(comparison: Comparison, replies: Sequence[Reply], judge: str)
     straight, swapped = ([r for r in replies if r.swapped is order][-1] for order in (False, True))
     verdict = Verdict.of_orders(straight.verdict, swapped.verdict)
     return VerdictRow.of(comparison, verdict, judge=judge, replies=tuple(replies))
-
-
-def _no_verdict(reply: Reply) -> bool:
-    return reply.verdict is Verdict.UNPARSABLE and not reply.failure
 
 
 def _pairs(advance: Advance | None) -> Advance | None:

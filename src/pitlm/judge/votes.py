@@ -1,7 +1,7 @@
-"""The human judge: who is shown what in which order, and the votes, kept in one SQLite file.
+"""People as judges: who is shown what in which order, and the votes, which are kept in one SQLite file.
 
-A vote is never changed: a revised one is a further row, and the last row of a rater on a comparison counts. That a vote
-was taken back is a row too, without a verdict.
+A vote is never changed: a revised vote is a further row, and the last row of a rater on a comparison counts. A vote
+that was taken back is a row without a verdict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 
-APPLICATION_ID = 0x50_49_54_56  # "PITV" in the header of the file, so that no other program's file is written to
+APPLICATION_ID = 0x50_49_54_56  # "PITV" in the header of the file, so that we write to no other program's file
 SCHEMA = f"""
 PRAGMA journal_mode = WAL;
 BEGIN IMMEDIATE;
@@ -49,8 +49,8 @@ class Ballot:
     """One comparison as one rater sees it.
 
     Attributes:
-        key: stands for it in front of the rater; tells nothing about systems or order.
-        swapped: the comparison's second response is shown first, that is on the left.
+        key: the name of the ballot on the page; it tells the rater nothing about systems or order.
+        swapped: the second response of the comparison is shown first, that is on the left.
     """
 
     key: str
@@ -59,14 +59,14 @@ class Ballot:
 
     @property
     def shown(self) -> Comparison:
-        """The comparison with what is on the left as its first response."""
+        """The comparison whose first response is the one on the left."""
         return self.comparison.swap() if self.swapped else self.comparison
 
 
 def ballots(comparisons: Sequence[Comparison], rater: str, seed: str) -> list[Ballot]:
     """The comparisons in the rater's own order, each with the rater's own sides; the same for the same seed. Ours.
 
-    Neither depends on which of the two systems is called the first, nor on what else is compared.
+    Order and sides depend neither on which of the two systems is called the first, nor on the other comparisons.
     """
     made = []
     for comparison in comparisons:
@@ -78,7 +78,7 @@ def ballots(comparisons: Sequence[Comparison], rater: str, seed: str) -> list[Ba
 
 
 def _identity(comparison: Comparison) -> str:
-    """A hash of all that is compared, the same for the swapped comparison: other texts need other votes."""
+    """A hash of all that is compared, the same for the swapped comparison; other texts have another hash."""
     text = json.dumps([comparison.item, comparison.prompt.as_messages(), _sides(comparison)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -105,11 +105,11 @@ class Votes:
             if not tables:
                 database.executescript(SCHEMA)
             self.seed: str = database.execute("SELECT seed FROM secret").fetchone()[0]
-            """Of all orders. A secret of the file: who knew it could work out which system is on the left."""
+            """Seed of all orders. It stays secret: with it, a rater could work out which system is on the left."""
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction: cheap beside a human, and no thread ever meets another's."""
+        """A connection for one transaction. That is cheap beside a human, and no two threads share a connection."""
         try:
             with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
                 yield database
@@ -121,7 +121,7 @@ class Votes:
             ) from error
 
     def add(self, ballot: Ballot, rater: str, choice: Verdict, seconds: float | None = None) -> None:
-        """Keep a vote; ``choice`` is seen from what was shown on the left. It replaces the rater's earlier one.
+        """Keep a vote, which replaces the earlier vote of the rater; ``choice`` is seen from the left response.
 
         Raises:
             sqlite3.IntegrityError: ``choice`` is neither win, tie nor loss.
@@ -129,53 +129,54 @@ class Votes:
         self._insert(ballot, rater, choice.swap() if ballot.swapped else choice, seconds)
 
     def undo(self, sheet: Sequence[Ballot], rater: str) -> Ballot | None:
-        """Take back the rater's last vote that counts, of those on the sheet; None where there is none."""
+        """Take back the rater's last vote that counts for a ballot on the sheet; None where there is none."""
         by_identity = {_identity(ballot.comparison): ballot for ballot in sheet}
-        with self._open() as database:
-            found = database.execute(
-                f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC", (rater,)
-            )
-            last = next((by_identity[identity] for (identity,) in found if identity in by_identity), None)
+        last = next((by_identity[identity] for identity in self._voted(rater) if identity in by_identity), None)
         if last is not None:
             self._insert(last, rater, None, None)
         return last
 
-    def _insert(self, ballot: Ballot, rater: str, verdict: Verdict | None, seconds: float | None) -> None:
-        comparison = ballot.comparison
-        values = (
-            _identity(comparison),
-            comparison.item,
-            *comparison.systems,
-            len(comparison.first),
-            len(comparison.second),
-            "second" if ballot.swapped else "first",
-            None if verdict is None else str(verdict),
-            rater,
-            seconds,
-        )
-        with self._open() as database:
-            database.execute(
-                "INSERT INTO votes (comparison, item, first, second, first_length, second_length, shown_left, verdict,"
-                f" rater, seconds) VALUES ({', '.join('?' * len(values))})",
-                values,
-            )
-
     def rated(self, sheet: Sequence[Ballot], rater: str) -> frozenset[str]:
         """The keys of the ballots on the sheet that the rater has voted on."""
-        with self._open() as database:
-            found = database.execute(f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ?", (rater,))
-            identities = {identity for (identity,) in found}
+        identities = set(self._voted(rater))
         return frozenset(ballot.key for ballot in sheet if _identity(ballot.comparison) in identities)
+
+    def _voted(self, rater: str) -> list[str]:
+        """The comparisons with a vote of the rater that counts, the latest vote first."""
+        with self._open() as database:
+            found = database.execute(
+                f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC", (rater,)
+            )
+            return [identity for (identity,) in found]
+
+    def _insert(self, ballot: Ballot, rater: str, verdict: Verdict | None, seconds: float | None) -> None:
+        comparison = ballot.comparison
+        values = {
+            "comparison": _identity(comparison),
+            "item": comparison.item,
+            "first": comparison.systems[0],
+            "second": comparison.systems[1],
+            "first_length": len(comparison.first),
+            "second_length": len(comparison.second),
+            "shown_left": "second" if ballot.swapped else "first",
+            "verdict": verdict,
+            "rater": rater,
+            "seconds": seconds,
+        }
+        with self._open() as database:
+            database.execute(
+                f"INSERT INTO votes ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
+            )
 
     def rows(self) -> list[VerdictRow]:
         """One row for each rater and comparison, in the order of the votes; the judge is the rater."""
         with self._open() as database:
             found = database.execute(
-                "SELECT item, first, second, first_length, second_length, shown_left, verdict, rater FROM votes"
+                "SELECT item, first, second, verdict, first_length, second_length, shown_left, rater FROM votes"
                 f" WHERE {COUNTING} ORDER BY vote"
             ).fetchall()
         rows = []
-        for item, first, second, first_length, second_length, shown_left, verdict, rater in found:
+        for item, first, second, verdict, first_length, second_length, shown_left, rater in found:
             reply = Reply(swapped=shown_left == "second", verdict=Verdict(verdict))
             lengths = (first_length, second_length)
             rows.append(VerdictRow(item, first, second, reply.verdict, replies=(reply,), judge=rater, lengths=lengths))
