@@ -95,7 +95,7 @@ def _counts(ratings: Floats) -> NDArray[np.int64]:
 def krippendorff_alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
     """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability") as a function of the units' weights.
 
-    By hand, because today's statsmodels has no alpha: it comes with 0.15.1.
+    Ours, because statsmodels has no alpha before 0.15.1, and the package ``krippendorff`` is under the GPL.
 
     Args:
         ratings: shape (units, raters), whole numbers from 0 in the order of the categories, NaN where missing.
