@@ -15,8 +15,8 @@ from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.prices import Price
 from pitlm.engines.reply_cache import ReplyCache
-from pitlm.judge.judges import make_judge, run_judge, spent_on
 from pitlm.judge.llm import LLMJudge, parse_verdict
+from pitlm.judge.make_judge import make_judge, run_judge, spent_on
 from pitlm.judge.scripted import ScriptedJudge
 
 X = Prompt.of("q")

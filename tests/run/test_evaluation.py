@@ -7,7 +7,7 @@ import pytest
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.summary import AnswerFigures, summarise
-from pitlm.judge.judges import run_judge
+from pitlm.judge.make_judge import run_judge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL
 from pitlm.run.evaluated import answered

@@ -14,7 +14,7 @@ from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe_file import parse_recipe
 from pitlm.core.verdicts import Comparison
-from pitlm.judge.judges import run_judge
+from pitlm.judge.make_judge import run_judge
 from pitlm.models.adapters import Bases
 from pitlm.run.context import Context
 from pitlm.run.judges import check_judges, judge_settings, judges_of

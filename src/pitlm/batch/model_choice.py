@@ -10,7 +10,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.section import PositiveInt, Section
 from pitlm.data.row_fields import is_unicode
 from pitlm.engines.engine import ENGINES
-from pitlm.io.parts import part_names
+from pitlm.io.named_parts import part_names
 
 OF_ENGINE = {"base_url": "endpoint", "model": "endpoint", "workers": "ray", "part_rows": "ray"}
 """Settings that only one engine takes."""

@@ -12,7 +12,7 @@ import click
 
 from pitlm.cli.options import Command, check_output, option_name, section_options
 from pitlm.core.judge_section import JudgeSection
-from pitlm.io.parts import part_names
+from pitlm.io.named_parts import part_names
 from pitlm.judge.protocol import GROUP
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def with_judge(options: JudgeSection | None, **given: Any) -> Any:
             if options is not None:
-                from pitlm.judge.judges import check_section
+                from pitlm.judge.make_judge import check_section
 
                 named = f"--judge {options.kind}"
                 options = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})

@@ -12,7 +12,7 @@ from typing import Any
 from pitlm.core.errors import InputError
 from pitlm.data.file_formats import Unreadable
 from pitlm.data.row_fields import RowError
-from pitlm.io.parts import find_part, part_names
+from pitlm.io.named_parts import find_part, part_names
 
 READERS = {
     "jsonl": "pitlm.data.file_formats:read_jsonl",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
-from pitlm.io.parts import find_part
+from pitlm.io.named_parts import find_part
 
 if TYPE_CHECKING:
     from pitlm.models.adapters import Bases

@@ -29,7 +29,7 @@ from pitlm.evaluate.statistics import (
     tally,
     win_rate_interval,
 )
-from pitlm.io.parts import find_part, part_names
+from pitlm.io.named_parts import find_part, part_names
 
 GROUP = "pitlm.statistics"
 """The group of entry points in which other packages name their statistics."""

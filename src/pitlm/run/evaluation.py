@@ -13,7 +13,7 @@ from pitlm.evaluate.gap_health import share
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
-from pitlm.judge.judges import run_judge
+from pitlm.judge.make_judge import run_judge
 from pitlm.judge.protocol import Judge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_baselines

@@ -14,9 +14,9 @@ from pitlm.core.verdicts import VerdictRow
 from pitlm.data.answers import read_comparisons
 from pitlm.io.console import make_console
 from pitlm.io.digest import digest
-from pitlm.io.parts import find_part
+from pitlm.io.named_parts import find_part
 from pitlm.judge.judge_prompt import DEFAULT
-from pitlm.judge.judges import check_section, make_judge, run_judge, spent_on
+from pitlm.judge.make_judge import check_section, make_judge, run_judge, spent_on
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.run.finished import POCKET
@@ -73,7 +73,7 @@ def judges_of(context: Context, bases: Bases) -> list[Judge]:
     """The judges that the recipe of a run names, ready to use; the first gives the headline.
 
     By default the judge of :meth:`Context.judge`. Replies of language models are kept in a file of the run. Hand
-    :func:`pitlm.judge.judges.run_judge` all comparisons at once: then a scripted judge can count its replies.
+    :func:`pitlm.judge.make_judge.run_judge` all comparisons at once: then a scripted judge can count its replies.
 
     Raises:
         InputError: a model, template, price or file that cannot be read.

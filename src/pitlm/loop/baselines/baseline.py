@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
-from pitlm.io.parts import find_part
+from pitlm.io.named_parts import find_part
 
 if TYPE_CHECKING:
     from pitlm.loop.systems import Systems

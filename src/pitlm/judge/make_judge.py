@@ -9,7 +9,7 @@ from pitlm.core.judge_section import JudgeSection
 from pitlm.core.verdicts import Comparison, VerdictRow
 from pitlm.engines.endpoint import NOT_ASKED
 from pitlm.io.console import progress_bar
-from pitlm.io.parts import find_part
+from pitlm.io.named_parts import find_part
 from pitlm.judge.llm import LLMJudge
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import GapJudge, ScoreJudge

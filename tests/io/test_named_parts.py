@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.io.parts import find_part, part_names
+from pitlm.io.named_parts import find_part, part_names
 
 GROUP = "pitlm.test_parts"
 BUILTIN = {"comma": "string:capwords", "brackets": "json:dumps"}
