@@ -164,7 +164,8 @@ async def raw(send, status, body, headers) -> None:
 
 @contextmanager
 def served(app):
-    """Serve an ASGI application, or one from an async context manager, on a free loopback port; yield its URL."""
+    """Serve an ASGI application, or the one that an async context manager yields, on a free loopback port; yield its
+    URL."""
 
     @asynccontextmanager
     async def as_it_is():

@@ -1,4 +1,5 @@
-"""Training for `tests/method/test_launch.py` on one or two ranks: ``python -m two_ranks FOLDER BASE [sharded]``."""
+"""What `tests/method/test_launch.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE
+[sharded]``."""
 
 from __future__ import annotations
 

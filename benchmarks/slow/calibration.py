@@ -27,9 +27,10 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoopSection
 from pitlm.data.folds import read_folds
 from pitlm.evaluate.gap_health import share
-from pitlm.evaluate.margins import Promise, calibrate, play
+from pitlm.loop.calibration import Promise
+from pitlm.loop.chains import play
 from pitlm.loop.loop import improve_many
-from pitlm.models.calibration import GUARDED
+from pitlm.loop.margin import calibrate
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.calibrate import fresh_answers
@@ -59,7 +60,7 @@ def calibrated(run: Path, fresh: int, further: int) -> dict[str, Any]:
         if done.returncode:
             sys.exit(f"{run}: pit calibrate ended with {done.returncode}")
         figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        figures[GUARDED]["fresh"] = in_use(copy, prompts[:fresh])
+        figures[GuardedGap.name]["fresh"] = in_use(copy, prompts[:fresh])
         figures[AROUND] = around_another(copy)
         return figures
 
@@ -70,17 +71,19 @@ def around_another(run: Path) -> dict[str, Any]:
     scorer = {AROUND: GapModel.from_pretrained(context.model("gap"))}
     improver = Improver.from_pretrained(context.model("improver-sft"))
     settings = LoopSection(rounds=ROUNDS, temperature=context.recipe.loop.temperature)
-    sets, seed = fresh_answers(context, None), context.seed("calibration")
-    choosing, held_out = play(scorer, sets, improver=improver, settings=settings, seed=seed)[AROUND]
+    answers, seed = fresh_answers(context, None), context.seed("calibration")
+    judge = context.judge(context.bases())
+    choosing, held_out = play(scorer, answers, improver=improver, settings=settings, seed=seed)[AROUND]
     return calibrate(
         AROUND,
         scorer[AROUND],
         choosing=choosing,
         held_out=held_out,
         settings=settings,
-        promise=Promise(HARM, CONFIDENCE),
+        promise=Promise(harm=HARM, confidence=CONFIDENCE),
         pairs=context.folds["test"],
-        judge=context.judge(context.bases()),
+        judge=judge.name,
+        score=judge.score,
     ).as_dict()
 
 
@@ -174,7 +177,7 @@ def main() -> int:
             print(line(Path(name).name, figures[scorer]))
         print(line("all", everything))
         kept, always = everything["held_out"], everything["held_out_always"]
-        if scorer == GUARDED:
+        if scorer == GuardedGap.name:
             held = (
                 everything["fresh"]["harm"]["estimate"] <= HARM
                 and kept["gain"] >= GAIN * always["gain"]

@@ -37,10 +37,9 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.evaluate.summary import SystemFigures, summarise
 from pitlm.io.atomic import write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, chosen_baselines
-from pitlm.loop.baselines.chat import Conversation
-from pitlm.loop.baselines.guide import POCKET, Guide
 from pitlm.loop.baselines.sampling import resample
 from pitlm.loop.baselines.self_refine import self_refine
+from pitlm.loop.baselines.self_refine_guide import POCKET, Guide
 from pitlm.loop.chains import held_to
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
 from pitlm.method.common import Workbench
@@ -71,11 +70,11 @@ def said(told: Lesson) -> str:
     return f"yes {told.found}" if told.found else "no"
 
 
-def asked(told: Lesson) -> Conversation:
+def asked(told: Lesson) -> Prompt:
     return GUIDE.ask(told.prompt, told.response, GUIDE.rubric[told.criterion])
 
 
-def to_mend(told: Lesson) -> Conversation:
+def to_mend(told: Lesson) -> Prompt:
     return GUIDE.rewrite(told.prompt, [(told.response, GUIDE.rubric[told.criterion], said(told))])
 
 
@@ -84,7 +83,7 @@ def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> li
 
     The model learns every reply, so one response serves several questions.
     """
-    shown: list[Conversation] = []
+    shown: list[list[dict[str, str]]] = []
     replies: list[list[str]] = []
     for told in lessons:
         others = [lesson(told.prompt, told.response, name) for name in CRITERIA if name != told.criterion]
@@ -92,9 +91,9 @@ def rows_of(lessons: Sequence[Lesson], tokenizer: Any, rng: random.Random) -> li
         # else.
         before = [turn for turn in others if rng.random() < (0.9 if turn.found else 0.3)]
         rng.shuffle(before)
-        turns = [(asked(turn)[-1], said(turn)) for turn in (*before, told)]
-        turns += [(to_mend(told)[-1], told.mended)] if told.found else []
-        conversation = asked(told)[:-1]
+        turns = [(asked(turn).as_messages()[-1], said(turn)) for turn in (*before, told)]
+        turns += [(to_mend(told).as_messages()[-1], told.mended)] if told.found else []
+        conversation = asked(told).as_messages()[:-1]
         for request, reply in turns:
             shown.append([*conversation, request])
             conversation = [*shown[-1], {"role": "assistant", "content": reply}]
@@ -164,14 +163,14 @@ def exam(chat: Policy, context: Context, count: int) -> dict[str, dict[str, floa
     """
     lessons = draw_lessons(random.Random(context.seed("exam")), context.folds["test"], count)
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    replies = chat.complete([asked(told) for told in lessons], temperature=0.0, seed=0)
+    replies = chat.answer([asked(told) for told in lessons], temperature=0.0, seed=0)
     for told, reply in zip(lessons, replies, strict=True):
         seen = not GUIDE.satisfied(reply.text)
         right[told.criterion]["fault seen" if told.found else "none seen"].append(seen is bool(told.found))
         if told.found:
             right[told.criterion]["found"].append(reply.text == said(told))
     faulty = [told for told in lessons if told.found]
-    replies = chat.complete([to_mend(told) for told in faulty], temperature=0.0, seed=0)
+    replies = chat.answer([to_mend(told) for told in faulty], temperature=0.0, seed=0)
     for told, reply in zip(faulty, replies, strict=True):
         right[told.criterion]["mended"].append(reply.text == told.mended)
         gone = not lesson(told.prompt, reply.text, told.criterion).found
@@ -184,16 +183,15 @@ class Remembering:
     """Asks each conversation once under greedy decoding, which always gives the same reply."""
 
     chat: Policy
-    replies: dict[str, Answer] = field(default_factory=dict)
+    replies: dict[Prompt, Answer] = field(default_factory=dict)
 
-    def complete(self, conversations: Sequence[Conversation], *, temperature: float, seed: int) -> list[Answer]:
+    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer]:
         if temperature > 0:
-            return self.chat.complete(conversations, temperature=temperature, seed=seed)
-        keys = [json.dumps(conversation) for conversation in conversations]
-        fresh = {key: c for key, c in zip(keys, conversations, strict=True) if key not in self.replies}
-        made = self.chat.complete(list(fresh.values()), temperature=0.0, seed=0)
+            return self.chat.answer(prompts, temperature=temperature, seed=seed)
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.replies]
+        made = self.chat.answer(fresh, temperature=0.0, seed=0)
         self.replies.update(zip(fresh, made, strict=True))
-        return [self.replies[key] for key in keys]
+        return [self.replies[prompt] for prompt in prompts]
 
 
 def rubrics(options: argparse.Namespace) -> list[tuple[str, ...]]:

@@ -1,4 +1,5 @@
-"""`pit improve --engine ray` with two workers writes the output of one process, whichever process is killed."""
+"""`pit improve --engine ray` with two workers on this machine writes what one process writes, whichever process is
+killed."""
 
 from __future__ import annotations
 

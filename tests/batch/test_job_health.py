@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from pitlm.batch.job_health import first_growth, health
+from pitlm.batch.job_health import health
 from pitlm.core.nouns import Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
-from pitlm.models.calibration import Calibration
+from pitlm.loop.calibration import Calibration
+from pitlm.loop.chains import first_growth
 
 X = Prompt.of("x")
 

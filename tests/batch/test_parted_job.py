@@ -22,7 +22,8 @@ class Killed(Exception):
 
 
 class Job:
-    """Finishes items one by one and is killed after some. ``seen`` has the numbers of the items that it got."""
+    """Finishes items one by one and is killed after a number of them. ``seen`` has the numbers of the items that it
+    got."""
 
     def __init__(self, lives: int = 10**6) -> None:
         self.lives, self.seen = lives, []

@@ -70,10 +70,8 @@ def watched():
 
 @pytest.fixture
 def new_page(chromium, watched):
-    """Opens a page in a new browser profile, which gets the further arguments.
-
-    Nothing forbidden may happen until the test ends, unless the test removes it from ``watched.seen``.
-    """
+    """Opens a page in a new browser profile, which gets the further arguments. Nothing forbidden may happen
+    until the test ends, unless the test removes it from ``watched.seen``."""
     with ExitStack() as stack:
 
         def make(base_url, **profile):

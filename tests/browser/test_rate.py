@@ -201,7 +201,8 @@ def test_hostile_answers_stay_text(votes, serve, new_page, watched):
 
 
 def test_the_policy_stops_what_gets_in_all_the_same(app_url, new_page, watched):
-    """The second wall: even if a mistake of ours turns answers into elements, nothing runs."""
+    """The second wall: even if a mistake of ours turns answers into elements, in the page or the script, nothing
+    runs."""
     page = new_page(app_url)
 
     def let_in(route):

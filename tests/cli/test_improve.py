@@ -1,4 +1,4 @@
-"""`pit improve`: rows, models and options at fault; sound rows beside them are improved."""
+"""`pit improve`: rows, models and options at fault; sound rows are improved whatever stands beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pit run`: faults in settings, recipes, folders and disks give one message and leave nothing half-written."""
+"""`pit run`: settings, recipes, folders and disks at fault; whatever is wrong, one message and nothing half-written."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ def test_descending_raises_the_better_order_and_lowers_the_worse():
     scores = columns((0.0, 0.0, 0.0, 0.0))
     gap_loss(*scores).backward()
     wl, ww, ll, lw = (float(score.grad) for score in scores)
-    # Each difference at 0 has slope -1/2. wl is added in three and lw subtracted in three; ww and ll are each in both.
+    # Each difference at 0 has slope -1/2. wl is on the plus side of three, lw on the minus side of three, ww and ll
+    # on each once.
     assert (wl, ww, ll, lw) == pytest.approx((-1.5, 0.0, 0.0, 1.5))
 
 

@@ -222,7 +222,8 @@ def read(path):
 
 
 def test_another_package_adds_a_reader(tmp_path: Path) -> None:
-    """A reader is a function and an entry point. The command line then reads its files, gzipped too."""
+    """A reader is a function and a line in the package's entry points. The command line then reads its files, gzipped
+    too."""
     metadata = tmp_path / "site" / "pairs_reader-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pairs-reader\nVersion: 0\n")

@@ -120,7 +120,8 @@ def test_no_begin_token_in_the_middle(bases):
 
 
 def test_answers_are_written_without_thinking(bases):
-    """With thinking on, a Qwen3 prompt would end before the think block, but training rows have no block."""
+    """With thinking on, a Qwen3 prompt would end before the think block, but training rows would have no block
+    there."""
     tokenizer = load_tokenizer(bases("qwen3"))
     [prompt] = encode_prompts(tokenizer, [TEMPLATE.improver_messages(X, Y_REF)])
     text = tokenizer.decode(prompt)

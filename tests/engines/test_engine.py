@@ -63,6 +63,7 @@ def test_an_engine_stands_where_a_policy_or_an_improver_does():
     ]
     answers = Backwards().answer(X[:2], temperature=0.5, seed=7)
     assert [one.text.split("|")[1] for one in answers] == ["", ""]
+    assert Backwards().answer(X)[2] is None
     with pytest.raises(InputError, match="item 3: no answer"):
         Backwards().propose(X, REFERENCES)
 

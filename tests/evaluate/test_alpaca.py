@@ -14,8 +14,8 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.alpaca import leaderboard
 from pitlm.evaluate.verdict_files import annotation_from_dict
 
-# alpaca_eval_gpt4_leaderboard.csv of tatsu-lab/alpaca_eval: win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total.
-# That annotator's preferences are only 1, 1.5 and 2, so the figures depend on the counts alone.
+# alpaca_eval_gpt4_leaderboard.csv of tatsu-lab/alpaca_eval: win_rate, standard_error, n_wins, n_wins_base, n_draws,
+# n_total. That annotator's preferences are only 1, 1.5 and 2, so the figures depend on the counts alone.
 PUBLISHED = {
     "gpt4_turbo": (97.69900497512438, 0.5104849118311993, 783, 16, 5, 804),
     "pairrm-tulu-2-70b": (95.39800995024876, 0.7394089832625841, 767, 37, 0, 804),

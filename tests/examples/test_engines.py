@@ -1,4 +1,5 @@
-"""R_PIT as the reward of OpenRLHF and verl: their request shapes, and the examples with stand-ins."""
+"""R_PIT as the reward of OpenRLHF and verl: their request shapes, and the examples beside stand-ins of their
+classes."""
 
 from __future__ import annotations
 

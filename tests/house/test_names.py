@@ -43,7 +43,7 @@ def test_no_two_modules_share_a_file_name() -> None:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of the package that a module imports, also inside functions, but not only for type checkers."""
+    """The modules of the package that a module imports, also inside functions; not those for type checkers alone."""
     known = {dotted(module) for module in MODULES}
     found: set[str] = set()
 
@@ -69,7 +69,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_no_module_is_callable() -> None:
-    """A name that is both a module and a function means either, depending on earlier imports."""
+    """A name that is both a module and a function depends on what was imported before."""
     modules = {dotted(path).removeprefix("pitlm.") for path in MODULES}
     assert modules.isdisjoint(pitlm.__all__)
     assert [dotted(path) for path in MODULES if "sys.modules[__name__]" in path.read_text(encoding="utf-8")] == []
@@ -118,7 +118,7 @@ def test_tests_use_only_what_is_public() -> None:
 
 
 def used_names(path: Path) -> Iterator[str]:
-    """Names that a module reads, imports, or has in a string as ``module:name``; not in docstrings or comments."""
+    """Names that a module reads, imports, or names in a string as ``module:name``; docstrings and comments are none."""
     for node in ast.walk(tree(path)):
         match node:
             case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name):
@@ -130,7 +130,7 @@ def used_names(path: Path) -> Iterator[str]:
 
 
 def test_what_nothing_uses_is_public_and_documented() -> None:
-    """A name that neither package, benchmarks nor example use is for users, and a document names it."""
+    """What neither the package nor a benchmark nor the example uses is for users, and then a document names it."""
     users = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
     used = {name for path in [*MODULES, *users] for name in used_names(path)}
     used |= set(re.findall(r"pitlm[\w.]*:(\w+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))

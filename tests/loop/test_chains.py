@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import contextmanager
+
 import pytest
 
 from pitlm.core.nouns import Answer, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
-from pitlm.loop.chains import Unmeasured, always_accept, first_rounds, held_to, incumbents
+from pitlm.loop.chains import Unmeasured, always_accept, first_rounds, held_to, incumbents, play
 
 PROMPTS = [Prompt.of("one"), Prompt.of("two"), Prompt.of("three")]
 
@@ -23,7 +26,12 @@ class Rewriter:
 def chain(improver, rounds, **more):
     settings = LoopSection(rounds=rounds, temperature=0.3, tokens=1)
     return always_accept(
-        PROMPTS[:2], ["a", "bb"], improver=improver, gap=Unmeasured(), settings=settings, seed=9, **more
+        list(zip(PROMPTS, ["a", "bb"], strict=False)),
+        improver=improver,
+        gap=Unmeasured(),
+        settings=settings,
+        seed=9,
+        **more,
     )
 
 
@@ -70,3 +78,51 @@ def test_a_budget_that_ends_after_the_last_round_takes_nothing_away():
     assert (held.final, held.generated_tokens, held.prompt_tokens) == ("y2", 9, 23)
     assert held_to(trace(3, 5, extra=2), 8).prompt_tokens == 20  # a request that was never sent costs no prompt tokens
     assert held_to(trace(3, 5, extra=2), 10) == trace(3, 5, extra=2)
+
+
+class Numbers:
+    """Answers are numbers; a proposal is off by up to 3."""
+
+    def propose(self, prompts, references, *, temperature, seed):
+        draw = random.Random(seed)
+        return [Answer(str(int(y) + draw.choice([-1, 1, 2, 3])), generated_tokens=2) for y in references]
+
+
+def answered(name, count):
+    return [(Prompt.of(f"{name} {number}"), "0") for number in range(count)]
+
+
+@pytest.mark.parametrize("proposals", [1, 2])
+def test_several_scorers_share_what_is_played_where_none_of_them_chooses(proposals, monkeypatch):
+    class Sure:
+        def gaps(self, items):
+            return [int(item.response) - int(item.reference) for item in items]
+
+    class Contrary(Sure):
+        def gaps(self, items):
+            return [-gap for gap in super().gaps(items)]
+
+    class Counting(Numbers):
+        calls = 0
+
+        def propose(self, *asked, **sampling):
+            self.calls += 1
+            return super().propose(*asked, **sampling)
+
+    settings, sets = LoopSection(rounds=2, proposals=proposals), [answered("one", 30), answered("two", 20)]
+    scorers, improver, totals, steps = {"one": Sure(), "two": Contrary()}, Counting(), [], []
+
+    @contextmanager
+    def bar(title, total):
+        totals.append(total)
+        yield steps.append
+
+    monkeypatch.setattr("pitlm.loop.chains.progress_bar", bar)
+    played = play(scorers, sets, improver=improver, settings=settings, seed=0)
+    assert improver.calls == 4 * proposals
+    assert totals == [sum(steps)] == [100 * proposals]
+    for name, scorer in scorers.items():
+        assert played[name] == play({name: scorer}, sets, improver=Numbers(), settings=settings, seed=0)[name]
+    one, two = (played[name][0][0] for name in scorers)
+    assert (one.responses == two.responses) == (proposals == 1)
+    assert (one.gaps == tuple(-gap for gap in two.gaps)) == (proposals == 1)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Prompt
+from pitlm.core.nouns import Answer, Preference, Prompt
 from pitlm.core.recipe import LoopSection
-from pitlm.loop.chains import always_accept
+from pitlm.loop.calibration import Calibration, Promise
+from pitlm.loop.chains import always_accept, play
 from pitlm.loop.loop import improve_many
-from pitlm.loop.margin import MARGINS, Chains, items_needed
+from pitlm.loop.margin import MARGINS, SHOWN, Calibrated, Chains, Outcome, calibrate, items_needed
 
 PROMPTS = [Prompt.of(f"question {number}") for number in range(200)]
 ORIGINALS = ["0"] * len(PROMPTS)
+ANSWERS = list(zip(PROMPTS, ORIGINALS, strict=True))
 
 
 class World:
@@ -53,9 +57,7 @@ class World:
 def test_a_margin_is_replayed_as_the_loop_itself_would_play(proposals, margin):
     world = World()
     settings = LoopSection(rounds=4, proposals=proposals)
-    chains = Chains.of(
-        always_accept(PROMPTS, ORIGINALS, improver=world, gap=world, settings=settings, seed=0), world.score
-    )
+    chains = Chains.of(always_accept(ANSWERS, improver=world, gap=world, settings=settings, seed=0), world.score)
     world.margin = margin
     traces = improve_many(PROMPTS, ORIGINALS, improver=world, gap=world, rounds=4, proposals=proposals)
     before = np.array(world.score(PROMPTS, ORIGINALS))
@@ -72,7 +74,7 @@ def test_always_accept_goes_all_the_way_whatever_the_gaps():
         def gaps(self, items):
             return [-1.0] * len(items)
 
-    traces = always_accept(PROMPTS, ORIGINALS, improver=World(), gap=Down(), settings=LoopSection(rounds=3), seed=0)
+    traces = always_accept(ANSWERS, improver=World(), gap=Down(), settings=LoopSection(rounds=3), seed=0)
     assert {len(trace.rounds) for trace in traces} == {3}
     for trace in traces:
         incumbent = "0"
@@ -147,3 +149,119 @@ def test_equal_quality_is_no_harm():
 def test_no_answers_are_bad_input():
     with pytest.raises(InputError, match="found no answers"):
         Chains.of([], World().score)
+
+
+class Numbers:
+    """Answers are numbers, and the larger is the better; a proposal is off by up to 3, the gap sees it with noise."""
+
+    def propose(self, prompts, references, *, temperature, seed):
+        draw = random.Random(seed)
+        return [Answer(str(int(y) + draw.choice([-1, 1, 2, 3])), generated_tokens=2) for y in references]
+
+    def gaps(self, items):
+        draw = random.Random(len(items))
+        return [int(item.response) - int(item.reference) + draw.gauss(0, 0.5) for item in items]
+
+
+def answered(name, count):
+    return [(Prompt.of(f"{name} {number}"), "0") for number in range(count)]
+
+
+def pairs(chosen, rejected):
+    return [Preference(Prompt.of(f"pair {number}"), str(chosen), str(rejected)) for number in range(200)]
+
+
+def calibrated(items=300, held_out=150, harm=0.05, labels=None):
+    sets = [answered("choosing", items), answered("held out", held_out)]
+    choosing, shown = play({"R_PIT": Numbers()}, sets, improver=Numbers(), settings=LoopSection(rounds=2), seed=0)[
+        "R_PIT"
+    ]
+    return calibrate(
+        "R_PIT",
+        Numbers(),
+        choosing=choosing,
+        held_out=shown,
+        settings=LoopSection(rounds=2),
+        promise=Promise(harm=harm, confidence=0.9),
+        pairs=labels or pairs(10, 0),
+        judge="the truth",
+        score=lambda prompts, texts: [float(text) for text in texts],
+    )
+
+
+def test_the_margin_is_chosen_on_one_set_and_shown_on_another():
+    found = calibrated()
+    assert (found.chosen.items, found.held_out.items) == (300, 150)
+    assert 0 <= found.calibration.margin < 3
+    assert found.chosen.margin == found.held_out.margin == found.labels.margin == found.calibration.margin
+    assert found.chosen.harm < 0.05 < found.always.harm
+    assert found.always.tokens == 4
+    assert found.chosen.tokens < found.always.tokens
+    assert [outcome.margin for outcome in found.curve] == list(SHOWN)
+    known = found.calibration
+    assert (known.scorer, known.harm, known.confidence, known.items, known.judge) == (
+        "R_PIT",
+        0.05,
+        0.9,
+        300,
+        "the truth",
+    )
+    assert known.settings == LoopSection(rounds=2)
+    assert len(known.gaps) == len(known.growth) == 300
+
+
+def test_figures_are_plain_values_with_exact_intervals():
+    row = json.loads(json.dumps(calibrated().as_dict(), allow_nan=False))
+    assert {"chosen", "always", "held_out", "held_out_always", "labels", "labels_alone", "curve"} == set(row)
+    harm = row["always"]["harm"]
+    assert harm["estimate"] == row["always"]["worse"] / row["always"]["items"]
+    assert harm["low"] < harm["estimate"] < harm["high"]
+
+
+def test_too_few_answers_leave_everything_as_it_is():
+    found = calibrated(items=20)
+    assert math.isinf(found.calibration.margin)
+    assert (found.held_out.worse, found.held_out.gain, found.held_out.tokens) == (0, 0.0, 0.0)
+    assert found.as_dict()["chosen"]["margin"] is None
+
+
+def test_labels_say_what_they_would_ask_for():
+    right = calibrated(labels=pairs(10, 0))
+    assert (right.labels.worse, right.labels_alone.margin) == (0, 0.0)
+    assert 0.3 < right.labels.gain < 0.7  # about half of the pairs have the better one as the proposal
+    wrong = calibrated(labels=pairs(0, 10))  # the labeller likes what the scorer does not
+    assert wrong.labels.harm == pytest.approx(1 - right.labels.gain)  # those whose proposal is the other one
+    assert wrong.labels_alone.margin > 9
+
+
+def found(margin, items, labels_alone=1.25):
+    known = Calibration("R_PIT", margin, 0.02, 0.9, items, "truth", LoopSection(), (), ())
+    one = Outcome(margin, items, 1, 0.5, 10.0)
+    labels = Outcome(margin, 200, 3, 0.5, 0.0)
+    return Calibrated(known, [], one, one, one, one, labels, replace(labels, margin=labels_alone))
+
+
+@pytest.mark.parametrize(
+    ("margin", "items", "expected"),
+    [
+        (0.5, 500, "* the margin: at most 2.0% of such answers are made worse, with confidence 90%."),
+        (
+            math.inf,
+            113,
+            "No margin keeps the promise (it takes 114 answers to promise this): the loop will change nothing.",
+        ),
+        (
+            math.inf,
+            500,
+            "No margin keeps the promise (every margin makes too many worse): the loop will change nothing.",
+        ),
+    ],
+)
+def test_the_promise_or_why_there_is_none(margin, items, expected):
+    assert found(margin, items).sentences()[0].startswith(expected)
+
+
+def test_what_labels_say():
+    assert "On 200 held-out pairs" in found(0.5, 500).sentences()[1]
+    assert found(0.5, 500).sentences()[1].endswith("find 1.5% made worse; the labels by themselves would ask for 1.25.")
+    assert found(0.5, 500, math.inf).sentences()[1].endswith("no margin would do by them.")

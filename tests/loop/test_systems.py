@@ -55,8 +55,8 @@ class Gap:
 class Reward:
     """R_P scores only the letter p."""
 
-    def scores(self, prompts, responses):
-        return torch.tensor([float(y.count("p")) for y in responses])
+    def raw(self, items):
+        return torch.tensor([float(item.response.count("p")) for item in items])
 
 
 def make(tokens=None, before=None):

@@ -33,7 +33,8 @@ LORA = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}
 
 
 def trained(start: Path, folder: Path, kind: str, seed: int, **lora) -> Path:
-    """A stage with LoRA as :func:`pitlm.method.common.fit` leaves it, but with random adapter and head."""
+    """A stage with LoRA as :func:`pitlm.method.common.fit` leaves it, with a random adapter and head instead of
+    trained ones."""
     tokenizer, scores = load_tokenizer(start), kind in ("reward", "gap")
     with torch.random.fork_rng():
         torch.manual_seed(seed)

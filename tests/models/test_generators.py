@@ -9,8 +9,6 @@ from builders import ASK, generator_checkpoint
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import encode_prompts
-from pitlm.loop.baselines.guide import Guide
-from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import load_causal, load_tokenizer
 
@@ -152,28 +150,19 @@ TURNS = [{"role": "user", "content": "is it small ?"}]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_policy_completes_any_conversation_and_counts_its_tokens(family, bases, tmp_path):
-    policy = Policy.from_pretrained(generator_checkpoint(bases(family), tmp_path / "policy", "policy"))
-    (reply,) = policy.complete([TURNS], temperature=0.0, seed=0)
+def test_any_chat_model_answers_without_a_card_and_counts_its_tokens(family, bases):
+    policy = Policy.of_chat_model(bases(family), max_new_tokens=5)
+    (reply,) = policy.answer([Prompt.of(TURNS)], temperature=0.0, seed=0)
     shown = policy.tokenizer.apply_chat_template(
         TURNS, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
     )
     assert reply.prompt_tokens == len(shown["input_ids"])
-    assert 1 <= reply.generated_tokens <= 8
-    assert policy.complete([TURNS], temperature=0.0, seed=1) == [reply]
-    assert policy.complete([], temperature=0.0, seed=1) == []
-
-
-def test_self_refine_runs_on_a_policy(bases, tmp_path):
-    policy = Policy.from_pretrained(generator_checkpoint(bases("words"), tmp_path / "policy", "policy"))
-    guide = Guide(rubric={"nice": "nice"}, feedback="is it {rubric} ?", refine="better .", done="never said")
-    (trace,) = self_refine([Prompt.of("price ?")], ["nine"], chat=policy, guide=guide, rounds=2, best=True)
-    assert len(trace.rounds) == 2
-    assert 5 <= trace.generated_tokens <= 5 * 8  # three feedbacks, two rewrites
-    assert trace.prompt_tokens > trace.generated_tokens
+    assert 1 <= reply.generated_tokens <= 5
+    assert policy.answer([Prompt.of(TURNS)], temperature=0.0, seed=1) == [reply]
+    assert policy.answer([], temperature=0.0, seed=1) == []
 
 
 def test_a_conversation_that_does_not_fit_is_refused(bases, tmp_path):
     policy = Policy.from_pretrained(generator_checkpoint(bases("words"), tmp_path / "policy", "policy"))
     with pytest.raises(InputError, match=r"found a conversation of 30\d tokens, expected at most 248"):
-        policy.complete([[{"role": "user", "content": "it " * 300}]], temperature=0.0, seed=0)
+        policy.answer([Prompt.of("it " * 300)], temperature=0.0, seed=0)

@@ -67,10 +67,10 @@ def test_further_prompts_are_chosen_on_beside_the_held_out_ones(calibrated: Path
     before, shown_before = fresh_answers(run, None)
     chosen, shown = fresh_answers(run, None, file)
     assert shown == shown_before
-    assert [p.text for p in chosen.prompts[len(before.prompts) :]] == [PROMPT, PROMPT + " color ?"]
-    assert chosen.responses[-1] == "color red ."
-    assert chosen.responses[-2] != "color red ."
-    assert len(fresh_answers(run, 5, file)[0].prompts) == 5
+    assert [p.text for p, _ in chosen[len(before) :]] == [PROMPT, PROMPT + " color ?"]
+    assert chosen[-1][1] == "color red ."
+    assert chosen[-2][1] != "color red ."
+    assert len(fresh_answers(run, 5, file)[0]) == 5
 
 
 def test_a_bad_row_among_the_further_prompts_is_named(calibrated: Path, shell: Any, tmp_path: Path) -> None:

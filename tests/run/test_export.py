@@ -25,12 +25,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from pitlm.cli.main import main
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoopSection
+from pitlm.loop.calibration import Calibration, load_calibrations, save_calibrations
 from pitlm.models.adapters import save_over_base
-from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations, save_calibrations
 from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_causal, load_tokenizer, save
-from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.run.finished import stored_recipe
 from pitlm.run.results import run_report
 
@@ -152,13 +152,13 @@ def test_pitlm_itself_improves_with_what_it_exported(pit, tiny_run, tmp_path):
 
 def test_the_gap_model_gives_the_same_gaps_and_takes_its_calibration_along(pit, tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run.root, tmp_path / "run"))
-    found = Calibration(ALONE, 0.25, 0.02, 0.9, 60, "true utility", LoopSection(rounds=2), (0.5,), (1.0,))
-    hopeless = replace(found, scorer=GUARDED, margin=math.inf)
-    save_calibrations(run / "gap" / "model", {ALONE: found, GUARDED: hopeless})
+    found = Calibration(GapModel.name, 0.25, 0.02, 0.9, 60, "true utility", LoopSection(rounds=2), (0.5,), (1.0,))
+    hopeless = replace(found, scorer=GuardedGap.name, margin=math.inf)
+    save_calibrations(run / "gap" / "model", {GapModel.name: found, GuardedGap.name: hopeless})
     assert pit("export", run, "--model", "gap", "-o", tmp_path / "gap")[0] == 0
     ours, theirs = (GapModel.from_pretrained(folder) for folder in (run / "gap" / "model", tmp_path / "gap"))
     assert torch.equal(ours.gaps(ITEMS), theirs.gaps(ITEMS))
-    assert load_calibrations(tmp_path / "gap") == {ALONE: found, GUARDED: hopeless}
+    assert load_calibrations(tmp_path / "gap") == {GapModel.name: found, GuardedGap.name: hopeless}
     assert not (tmp_path / "gap" / "generation_config.json").exists()
     text = " ".join(card_of(tmp_path / "gap").text.split())
     assert "With R_PIT, a margin of 0.25 makes at most 2.0% of the answers worse, with confidence 90%" in text

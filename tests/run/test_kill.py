@@ -22,7 +22,8 @@ def status(root: Path, stage: str) -> str:
 
 
 def checkpoints(root: Path, stage: str) -> list[int]:
-    """Return the steps of complete checkpoints. A kill may come before the trainer writes its state, the last file."""
+    """Return the steps of complete checkpoints. The trainer writes its state last, and the kill may come before
+    that."""
     steps = []
     for path in (root / stage).glob("checkpoints/checkpoint-*/trainer_state.json"):
         with suppress(ValueError, FileNotFoundError):

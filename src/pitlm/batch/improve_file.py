@@ -20,9 +20,8 @@ from pitlm.core.recipe import LoopSection, Recipe, TemplateSection
 from pitlm.data.items import Failure, Item, count_rows, read_items
 from pitlm.engines.engine import Engine, ModelSource, open_engine
 from pitlm.io.console import make_console
-from pitlm.loop.loop import margin_for
+from pitlm.loop.calibration import load_calibrations, margin_for
 from pitlm.models.adapters import Bases
-from pitlm.models.calibration import ALONE, GUARDED, load_calibrations
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.finished import stored_recipe
@@ -94,7 +93,8 @@ class Setup:
             if kind != "policy":  # only a row without a response needs it
                 load_card(folder, kind)
                 stamps[kind] = _stamp(folder)
-        self.calibration = load_calibrations(self._folders["gap"]).get(GUARDED if "reward" in stamps else ALONE)
+        scorer = GuardedGap if "reward" in stamps else GapModel
+        self.calibration = load_calibrations(self._folders["gap"]).get(scorer.name)
         self.margin = margin_for(self.calibration, self.settings)
         told = models.model_dump(exclude={"tokens_per_batch", "workers", "part_rows"}, exclude_none=True)
         self.named = {**told, **stamps, **self.settings.model_dump(), "margin": self.margin, "seed": seed}

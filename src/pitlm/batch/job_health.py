@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from pitlm.core.nouns import Trace
-from pitlm.loop.margin import first_growth
-from pitlm.models.calibration import Calibration
+from pitlm.loop.calibration import Calibration
+from pitlm.loop.chains import first_growth
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NO_OP, PADDING = 0.95, 1.5

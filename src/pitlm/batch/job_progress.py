@@ -15,7 +15,7 @@ from pitlm.batch.job_health import health
 from pitlm.batch.parted_job import PartedJob
 from pitlm.core.nouns import Trace
 from pitlm.io.console import make_console, progress_bar
-from pitlm.models.calibration import Calibration
+from pitlm.loop.calibration import Calibration
 
 WATCHED = 10_000
 """The health of a job is read from at most this many traces, spread over the file."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from pitlm.cli.options import section_options
+from pitlm.loop.calibration import Promise
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from pitlm.evaluate.margins import Calibrated
+    from pitlm.loop.margin import Calibrated
 
 EXAMPLES = """
 \b
@@ -34,127 +37,59 @@ for answers of the kind that it was calibrated on. `pit improve --run` then uses
 
 @click.command(epilog=EXAMPLES)
 @click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path), help="A finished run.")
-@click.option(
-    "--harm",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.02,
-    show_default=True,
-    help="The share of answers that may be made worse.",
-)
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.9,
-    show_default=True,
-    help="How sure that promise has to be.",
-)
-@click.option(
-    "--rounds", type=click.IntRange(min=1), help="Rounds of the loop that is promised for. Default: the run's."
-)
-@click.option(
-    "--items", type=click.IntRange(min=1), help="Choose on at most this many answers. Default: all there are."
-)
-@click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    help="A file of further prompts to choose on, in none of the run's folds; --items counts them too.",
-)
+@section_options(Promise, into="promise")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here."
 )
-def calibrate(
-    run_folder: Path,
-    harm: float,
-    confidence: float,
-    rounds: int | None,
-    items: int | None,
-    prompts: Path | None,
-    json_file: Path | None,
-) -> None:
+def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> None:
     """Choose the margin of the loop so that at most a wanted share of answers is made worse.
 
     It is chosen on fresh answers to held-out prompts that nothing was trained or evaluated on, shown on the prompts of
     the evaluation, and stored beside the gap model.
     """
-    import json
-
-    from pitlm.evaluate.margins import Promise
     from pitlm.io.atomic import write_text
     from pitlm.io.console import make_console
     from pitlm.run.calibrate import calibrate_run
 
-    made = calibrate_run(run_folder, Promise(harm, confidence), rounds=rounds, items=items, prompts=prompts)
+    made = calibrate_run(run_folder, promise)
     console = make_console()
     for found in made.values():
-        _print(console, found)
+        known = found.calibration
+        chosen_on = f"chosen on {known.items} fresh answers, up to {known.settings.rounds} rounds"
+        console.print()
+        console.print(f"{known.scorer}: {chosen_on}, judge: {known.judge}", style="bold")
+        console.print(outcome_table(found))
+        for sentence in found.sentences():
+            console.print(sentence, highlight=False)
     console.print(f"\nPicture: {run_folder / 'calibration.svg'}", highlight=False)
     if json_file is not None:
         write_text(json_file, json.dumps({name: found.as_dict() for name, found in made.items()}, indent=2) + "\n")
         click.echo(f"Figures written to {json_file}")
 
 
-def _print(console: Console, found: Calibrated) -> None:
+def outcome_table(found: Calibrated) -> Table:
+    """One row for each margin, then rows for "always accept" and for the items that had no part in the choice."""
     from rich.table import Table
 
-    from pitlm.evaluate.margins import row
-
-    made, rounds = found.calibration, found.calibration.settings.rounds
-    console.print()
-    console.print(
-        f"{made.scorer}: chosen on {made.items} fresh answers, up to {rounds} rounds, judge: {made.judge}", style="bold"
-    )
     table = Table()
     for column in ("margin", "made worse [95%]", "gain", "of always", "tokens", "of always"):
         table.add_column(column, justify="right")
-    for outcome in sorted({*found.curve, found.chosen}, key=lambda one: one.margin):
-        name = f"{outcome.margin:.4g}" + (" *" if outcome.margin == found.chosen.margin else "")
-        _add(table, name, row(outcome), row(found.always))
-    _add(table, "always accept", row(found.always), row(found.always), section=True)
-    _add(table, "held out: *", row(found.held_out), row(found.held_out_always))
-    _add(table, "held out: always", row(found.held_out_always), row(found.held_out_always))
-    console.print(table)
-    for sentence in sentences(found):
-        console.print(sentence, highlight=False)
-
-
-def _add(table: Table, name: str, outcome: dict[str, Any], always: dict[str, Any], *, section: bool = False) -> None:
-    if section:
-        table.add_section()
-    harm = outcome["harm"]
-    table.add_row(
-        name,
-        f"{100 * harm['estimate']:.1f}% [{100 * harm['low']:.1f}, {100 * harm['high']:.1f}]",
-        f"{outcome['gain']:+.3f}",
-        f"{100 * outcome['gain'] / always['gain']:.0f}%" if always["gain"] else "-",
-        f"{outcome['tokens']:.1f}",
-        f"{100 * outcome['tokens'] / always['tokens']:.0f}%" if always["tokens"] else "-",
-    )
-
-
-def sentences(found: Calibrated) -> list[str]:
-    """What was found, for a reader who wants no table."""
-    import math
-
-    from pitlm.loop.margin import items_needed
-
-    made, labels = found.calibration, found.labels
-    if math.isfinite(made.margin):
-        first = (
-            f"* the margin: at most {made.harm:.1%} of such answers are made worse, with confidence "
-            f"{made.confidence:.0%}."
+    curve = sorted({*found.curve, found.chosen}, key=lambda one: one.margin)
+    names = [f"{one.margin:.4g}" + (" *" if one.margin == found.chosen.margin else "") for one in curve]
+    rows = [(name, one, found.always) for name, one in zip(names, curve, strict=True)]
+    rows.append(("always accept", found.always, found.always))
+    rows.append(("held out: *", found.held_out, found.held_out_always))
+    rows.append(("held out: always", found.held_out_always, found.held_out_always))
+    for name, outcome, always in rows:
+        harm = outcome.as_dict()["harm"]
+        if name == "always accept":
+            table.add_section()
+        table.add_row(
+            name,
+            f"{harm['estimate']:.1%} [{100 * harm['low']:.1f}, {100 * harm['high']:.1f}]",
+            f"{outcome.gain:+.3f}",
+            f"{outcome.gain / always.gain:.0%}" if always.gain else "-",
+            f"{outcome.tokens:.1f}",
+            f"{outcome.tokens / always.tokens:.0%}" if always.tokens else "-",
         )
-    else:
-        needed = items_needed(made.harm, made.confidence)
-        why = (
-            f"it takes {needed} answers to promise this" if made.items < needed else "every margin makes too many worse"
-        )
-        first = f"No margin keeps the promise ({why}): the loop will change nothing. Ask for a larger --harm."
-    alone = found.labels_alone.margin
-    asked = (
-        f"the labels by themselves would ask for {alone:.4g}" if math.isfinite(alone) else "no margin would do by them"
-    )
-    return [
-        first,
-        f"On {labels.items} held-out pairs, one response proposed in place of the other, the labeller would find "
-        f"{labels.harm:.1%} made worse; {asked}.",
-    ]
+    return table

@@ -39,7 +39,7 @@ improver was trained with is in its chat template. docs/export.md says more.
     "--push-to-hub",
     "repository",
     metavar="NAME",
-    help="Upload the model under this name; needs no -o.",
+    help="Upload the model to the hub under this name; works with and without -o.",
 )
 @click.option("--private", is_flag=True, help="Make a repository that --push-to-hub creates private.")
 def export(

@@ -26,7 +26,9 @@ Give the same command again to go on where an interrupted run stopped; finished 
 @click.command(epilog=EXAMPLES)
 @click.argument("recipe")
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/ and the recipe's name.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/NAME, with the name of the recipe."
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Replace the recipe's seed.")
 @overrides_option
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")

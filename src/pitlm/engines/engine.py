@@ -151,13 +151,13 @@ class Engine(ABC):
 
     def answer(
         self, prompts: Sequence[Prompt], *, temperature: float = 1.0, seed: int = 0, advance: Advance | None = None
-    ) -> list[Answer]:
-        """One first answer per prompt, as :meth:`pitlm.Policy.answer`.
-
-        Raises:
-            InputError: an answer cannot be had.
-        """
-        return self.propose(prompts, [""] * len(prompts), temperature=temperature, seed=seed, advance=advance)
+    ) -> list[Answer | None]:
+        """One first answer per prompt, as :meth:`pitlm.models.generators.Policy.answer`; None for one that failed."""
+        requests = [
+            WriteRequest(number, prompt, "", temperature, seed_of(seed, number))
+            for number, prompt in enumerate(prompts)
+        ]
+        return [finished.answer for finished in self.write(requests, advance)]
 
 
 def open_engine(name: str, source: ModelSource, *, where: str = "--engine") -> Engine:

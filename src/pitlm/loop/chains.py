@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pitlm.core.nouns import Advance, Improvement, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
+from pitlm.io.console import progress_bar
 from pitlm.loop.loop import GapScorer, Loop, Proposer, run_loops
 
 
@@ -19,8 +20,7 @@ class Unmeasured:
 
 
 def always_accept(
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
+    answers: Sequence[tuple[Prompt, str]],
     *,
     improver: Proposer,
     gap: GapScorer,
@@ -34,11 +34,12 @@ def always_accept(
     it is the iteration of the PIT paper.
 
     Args:
+        answers: each x with its y_0.
         settings: rounds, proposals and temperature; budgets are ignored.
         advance: called with the number of responses that have just finished a round.
     """
     one = settings.model_copy(update={"rounds": 1, "tokens": None, "seconds": None, "cost": None})
-    traces = [without_stop_rule(x, y, ()) for x, y in zip(prompts, responses, strict=True)]
+    traces = [without_stop_rule(x, y, ()) for x, y in answers]
     for number in range(settings.rounds):
         loops = [Loop(trace.prompt, trace.final, one, margin=-math.inf) for trace in traces]
         run_loops(loops, improver, gap, seed=seed + number, advance=advance)
@@ -60,12 +61,54 @@ def first_rounds(trace: Trace, rounds: int) -> Trace:
     return without_stop_rule(trace.prompt, trace.original, trace.rounds[:rounds])
 
 
+def rescored(traces: Sequence[Trace], gap: GapScorer) -> list[Trace]:
+    """The same chains with the gaps of another scorer. With one proposal a round, that scorer would make the same."""
+    steps = [
+        Improvement(trace.prompt, reference, step.proposal)
+        for trace in traces
+        for reference, step in zip(incumbents(trace), trace.rounds, strict=False)
+    ]
+    gaps = (float(value) for value in gap.gaps(steps))
+    return [replace(trace, rounds=tuple(replace(step, gap=next(gaps)) for step in trace.rounds)) for trace in traces]
+
+
+def play(
+    scorers: Mapping[str, GapScorer],
+    sets: Sequence[Sequence[tuple[Prompt, str]]],
+    *,
+    improver: Proposer,
+    settings: LoopSection,
+    seed: int,
+) -> dict[str, list[list[Trace]]]:
+    """ "Always accept" on sets of first answers, by scorer; shows a progress bar over the rounds of all items.
+
+    With one proposal a round no scorer has a choice, so the rounds are played once for all scorers.
+    """
+    played: dict[str, list[list[Trace]]] = {}
+    times = 1 if settings.proposals == 1 else len(scorers)
+    with progress_bar("calibrating", times * settings.rounds * sum(map(len, sets))) as advance:
+        for name, gap in scorers.items():
+            if played and settings.proposals == 1:
+                played[name] = [rescored(traces, gap) for traces in next(iter(played.values()))]
+                continue
+            played[name] = [
+                always_accept(answers, improver=improver, gap=gap, settings=settings, seed=seed, advance=advance)
+                for answers in sets
+            ]
+    return played
+
+
 def incumbents(trace: Trace) -> list[str]:
     """The original, and the best answer after each round; len(trace.rounds) + 1 texts."""
     texts = [trace.original]
     for step in trace.rounds:
         texts.append(step.proposal if step.accepted else texts[-1])
     return texts
+
+
+def first_growth(traces: Sequence[Trace]) -> list[float]:
+    """Length of each first proposal in units of its original's (characters); an empty original counts as one."""
+    return [len(trace.rounds[0].proposal) / max(1, len(trace.original)) for trace in traces if trace.rounds]
 
 
 def held_to(trace: Trace, tokens: int) -> Trace:

@@ -1,10 +1,11 @@
-"""The loop: y_i ~ M_PIT(. | x, y_{i-1}), accepted only where R_PIT says it is better.
+"""The loop: y_i ~ M_PIT(. | x, y_{i-1}), accepted only if R_PIT finds y_i better than y_{i-1}.
 
-The paper iterates without a stop rule and says that one needs care. Ours: of k proposals the best by gap replaces the
-incumbent, if that gap exceeds a margin; the first round that brings nothing ends the loop, and the best is kept.
+The paper iterates without a stop rule, and says that it needs one. This rule is ours. In each round the improver makes
+k proposals. The proposal with the largest gap to the incumbent replaces it, if that gap exceeds a margin. The loop ends
+with the first round that changes nothing, and the incumbent is the result.
 
-:class:`Loop` is that rule for one response, without models, files or threads: whoever drives it asks what it wants,
-gets proposals and their gaps from wherever they come, and hands them in. :func:`improve_many` is the simplest driver.
+:class:`Loop` is this rule for one response. It knows no models, files or threads. Its driver calls :meth:`Loop.next`,
+gets proposals and gaps from anywhere, and hands them to :meth:`Loop.take`. :func:`improve_many` is the simplest driver.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from typing import Any, Protocol
 
 from pitlm.core.nouns import Advance, Answer, Improvement, Message, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
+from pitlm.loop.calibration import margin_for
 
 Clock = Callable[[], float]
+"""Returns seconds, such as ``time.monotonic``."""
+
 BUDGETS = (StopReason.TOKENS, StopReason.SECONDS, StopReason.COST)
+"""Budgets of a loop; each has the name of its setting."""
 
 
 class Proposer(Protocol):
@@ -31,13 +36,13 @@ class Proposer(Protocol):
 
 
 Refiner = Callable[[Prompt, str], str | Answer]
-"""Somebody's own way to better a response, one at a time; it samples as it likes, and an Answer says what it took."""
+"""A user's own function that improves one response. It samples as it likes. An Answer says what the call cost."""
 
 
 class GapScorer(Protocol):
-    """Calibrated gaps of (x, y_ref, y), 0 for no change; :class:`pitlm.GapModel` is one.
+    """Gaps of (x, y_ref, y), 0 for no change; :class:`pitlm.GapModel` is one.
 
-    A scorer may have an attribute ``margin``: the margin that was calibrated for it, or None.
+    :func:`pitlm.loop.calibration.margin_for` says where the loop finds the scorer's calibrated margin.
     """
 
     def gaps(self, items: Sequence[Improvement]) -> Iterable[float]: ...
@@ -45,7 +50,7 @@ class GapScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a loop asks for: this many versions of the reference, and each one's gap to it. Rounds count from 0."""
+    """What a loop asks for: so many proposals for the reference, and the gap of each. Rounds count from 0."""
 
     prompt: Prompt
     reference: str
@@ -53,16 +58,20 @@ class Wanted:
     round: int
 
     def improvements(self, proposals: Sequence[Answer]) -> list[Improvement]:
-        """What the gap model is asked about the proposals."""
+        """The proposals as items for the gap model."""
         return [Improvement(self.prompt, self.reference, proposal.text) for proposal in proposals]
 
 
 class Loop:
-    """One response on its way through the loop: ask :meth:`next`, hand in with :meth:`take`, until next is None.
+    """One response on its way through the loop: call :meth:`next`, then :meth:`take`, until next returns None.
 
     Args:
-        margin: what a gap has to exceed; infinity changes nothing, and asks for nothing.
-        clock: seconds, for the budget of seconds, which begins with the first round.
+        margin: the gap that a proposal must exceed. With infinity the loop asks for nothing and changes nothing.
+        clock: measures the budget of seconds, which starts with the first round.
+
+    Attributes:
+        best: the incumbent.
+        reason: why the loop has ended; None while it runs.
     """
 
     def __init__(
@@ -79,13 +88,12 @@ class Loop:
         self._asked = 0.0
         self._spent = dict.fromkeys(BUDGETS, 0.0)
         self._dearest = dict.fromkeys(BUDGETS, 0.0)
-        self._prompt_tokens = 0
 
     def next(self) -> Wanted | None:
-        """What the next round needs, or None where the loop has ended.
+        """The next round's request, or None if the loop has ended.
 
-        A round is not begun if one like the dearest so far would go over a budget. So only the first round can, or one
-        that takes more than every round before it.
+        No round begins if another round like the dearest so far would exceed a budget. So a budget is exceeded only by
+        the first round, or by a round that costs more than every round before it.
         """
         self._asked = self._clock()
         self._began = self._asked if self._began is None else self._began
@@ -99,10 +107,10 @@ class Loop:
         return Wanted(self.prompt, self.best, self.settings.proposals, len(self.rounds))
 
     def take(self, proposals: Sequence[Answer], gaps: Sequence[float]) -> None:
-        """Decide on the proposals of one round.
+        """Decide on the proposals of one round: accept the best one, or end the loop.
 
         Args:
-            gaps: of each proposal to the incumbent; NaN is never accepted.
+            gaps: the gap of each proposal to the incumbent. NaN is never accepted.
 
         Raises:
             ValueError: no proposals, another number of gaps, or a loop that has ended.
@@ -111,13 +119,16 @@ class Loop:
             raise ValueError(f"the loop has ended ({self.reason}) and takes no proposals")
         if not proposals or len(proposals) != len(gaps):
             raise ValueError(f"found {len(proposals)} proposals and {len(gaps)} gaps, expected as many, and some")
-        self._pay(proposals)
         changed = [index for index, proposal in enumerate(proposals) if proposal.text != self.best]
         best = max(changed, key=lambda index: -math.inf if math.isnan(gaps[index]) else gaps[index], default=0)
         accepted = bool(changed) and gaps[best] > self.margin
+
+        tokens = sum(proposal.generated_tokens for proposal in proposals)
+        read = sum(proposal.prompt_tokens for proposal in proposals)
+        self._pay(tokens, sum(proposal.cost for proposal in proposals))
         several = tuple(gaps) if len(gaps) > 1 else ()
-        tokens, read = (sum(getattr(p, name) for p in proposals) for name in ("generated_tokens", "prompt_tokens"))
         self.rounds.append(Round(proposals[best].text, gaps[best], accepted, several, tokens, read))
+
         if not accepted:
             self.reason = StopReason.ACCEPTED_NONE if changed else StopReason.CONVERGED
             return
@@ -126,52 +137,26 @@ class Loop:
             self.reason = StopReason.ROUNDS
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
-        """End the loop from outside, with the best so far; one that has ended keeps its reason."""
+        """End the loop from outside with the best answer so far. A loop that has ended keeps its reason."""
         self.reason = self.reason or reason
 
     def trace(self) -> Trace:
-        """What the loop did.
+        """The rounds of the loop, its result, and its cost.
 
         Raises:
-            ValueError: it has not ended.
+            ValueError: the loop has not ended.
         """
         if self.reason is None:
             raise ValueError("the loop has not ended")
-        generated, cost = int(self._spent[StopReason.TOKENS]), self._spent[StopReason.COST]
-        return Trace(self.prompt, self.original, tuple(self.rounds), self.reason, generated, self._prompt_tokens, cost)
+        tokens, cost = int(self._spent[StopReason.TOKENS]), self._spent[StopReason.COST]
+        read = sum(step.prompt_tokens for step in self.rounds)
+        return Trace(self.prompt, self.original, tuple(self.rounds), self.reason, tokens, read, cost)
 
-    def _pay(self, proposals: Sequence[Answer]) -> None:
-        round_ = {
-            StopReason.TOKENS: sum(proposal.generated_tokens for proposal in proposals),
-            StopReason.SECONDS: self._clock() - self._asked,
-            StopReason.COST: sum(proposal.cost for proposal in proposals),
-        }
-        for budget, value in round_.items():
+    def _pay(self, tokens: int, cost: float) -> None:
+        seconds = self._clock() - self._asked
+        for budget, value in zip(BUDGETS, (tokens, seconds, cost), strict=True):
             self._spent[budget] += value
             self._dearest[budget] = max(self._dearest[budget], value)
-        self._prompt_tokens += sum(proposal.prompt_tokens for proposal in proposals)
-
-
-def margin_for(gap: object, settings: LoopSection) -> float:
-    """The margin that holds: the one that is set, else that of the scorer or its calibration, if it has one, else 0."""
-    calibrated: float | None = getattr(gap, "margin", None)
-    return next(margin for margin in (settings.margin, calibrated, 0.0) if margin is not None)
-
-
-def as_proposer(improver: Proposer | Refiner) -> Proposer:
-    """Let a plain function (prompt, reference) -> response stand where an improver is wanted."""
-    return improver if hasattr(improver, "propose") else _OneByOne(improver)
-
-
-@dataclass(frozen=True, slots=True)
-class _OneByOne:
-    refine: Refiner
-
-    def propose(
-        self, prompts: Sequence[Prompt], references: Sequence[str], *, temperature: float, seed: int
-    ) -> list[Answer]:
-        made = [self.refine(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
-        return [answer if isinstance(answer, Answer) else Answer(answer) for answer in made]
 
 
 def improve(
@@ -181,13 +166,10 @@ def improve(
     improver: Proposer | Refiner,
     gap: GapScorer,
     seed: int = 0,
-    clock: Clock = time.monotonic,
     **settings: Any,
 ) -> Trace:
     """Improve one response; see :func:`improve_many`."""
-    return improve_many(
-        [Prompt.of(prompt)], [response], improver=improver, gap=gap, seed=seed, clock=clock, **settings
-    )[0]
+    return improve_many([Prompt.of(prompt)], [response], improver=improver, gap=gap, seed=seed, **settings)[0]
 
 
 def improve_many(
@@ -198,55 +180,62 @@ def improve_many(
     gap: GapScorer,
     seed: int = 0,
     advance: Advance | None = None,
-    clock: Clock = time.monotonic,
     **settings: Any,
 ) -> list[Trace]:
-    """Improve many responses together, round by round; one trace each.
+    """Improve many responses together, round by round.
 
     Args:
-        improver: an object with ``propose``, or a function (prompt, reference) -> response that is called one at a
-            time; a function is not told the temperature and the seed.
-        advance: told how many responses have just been finished.
+        improver: an object with ``propose``, or a function (prompt, reference) -> response. The function is called for
+            one response at a time, and is not told the temperature and the seed.
+        advance: called with the number of responses that have just been finished.
         settings: rounds, proposals, margin, temperature, tokens, seconds, cost, as in
             :class:`pitlm.core.recipe.LoopSection`.
+
+    Returns:
+        One trace for each response.
 
     Raises:
         InputError: an impossible setting.
     """
-    loop = LoopSection.of(settings)
-    margin, proposer = margin_for(gap, loop), as_proposer(improver)
-    loops = [Loop(x, y, loop, margin=margin, clock=clock) for x, y in zip(prompts, responses, strict=True)]
-    run_loops(loops, proposer, gap, seed=seed, advance=advance)
-    return [one.trace() for one in loops]
+    section = LoopSection.of(settings)
+    margin = margin_for(gap, section)
+    loops = [Loop(x, y, section, margin=margin) for x, y in zip(prompts, responses, strict=True)]
+    run_loops(loops, improver, gap, seed=seed, advance=advance)
+    return [loop.trace() for loop in loops]
 
 
 def run_loops(
-    loops: Sequence[Loop], improver: Proposer, gap: GapScorer, *, seed: int, advance: Advance | None = None
+    loops: Sequence[Loop],
+    improver: Proposer | Refiner,
+    gap: GapScorer,
+    *,
+    seed: int,
+    advance: Advance | None = None,
 ) -> None:
-    """Drive loops of like settings to their ends, round by round."""
-    active = _asking(loops)
-    if advance is not None and len(active) < len(loops):
-        advance(len(loops) - len(active))
-    number = 0
-    while active:
-        asked = [wanted for _, wanted in active for _ in range(wanted.proposals)]
-        made = improver.propose(
-            [wanted.prompt for wanted in asked],
-            [wanted.reference for wanted in asked],
-            temperature=loops[0].settings.temperature,
-            seed=seed + number,
-        )
-        items = [item for wanted, answer in zip(asked, made, strict=True) for item in wanted.improvements([answer])]
+    """Drive loops with equal settings to their ends, round by round. Round r samples with the seed ``seed`` + r."""
+    running = list(loops)
+    while running:
+        asking = [(loop, wanted) for loop in running if (wanted := loop.next()) is not None]
+        if advance is not None and len(asking) < len(running):
+            advance(len(running) - len(asking))
+        running = [loop for loop, _ in asking]
+        requests = [wanted for _, wanted in asking for _ in range(wanted.proposals)]
+        if not requests:
+            return
+        proposals = _propose(improver, requests, temperature=loops[0].settings.temperature, seed=seed)
+        items = [item for wanted, made in zip(requests, proposals, strict=True) for item in wanted.improvements([made])]
         gaps = [float(value) for value in gap.gaps(items)]
-        start = 0
-        for loop, wanted in active:
-            own = slice(start, start := start + wanted.proposals)
-            loop.take(made[own], gaps[own])
-        still = _asking([loop for loop, _ in active])
-        if advance is not None:
-            advance(len(active) - len(still))
-        active, number = still, number + 1
+        for number, loop in enumerate(running):
+            own = slice(number * loop.settings.proposals, (number + 1) * loop.settings.proposals)
+            loop.take(proposals[own], gaps[own])
+        seed += 1
 
 
-def _asking(loops: Sequence[Loop]) -> list[tuple[Loop, Wanted]]:
-    return [(loop, wanted) for loop in loops if (wanted := loop.next()) is not None]
+def _propose(
+    improver: Proposer | Refiner, requests: Sequence[Wanted], *, temperature: float, seed: int
+) -> list[Answer]:
+    prompts, references = [wanted.prompt for wanted in requests], [wanted.reference for wanted in requests]
+    if hasattr(improver, "propose"):
+        return improver.propose(prompts, references, temperature=temperature, seed=seed)
+    made = [improver(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
+    return [answer if isinstance(answer, Answer) else Answer(answer) for answer in made]

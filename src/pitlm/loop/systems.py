@@ -136,14 +136,9 @@ class Systems:
     def _chain(self, title: str, improver: Proposer) -> list[Trace]:
         settings = self.loop.model_copy(update={"rounds": CHAIN_ROUNDS, "proposals": 1})
         with progress_bar(f"{title}, {CHAIN_ROUNDS} rounds", CHAIN_ROUNDS * len(self.prompts)) as advance:
+            answers, seed = list(zip(self.prompts, self.y0, strict=True)), self.seed("rounds-0")
             return always_accept(
-                self.prompts,
-                self.y0,
-                improver=improver,
-                gap=Unmeasured(),
-                settings=settings,
-                seed=self.seed("rounds-0"),
-                advance=advance,
+                answers, improver=improver, gap=Unmeasured(), settings=settings, seed=seed, advance=advance
             )
 
 

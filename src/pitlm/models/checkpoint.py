@@ -13,9 +13,14 @@ from pitlm.models.loading import Card, Kind, device, load_card, load_causal, loa
 
 
 class Checkpoint:
-    """What models that write and models that score have in common; each class opens one ``kind``."""
+    """What models that write and models that score have in common; each class opens one ``kind``.
+
+    Attributes:
+        folder: the checkpoint's folder; None for a model that was not loaded from a checkpoint.
+    """
 
     kind: Kind
+    folder: Path | None = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
         self.model = model
@@ -41,4 +46,6 @@ class Checkpoint:
             return cls(load_shape(path), tokenizer, card)
         load = load_causal if card.writes else load_scorer
         model = load(path, tokenizer) if bases is None else bases.load(path, tokenizer, writes=card.writes)
-        return cls(model.to(device()).eval(), tokenizer, card)
+        opened = cls(model.to(device()).eval(), tokenizer, card)
+        opened.folder = Path(path)
+        return opened

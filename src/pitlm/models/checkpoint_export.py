@@ -10,12 +10,11 @@ from transformers import AutoConfig, GenerationConfig
 
 from pitlm.data.template import served_template
 from pitlm.models.adapters import CONFIG, OVER_BASE, WEIGHTS, base_name
-from pitlm.models.calibration import FILE as CALIBRATION
 from pitlm.models.loading import Card, HFTokenizer, load_causal, load_scorer, load_tokenizer, save
 
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
-    """Write the checkpoint in ``source`` for other engines: weights, tokenizer, sampling, card, calibration.
+    """Write the checkpoint in ``source`` for other engines: weights, tokenizer, sampling, card.
 
     Args:
         temperature: what the model is sampled with where a request does not say.
@@ -39,12 +38,11 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
     save(model, tokenizer, card, folder)
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)  # written for their owner alone, and a server is another user
-    _copy_calibration(source, folder)
     return dtype
 
 
 def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
-    """Write a checkpoint's adapter over the base of its run, in PEFT's format, with tokenizer, card and calibration.
+    """Write a checkpoint's adapter over the base of its run, in PEFT's format, with tokenizer and card.
 
     Returns:
         The base by path or hub name, and the adapter's rank.
@@ -56,7 +54,6 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
         shutil.copyfile(over / name, folder / name)
     tokenizer.save_pretrained(folder)
     card.save(folder)
-    _copy_calibration(source, folder)
     rank: int = json.loads((over / CONFIG).read_text(encoding="utf-8"))["r"]
     return base_name(source), rank
 
@@ -101,8 +98,3 @@ def _tokenizer(source: Path, card: Card) -> HFTokenizer:
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)  # how it was opened here, which transformers would write down
     return tokenizer
-
-
-def _copy_calibration(source: Path, folder: Path) -> None:
-    if (source / CALIBRATION).is_file():
-        shutil.copyfile(source / CALIBRATION, folder / CALIBRATION)

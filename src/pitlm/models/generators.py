@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,7 +13,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.checkpoint import Checkpoint
-from pitlm.models.loading import window_of
+from pitlm.models.loading import Card, device, load_causal, load_tokenizer, window_of
 
 
 @torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids
@@ -78,7 +80,7 @@ class Generator(Checkpoint):
                 f"the {self.kind}'s window of {window} less {self.card.max_new_tokens} for the answer"
             )
 
-    def complete(
+    def _complete(
         self,
         conversations: Sequence[list[dict[str, str]]],
         *,
@@ -114,9 +116,23 @@ class Generator(Checkpoint):
 
 
 class Policy(Generator):
-    """M_P: makes the first answer."""
+    """M_P: makes the first answer. Any chat model can be one: :meth:`of_chat_model`."""
 
     kind = "policy"
+
+    @classmethod
+    def of_chat_model(cls, path: str | Path, *, max_new_tokens: int = 512) -> Self:
+        """Load a causal language model with a chat template, by path or hub name; it needs no card of pitlm.
+
+        Args:
+            max_new_tokens: longest answer.
+
+        Raises:
+            InputError: no such model there.
+        """
+        tokenizer = load_tokenizer(path)
+        model = load_causal(path, tokenizer).to(device()).eval()
+        return cls(model, tokenizer, Card(cls.kind, "", max_new_tokens))
 
     def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
         """Token ids of x; a policy reads no reference.
@@ -139,7 +155,7 @@ class Policy(Generator):
     ) -> list[Answer]:
         """One answer per prompt."""
         conversations = [self.template.policy_messages(prompt) for prompt in prompts]
-        return self.complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)
+        return self._complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)
 
 
 class Improver(Generator):
@@ -173,4 +189,4 @@ class Improver(Generator):
             self.template.improver_messages(prompt, reference)
             for prompt, reference in zip(prompts, references, strict=True)
         ]
-        return self.complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)
+        return self._complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)

@@ -15,7 +15,6 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Message, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.adapters import Bases
-from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations
 from pitlm.models.checkpoint import Checkpoint
 from pitlm.models.loading import Card, window_of
 from pitlm.models.trees import score_groups, score_ids
@@ -90,17 +89,10 @@ Part = tuple[Scorer, Callable[[Improvement], Improvement], Callable[[Improvement
 class Gaps:
     """Gaps of (x, y_ref, y): how much better y is than y_ref, the least of what the parts say. 0 for no change."""
 
-    calibration: Calibration | None = None
-
     @property
     def parts(self) -> Sequence[Part]:
         """The models that are asked."""
         raise NotImplementedError
-
-    @property
-    def margin(self) -> float | None:
-        """The margin that was calibrated for these gaps; the loop's, where no other is given."""
-        return self.calibration.margin if self.calibration else None
 
     def gaps(self, items: Sequence[Improvement]) -> Tensor:
         """Gaps of all items, which are scored together. Shape (len(items),)."""
@@ -168,18 +160,7 @@ class GapModel(Scorer, Gaps):
     """
 
     kind = "gap"
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, *, bases: Bases | None = None, weights: bool = True) -> Self:
-        """Load a checkpoint that a training stage wrote, with its calibration where there is one.
-
-        Raises:
-            InputError: no gap model there, or a calibration that cannot be read.
-        """
-        calibration = load_calibrations(path).get(ALONE)
-        model = super().from_pretrained(path, bases=bases, weights=weights)
-        model.calibration = calibration
-        return model
+    name = "R_PIT"
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -204,21 +185,21 @@ class GuardedGap(Gaps):
     both directions: what was left for something better cannot come back.
     """
 
-    def __init__(self, gap: GapModel, reward: RewardModel, calibration: Calibration | None = None) -> None:
+    name = "R_PIT and R_P"
+
+    def __init__(self, gap: GapModel, reward: RewardModel) -> None:
         self.gap = gap
         self.reward = reward
-        self.calibration = calibration
+        self.folder = gap.folder
 
     @classmethod
     def from_pretrained(cls, gap: str | Path, reward: str | Path, *, bases: Bases | None = None) -> Self:
-        """Load both, and the calibration of the two together where there is one.
+        """Load both models.
 
         Raises:
-            InputError: no model of its kind there, or a calibration that cannot be read.
+            InputError: no model of its kind there.
         """
-        calibration = load_calibrations(gap).get(GUARDED)
-        own, second = GapModel.from_pretrained(gap, bases=bases), RewardModel.from_pretrained(reward, bases=bases)
-        return cls(own, second, calibration)
+        return cls(GapModel.from_pretrained(gap, bases=bases), RewardModel.from_pretrained(reward, bases=bases))
 
     @property
     def parts(self) -> Sequence[Part]:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pitlm import __version__
 from pitlm.evaluate.statistics import Interval
-from pitlm.models.calibration import Calibration
+from pitlm.loop.calibration import Calibration
 from pitlm.models.loading import Card
 from pitlm.report.html import environment
 from pitlm.report.shape import Report

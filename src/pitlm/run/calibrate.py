@@ -1,59 +1,58 @@
-"""Calibrating the margin of a finished run."""
+"""`pit calibrate`: the margin of a finished run, chosen on fresh answers; its file and its picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
-from pitlm.evaluate.margins import Answered, Calibrated, Promise, calibrate, play, rounds_to_play
-from pitlm.io.console import progress_bar
+from pitlm.io.atomic import write_text
+from pitlm.loop.calibration import Promise, save_calibrations
+from pitlm.loop.chains import play
 from pitlm.loop.loop import GapScorer
-from pitlm.models.calibration import ALONE, GUARDED, save_calibrations
+from pitlm.loop.margin import Calibrated, calibrate
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
-from pitlm.report.margin_plot import draw_margins
 from pitlm.run.context import Context
 from pitlm.run.finished import stored_recipe
+from pitlm.run.training import unique_prompts
 
 
-def calibrate_run(
-    run: Path, promise: Promise, *, rounds: int | None, items: int | None, prompts: Path | None = None
-) -> dict[str, Calibrated]:
+def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
     """Choose the margin on fresh answers to prompts that nothing was trained or selected on; store it, and a picture.
 
-    The items are the prompts of the validation fold, those of the test fold that the evaluation leaves, and further
-    ones; the prompts that the evaluation has show what the margin does. The judge is the run's: the truth in the pocket
-    world, else the held-out R_P.
+    The margin is chosen on the prompts of the validation fold, on those of the test fold that the evaluation leaves,
+    and on further prompts. The prompts of the evaluation show what the margin does. The judge is the run's: the truth
+    in the pocket world, else the held-out R_P.
 
-    Args:
-        rounds: of the loop that the promise is for; None is the recipe's.
-        items: choose on at most this many answers.
-        prompts: a file of further prompts, whose responses are used where it has some. The more there are, the less
-            a promise costs.
+    Returns:
+        The calibration of R_PIT alone and of R_PIT with R_P, by the name of the scorer.
 
     Raises:
-        InputError: no finished run there, no prompts left, or a bad row among the further ones.
+        InputError: no finished run there, no prompts left, or a bad row among the further prompts.
     """
     quiet()
     recipe = stored_recipe(run)
     context = Context(recipe, run)
-    unbounded = {"margin": None, "tokens": None, "seconds": None, "cost": None}
-    settings = recipe.loop.model_copy(update={**unbounded, "rounds": rounds or recipe.loop.rounds})
-    sets = fresh_answers(context, items, prompts)
+    rounds = promise.rounds or recipe.loop.rounds
+    settings = recipe.loop.model_copy(
+        update={"margin": None, "tokens": None, "seconds": None, "cost": None, "rounds": rounds}
+    )
+    answers = fresh_answers(context, promise.items, promise.prompts)
     bases = context.bases()
-    improver = Improver.from_pretrained(context.model(recipe.improver_stage), bases=bases)
-    gap = GapModel.from_pretrained(context.model("gap"), bases=bases)
-    both = GuardedGap(gap, RewardModel.from_pretrained(context.model("reward"), bases=bases))
+    improver = context.open(Improver, recipe.improver_stage, bases)
+    gap = context.open(GapModel, "gap", bases)
+    both = GuardedGap(gap, context.open(RewardModel, "reward", bases))
     judge = context.judge(bases)
-    scorers: dict[str, GapScorer] = {ALONE: gap, GUARDED: both}
-    with progress_bar("calibrating", rounds_to_play(len(scorers), sets, settings)) as advance:
-        seed = context.seed("calibration")
-        played = play(scorers, sets, improver=improver, settings=settings, seed=seed, advance=advance)
+    scorers: dict[str, GapScorer] = {GapModel.name: gap, GuardedGap.name: both}
+    played = play(scorers, answers, improver=improver, settings=settings, seed=context.seed("calibration"))
     made = {
         name: calibrate(
             name,
@@ -63,7 +62,8 @@ def calibrate_run(
             settings=settings,
             promise=promise,
             pairs=context.folds["test"],
-            judge=judge,
+            judge=judge.name,
+            score=judge.score,
         )
         for name, scorer in scorers.items()
     }
@@ -72,11 +72,15 @@ def calibrate_run(
     return made
 
 
-def fresh_answers(context: Context, items: int | None, more: Path | None = None) -> tuple[Answered, Answered]:
+def fresh_answers(
+    context: Context, items: int | None, more: Path | None = None
+) -> tuple[Sequence[tuple[Prompt, str]], Sequence[tuple[Prompt, str]]]:
     """Fresh answers of the policy to held-out prompts: those to choose a margin on, and those to show it on.
 
     Args:
-        more: a file of further prompts to choose on; those that are in a fold of the run are left out.
+        items: the largest number of answers to choose on; None is no limit.
+        more: a file of further prompts to choose on, whose responses are used where a row has one; prompts that are in
+            a fold of the run are left out.
 
     Raises:
         InputError: a fold without prompts, or a bad row in the file.
@@ -85,25 +89,46 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
     test = unique_prompts(context.folds["test"])
     shown, left = test[: evaluation.items], test[evaluation.items :]
     given: dict[Prompt, str | None] = dict.fromkeys([*unique_prompts(context.folds["validation"]), *left])
-    if more is not None:
-        known = {pair.prompt for pairs in context.folds.values() for pair in pairs}
-        given |= {x: y for x, y in _further(more) if x not in known}
+    known = {pair.prompt for pairs in context.folds.values() for pair in pairs}
+    for item in read_items(more) if more is not None else ():
+        if isinstance(item, Failure):
+            raise InputError(f"{item.where}: {item.reason}")
+        if item.prompt not in known:
+            given[item.prompt] = item.response
     chosen = dict(list(given.items())[:items])
     if not chosen or not shown:
         raise InputError(f"{context.root}: found no held-out prompts, expected some in the folds validation and test")
-    policy = Policy.from_pretrained(context.model(context.recipe.policy_stage), bases=context.bases())
+    policy = context.open(Policy, context.recipe.policy_stage)
 
-    def answered(asked: Mapping[Prompt, str | None], name: str) -> Answered:
+    def answered(asked: Mapping[Prompt, str | None], name: str) -> Sequence[tuple[Prompt, str]]:
         seed = context.seed(f"calibration-{name}")
-        open_ = [prompt for prompt, response in asked.items() if response is None]
-        made = iter(policy.answer(open_, temperature=evaluation.policy_temperature, seed=seed))
-        return Answered(list(asked), [next(made).text if y is None else y for y in asked.values()])
+        unanswered = [prompt for prompt, response in asked.items() if response is None]
+        made = iter(policy.answer(unanswered, temperature=evaluation.policy_temperature, seed=seed))
+        return [(x, next(made).text if y is None else y) for x, y in asked.items()]
 
     return answered(chosen, "choosing"), answered(dict.fromkeys(shown), "shown")
 
 
-def _further(path: Path) -> Iterator[tuple[Prompt, str | None]]:
-    for item in read_items(path):
-        if isinstance(item, Failure):
-            raise InputError(f"{item.where}: {item.reason}")
-        yield item.prompt, item.response
+def draw_margins(made: Mapping[str, Calibrated], path: Path) -> None:
+    """Write an SVG: share of the gain of "always accept" against the share made worse, one line for each scorer."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "margins"}):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for name, found in made.items():
+            scale = found.always.gain or 1.0
+            curve = sorted({*found.curve, found.chosen}, key=lambda outcome: outcome.margin)
+            points = [(100 * one.harm, 100 * one.gain / scale) for one in curve]
+            [line] = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+            at = (100 * found.chosen.harm, 100 * found.chosen.gain / scale)
+            axes.plot(*at, marker="*", markersize=14, color=line.get_color(), linestyle="none")
+        first = next(iter(made.values()))
+        axes.plot(100 * first.always.harm, 100, marker="s", color="gray", linestyle="none", label="always accept")
+        promise = 100 * first.calibration.harm
+        axes.axvline(promise, color="gray", linewidth=1, linestyle="dashed", label=f"promise: {promise:g}%")
+        axes.set_xlabel(f"answers made worse (%), judge: {first.calibration.judge}")
+        axes.set_ylabel('gain (% of that of "always accept")')
+        axes.grid(alpha=0.3)
+        axes.legend()
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    write_text(path, text.getvalue())

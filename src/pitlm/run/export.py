@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from pitlm.core.recipe import EvaluationSection, LoopSection
 from pitlm.data.readers import check_outside
 from pitlm.io.atomic import atomic_folder, write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT
+from pitlm.loop.calibration import CALIBRATION_FILE, load_calibrations
 from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
-from pitlm.models.calibration import load_calibrations
 from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
 from pitlm.report.card import Exported, Origin, model_card
@@ -191,6 +192,8 @@ def export(
         over = Path(base).name if Path(base).is_absolute() else base, rank
     else:
         dtype_written = export_weights(source.model, folder, card, temperature=temperature, dtype=dtype)
+    if (source.model / CALIBRATION_FILE).is_file():
+        shutil.copyfile(source.model / CALIBRATION_FILE, folder / CALIBRATION_FILE)
     gap = source.model if run is None else run / "gap" / "model"
     page = Exported(
         card,

@@ -14,8 +14,9 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement
-from pitlm.core.recipe import Quantization
+from pitlm.core.recipe import LoopSection, Quantization
 from pitlm.engines.engine import Engine, Finished, WriteRequest
+from pitlm.loop.calibration import margin_for
 from pitlm.loop.loop import GapScorer
 from pitlm.serve.live_loop import Unavailable, Unfit
 
@@ -92,13 +93,14 @@ def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends this process when its requests are done
     try:
         models = load()
+        margin = margin_for(models.scorer, LoopSection())
     except InputError as error:
         return pipe.send(InputError(str(error)))
     except ModuleNotFoundError as error:
         return pipe.send(
             InputError(f"{error.name} is not installed, which local models need: pip install 'pitlm[train]'")
         )
-    pipe.send(getattr(models.scorer, "margin", None))
+    pipe.send(margin)
     writing = _Writing(models.make_engine) if models.make_engine is not None else None
     with suppress(EOFError, BrokenPipeError):
         while True:

@@ -171,7 +171,7 @@ class Worker:
             answer = InputError("the models could not be loaded: their process ended (out of memory?)")
         if isinstance(answer, InputError):
             raise answer
-        self._margin = answer or 0.0
+        self._margin = answer
         self.ready = True
 
     async def _begin_again(self) -> None:

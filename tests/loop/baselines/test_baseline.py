@@ -93,9 +93,9 @@ class Counting:
         self.gap_scores += len(items)
         return torch.tensor([float(len(item.response) - len(item.reference)) for item in items])
 
-    def scores(self, prompts, responses):
-        self.rewards += len(prompts)
-        return torch.tensor([float(len(y)) for y in responses])
+    def raw(self, items):
+        self.rewards += len(items)
+        return torch.tensor([float(len(item.response)) for item in items])
 
 
 @pytest.mark.parametrize("name", [None, *BASELINES])
@@ -115,6 +115,7 @@ def test_the_work_that_is_declared_is_the_work_that_is_asked_for(name):
 
 
 def test_work_adds_up():
-    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
+    given = [replace(chosen_baselines(RECIPE)[3], work=lambda rounds, samples: Work(10, 20, 30, 40))] * 2
+    assert work_per_item(given, 3) == Work(21, 43 + 2 * CHAIN_ROUNDS, 63, 80)
     free = replace(chosen_baselines(RECIPE)[0], work=lambda rounds, samples: Work(), draws=False)
     assert work_per_item([], 2.2) == work_per_item([free], 2.2) == Work(1, 2.2 + 2 * CHAIN_ROUNDS, 2.2, 0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-import torch
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
-from pitlm.loop.baselines.chat import EndpointChat
-from pitlm.loop.baselines.guide import POCKET, Guide
+from pitlm.engines.engine import Engine, Finished
 from pitlm.loop.baselines.self_refine import self_refine
+from pitlm.loop.baselines.self_refine_guide import POCKET, Guide
+from pitlm.models.generators import Policy
 
 X = Prompt.of("x")
 GUIDE = Guide(
@@ -34,8 +34,9 @@ class Chat:
     rewrites: dict
     calls: list = field(default_factory=list)
 
-    def complete(self, conversations, *, temperature, seed):
-        self.calls.append((list(conversations), temperature, seed))
+    def answer(self, prompts, *, temperature, seed):
+        conversations = [prompt.as_messages() for prompt in prompts]
+        self.calls.append((conversations, temperature, seed))
         return [self.reply(turns) for turns in conversations]
 
     def reply(self, turns):
@@ -107,19 +108,6 @@ def test_the_last_feedback_is_paid_though_it_brings_nothing():
     assert (trace.generated_tokens, trace.prompt_tokens) == (len("fine score 9"), 100)
 
 
-def test_the_best_by_a_gap_model_needs_no_further_feedback():
-    class Gaps:
-        def gaps(self, items):
-            assert {item.reference for item in items} == {"a"}
-            return torch.tensor([{"b": -1.0, "c": 2.0, "d": 1.0}[item.response] for item in items])
-
-    (trace,) = self_refine([X], ["a"], chat=scripted(), guide=GUIDE, rounds=9, best=True, gap=Gaps())
-    assert trace.final == "c"
-    assert [step.accepted for step in trace.rounds] == [False, True, False]
-    (last,) = self_refine([X], ["a"], chat=scripted(), guide=GUIDE, rounds=9)
-    assert trace.generated_tokens == last.generated_tokens
-
-
 def test_an_answer_without_a_score_is_never_the_best():
     chat = Together({"a": "bad score 1", "b": "no number"}, {"a": "b"})
     (trace,) = self_refine([X], ["a"], chat=chat, guide=GUIDE, rounds=1, best=True)
@@ -149,8 +137,8 @@ def test_examples_come_first_and_every_conversation_alternates():
     chat = scripted()
     x = Prompt.of([{"role": "system", "content": "s"}, {"role": "user", "content": "x"}])
     for turns in (guide.ask(x, "a", "q"), guide.rewrite(x, [("a", "q", "f"), ("b", "q", "g")])):
-        assert Prompt.of(turns).as_messages() == turns  # system first, then user and assistant in turn, the user last
-        assert turns[1]["content"] == guide.examples[0].prompt
+        assert turns.messages[0].role == "system"  # a Prompt: user and assistant in turn, the user last
+        assert turns.messages[1].content == guide.examples[0].prompt
     assert guide.satisfied("All good. Nothing to improve.\nTotal: 10/10")
     for example in guide.examples:
         assert not guide.satisfied(example.feedback)
@@ -209,8 +197,8 @@ class Flaky(Together):
 
     fails = ()
 
-    def complete(self, conversations, **kwargs):
-        replies = super().complete(conversations, **kwargs)
+    def answer(self, prompts, **kwargs):
+        replies = super().answer(prompts, **kwargs)
         return [None] * len(replies) if len(self.calls) in self.fails else replies
 
 
@@ -234,20 +222,39 @@ def test_an_answer_whose_feedback_failed_is_never_the_best_nor_satisfied():
     assert (trace.final, trace.stop_reason) == ("a", StopReason.ROUNDS)
 
 
-def test_an_endpoints_completions_become_answers():
-    @dataclass
-    class Completion:
-        text: str = ""
-        failure: str = ""
-        input_tokens: int = 0
-        output_tokens: int = 0
+def test_any_chat_model_can_refine_itself(bases):
+    chat = Policy.of_chat_model(bases("words"), max_new_tokens=4)
+    guide = Guide(rubric={"nice": "nice"}, feedback="is it {rubric} ?", refine="better .", done="never said")
+    (trace,) = self_refine([Prompt.of("price ?")], ["nine"], chat=chat, guide=guide, rounds=2, best=True)
+    assert len(trace.rounds) == 2
+    assert 5 <= trace.generated_tokens <= 5 * 4  # three times feedback, two rewrites
+    assert trace.prompt_tokens > trace.generated_tokens
 
-    class Endpoint:
-        def complete(self, conversations, *, temperature, seed):
-            assert (temperature, seed) == (0.5, 3)
-            return [Completion(" hello\n", "", 7, 2), Completion(failure="500")]
 
-    assert EndpointChat(Endpoint()).complete([[], []], temperature=0.5, seed=3) == [Answer("hello", 2, 7), None]
+class EveryOther(Engine):
+    """An engine that answers the first prompt of each call only."""
+
+    pending = 0
+    hungry = True
+
+    def __init__(self):
+        self.requests = []
+
+    def submit(self, request):
+        self.requests.append(request)
+
+    def step(self):
+        done, self.requests = self.requests, []
+        first, *others = done
+        answer = Finished(first.key, Answer("fine score 9", 3, 7))
+        return [answer, *(Finished(other.key, None, "500") for other in others)]
+
+
+@pytest.mark.parametrize(("rounds", "reason", "tokens"), [(1, StopReason.ROUNDS, 0), (2, StopReason.CONVERGED, 3)])
+def test_an_engine_can_refine_itself_and_a_failed_reply_is_asked_for_again(rounds, reason, tokens):
+    first, second = self_refine([X, X], ["a", "b"], chat=EveryOther(), guide=GUIDE, rounds=rounds)
+    assert (first.final, first.stop_reason, first.generated_tokens) == ("a", StopReason.CONVERGED, 3)
+    assert (second.final, second.stop_reason, second.generated_tokens) == ("b", reason, tokens)
 
 
 def test_the_pockets_rubric_is_the_hidden_criteria():

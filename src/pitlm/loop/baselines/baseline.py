@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
@@ -41,8 +41,7 @@ CHAIN_ROUNDS = 3
 """Rounds without stop rule over which the evaluation shows quality by round, for the SFT-only improver and for PIT."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What a system asks of the models for each item.
 
     Attributes:
@@ -56,14 +55,6 @@ class Work:
     proposals: float = 0
     gaps: float = 0
     rewards: float = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.answers + other.answers,
-            self.proposals + other.proposals,
-            self.gaps + other.gaps,
-            self.rewards + other.rewards,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,4 +109,4 @@ def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:
     samples = max(1, round(rounds))
     draws = samples if any(baseline.draws for baseline in baselines) else 0
     shared = Work(answers=1 + draws, proposals=rounds + 2 * CHAIN_ROUNDS, gaps=rounds)
-    return sum((baseline.work(rounds, samples) for baseline in baselines), shared)
+    return Work(*map(sum, zip(shared, *(baseline.work(rounds, samples) for baseline in baselines), strict=True)))

@@ -1,9 +1,9 @@
 """Self-Refine (Madaan et al. 2023, arXiv:2303.17651): a chat model criticises its own answer and rewrites it.
 
-As in its Algorithm 1: fb_t = M(p_fb, x, y_t); stop where fb_t says so; y_{t+1} = M(p_refine, x, y_0, fb_0, ..., y_t,
-fb_t), the earlier rounds kept in view. Two variants: the last answer, and the best one by the model's own scores, with
-which the paper chooses where quality goes up and down. Ours: the best by a gap model; a rubric that is asked about one
-criterion at a time, for models too small to hold it whole.
+As in its Algorithm 1: fb_t = M(p_fb, x, y_t); stop if fb_t asks for nothing more; y_{t+1} = M(p_refine, x, y_0, fb_0,
+..., y_t, fb_t), with the earlier rounds in view. There are two variants: the last answer, and the best answer by the
+model's own scores, which the paper uses where quality goes up and down. Ours: a rubric that is asked about one
+criterion at a time, for models that are too small for the whole rubric.
 """
 
 from __future__ import annotations
@@ -11,39 +11,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Advance, Answer, Improvement, Prompt, Round, StopReason, Trace
-from pitlm.loop.baselines.chat import Chat, Conversation
-from pitlm.loop.baselines.guide import Guide
-from pitlm.loop.loop import GapScorer
+from pitlm.core.nouns import Advance, Answer, Prompt, Round, StopReason, Trace
+from pitlm.loop.baselines.self_refine_guide import Guide, Step
+
+
+class Answerer(Protocol):
+    """Answers prompts: :class:`pitlm.models.generators.Policy`, or an engine. None stands for an answer that failed."""
+
+    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> Sequence[Answer | None]: ...
 
 
 def self_refine(
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     *,
-    chat: Chat,
+    chat: Answerer,
     guide: Guide,
     rounds: int = 3,
     best: bool = False,
-    gap: GapScorer | None = None,
     temperature: float = 0.7,
     seed: int = 0,
     advance: Advance | None = None,
 ) -> list[Trace]:
-    """Feedback, then refine, until the feedback asks for nothing more or the rounds are spent; one trace each.
+    """Feedback, then rewrite, until the feedback asks for nothing more or the rounds are spent.
 
-    A reply that failed is asked for again in the next round; the answer stays as it was.
-    Every reply is paid for, feedback included. A round of the trace is one rewrite with the feedback that it took to
-    have it; with ``best`` by own scores also the feedback that scores it, the last answer's included.
+    A reply that failed is asked for again in the next round, and the answer stays as it was. Every reply is paid for,
+    feedback included. A round of the trace is one rewrite with the feedback that led to it. With ``best``, it also has
+    the feedback that scores the rewrite.
 
     Args:
-        best: keep the best answer in place of the last: by the model's own scores, or by ``gap`` to the original.
+        best: keep the best answer by the model's own scores, and not the last one.
         temperature: PIT's paper found 0.6 to 0.8 best for Self-Refine.
 
     Returns:
-        Traces that stopped as ``CONVERGED`` where the feedback asked for nothing more, else as ``ROUNDS``.
+        One trace for each response: ``CONVERGED`` if the feedback asked for nothing more, else ``ROUNDS``.
 
     Raises:
         InputError: fewer than one round.
@@ -60,125 +64,100 @@ def self_refine(
         if advance is not None:
             advance(len(active) - len(unsatisfied))
     active = [draft for draft in drafts if not draft.satisfied]
-    if best and gap is None:
+    if best:
         talk.criticise(active, to_score=True)
-    if best and gap is not None:
-        _score(drafts, gap)
     if advance is not None:
         advance(len(active))
-    return [draft.trace(best=best, scored_by_feedback=gap is None) for draft in drafts]
-
-
-@dataclass
-class _Spent:
-    """What some replies cost."""
-
-    tokens: int = 0
-    prompt_tokens: int = 0
-
-    def add(self, answer: Answer) -> None:
-        self.tokens += answer.generated_tokens
-        self.prompt_tokens += answer.prompt_tokens
-
-    def __add__(self, other: _Spent) -> _Spent:
-        return _Spent(self.tokens + other.tokens, self.prompt_tokens + other.prompt_tokens)
+    return [draft.trace(best=best) for draft in drafts]
 
 
 @dataclass
 class _Draft:
-    """One response on its way: y_0 to y_t, the feedback on y_t, and what each took.
+    """One response on its way: its versions y_0 to y_t.
 
     Attributes:
-        complaints: question and feedback of whatever is to be mended in y_t.
-        steps: response, question and feedback of every rewrite so far.
+        complaints: question and feedback for everything that is to be mended in y_t.
+        steps: every rewrite so far.
+        scores: the model's score of each version that it has criticised.
+        feedback: replies that criticised each version.
+        rewrites: replies that made each version after the first.
     """
 
     prompt: Prompt
     versions: list[str]
     satisfied: bool = False
     complaints: dict[str, str] = field(default_factory=dict)
-    steps: list[tuple[str, str, str]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    criticised: list[_Spent] = field(default_factory=list)
-    rewritten: list[_Spent] = field(default_factory=list)
+    feedback: list[list[Answer]] = field(default_factory=list)
+    rewrites: list[list[Answer]] = field(default_factory=list)
 
-    def trace(self, *, best: bool, scored_by_feedback: bool) -> Trace:
+    def trace(self, *, best: bool) -> Trace:
         rounds = []
         top = self.scores[0] if self.scores else 0.0
         for number, version in enumerate(self.versions[1:]):
-            spent = self.rewritten[number]
-            if best and scored_by_feedback:
-                spent += sum(self.criticised[number + 1 : number + 2], self.criticised[0] if number == 0 else _Spent())
-            else:
-                spent += self.criticised[number]
+            # With `best`, a rewrite is known to be better only after its own feedback has been paid for.
+            judged = [0, 1] if best and number == 0 else [number + best]
+            replies = [*self.rewrites[number], *(r for i in judged for own in self.feedback[i : i + 1] for r in own)]
             score = self.scores[number + 1] if number + 1 < len(self.scores) else -math.inf
             gap = score - top if math.isfinite(score) and math.isfinite(top) else 0.0
-            rounds.append(Round(version, gap, not best or score > top, **vars(spent)))
+            rounds.append(Round(version, gap, not best or score > top, (), *_cost(replies)))
             top = max(top, score) if best else score
-        total = sum([*self.criticised, *self.rewritten], _Spent())
         reason = StopReason.CONVERGED if self.satisfied else StopReason.ROUNDS
-        return Trace(self.prompt, self.versions[0], tuple(rounds), reason, total.tokens, total.prompt_tokens)
+        everything = [reply for own in (*self.feedback, *self.rewrites) for reply in own]
+        return Trace(self.prompt, self.versions[0], tuple(rounds), reason, *_cost(everything))
+
+
+def _cost(replies: Sequence[Answer]) -> tuple[int, int]:
+    """Generated tokens and prompt tokens."""
+    return sum(reply.generated_tokens for reply in replies), sum(reply.prompt_tokens for reply in replies)
 
 
 @dataclass
 class _Talk:
-    """Asks the model, one question about all drafts at a time; each call has a seed of its own."""
+    """Asks the model one question about all drafts at a time; each call has its own seed."""
 
-    chat: Chat
+    chat: Answerer
     guide: Guide
     temperature: float
     seed: int
 
     def criticise(self, drafts: Sequence[_Draft], *, to_score: bool = False) -> None:
-        """Feedback on each draft's y_t; ``to_score`` leaves it at the score."""
+        """Get feedback on y_t of each draft; with ``to_score`` only to score it, so that no draft is satisfied."""
         for draft in drafts:
-            draft.criticised.append(_Spent())
+            draft.feedback.append([])
             draft.scores.append(0.0)
             draft.complaints = {}
-        heard = dict.fromkeys(map(id, drafts), not to_score)
+            draft.satisfied = not to_score
         for question in self.guide.questions:
             asked = [self.guide.ask(draft.prompt, draft.versions[-1], question) for draft in drafts]
-            for draft, reply in zip(drafts, self._complete(asked), strict=True):
-                score = self.guide.score_of(reply.text) if reply else None
+            for draft, reply in zip(drafts, self._answers(asked), strict=True):
+                score = None if reply is None else self.guide.score_of(reply.text)
                 draft.scores[-1] += -math.inf if score is None else score
-                if reply is None:
-                    heard[id(draft)] = False
-                    continue
-                draft.criticised[-1].add(reply)
-                if not self.guide.satisfied(reply.text):
+                if reply is not None:
+                    draft.feedback[-1].append(reply)
+                    if self.guide.satisfied(reply.text):
+                        continue
                     draft.complaints[question] = reply.text
-        for draft in drafts:
-            draft.satisfied = not draft.complaints and heard[id(draft)]
+                draft.satisfied = False
 
     def rewrite(self, drafts: Sequence[_Draft]) -> None:
-        """y_{t+1} of each draft, through its complaints one after the other."""
-        texts = {id(draft): draft.versions[-1] for draft in drafts}
+        """Make y_{t+1} of each draft, one complaint after the other."""
         for draft in drafts:
-            draft.rewritten.append(_Spent())
+            draft.rewrites.append([])
+            draft.versions.append(draft.versions[-1])
         for question in self.guide.questions:
             asked = [draft for draft in drafts if question in draft.complaints]
-            steps = [[*draft.steps, (texts[id(draft)], question, draft.complaints[question])] for draft in asked]
+            steps = [[*draft.steps, (draft.versions[-1], question, draft.complaints[question])] for draft in asked]
             shown = [self.guide.rewrite(draft.prompt, own) for draft, own in zip(asked, steps, strict=True)]
-            for draft, own, reply in zip(asked, steps, self._complete(shown), strict=True):
+            for draft, own, reply in zip(asked, steps, self._answers(shown), strict=True):
                 if reply is not None:
                     draft.steps = own
-                    draft.rewritten[-1].add(reply)
-                    texts[id(draft)] = reply.text
-        for draft in drafts:
-            draft.versions.append(texts[id(draft)])
+                    draft.rewrites[-1].append(reply)
+                    draft.versions[-1] = reply.text
 
-    def _complete(self, conversations: Sequence[Conversation]) -> Sequence[Answer | None]:
-        if not conversations:
+    def _answers(self, prompts: Sequence[Prompt]) -> Sequence[Answer | None]:
+        if not prompts:
             return []
         self.seed += 1
-        return self.chat.complete(conversations, temperature=self.temperature, seed=self.seed)
-
-
-def _score(drafts: Sequence[_Draft], gap: GapScorer) -> None:
-    """Every version by its gap to the original, in place of the model's own scores."""
-    asked = [
-        Improvement(draft.prompt, draft.versions[0], version) for draft in drafts for version in draft.versions[1:]
-    ]
-    gaps = iter([float(value) for value in gap.gaps(asked)] if asked else [])
-    for draft in drafts:
-        draft.scores = [0.0, *(next(gaps) for _ in draft.versions[1:])]
+        return self.chat.answer(prompts, temperature=self.temperature, seed=self.seed)

@@ -1,4 +1,4 @@
-"""What Self-Refine says to its model: prompts, rubric and few-shot examples, from a file that the user can replace."""
+"""What Self-Refine says to its model: requests, rubric and few-shot examples, from a file that the user can replace."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt
+from pitlm.core.nouns import Message, Prompt
 from pitlm.core.recipe_file import parse_tree, read_tree
 from pitlm.core.section import Section
-from pitlm.loop.baselines.chat import Conversation
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 DEFAULT, POCKET = PROMPTS / "self_refine.yaml", PROMPTS / "pocket.yaml"
 RUBRIC = "{rubric}"
 
+Step = tuple[str, str, str]
+"""One rewrite: the response, the question about it, and the feedback."""
+
 
 class WorkedRound(Section):
-    """One worked round, shown before the real one."""
+    """A worked example of one round, which the model sees before the real round."""
 
     prompt: str
     response: str
@@ -31,13 +33,13 @@ class WorkedRound(Section):
 class Guide(Section):
     """The prompts of Self-Refine."""
 
-    rubric: dict[str, str] = Field(description="the criteria: a name for each, and what the model is told of it")
-    feedback: str = Field(description="asks for feedback on the answer before it; {rubric} is put in")
-    refine: str = Field(description="asks for a better answer after the feedback; {rubric} is put in")
-    done: str = Field(description="regular expression: feedback in which it is found asks for nothing more")
-    score: str | None = Field(None, description="regular expression whose group is the score that the feedback gives")
-    apart: bool = Field(False, description="ask about each criterion by itself, in place of all of them at once")
-    history: bool = Field(True, description="show earlier answers and their feedback when a better one is asked for")
+    rubric: dict[str, str] = Field(description="the criteria: a name for each, and the text that the model sees")
+    feedback: str = Field(description="request for feedback on the answer before it; {rubric} is filled in")
+    refine: str = Field(description="request for a better answer after the feedback; {rubric} is filled in")
+    done: str = Field(description="regular expression that is found in feedback that asks for nothing more")
+    score: str | None = Field(None, description="regular expression whose group is the score in the feedback")
+    apart: bool = Field(False, description="ask about each criterion separately, not about all of them at once")
+    history: bool = Field(True, description="show earlier answers and their feedback when asking for a better answer")
     examples: list[WorkedRound] = Field([], description="few-shot examples")
 
     @field_validator("feedback")
@@ -74,7 +76,7 @@ class Guide(Section):
         return parse_tree(cls, read_tree(path, "file of Self-Refine's prompts"), str(path))
 
     def only(self, names: Sequence[str]) -> Guide:
-        """The same prompts with a rubric of these criteria alone.
+        """The same guide with a rubric of these criteria alone.
 
         Raises:
             InputError: a criterion that the rubric does not have.
@@ -86,31 +88,32 @@ class Guide(Section):
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """What is put in for the rubric: all criteria as one list, or one after the other; none for no criteria."""
+        """The texts that are filled in for the rubric: one list of all criteria, or each criterion by itself."""
         if self.apart:
             return tuple(self.rubric.values())
         return ("\n".join(f"- {text}" for text in self.rubric.values()),) if self.rubric else ()
 
-    def ask(self, prompt: Prompt, response: str, question: str) -> Conversation:
+    def ask(self, prompt: Prompt, response: str, question: str) -> Prompt:
         """The conversation that asks for feedback: M(p_fb, x, y_t)."""
-        return [*self._opening(prompt, question), *self._asked(response, question)]
+        return Prompt.of([*self._opening(prompt, question), *_turns(response, self.feedback, question)])
 
-    def rewrite(self, prompt: Prompt, steps: Sequence[tuple[str, str, str]]) -> Conversation:
+    def rewrite(self, prompt: Prompt, steps: Sequence[Step]) -> Prompt:
         """The conversation that asks for a better answer: M(p_refine, x, y_0, fb_0, ..., y_t, fb_t).
 
         Args:
-            steps: response, question and feedback of each step so far, the one to be answered last.
+            steps: the rewrites so far, and last the one that is asked for.
         """
         conversation = self._opening(prompt, steps[-1][1])
         for response, question, feedback in steps if self.history else steps[-1:]:
-            conversation += [*self._asked(response, question), *self._told(feedback, question)]
-        return conversation
+            conversation += [*_turns(response, self.feedback, question), *_turns(feedback, self.refine, question)]
+        return Prompt.of(conversation)
 
     def satisfied(self, feedback: str) -> bool:
+        """Whether the feedback asks for nothing more."""
         return re.search(self.done, feedback) is not None
 
     def score_of(self, feedback: str) -> float | None:
-        """The score that the feedback gives; without ``score``, 1 where it asks for nothing more and else 0."""
+        """The score in the feedback. Without ``score``: 1 if the feedback asks for nothing more, else 0."""
         if self.score is None:
             return float(self.satisfied(feedback))
         found = re.search(self.score, feedback)
@@ -119,24 +122,20 @@ class Guide(Section):
         except ValueError:
             return None
 
-    def _opening(self, prompt: Prompt, question: str) -> Conversation:
+    def _opening(self, prompt: Prompt, question: str) -> list[Message]:
         """The few-shot examples, then x; a system turn stays in front."""
-        turns = prompt.as_messages()
-        system = [turns.pop(0)] if turns[0]["role"] == "system" else []
-        shown: Conversation = []
+        turns = list(prompt.messages)
+        shown = [turns.pop(0)] if turns[0].role == "system" else []
         for example in self.examples:
             shown += [
-                {"role": "user", "content": example.prompt},
-                *self._asked(example.response, question),
-                *self._told(example.feedback, question),
-                {"role": "assistant", "content": example.refined},
+                Message("user", example.prompt),
+                *_turns(example.response, self.feedback, question),
+                *_turns(example.feedback, self.refine, question),
+                Message("assistant", example.refined),
             ]
-        return [*system, *shown, *turns]
+        return [*shown, *turns]
 
-    def _asked(self, response: str, question: str) -> Conversation:
-        request = self.feedback.replace(RUBRIC, question)
-        return [{"role": "assistant", "content": response}, {"role": "user", "content": request}]
 
-    def _told(self, feedback: str, question: str) -> Conversation:
-        request = self.refine.replace(RUBRIC, question)
-        return [{"role": "assistant", "content": feedback}, {"role": "user", "content": request}]
+def _turns(reply: str, request: str, question: str) -> list[Message]:
+    """The assistant's turn, and the user's next one."""
+    return [Message("assistant", reply), Message("user", request.replace(RUBRIC, question))]

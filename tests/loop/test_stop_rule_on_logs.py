@@ -1,4 +1,5 @@
-"""Self-Refine's published logs, replayed under the loop: the saved calls and the kept answers."""
+"""Self-Refine's published logs, replayed under the loop: the calls that the stop rule saves, and the answers it
+keeps."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_the_loop_ends_one_call_after_the_target_and_never_leaves_it(records):
         assert final == max(value for value in played if not math.isnan(value))  # the loop keeps the best so far
         ended_there += final == TARGET
         assert TARGET not in played or final == TARGET
-    # The logs: 1869 calls, 376 end at the target. The loop gives up on 21
-    # that would have reached it after a standstill.
+    # The logs: 1869 calls, 376 end at the target. The loop gives up on 21 that would have reached it after a
+    # standstill.
     assert sum(levels[-1] == TARGET for levels in records) == 376
     assert (calls, late, ended_there) == (654, 458, 460)

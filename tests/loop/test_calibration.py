@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from builders import scorer_checkpoint
 
+from pitlm import improve
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import StopReason
 from pitlm.core.recipe import LoopSection
-from pitlm.models.calibration import ALONE, GUARDED, Calibration, load_calibrations, save_calibrations
+from pitlm.loop.calibration import Calibration, load_calibrations, margin_for, save_calibrations
 from pitlm.models.scorers import GapModel, GuardedGap
 
 SETTINGS = LoopSection(rounds=5)
+ALONE, GUARDED = GapModel.name, GuardedGap.name
 KNOWN = Calibration(ALONE, 0.75, 0.02, 0.9, 3, "truth", SETTINGS, (0.5, -0.25, 0.0), (1.0, 0.5, 2.0))
 
 
@@ -34,13 +38,26 @@ def test_a_damaged_file_is_named(tmp_path, text):
         load_calibrations(tmp_path)
 
 
-def test_models_know_their_margin(bases, tmp_path):
+def test_the_loop_finds_the_margin_beside_the_model(bases, tmp_path):
     gap, reward = (scorer_checkpoint(bases("words"), tmp_path / kind, kind) for kind in ("gap", "reward"))
-    assert GapModel.from_pretrained(gap).margin is None
-    assert GuardedGap.from_pretrained(gap, reward).margin is None
+    alone, guarded = GapModel.from_pretrained(gap), GuardedGap.from_pretrained(gap, reward)
+    assert margin_for(alone, SETTINGS) == margin_for(guarded, SETTINGS) == 0.0
     save_calibrations(gap, {ALONE: KNOWN, GUARDED: replace(KNOWN, margin=0.25)})
-    assert GapModel.from_pretrained(gap).margin == 0.75
-    assert GuardedGap.from_pretrained(gap, reward).margin == 0.25
+    assert margin_for(alone, SETTINGS) == 0.75
+    assert margin_for(guarded, SETTINGS) == 0.25
+    assert margin_for(alone, LoopSection(margin=0.0)) == 0.0
+    save_calibrations(gap, {ALONE: replace(KNOWN, margin=math.inf)})
+    assert margin_for(alone, SETTINGS) == math.inf
+    assert margin_for(guarded, SETTINGS) == 0.0
+    trace = improve("is it small ?", "yes .", improver=lambda prompt, reference: "no .", gap=alone)
+    assert (trace.final, trace.rounds, trace.stop_reason) == ("yes .", (), StopReason.ACCEPTED_NONE)
+
+
+def test_a_scorer_of_ones_own_may_have_a_margin():
+    assert margin_for(SimpleNamespace(margin=0.5), SETTINGS) == 0.5
+    assert margin_for(SimpleNamespace(margin=0.5), LoopSection(margin=0.25)) == 0.25
+    assert margin_for(SimpleNamespace(), SETTINGS) == margin_for(SimpleNamespace(margin=None), SETTINGS) == 0.0
+    assert margin_for(KNOWN, SETTINGS) == 0.75
 
 
 @pytest.mark.parametrize(
