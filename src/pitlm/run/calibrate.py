@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
+from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
 from pitlm.io.atomic import write_text
 from pitlm.loop.calibration import Promise, save_calibrations
@@ -22,7 +23,6 @@ from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.finished import stored_recipe
-from pitlm.run.training import unique_prompts
 
 
 def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
