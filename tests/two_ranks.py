@@ -1,5 +1,4 @@
-"""What `tests/method/test_launch.py` trains, in one process and in two: ``python -m two_ranks FOLDER BASE
-[sharded]``."""
+"""Training for `tests/method/test_launch.py` on one or two ranks: ``python -m two_ranks FOLDER BASE [sharded]``."""
 
 from __future__ import annotations
 
