@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import Field
 
 from pitlm.cli.judge import judge_options
+from pitlm.cli.options import json_option, section_options, write_figures
+from pitlm.core.errors import InputError
+from pitlm.core.section import Fraction, PositiveInt, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +38,15 @@ With --judge, two files of answers are judged first, as `pit judge` does: killed
 """
 
 
+class StatisticsSection(Section):
+    """How verdicts are counted."""
+
+    rank: bool = Field(False, description="also rank fewer than three systems")
+    resamples: PositiveInt = Field(2000, description="draws of each bootstrap")
+    confidence: Fraction = Field(0.95, description="confidence of each interval")
+    seed: int = Field(0, ge=0, description="seed of all resampling")
+
+
 def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Points to a fraction."""
     return None if value is None else value / 100
@@ -41,48 +54,41 @@ def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> f
 
 @click.command(epilog=EXAMPLES)
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[SOURCE]...")
-@click.option("--baseline", metavar="NAME", help="The system to hold the others against.  [default: the most usual]")
-@click.option("--rank", is_flag=True, help="Also rank fewer than three systems.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="System to compare with. Default: the most frequent second system.",
+)
 @click.option(
     "--plan",
     "wanted",
     type=click.FloatRange(0, 100, min_open=True),
     callback=_share,
     metavar="POINTS",
-    help="Say how many items would show this Delta; works without files.",
+    help="Say how many items would show a Delta of so many points; works without files.",
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write all figures here."
-)
+@json_option
 @click.option(
     "--alpaca",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the verdicts as AlpacaEval annotations.",
 )
-@click.option("--resamples", default=2000, show_default=True, type=click.IntRange(min=1), help="Of each bootstrap.")
+@section_options(StatisticsSection, into="statistics")
 @click.option(
-    "--confidence",
-    default=0.95,
-    show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Of each interval.",
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all resampling.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="With --judge: where the verdicts go."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --judge: file for the verdicts.",
 )
 @click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Replies that were kept stay.")
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],
     baseline: str | None,
-    rank: bool,
     wanted: float | None,
     json_file: Path | None,
     alpaca: Path | None,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    statistics: StatisticsSection,
     output: Path | None,
     force: bool,
     options: JudgeSection | None,
@@ -100,13 +106,7 @@ def evaluate(
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
         _print_plan(wanted)
         return
-    figures: dict[str, Any] = {
-        "rank": rank,
-        "wanted": wanted,
-        "resamples": resamples,
-        "confidence": confidence,
-        "seed": seed,
-    }
+    figures: dict[str, Any] = {**statistics.model_dump(), "wanted": wanted}
     if options is not None:
         annotations = _judged(sources, output, options, force)
     else:
@@ -116,7 +116,6 @@ def evaluate(
 
 def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures]]:
     """The verdicts of files and of at most one run, and what the run knows of its systems beside them."""
-    from pitlm.core.errors import InputError
     from pitlm.evaluate.verdict_files import read_verdicts
 
     files = list(sources)
@@ -166,7 +165,6 @@ def show(
     Raises:
         InputError: there is no such baseline.
     """
-    from pitlm.core.errors import InputError
     from pitlm.evaluate.summary import summarise
     from pitlm.evaluate.verdict_files import write_annotations
     from pitlm.report.terminal import print_summary
@@ -177,13 +175,7 @@ def show(
         raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
     summary = summarise(rows, baseline=baseline, **options)
     print_summary(summary)
-    if json_file is not None:
-        import json
-
-        from pitlm.io.atomic import write_text
-
-        write_text(json_file, json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n")
-        click.echo(f"Figures written to {json_file}")
+    write_figures(json_file, summary.as_dict())
     if alpaca is not None:
         write_annotations(alpaca, annotations)
         click.echo(f"{len(annotations):,} annotations written to {alpaca}")
