@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pitlm.cli.options import section_options
+from pitlm.cli.options import json_option, section_options, write_figures
 from pitlm.loop.calibration import Promise
 
 if TYPE_CHECKING:
@@ -38,16 +37,13 @@ for answers of the kind that it was calibrated on. `pit improve --run` then uses
 @click.command(epilog=EXAMPLES)
 @click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path), help="A finished run.")
 @section_options(Promise, into="promise")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here."
-)
+@json_option
 def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> None:
     """Choose the margin of the loop so that at most a wanted share of answers is made worse.
 
-    It is chosen on fresh answers to held-out prompts that nothing was trained or evaluated on, shown on the prompts of
-    the evaluation, and stored beside the gap model.
+    The margin is chosen on fresh answers to held-out prompts that no model was trained or evaluated on, shown on the
+    prompts of the evaluation, and stored beside the gap model.
     """
-    from pitlm.io.atomic import write_text
     from pitlm.io.console import make_console
     from pitlm.run.calibrate import calibrate_run
 
@@ -62,9 +58,7 @@ def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> Non
         for sentence in found.sentences():
             console.print(sentence, highlight=False)
     console.print(f"\nPicture: {run_folder / 'calibration.svg'}", highlight=False)
-    if json_file is not None:
-        write_text(json_file, json.dumps({name: found.as_dict() for name, found in made.items()}, indent=2) + "\n")
-        click.echo(f"Figures written to {json_file}")
+    write_figures(json_file, {name: found.as_dict() for name, found in made.items()})
 
 
 def outcome_table(found: Calibrated) -> Table:
