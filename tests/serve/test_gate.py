@@ -8,16 +8,14 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from pitlm.serve.gate import COOKIE, Gate
-from pitlm.serve.rating import BODY_BYTES
-from pitlm.serve.settings import LOOPBACK
+from pitlm.serve.rating import BODY_BYTES, gate_settings
 
 TOKEN = "the-right-token"
 
 
 def client(token: str | None, base_url: str = "http://127.0.0.1:8750", *, pages: bool = True) -> TestClient:
     app = FastAPI()
-    hosts = LOOPBACK if token is None else None
-    app.add_middleware(Gate, token=token, hosts=hosts, body_bytes=BODY_BYTES, pages=pages)
+    app.add_middleware(Gate, settings=gate_settings(token), pages=pages)
 
     @app.get("/")
     def read() -> str:

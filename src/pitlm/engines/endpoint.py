@@ -114,42 +114,33 @@ class ChatEndpoint:
             api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.retries
         )
 
-    def ask(
-        self,
-        conversation: Conversation,
-        *,
-        temperature: float | None = None,
-        seed: int | None = None,
-        max_tokens: int | None = None,
-        attempt: int = 0,
-    ) -> Completion:
+    def ask(self, conversation: Conversation, *, attempt: int = 0, **sampling: Any) -> Completion:
         """One completion, from the cache or by a call.
 
         Args:
-            temperature, seed, max_tokens: replace the endpoint's own, where they are not None.
             attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
+            sampling: temperature, seed or max_tokens in place of the endpoint's own; None leaves those.
 
         Raises:
             InputError: every call would fail: no server, a wrong key, no such model; or a cost limit and a server that
                 does not count tokens.
         """
-        request = self._request(conversation, temperature, seed, max_tokens, attempt)
+        request = self._request(conversation, attempt, sampling)
         return self._complete(request_key(request), request)
 
     def complete(
         self,
         conversations: Sequence[Conversation],
         *,
-        temperature: float | None = None,
-        seed: int | None = None,
         attempt: int = 0,
         advance: Advance | None = None,
+        **sampling: Any,
     ) -> list[Completion]:
         """One completion per conversation, in their order, as by :meth:`ask`. Equal requests are made once.
 
         A completion that fails leaves the others alone. What arrived before an InputError is in the cache.
         """
-        requests = [self._request(x, temperature, seed, None, attempt) for x in conversations]
+        requests = [self._request(x, attempt, sampling) for x in conversations]
         places: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             places.setdefault(request_key(request), []).append(index)
@@ -168,23 +159,11 @@ class ChatEndpoint:
             pool.shutdown(cancel_futures=True)  # waits for the calls under way, which are kept
         return done
 
-    def _request(
-        self,
-        conversation: Conversation,
-        temperature: float | None,
-        seed: int | None,
-        max_tokens: int | None,
-        attempt: int,
-    ) -> dict[str, Any]:
+    def _request(self, conversation: Conversation, attempt: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that changes the reply."""
-        fields = {
-            "model": self.model,
-            "messages": Prompt.of(conversation).as_messages(),
-            "max_tokens": self.max_tokens if max_tokens is None else max_tokens,
-            "temperature": self.temperature if temperature is None else temperature,
-            "seed": self.seed if seed is None else seed,
-            **self.body,
-        }
+        own = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
+        given = {name: value for name, value in sampling.items() if value is not None}
+        fields = {"model": self.model, "messages": Prompt.of(conversation).as_messages(), **own, **given, **self.body}
         body = {name: value for name, value in fields.items() if value is not None}
         return {"base_url": str(self.client.base_url), "attempt": attempt, "body": body}
 

@@ -114,16 +114,7 @@ def make_app(
     improving = None
     if improver is not None and scorer is not None:
         improving = Improving(improver, scorer, settings.loop, settings.improve_seconds)
-    app.add_middleware(
-        Gate,
-        token=settings.token,
-        hosts=settings.hosts,
-        open_paths=settings.open_paths,
-        body_bytes=settings.body_bytes,
-        concurrency=settings.concurrency,
-        queue=settings.queue,
-        metrics=metrics,
-    )
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
     for kind in (HTTPException, RequestValidationError, InputError, Unavailable):
         app.add_exception_handler(kind, _plain_error)
     app.state.improving, app.state.scorer = improving, scorer

@@ -7,7 +7,7 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Container, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from http.cookies import SimpleCookie
 from typing import Any
@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from pitlm.serve.error_replies import ApiError, App, Receive, Scope, Send
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.pages import HEADERS
+from pitlm.serve.settings import Settings
 
 log = logging.getLogger("pitlm.serve")
 
@@ -35,36 +36,17 @@ class Gate:
     token. The body is read whole before a request takes its turn, so that a slow client holds up nobody.
 
     Args:
-        token: the secret that clients send; None asks for none.
-        hosts: names by which clients may call this server; None takes any.
-        open_paths: paths that need no token.
+        settings: the token, the names, the paths without token, the largest body, and how many requests at once.
         pages: the server's clients are browsers. The token comes once, in a page's address, and then as a cookie that
             no script reads and no other site sends; every response tells the browser what it may do; errors are text.
             Otherwise the token is a bearer token, and errors are JSON.
-        body_bytes: largest body of a request.
-        concurrency: requests worked on at once.
-        queue: requests that may wait beside them; any more are told to come again.
     """
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        token: str | None,
-        hosts: Container[str] | None,
-        body_bytes: int,
-        pages: bool = False,
-        open_paths: Container[str] = (),
-        concurrency: int = 256,
-        queue: int = 256,
-        metrics: Metrics | None = None,
-    ) -> None:
-        self.app, self.token, self.hosts, self.pages, self.open_paths = app, token, hosts, pages, open_paths
-        self.body_bytes = body_bytes
-        self.places = concurrency + queue
-        self.turns = asyncio.Semaphore(concurrency)
-        self.inside = 0
+    def __init__(self, app: App, settings: Settings, metrics: Metrics | None = None, *, pages: bool = False) -> None:
+        self.app, self.settings, self.pages = app, settings, pages
         self.metrics = metrics or Metrics()
+        self.turns = asyncio.Semaphore(settings.concurrency)
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here uses them
@@ -94,25 +76,26 @@ class Gate:
         """Headers that every response gets."""
         if not self.pages:
             return {}
-        if self.token is None or not _same(_token_in_address(scope).encode(), self.token):
+        token = self.settings.token
+        if token is None or not _same(_token_in_address(scope).encode(), token):
             return HEADERS
-        return HEADERS | {"Set-Cookie": f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"}
+        return HEADERS | {"Set-Cookie": f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"}
 
     def _admit(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+        headers, hosts, token = Headers(scope=scope), self.settings.hosts, self.settings.token
         origin, host = headers.get("origin"), headers.get("host", "")
-        foreign = self.hosts is not None and _PORT.sub("", host) not in self.hosts
+        foreign = hosts is not None and _PORT.sub("", host) not in hosts
         if foreign or (origin is not None and origin.partition("://")[2] != host):
             raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
-        if self.token is None or scope["path"] in self.open_paths:
+        if token is None or scope["path"] in self.settings.open_paths:
             return
         if self.pages:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
             given = (_token_in_address(scope), cookie.value if cookie else "")
-            if not any(_same(one.encode(), self.token) for one in given):
+            if not any(_same(one.encode(), token) for one in given):
                 words = "Open the whole address that was printed, with ?token= and what follows."
                 raise ApiError(403, "token_missing", words)
-        elif not _same(headers.get("authorization", "").encode("latin-1"), f"Bearer {self.token}"):
+        elif not _same(headers.get("authorization", "").encode("latin-1"), f"Bearer {token}"):
             bearer = [(b"www-authenticate", b"Bearer")]
             raise ApiError(401, "invalid_api_key", "A bearer token is needed.", headers=bearer)
 
@@ -124,7 +107,7 @@ class Gate:
         read, more = 0, True
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                while more and max(size, read) <= self.body_bytes:
+                while more and max(size, read) <= self.settings.body_bytes:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "gone", "The client went away.")
@@ -133,9 +116,9 @@ class Gate:
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
-        if max(size, read) > self.body_bytes:
+        if max(size, read) > self.settings.body_bytes:
             # What is still to come is not read, so the connection is of no more use.
-            words = f"The request is larger than the {self.body_bytes} bytes that are taken."
+            words = f"The request is larger than the {self.settings.body_bytes} bytes that are taken."
             raise ApiError(413, "request_too_large", words, headers=[(b"connection", b"close")])
         return b"".join(parts)
 
@@ -166,7 +149,7 @@ class Gate:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """A place among the requests that are worked on, waiting, or still on their way in."""
-        if self.inside >= self.places:
+        if self.inside >= self.settings.concurrency + self.settings.queue:
             raise ApiError(429, "too_many_requests", "The server is full.", headers=[(b"retry-after", b"1")])
         self.inside += 1
         self.metrics.inside.set(self.inside)

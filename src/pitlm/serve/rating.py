@@ -19,7 +19,7 @@ from pitlm.judge.votes import Ballot, Votes, ballots
 from pitlm.serve.gate import Gate
 from pitlm.serve.listener import address, bind, make_token
 from pitlm.serve.pages import page
-from pitlm.serve.settings import LOOPBACK
+from pitlm.serve.settings import LOOPBACK, Settings
 
 BODY_BYTES = 64 * 1024
 CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}
@@ -51,14 +51,19 @@ class Vote(Undo):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def gate_settings(token: str | None) -> Settings:
+    """What the gate of a server for raters asks for: the token or, without one, a loopback name; and short bodies."""
+    hosts = LOOPBACK if token is None else None
+    return Settings(token=token, hosts=hosts, open_paths=frozenset(), max_body=BODY_BYTES / 2**20)
+
+
 def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | None = None) -> FastAPI:
     """The page at ``/`` and its interface below ``/api``, for any number of raters at once.
 
     Without a ``token`` it answers only to requests that name a loopback address.
     """
     app = FastAPI(openapi_url=None)  # and so no page of documentation, which would load scripts from elsewhere
-    hosts = LOOPBACK if token is None else None
-    app.add_middleware(Gate, token=token, hosts=hosts, body_bytes=BODY_BYTES, pages=True)
+    app.add_middleware(Gate, settings=gate_settings(token), pages=True)
 
     @lru_cache(maxsize=64)
     def sheet(rater: str) -> dict[str, Ballot]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,17 +50,17 @@ def read_wish(body: bytes, switch: bytes) -> Wish:
         return Wish(body, obstacle="not JSON")
     if not isinstance(request, dict):
         return Wish(body, obstacle="not an object")
-    control = _Control.of(request.pop("pit")) if "pit" in request else None
-    if control is not None:
+    control = {}
+    if "pit" in request:
+        control = _checked_control(request.pop("pit"))
         body = json.dumps(request).encode()
-    control = control or _Control()
-    if obstacle := "off" if off or control.off else _obstacle(request):
+    if obstacle := "off" if off or control.get("mode") == "off" else _obstacle(request):
         return Wish(body, obstacle=obstacle)
     try:
         prompt = _prompt(request.get("messages"))
     except InputError as error:
         return Wish(body, obstacle=f"messages: {str(error).partition(', expected')[0]}")
-    return Wish(body, prompt, bounds=_bounds(request, control.rounds), original=control.original)
+    return Wish(body, prompt, bounds=_bounds(request, control.get("rounds")), original=control.get("original", False))
 
 
 def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
@@ -77,32 +77,28 @@ def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Control:
-    """The ``pit`` field of a request."""
+def _checked_control(control: Any) -> dict[str, Any]:
+    """The ``pit`` field of a request, checked.
 
-    off: bool = False
-    rounds: int | None = None
-    original: bool = False
-
-    @classmethod
-    def of(cls, field: Any) -> _Control:
-        expected = {
-            "mode": ("'on' or 'off'", lambda v: v in ("on", "off")),
-            "rounds": ("a whole number from 1", _is_count),
-            "original": ("true or false", lambda v: isinstance(v, bool)),
-        }
-        if not isinstance(field, dict):
-            raise ApiError(400, "invalid_value", "pit: expected an object with mode, rounds or original", param="pit")
-        for name, value in field.items():
-            if name not in expected:
-                message = f"pit.{name}: unknown; expected {', '.join(expected)}"
-                raise ApiError(400, "unknown_parameter", message, param=f"pit.{name}")
-            wanted, fits = expected[name]
-            if not fits(value):
-                message = f"pit.{name}: found {json.dumps(value)[:40]}, expected {wanted}"
-                raise ApiError(400, "invalid_value", message, param=f"pit.{name}")
-        return cls(field.get("mode") == "off", field.get("rounds"), field.get("original", False))
+    Raises:
+        ApiError: 400, something else than mode, rounds and original, or a value that makes no sense.
+    """
+    expected: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "mode": ("'on' or 'off'", lambda value: value in ("on", "off")),
+        "rounds": ("a whole number from 1", _is_count),
+        "original": ("true or false", lambda value: isinstance(value, bool)),
+    }
+    if not isinstance(control, dict):
+        raise ApiError(400, "invalid_value", "pit: expected an object with mode, rounds or original", param="pit")
+    for name, value in control.items():
+        if name not in expected:
+            message = f"pit.{name}: unknown; expected {', '.join(expected)}"
+            raise ApiError(400, "unknown_parameter", message, param=f"pit.{name}")
+        wanted, fits = expected[name]
+        if not fits(value):
+            message = f"pit.{name}: found {json.dumps(value)[:40]}, expected {wanted}"
+            raise ApiError(400, "invalid_value", message, param=f"pit.{name}")
+    return control
 
 
 def _is_count(value: Any) -> bool:
