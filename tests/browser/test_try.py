@@ -10,6 +10,7 @@ import pytest
 import scripted_upstream
 from page_checks import CONTRAST, HOSTILE
 from PIL import Image
+from playwright.sync_api import expect
 from proxies import proxied
 
 from pitlm.core.nouns import Answer
@@ -68,7 +69,7 @@ def root(proxy):
 def test_ask_and_see_how_the_answer_became_better(proxy, new_page):
     page = new_page(root(proxy))
     visitor = Visitor(page).open()
-    page.wait_for_function("document.getElementById('model').value === 'chat'")  # the upstream's first model
+    expect(page.locator("#model")).to_have_value("chat", timeout=60_000)  # the upstream's first model
     visitor.ask().done()
     assert page.get_by_role("region", name="First answer").locator(".text").text_content() == scripted_upstream.TEXT
     final = page.get_by_role("region", name="Final answer")
@@ -138,7 +139,7 @@ def test_what_is_marked_is_the_whole_difference(proxy, new_page):
 def test_hostile_texts_stay_text(proxy, new_page, watched, monkeypatch):
     page = new_page(root(proxy))
     visitor = Visitor(page).open()
-    page.wait_for_function("document.getElementById('model').value !== ''")
+    expect(page.locator("#model")).not_to_have_value("", timeout=60_000)
     for index, question in enumerate(HOSTILE):
         answer = HOSTILE[index - 1]
         monkeypatch.setattr(scripted_upstream, "TEXT", answer)
@@ -249,7 +250,7 @@ def test_what_fails_is_said_in_words(proxy, new_page, watched):
 def test_everything_can_be_done_with_the_keyboard(proxy, new_page):
     page = new_page(root(proxy))
     Visitor(page).open()
-    page.wait_for_function("document.getElementById('model').value !== ''")
+    expect(page.locator("#model")).not_to_have_value("", timeout=60_000)
     names = []
     for _ in range(6):
         page.keyboard.press("Tab")
@@ -328,7 +329,7 @@ def test_without_models_the_page_says_so(serve, new_page):
 def test_the_names_that_assistive_technology_hears(proxy, new_page):
     page = new_page(root(proxy))
     visitor = Visitor(page).open()
-    page.wait_for_function("document.getElementById('model').value !== ''")
+    expect(page.locator("#model")).not_to_have_value("", timeout=60_000)
     visitor.ask().done()
     for role, name in [
         ("form", "Ask"),
