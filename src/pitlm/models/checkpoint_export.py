@@ -1,4 +1,4 @@
-"""Checkpoints for others: what an engine that reads Hugging Face's format needs to run a model as pitlm does."""
+"""Checkpoints for other engines: everything in Hugging Face's format that they need to run a model as pitlm does."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
     """Write the checkpoint in ``source`` for other engines: weights, tokenizer, sampling, card.
 
     Args:
-        temperature: what the model is sampled with where a request does not say.
-        dtype: of the weights; None leaves them as they are.
+        temperature: default sampling temperature.
+        dtype: type of the weights; None leaves the weights as they are.
 
     Returns:
-        The dtype that was written.
+        The dtype of the written weights.
 
     Raises:
         InputError: nothing loadable there.
@@ -37,7 +37,7 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
         model = load_scorer(source, tokenizer, dtype)
     save(model, tokenizer, card, folder)
     for weights in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", weights)  # written for their owner alone, and a server is another user
+        shutil.copymode(folder / "config.json", weights)  # a server runs as another user than the owner of the files
     return dtype
 
 
@@ -61,9 +61,8 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
 def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary: int) -> GenerationConfig:
     """``generation_config.json``: the whole distribution at a temperature, as :mod:`pitlm.models.generators` samples.
 
-    ``top_k`` is the whole ``vocabulary`` because it has to be something: left out it is 50 to transformers, and 0 is
-    refused by SGLang and TGI. At temperature 0 the file says ``do_sample: false`` and no more: transformers saves no
-    temperature beside that.
+    ``top_k`` is the whole ``vocabulary``, because transformers takes 50 if it is left out, and SGLang and TGI refuse 0.
+    At temperature 0 the file says ``do_sample: false`` and no temperature: transformers saves none beside it.
     """
     how = {"do_sample": True, "temperature": temperature, "top_k": vocabulary} if temperature > 0 else {}
     return GenerationConfig(
@@ -77,7 +76,7 @@ def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary:
 
 
 def exported_temperature(source: Path) -> float | None:
-    """What an earlier export says that the model is sampled with; None where ``source`` is none."""
+    """The sampling temperature in an earlier export; None if ``source`` is no export."""
     if not (source / "generation_config.json").is_file():
         return None
     known = GenerationConfig.from_pretrained(source)
@@ -96,5 +95,5 @@ def _tokenizer(source: Path, card: Card) -> HFTokenizer:
         else served_template(shown, ask)
     )
     for name in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(name, None)  # how it was opened here, which transformers would write down
+        tokenizer.init_kwargs.pop(name, None)  # transformers would write down how the tokenizer was opened here
     return tokenizer

@@ -26,7 +26,7 @@ from pitlm.run.results import data_line, run_report
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to export, and the run and stage that it comes from where it lies in one."""
+    """A model to export. ``run`` and ``stage`` say where the model comes from, if it lies in a run."""
 
     model: Path
     card: Card
@@ -35,14 +35,14 @@ class Source:
 
     @classmethod
     def of(cls, folder: Path, model: Kind | None = None) -> Source:
-        """Find it by the folder of a run, of a stage, or of the model itself.
+        """Find the model by the folder of a run, of a stage, or of the model itself.
 
         Args:
-            model: which one of a run; the improver where it is not said.
+            model: which model of a run; by default the improver.
 
         Raises:
             InputError: none of the three, an adapter alone, a stage that is not done, a run without evaluation, or
-                ``model`` for what is no run.
+                ``model`` beside something other than a run.
         """
         if not folder.is_dir():
             raise InputError(f"{folder}: found no such folder, expected that of a run, a stage or a model")
@@ -76,10 +76,10 @@ class Source:
         return cls(folder / "model", card, run, folder.name)
 
     def check_adapter(self, *, on_hub: bool) -> None:
-        """Refuse an adapter that is not there, or of no use to those who get it.
+        """Refuse an adapter that does not exist, or that nobody else can use.
 
         Args:
-            on_hub: others get it, who have the base only where it is on the hub, too.
+            on_hub: other people get the adapter, so its base must be on the hub too.
 
         Raises:
             InputError: the model was not trained with LoRA, or the base is a folder of this machine.
@@ -107,7 +107,7 @@ class Source:
         """
         if output.exists() and not output.is_dir():
             raise InputError.at(output, found="a file", expected="the folder that the model goes to")
-        # It is made beside, and put in this one's place.
+        # The export is made beside this folder, and then takes its place.
         if Path.cwd().is_relative_to(output.resolve()):
             raise InputError.at(output, found="the current folder, or one around it", expected="another; give -o")
         if output.is_mount():
@@ -135,17 +135,17 @@ def deliver(
     dtype: str | None = None,
     adapter: bool = False,
 ) -> Iterator[str]:
-    """Export a model into a folder, to the hub, or both; yields a line for each that is done.
+    """Export a model into a folder, to the hub, or both; yields a line about each when it is done.
 
     Args:
-        output, repository: at least one of them; without ``output`` nothing stays on this machine.
-        private: the repository has to be.
-        replace: an earlier export in ``output``.
+        output, repository: at least one of the two; without ``output`` nothing stays on this machine.
+        private: the repository has to be private.
+        replace: an earlier export in ``output`` may be replaced.
         dtype, adapter: see :func:`export`.
 
     Raises:
-        InputError: an output that must not be written to, no adapter, nothing loadable, or what the hub refuses; what
-            was written before is then named.
+        InputError: an output that must not be written to, no adapter, nothing loadable, or the hub refuses. If the
+            folder was written before, the message names it.
     """
     if output is not None:
         source.check_output(output, replace=replace)
@@ -176,9 +176,9 @@ def export(
 
     Args:
         name: what the card calls it.
-        on_hub: it is a name on the hub, not of a folder.
-        dtype: of the weights; None leaves them as they are.
-        adapter: write the adapter over the base of the run in place of whole weights.
+        on_hub: the name is one on the hub, not that of a folder.
+        dtype: type of the weights; None leaves the weights as they are.
+        adapter: write the adapter over the base of the run, not whole weights.
 
     Raises:
         InputError: nothing loadable there.

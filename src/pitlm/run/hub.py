@@ -14,13 +14,14 @@ from pitlm.core.errors import InputError
 
 
 def open_repository(name: str, *, private: bool) -> str:
-    """Make the repository of a model where there is none yet.
+    """Make the repository of a model, unless it exists.
 
     Returns:
-        Its whole name, with the owner's.
+        The whole name of the repository, with its owner.
 
     Raises:
-        InputError: not online, no token, a name that cannot be, refused, or public where a private one is wanted.
+        InputError: not online, no token, an impossible name, a refusal, or a public repository where a
+            private one is wanted.
     """
     if is_offline_mode():
         raise InputError("--push-to-hub: found HF_HUB_OFFLINE set, expected to be online; unset it")
@@ -34,13 +35,13 @@ def open_repository(name: str, *, private: bool) -> str:
 
 
 def upload(folder: Path, name: str) -> str:
-    """Upload a folder as one commit; files that are the same there already are not sent.
+    """Upload a folder as one commit; files that the repository has already are not sent.
 
     Returns:
         The address of the commit.
 
     Raises:
-        InputError: refused, or the connection was lost; the same command goes on.
+        InputError: the hub refuses, or the connection was lost; the same command goes on.
     """
     with _explained(name):
         commit = HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message=f"pit export ({__version__})")
@@ -49,7 +50,7 @@ def upload(folder: Path, name: str) -> str:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What the client of the hub raises, as one message."""
+    """Turn the errors of the hub's client into one message."""
     try:
         yield
     except InputError:

@@ -55,7 +55,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
     stages = [stage.name for stage in recipe.curriculum.stage_list]
     return Report(
         title,
-        settings=_settings(recipe, data, judge, summary.items),
+        settings=_settings(recipe, data, ", ".join(result["judges"]), summary.items),
         headline=[
             f"PIT against the original answer: Delta {points(pit.delta)} points over {summary.items} held-out "
             f"prompts, judged by {judge}.",
@@ -80,7 +80,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
     )
 
 
-def _settings(recipe: Recipe, data: Mapping[str, Any], judge: str, items: int) -> dict[str, str]:
+def _settings(recipe: Recipe, data: Mapping[str, Any], judges: str, items: int) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "seed": str(recipe.seed),
@@ -89,7 +89,7 @@ def _settings(recipe: Recipe, data: Mapping[str, Any], judge: str, items: int) -
         "start model": recipe.model.base or "from scratch",
         "training": "LoRA" if recipe.peft else "full",
         "curriculum": ", ".join(recipe.curriculum.stages),
-        "judge": judge,
+        "judge": judges,
         "held-out prompts": str(items),
         "improver temperature": f"{recipe.loop.temperature:g}",
         "policy temperature": f"{recipe.evaluation.policy_temperature:g}",
