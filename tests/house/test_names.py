@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,40 @@ def test_no_module_is_callable() -> None:
     modules = {dotted(path).removeprefix("pitlm.") for path in MODULES}
     assert modules.isdisjoint(pitlm.__all__)
     assert [dotted(path) for path in MODULES if "sys.modules[__name__]" in path.read_text(encoding="utf-8")] == []
+
+
+def there(module: str, name: str = "") -> bool:
+    """Whether the module, and the name in it, can be imported. A library of an extra that is missing is no fault."""
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        return (error.name or "pitlm").split(".")[0] != "pitlm"
+    return not name or hasattr(found, name) or find_spec(f"{module}.{name}") is not None
+
+
+def test_every_module_can_be_imported() -> None:
+    assert [name for name in map(dotted, MODULES) if not there(name)] == []
+
+
+def test_every_import_of_the_package_is_there() -> None:
+    """Also inside functions, in benchmarks and examples, and in strings such as ``module:name``: mypy sees not all."""
+    users = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    gone = []
+    for path in [*MODULES, *users]:
+        for node in ast.walk(tree(path)):
+            match node:
+                case ast.ImportFrom(module=str(module), names=aliases) if module.split(".")[0] == "pitlm":
+                    named = [(module, alias.name) for alias in aliases]
+                case ast.Constant(value=str(text)) if match := re.fullmatch(r"(pitlm[\w.]*):(\w+)[\w.]*", text):
+                    named = [(match[1], match[2])]
+                case _:
+                    continue
+            gone += [
+                f"{path.relative_to(ROOT)}:{node.lineno} {where}: {name}"
+                for where, name in named
+                if not there(where, name)
+            ]
+    assert gone == []
 
 
 LIBRARIES = {"_get_per_token_logps_and_entropies", "_generate_single_turn", "_name_or_path"}

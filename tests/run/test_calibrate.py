@@ -77,7 +77,7 @@ def test_a_bad_row_among_the_further_prompts_is_named(calibrated: Path, shell: A
     (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n{}\n")
     done = shell("calibrate", "--run", calibrated, "--prompts", tmp_path / "more.jsonl")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "more.jsonl:2: field 'prompt': found nothing, expected" in " ".join(done.stderr.split())
+    assert "more.jsonl:2: found the fields none, expected 'prompt' or 'messages'" in " ".join(done.stderr.split())
     assert not (calibrated / "gap" / "model" / "calibration.json").exists()
 
 

@@ -16,7 +16,6 @@ from pitlm.worlds.pocket import (
     WEIGHTS,
     Marks,
     ShopRequest,
-    Weights,
     best_utility,
     draw_request,
     draw_response,
@@ -35,7 +34,7 @@ PERFECT = "price nine . color red . happy to help ."
 def known_weights(monkeypatch):
     """Fixed weights for hand arithmetic, so that tuning the world does not change these tests."""
     monkeypatch.setattr(
-        world, "WEIGHTS", Weights(right=0.5, wrong=-1, rude=-1, padding=-0.5, repeated=-0.5, courtesy=0.5)
+        world, "WEIGHTS", Marks(right=0.5, wrong=-1, rude=-1, padding=-0.5, repeated=-0.5, courtesy=0.5)
     )
     monkeypatch.setattr(world, "NOISE", 0.4)
 
@@ -52,7 +51,7 @@ def known_weights(monkeypatch):
         ("size small .", Marks(0, 0, 0, 1, 0, 0), -0.5),  # right, but not asked
         ("silly question . price nine .", Marks(1, 0, 1, 0, 0, 0), -0.5),
         ("as you can see . well anyway .", Marks(0, 0, 0, 2, 0, 0), -1.0),
-        ("happy to help . thanks for asking . happy to help .", Marks(0, 0, 0, 0, 0, 3), -0.5),
+        ("happy to help . thanks for asking . happy to help .", Marks(0, 0, 0, 2, 0, 1), -0.5),  # courtesy counts once
         ("", Marks(0, 0, 0, 0, 0, 0), 0.0),
         ("price nine", Marks(1, 0, 0, 0, 0, 0), 0.5),
         ("price nine color red .", Marks(0, 0, 0, 1, 0, 0), -0.5),

@@ -43,7 +43,7 @@ def broken(prompt, response):
         "wrong": marks.wrong,
         "missing": asked - marks.right - marks.wrong,
         "rude": marks.rude,
-        "padding": marks.padding + max(0, marks.courtesy - 1),
+        "padding": marks.padding,
         "repeated": marks.repeated,
         "curt": marks.courtesy == 0,
     }

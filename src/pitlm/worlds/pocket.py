@@ -1,16 +1,18 @@
 """A shop-desk world of about fifty words, with a known truth.
 
-A prompt holds the facts of one item and what the customer asks for. A response is a few short
-sentences. A hidden utility makes the preferences, with Bradley-Terry noise. Nothing that is trained
-ever sees the utility: it only labels pairs, and judges at the end.
+A prompt holds the facts of one item and what the customer asks for. A response is a few short sentences. A hidden
+utility makes the preferences, with Bradley-Terry noise. Nothing that is trained ever sees the utility: it only labels
+pairs, and judges at the end.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pitlm.core.nouns import Preference, Prompt
 
@@ -30,19 +32,19 @@ NOISE = 0.4
 """Temperature of the Bradley-Terry noise: P(a preferred to b) = sigmoid((u_a - u_b) / NOISE)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The hidden utility: points that each criterion adds."""
+class Marks(NamedTuple):
+    """One number for each kind of sentence that the utility tells apart: a count, or the points that it adds."""
 
-    right: float = 1.0
-    wrong: float = -1.0
-    rude: float = -1.0
-    padding: float = -0.5
-    repeated: float = -0.5
-    courtesy: float = 0.5
+    right: float = 0
+    wrong: float = 0
+    rude: float = 0
+    padding: float = 0
+    repeated: float = 0
+    courtesy: float = 0
 
 
-WEIGHTS = Weights()
+WEIGHTS = Marks(right=1.0, wrong=-1.0, rude=-1.0, padding=-0.5, repeated=-0.5, courtesy=0.5)
+"""The hidden utility, in points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,59 +67,42 @@ class ShopRequest:
         return cls(item, dict(zip(words[::2], words[1::2], strict=True)), tuple(asked.split()))
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Counts of each thing in a response that the utility looks at."""
+def kinds(request: ShopRequest, response: str) -> list[tuple[str, str]]:
+    """Each sentence of a response, with the name of its kind in :class:`Marks`.
 
-    right: int
-    wrong: int
-    rude: int
-    padding: int
-    repeated: int
-    courtesy: int
+    A sentence that is none of the known things is padding, and so is a second courtesy.
+    """
+    told: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for sentence in filter(None, (part.strip() for part in response.split("."))):
+        subject, *rest = sentence.split()
+        if sentence in RUDE:
+            kind = "rude"
+        elif sentence in COURTESY:
+            kind = "padding" if "courtesy" in seen else "courtesy"
+            seen.add("courtesy")
+        elif len(rest) == 1 and subject in request.asked:
+            kind = "repeated" if subject in seen else "right" if rest[0] == request.facts[subject] else "wrong"
+            seen.add(subject)
+        else:
+            kind = "padding"
+        told.append((sentence, kind))
+    return told
 
 
 def mark(prompt: Prompt, response: str) -> Marks:
-    """Count the marks of a response. A sentence that is none of the known things is padding."""
-    counts = dict.fromkeys(Marks.__slots__, 0)
-    for _, kind in kinds(ShopRequest.parse(prompt), response):
-        counts[kind] += 1
-    return Marks(**counts)
-
-
-def kinds(request: ShopRequest, response: str) -> list[tuple[str, str]]:
-    """Each sentence of a response, with the name of its mark in :class:`Marks`."""
-    answered: set[str] = set()
-    sentences = filter(None, (part.strip() for part in response.split(".")))
-    return [(sentence, _kind(sentence, request, answered)) for sentence in sentences]
-
-
-def _kind(sentence: str, request: ShopRequest, answered: set[str]) -> str:
-    words = sentence.split()
-    if sentence in RUDE:
-        return "rude"
-    if sentence in COURTESY:
-        return "courtesy"
-    if len(words) == 2 and words[0] in request.asked:
-        if words[0] in answered:
-            return "repeated"
-        answered.add(words[0])
-        return "right" if words[1] == request.facts[words[0]] else "wrong"
-    return "padding"
+    """How many sentences of each kind a response has."""
+    return Marks(**Counter(kind for _, kind in kinds(ShopRequest.parse(prompt), response)))
 
 
 def utility(prompt: Prompt, response: str) -> float:
-    """The truth, in points: weighted marks; courtesy counts once, and more of it is padding."""
-    marks = mark(prompt, response)
-    once = min(marks.courtesy, 1)
-    return (
-        WEIGHTS.right * marks.right
-        + WEIGHTS.wrong * marks.wrong
-        + WEIGHTS.rude * marks.rude
-        + WEIGHTS.padding * (marks.padding + marks.courtesy - once)
-        + WEIGHTS.repeated * marks.repeated
-        + WEIGHTS.courtesy * once
-    )
+    """The truth, in points: the weighted marks."""
+    return sum((points * count for points, count in zip(WEIGHTS, mark(prompt, response), strict=True)), 0.0)
+
+
+def written(sentences: Sequence[str]) -> str:
+    """Sentences as one text, each with its full stop."""
+    return " ".join(f"{sentence} ." for sentence in sentences)
 
 
 def best_utility(prompt: Prompt) -> float:
@@ -154,7 +139,7 @@ def draw_response(rng: random.Random, request: ShopRequest) -> str:
         sentences.append(rng.choice(closing))
     if stray:
         sentences.insert(rng.randrange(len(sentences) + 1), rng.choice(stray))
-    return " ".join(f"{sentence} ." for sentence in sentences) or f"{rng.choice(PADDING)} ."
+    return written(sentences or [rng.choice(PADDING)])
 
 
 def prefer(rng: random.Random, prompt: Prompt, first: str, second: str) -> Preference:

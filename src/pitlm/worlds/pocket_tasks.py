@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.worlds.pocket import COURTESY, ShopRequest, kinds
+from pitlm.worlds.pocket import COURTESY, ShopRequest, kinds, written
 
 CRITERIA = ("wrong", "missing", "rude", "padding", "repeated", "curt")
 """The criteria of the utility, each named after its fault. ``curt`` is an answer without courtesy."""
@@ -47,15 +47,19 @@ def lesson(prompt: Prompt, response: str, criterion: str) -> Lesson:
         raise ValueError(f"criterion: found '{criterion}', expected one of {', '.join(CRITERIA)}")
     request = ShopRequest.parse(prompt)
     told = kinds(request, response)
-    if criterion in ("missing", "curt"):
-        found = _missing(request, told) if criterion == "missing" else _curt(told)
-        mended = [*(sentence for sentence, _ in told), *found]
-    else:
-        broken = _broken(told, criterion)
-        found = [told[index][0] for index in sorted(broken)]
-        kept = [index for index in range(len(told)) if criterion == "wrong" or index not in broken]
-        mended = [_right(request, told[index][0]) if index in broken else told[index][0] for index in kept]
-    return Lesson(prompt, response, criterion, _text(found), _text(mended) if found else response)
+    right = {attribute: f"{attribute} {request.facts[attribute]}" for attribute in request.asked}
+    found = [sentence for sentence, kind in told if kind == criterion]
+    mended = [sentence for sentence, kind in told if kind != criterion]
+    if criterion == "wrong":
+        mended = [right[sentence.split()[0]] if kind == "wrong" else sentence for sentence, kind in told]
+    elif criterion == "missing":
+        answered = {sentence.split()[0] for sentence, kind in told if kind in ("right", "wrong")}
+        found = [sentence for attribute, sentence in right.items() if attribute not in answered]
+        mended += found
+    elif criterion == "curt":
+        found = [] if any(kind == "courtesy" for _, kind in told) else [COURTESY[0]]
+        mended += found
+    return Lesson(prompt, response, criterion, written(found), written(mended) if found else response)
 
 
 def mend(prompt: Prompt, response: str, criteria: Sequence[str]) -> str:
@@ -72,40 +76,12 @@ def draw_lessons(rng: random.Random, pairs: Sequence[Preference], count: int) ->
         criterion = CRITERIA[number % len(CRITERIA)]
         wanted = rng.random() < 0.5
         for _ in range(TRIES):
-            made = _draw(rng, rng.choice(pairs), criterion)
+            pair = rng.choice(pairs)
+            before = [other for other in CRITERIA if other != criterion and rng.random() < MENDED_BEFORE]
+            response = rng.choice((pair.chosen, pair.rejected))
+            response = mend(pair.prompt, response, rng.sample(before, k=len(before)))
+            made = lesson(pair.prompt, response, criterion)
             if bool(made.found) is wanted:
                 break
         lessons.append(made)
     return lessons
-
-
-def _draw(rng: random.Random, pair: Preference, criterion: str) -> Lesson:
-    before = [other for other in CRITERIA if other != criterion and rng.random() < MENDED_BEFORE]
-    response = mend(pair.prompt, rng.choice((pair.chosen, pair.rejected)), rng.sample(before, k=len(before)))
-    return lesson(pair.prompt, response, criterion)
-
-
-def _missing(request: ShopRequest, told: Sequence[tuple[str, str]]) -> list[str]:
-    answered = {sentence.split()[0] for sentence, kind in told if kind in ("right", "wrong")}
-    return [f"{attribute} {request.facts[attribute]}" for attribute in request.asked if attribute not in answered]
-
-
-def _curt(told: Sequence[tuple[str, str]]) -> list[str]:
-    return [] if any(kind == "courtesy" for _, kind in told) else [COURTESY[0]]
-
-
-def _broken(told: Sequence[tuple[str, str]], criterion: str) -> set[int]:
-    """Positions of the sentences that break the criterion; a second courtesy is padding, as in the utility."""
-    found = {index for index, (_, kind) in enumerate(told) if kind == criterion}
-    if criterion == "padding":
-        found |= set([index for index, (_, kind) in enumerate(told) if kind == "courtesy"][1:])
-    return found
-
-
-def _right(request: ShopRequest, sentence: str) -> str:
-    attribute = sentence.split()[0]
-    return f"{attribute} {request.facts[attribute]}"
-
-
-def _text(sentences: Sequence[str]) -> str:
-    return " ".join(f"{sentence} ." for sentence in sentences)
