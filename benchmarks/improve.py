@@ -47,7 +47,7 @@ from pitlm.models.loading import Card, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 
 SETTINGS = LoopSection(rounds=3, temperature=0.0)
 LONGEST = 256

@@ -35,7 +35,7 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.calibrate import fresh_answers
 from pitlm.run.context import Context
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 from pitlm.run.judges import truth
 from pitlm.worlds import pocket as world
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 from pitlm.run.results import run_report
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pitlm.run.calibrate import fresh_answers
 from pitlm.run.context import Context
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 
 PROMPT = "lamp : price nine color red size small . price ?"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pitlm.run.evaluated import run_verdicts
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 from pitlm.run.results import run_report
 
 STAGES = [

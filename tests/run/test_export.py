@@ -31,7 +31,7 @@ from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_causal, load_tokenizer, save
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 from pitlm.run.results import run_report
 
 PROMPT = "lamp : price nine color red size small . price ?"

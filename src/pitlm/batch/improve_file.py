@@ -24,7 +24,7 @@ from pitlm.loop.calibration import load_calibrations, margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 
 
 def improve_file(

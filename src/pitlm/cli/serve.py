@@ -92,7 +92,7 @@ def _of_run(folder: Path, settings: Settings, loop: LoopSection) -> tuple[Settin
 
     R_P gives its second opinion beside the run's own gap model only.
     """
-    from pitlm.run.finished import stored_recipe
+    from pitlm.run.folder import stored_recipe
 
     recipe = stored_recipe(folder)
     improver, gap, reward = (str(folder / stage / "model") for stage in (recipe.improver_stage, "gap", "reward"))

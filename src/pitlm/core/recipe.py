@@ -41,6 +41,11 @@ class DataSection(Section):
             raise ValueError(f"test {self.test} + validation {self.validation} leave nothing to train on; sum below 1")
         return self
 
+    @property
+    def pocket(self) -> bool:
+        """Whether the pairs come from the pocket world, whose truth is known."""
+        return self.source == "pocket"
+
 
 class InitSection(Section):
     """A small model made from scratch, where there are no weights to start from."""

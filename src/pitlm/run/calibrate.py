@@ -22,7 +22,7 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.finished import stored_recipe
+from pitlm.run.folder import stored_recipe
 
 
 def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:

@@ -15,7 +15,6 @@ from pitlm.method.setting import Quality, Setting
 from pitlm.models.adapters import Bases
 from pitlm.models.devices import release_memory
 from pitlm.models.scorers import RewardModel
-from pitlm.run.finished import POCKET
 from pitlm.run.judges import truth
 
 
@@ -34,10 +33,6 @@ class Context(Setting):
 
     launch: Launch | None = None
     rank: bool = False
-
-    @property
-    def pocket(self) -> bool:
-        return self.recipe.data.source == POCKET
 
     def train(self, folder: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Do the training of a stage, and nothing else of it, here or in as many processes as the launch says.
@@ -72,7 +67,7 @@ class Context(Setting):
         Args:
             bases: opens the reward model beside other models.
         """
-        if self.pocket:
+        if self.recipe.data.pocket:
             return truth()
         model = self.open(RewardModel, "judge", bases)
 

@@ -12,8 +12,7 @@ import numpy as np
 from pitlm.core.errors import InputError
 from pitlm.evaluate.summary import AnswerFigures
 from pitlm.loop.baselines.baseline import ORIGINAL
-from pitlm.run.finished import stored_recipe
-from pitlm.run.folder import stage_result
+from pitlm.run.folder import stage_result, stored_recipe
 
 
 def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:

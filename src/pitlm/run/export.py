@@ -18,8 +18,7 @@ from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
 from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
 from pitlm.report.card import Exported, Origin, model_card
-from pitlm.run.finished import POCKET, stored_recipe
-from pitlm.run.folder import stage_record, stage_result
+from pitlm.run.folder import stage_record, stage_result, stored_recipe
 from pitlm.run.hub import open_repository, upload
 from pitlm.run.results import data_line, run_report
 
@@ -233,12 +232,12 @@ def _origin(run: Path, stage: str, *, writes: bool) -> Origin:
         recipe=tree,
         stage=stage,
         base=tree["model"][start] or "from scratch",
-        hub_source=None if recipe.data.source == POCKET else on_hub["data.source"],
+        hub_source=None if recipe.data.pocket else on_hub["data.source"],
         hub_base=on_hub[f"model.{start}"],
         version=record["version"],
         reading=data_line(data),
         folds={name: fold["pairs"] for name, fold in data["folds"].items()},
         results=run_report(run, recipe),
         row={recipe.improver_stage: PIT, "improver-sft": SFT, recipe.policy_stage: ORIGINAL}.get(stage, ""),
-        pocket=recipe.data.source == POCKET,
+        pocket=recipe.data.pocket,
     )

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from pitlm import __version__
 from pitlm.core.errors import InputError
+from pitlm.core.recipe import Recipe
+from pitlm.core.recipe_file import load_recipe
 from pitlm.io.atomic import write_text
 
 FORMAT = 2
@@ -205,6 +207,18 @@ class RunFolder:
             f"{self.root}: this folder holds a run with other settings:\n  " + "\n  ".join(listed) + "\n"
             "Choose another folder with --out, or redo the stages that changed with --update."
         )
+
+
+def stored_recipe(root: Path) -> Recipe:
+    """The recipe of an earlier run.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    path = root / "recipe.json"
+    if not path.is_file():
+        raise InputError(f"{root}: found no recipe.json, expected the folder of a run")
+    return load_recipe(path)
 
 
 def stage_record(root: Path, name: str) -> dict[str, Any] | None:

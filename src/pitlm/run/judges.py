@@ -19,7 +19,6 @@ from pitlm.judge.judge_prompt import DEFAULT
 from pitlm.judge.make_judge import check_section, make_judge, run_judge, spent_on
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import ScoreJudge
-from pitlm.run.finished import POCKET
 from pitlm.worlds import pocket as world
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def check_judges(recipe: Recipe) -> None:
     for index, section in enumerate(recipe.evaluation.judges or ()):
         key = f"evaluation.judges.{index}"
         check_section(section, f"kind {section.kind}", lambda field, key=key: f"{key}.{field}")  # type: ignore[misc]
-        own = "truth" if recipe.data.source == POCKET else "reward"
+        own = "truth" if recipe.data.pocket else "reward"
         if section.kind in OF_A_RUN and section.kind != own:
             where = "in the pocket world" if own == "truth" else "on data without a known truth"
             raise InputError(f"{key}.kind: found '{section.kind}', expected '{own}' {where}")

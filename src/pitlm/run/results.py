@@ -22,7 +22,6 @@ from pitlm.report.html import render
 from pitlm.report.shape import BeforeAfter, Curve, Report, RoundQuality, health_lines, share_interval
 from pitlm.report.terminal import points
 from pitlm.run.evaluated import read_lines, run_verdicts
-from pitlm.run.finished import POCKET
 from pitlm.run.folder import Status, is_current, stage_record, stage_result
 
 EXAMPLES = 400
@@ -150,7 +149,7 @@ def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, r
         else f"Best-of-N had {result['best_of_samples']} further samples per prompt, the whole number nearest to "
         f"{result['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]
-    if recipe.data.source != POCKET and (not recipe.evaluation.judges or recipe.evaluation.judges[0].kind == "reward"):
+    if not recipe.data.pocket and (not recipe.evaluation.judges or recipe.evaluation.judges[0].kind == "reward"):
         found.append(
             "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
             "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."

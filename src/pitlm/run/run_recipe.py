@@ -20,7 +20,6 @@ from pitlm.method.rl import check_rollouts
 from pitlm.models.loading import check_quantization, quiet
 from pitlm.report.terminal import print_report
 from pitlm.run.context import Context
-from pitlm.run.finished import POCKET
 from pitlm.run.folder import RunFolder, stage_record, stage_result
 from pitlm.run.judges import check_judges
 from pitlm.run.results import data_line, run_report
@@ -71,7 +70,7 @@ def run_recipe(
         words = {"skip": "done before", "start": "", "resume": "goes on", "done": f"{seconds:.0f} s"}
         if event == "done":
             done.add(name)
-            if name == "data" and recipe.data.source != POCKET:
+            if name == "data" and not recipe.data.pocket:
                 console.print(Text(f"  {data_line(stage_result(out, name))}"))
             return
         number = f"{names.index(name) + 1}/{len(names)}"

@@ -1,7 +1,8 @@
-"""The work of each stage of a run: which folder and settings go to the method, and what is measured afterwards."""
+"""The work of each stage of a run: the first prepares the data, the others hand folders and settings to the method."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pitlm.data.folds import unique_prompts
+from pitlm.core.errors import InputError
+from pitlm.data.dataset import Loaded, load_preferences
+from pitlm.data.folds import cut_folds, unique_prompts, write_folds
+from pitlm.data.lengths import fit_preferences
 from pitlm.evaluate.gap_health import FreshPair, gap_health
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.console import progress_bar
@@ -18,12 +22,17 @@ from pitlm.method.logs import read_metrics
 from pitlm.method.probe import probe_file
 from pitlm.method.supervised import train_on_pairs
 from pitlm.models.generators import Policy
+from pitlm.models.loading import load_shape, load_tokenizer, load_window
 from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.models.scratch import make_from_scratch
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
-from pitlm.run.prepare import prepare
 from pitlm.run.results import write_report
 from pitlm.run.stages import PipelineStage
+from pitlm.worlds import pocket as world
+
+TEMPLATE_TOKENS = 48
+"""Tokens allowed for the marks of the chat template and for the request, beside x, y_ref and y."""
 
 
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
@@ -35,15 +44,92 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
         return evaluate(context, folder, recipe.policy_stage, recipe.improver_stage)
     if kind == "report":
         return write_report(context.root, recipe)
-    if kind == "policy-rl":
-        result = train_policy(context, stage.rl, folder)
-        return {**result, "trend": quality_trend(read_metrics(probe_file(folder)))}
-    if kind == "curriculum":
-        assert stage.curriculum is not None
-        result = train_stage(context, stage.curriculum, folder)
+    if kind == "policy-rl" or kind == "curriculum":
+        if stage.curriculum is None:
+            result = train_policy(context, stage.rl, folder)
+        else:
+            result = train_stage(context, stage.curriculum, folder)
         return {**result, "trend": quality_trend(read_metrics(probe_file(folder)))}
     result = train_on_pairs(context, kind, stage.folds, stage.training, folder)
     return {**result, "health": _health(context, folder)} if kind == "gap" else result
+
+
+def prepare(context: Context, folder: Path) -> dict[str, Any]:
+    """Read the pairs, fit them to the lengths and cut them into folds.
+
+    If the recipe starts from scratch, ``base`` in the folder gets a tokenizer and a model.
+    """
+    recipe, data = context.recipe, context.recipe.data
+    longest = data.max_prompt_tokens + 2 * max(data.max_response_tokens, data.max_new_tokens or 0) + TEMPLATE_TOKENS
+    loaded = _load(context, folder)
+    if recipe.model.init is not None:
+        raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation)
+        pairs = [pair for name in ("sft", "reward", "rl") for pair in raw[name]]
+        make_from_scratch(
+            recipe.model.init,
+            [y for p in pairs for y in (*(turn.content for turn in p.prompt.messages), p.chosen, p.rejected)],
+            folder / "base",
+            seed=context.seed("base"),
+            max_tokens=longest,
+            words=[*world.vocabulary(), *recipe.template.ask.split()] if data.pocket else (),
+        )
+    _check_models(context, longest)
+    fitted, trimmed = fit_preferences(loaded.preferences, context.tokenizer, context.template, data)
+    if not fitted:
+        raise InputError(
+            f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and "
+            f"{data.max_response_tokens} response tokens, expected some; raise data.max_prompt_tokens or "
+            "data.max_response_tokens"
+        )
+    # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
+    folds = cut_folds(fitted, test=data.test, validation=data.validation)
+    summary = write_folds(folder, folds, loaded)
+    return {**summary, "over_long": {"dropped": len(loaded.preferences) - len(fitted), "trimmed": trimmed}}
+
+
+def _load(context: Context, folder: Path) -> Loaded:
+    data = context.recipe.data
+    if data.pocket:
+        pairs = world.make_preferences(data.pairs or 24_000, context.recipe.seed)
+        return Loaded(preferences=pairs, read=len(pairs), dropped={}, invalid=0)
+    if data.source is None:
+        raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
+    return load_preferences(
+        data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejects.jsonl", limit=data.pairs, progress=True
+    )
+
+
+def _check_models(context: Context, longest: int) -> None:
+    """Check before any training that the models of the recipe can be used.
+
+    The start model must have room for the longest sequence that the lengths allow: x, y_ref, y and the template's own
+    tokens. Policy, improver and both reward models must read the same token ids. The start model must have the modules
+    that adapters are for.
+
+    Raises:
+        InputError: a model cannot be used.
+    """
+    start, base, peft = context.start, context.recipe.model.reward_base, context.recipe.peft
+    window = load_window(start)
+    if window is not None and longest > window:
+        raise InputError(
+            f"{start}: found a window of {window} tokens, expected at least {longest}: data.max_prompt_tokens, "
+            f"twice data.max_response_tokens (or max_new_tokens) and {TEMPLATE_TOKENS} for the template; lower them"
+        )
+    if base is not None and load_tokenizer(base).get_vocab() != context.tokenizer.get_vocab():
+        raise InputError(f"model.reward_base: found {base}, whose vocabulary is not that of {start}, expected the same")
+    if peft is None or peft.target_modules == "all-linear":
+        return
+    names = [name for name, _ in load_shape(start).named_modules()]
+    asked = peft.target_modules  # as PEFT reads them: a pattern of whole names, or a list of what they end with
+    wanted = {asked: asked} if isinstance(asked, str) else {end: rf"(.*\.)?{re.escape(end)}" for end in asked}
+    for written, pattern in wanted.items():
+        if not any(re.fullmatch(pattern, name) for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names if name.endswith(("_proj", "_fc", "_attn"))})
+            raise InputError(
+                f"peft.target_modules: found {written}, which no module of {start} is called, expected"
+                f" all-linear, or of these: {', '.join(known)}"
+            )
 
 
 def _health(context: Context, folder: Path) -> dict[str, Any]:

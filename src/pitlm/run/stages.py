@@ -7,12 +7,11 @@ this list, and :mod:`pitlm.run.stage_work` does the work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pitlm.core.recipe import CurriculumStage, Recipe, RLSection, TrainSection
 from pitlm.io.digest import digest
-from pitlm.run.finished import POCKET
 from pitlm.run.folder import Stage
 from pitlm.run.judges import judge_settings
 
@@ -54,59 +53,9 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     Args:
         contents: read what local files and folders the recipe names hold. Their contents belong to the fingerprints.
     """
-    common = _common(recipe, contents)
-    policy, evaluation, curriculum = recipe.policy_stage, recipe.evaluation, recipe.curriculum
-    judges = [] if recipe.data.source == POCKET else ["judge"]
-    stages: list[PipelineStage] = []
-
-    def add(
-        task: Task,
-        name: str,
-        needs: Sequence[str],
-        section: TrainSection | None = None,
-        folds: Sequence[str] = (),
-        settings: Mapping[str, Any] | None = None,
-        curriculum: CurriculumStage | None = None,
-    ) -> None:
-        train = {} if section is None else {"train": section.model_dump(), "folds": list(folds)}
-        stages.append(
-            PipelineStage(name, {**common, **train, **(settings or {})}, needs, task, section, folds, curriculum)
-        )
-
-    source = _input("data.source", recipe.data.source, contents)
-    add("data", "data", [], settings={"data": recipe.data.model_dump(exclude={"source"}), **source})
-    add("policy", "policy-sft", ["data"], recipe.policy_sft, ["sft"])
-    add("reward", "reward", ["data", "policy-sft"], recipe.reward, ["reward"])
-    for judge in judges:
-        # The judge never sees a pair that R_P or R_PIT is trained on: neither is judged by its own errors.
-        add("reward", judge, ["data", "policy-sft"], recipe.reward, ["sft", "rl"])
-    if recipe.policy_rl:
-        add("policy-rl", "policy-rl", ["data", "policy-sft", "reward", *judges], recipe.policy_rl, ["rl"])
-    start = ["policy-sft"] if recipe.model.improver_start == "policy" else []
-    add("improver", "improver-sft", ["data", *start], recipe.improver_sft, ["sft"])
-    # The batch size of sampling decides which samples share a stream of random numbers.
-    fresh = evaluation.model_dump(include={"fresh_pairs", "policy_temperature", "batch_size"})
-    needs = ["data", "reward", policy, "improver-sft", *judges]
-    add("gap", "gap", needs, recipe.gap, ["reward"], fresh)
-    scorer = "gap" if curriculum.reward == "gap" else "reward"
-    references = {"reward": curriculum.reward, "reference_temperature": curriculum.reference_temperature}
-    for stage in curriculum.stage_list:
-        needs = ["data", "improver-sft", scorer, policy, *([stage.previous] if stage.previous else []), *judges]
-        add("curriculum", stage.name, needs, stage.rl, ["rl"], {"source": stage.source, **references}, stage)
-    names = [stage.name for stage in stages]
-    before = ["policy-sft"] if recipe.policy_rl else []  # a baseline: the policy before RLHF
-    needs = ["data", policy, *before, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
-    held_out = {"evaluation": evaluation.model_dump(exclude={"judges"}), "loop": recipe.loop.model_dump()}
-    if contents:
-        held_out |= judge_settings(evaluation.judges)
-    add("evaluation", "evaluation", needs, settings=held_out)
-    stages.append(PipelineStage("report", {"name": recipe.name}, [*names, "evaluation"], "report"))
-    return stages
-
-
-def _common(recipe: Recipe, contents: bool) -> dict[str, Any]:
-    model = recipe.model
-    return {
+    model, evaluation, curriculum, policy = recipe.model, recipe.evaluation, recipe.curriculum, recipe.policy_stage
+    judges = [] if recipe.data.pocket else ["judge"]
+    common = {
         "seed": recipe.seed,
         "model": model.model_dump(exclude={"base", "reward_base"}),
         **_input("model.base", model.base, contents, sample=True),
@@ -114,6 +63,41 @@ def _common(recipe: Recipe, contents: bool) -> dict[str, Any]:
         "template": recipe.template.model_dump(),
         "peft": recipe.peft.model_dump() if recipe.peft else None,
     }
+    stages: list[PipelineStage] = []
+
+    def add(task: Task, name: str, needs: Sequence[str], settings: Mapping[str, Any], **trains: Any) -> None:
+        stage = PipelineStage(name, {**common, **settings}, needs, task, **trains)
+        train = stage.section and {"train": stage.section.model_dump(), "folds": list(stage.folds)}
+        stages.append(replace(stage, settings={**stage.settings, **(train or {})}))
+
+    source = _input("data.source", recipe.data.source, contents)
+    add("data", "data", [], {"data": recipe.data.model_dump(exclude={"source"}), **source})
+    add("policy", "policy-sft", ["data"], {}, section=recipe.policy_sft, folds=["sft"])
+    add("reward", "reward", ["data", "policy-sft"], {}, section=recipe.reward, folds=["reward"])
+    for judge in judges:
+        # The judge never sees a pair that R_P or R_PIT is trained on: neither is judged by its own errors.
+        add("reward", judge, ["data", "policy-sft"], {}, section=recipe.reward, folds=["sft", "rl"])
+    if recipe.policy_rl:
+        needs = ["data", "policy-sft", "reward", *judges]
+        add("policy-rl", "policy-rl", needs, {}, section=recipe.policy_rl, folds=["rl"])
+    start = ["policy-sft"] if model.improver_start == "policy" else []
+    add("improver", "improver-sft", ["data", *start], {}, section=recipe.improver_sft, folds=["sft"])
+    # The batch size of sampling decides which samples share a stream of random numbers.
+    fresh = evaluation.model_dump(include={"fresh_pairs", "policy_temperature", "batch_size"})
+    needs = ["data", "reward", policy, "improver-sft", *judges]
+    add("gap", "gap", needs, fresh, section=recipe.gap, folds=["reward"])
+    scorer = "gap" if curriculum.reward == "gap" else "reward"
+    references = {"reward": curriculum.reward, "reference_temperature": curriculum.reference_temperature}
+    for stage in curriculum.stage_list:
+        needs = ["data", "improver-sft", scorer, policy, *([stage.previous] if stage.previous else []), *judges]
+        settings = {"source": stage.source, **references}
+        add("curriculum", stage.name, needs, settings, section=stage.rl, folds=["rl"], curriculum=stage)
+    before = ["policy-sft"] if recipe.policy_rl else []  # a baseline: the policy before RLHF
+    needs = ["data", policy, *before, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
+    held_out = {"evaluation": evaluation.model_dump(exclude={"judges"}), "loop": recipe.loop.model_dump()}
+    add("evaluation", "evaluation", needs, held_out | (judge_settings(evaluation.judges) if contents else {}))
+    stages.append(PipelineStage("report", {"name": recipe.name}, [stage.name for stage in stages], "report"))
+    return stages
 
 
 def _input(key: str, source: str | None, contents: bool, *, sample: bool = False) -> Mapping[str, str | None]:
