@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.data.file_formats import Unreadable
-from pitlm.data.readers import RawRow, read_rows
+from pitlm.data.readers import RawRow, Unreadable, read_rows
 
 ROWS = [
     {"prompt": "Wie geht's?", "chosen": "good\nthanks", "rejected": 'bad, "very"'},
@@ -209,7 +208,7 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 PAIRS_READER = """
-from pitlm.data.file_formats import Unreadable, opened
+from pitlm.data.readers import Unreadable, opened
 
 
 def read(path):

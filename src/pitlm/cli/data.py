@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,10 +17,17 @@ if TYPE_CHECKING:
 
     from pitlm.core.nouns import Preference
     from pitlm.data.folds import Size
-    from pitlm.data.inspection import Inspection
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
+_COUNTS = {
+    "distinct_prompts": "distinct prompts",
+    "repeated_prompts": "pairs on a prompt seen before",
+    "duplicates": "exact duplicates of an earlier pair",
+    "contradictions": "pairs that contradict an earlier one",
+    "with_system": "prompts with a system turn",
+}
+"""Counts that ``pit data inspect`` prints, and how it calls them."""
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> Size:
@@ -29,6 +38,9 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> Size:
         except ValueError:
             continue
     raise click.BadParameter(f"found {value!r}, expected a share such as 0.1 or a number of pairs such as 500")
+
+
+_size_option = partial(click.option, show_default=True, callback=_size, metavar="SIZE")
 
 
 @click.group()
@@ -61,31 +73,24 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
     """
     from rich.console import Console
 
-    from pitlm.data.dataset import load_preferences
-    from pitlm.data.inspection import inspect_preferences
+    from pitlm.data.dataset import load_preferences, reading
+    from pitlm.data.inspection import inspect_preferences, pick_samples
 
-    found = inspect_preferences(load_preferences(source, skip_invalid=skip_invalid, progress=True), samples)
+    loaded = load_preferences(source, skip_invalid=skip_invalid, progress=True)
+    figures = inspect_preferences(loaded)
     console = Console()
-    _print_figures(console, found)
-    for number, pair in enumerate(found.samples, start=1):
+    click.echo(reading(**loaded.counts()))
+    _print_figures(console, figures)
+    for number, pair in enumerate(pick_samples(loaded.preferences, samples), start=1):
         _print_sample(console, number, pair)
-    write_figures(json_file, found.as_dict())
+    write_figures(json_file, figures)
 
 
 @data.command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write the folds to.")
-@click.option(
-    "--test", default="0.1", show_default=True, callback=_size, metavar="SIZE", help="Held out for evaluation."
-)
-@click.option(
-    "--validation",
-    default="0.05",
-    show_default=True,
-    callback=_size,
-    metavar="SIZE",
-    help="Held out for choices made in training.",
-)
+@_size_option("--test", default="0.1", help="Held out for evaluation.")
+@_size_option("--validation", default="0.05", help="Held out for choices made in training.")
 @click.option(
     "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
 )
@@ -106,9 +111,15 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
 
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.folds import cut_folds, write_folds
+    from pitlm.data.readers import check_outside
     from pitlm.io.console import make_table
 
-    _check_out(source, out, force)
+    if out.exists() and not out.is_dir():
+        raise InputError.at(out, found="a file", expected="a folder to write the folds to")
+    if out.is_dir() and not force and any(path.name != _REJECTS for path in out.iterdir()):
+        expected = "a new one, or --force to replace its folds"
+        raise InputError.at(out, found="a folder that is not empty", expected=expected)
+    check_outside(source, out)  # the next run would read the folds as data
     out.mkdir(parents=True, exist_ok=True)
     (out / _REJECTS).unlink(missing_ok=True)
     rejects = out / _REJECTS if skip_invalid else None
@@ -119,66 +130,43 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     for fold, counts in summary["folds"].items():
         table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
     Console().print(table)
-    click.echo(reading(loaded.read, len(loaded.preferences), loaded.dropped, loaded.invalid))
+    click.echo(reading(**loaded.counts()))
     if loaded.invalid:
         click.echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
     click.echo(f"Written to {out}")
 
 
-def _check_out(source: str, out: Path, force: bool) -> None:
-    """Refuse a folder that is not empty, and a folder inside the source, where the next run would read the folds."""
-    from pitlm.data.readers import check_outside
-
-    if out.exists() and not out.is_dir():
-        raise InputError.at(out, found="a file", expected="a folder to write the folds to")
-    if out.is_dir() and not force and any(path.name != _REJECTS for path in out.iterdir()):
-        raise InputError.at(
-            out, found="a folder that is not empty", expected="a new one, or --force to replace its folds"
-        )
-    check_outside(source, out)
-
-
-def _print_figures(console: Console, found: Inspection) -> None:
+def _print_figures(console: Console, figures: Mapping[str, Any]) -> None:
     from rich.table import Table
 
-    from pitlm.data.dataset import reading
-    from pitlm.data.inspection import QUANTILES
     from pitlm.io.console import make_table
 
-    click.echo(reading(found.read, found.kept, found.dropped, found.invalid))
     console.print()
-    lengths = make_table("Length in words", "", "mean", *(f"{q:.0%}" for q in QUANTILES), "longest")
-    measured = {"prompt": found.prompt_length, "chosen": found.chosen_length, "rejected": found.rejected_length}
-    for name, length in measured.items():
-        quantiles = (f"{value:,.0f}" for value in length.quantiles.values())
-        lengths.add_row(name, f"{length.mean:,.1f}", *quantiles, f"{length.longest:,}")
+    lengths = make_table("Length in words", "", "mean", *figures["prompt_length"]["quantiles"], "longest")
+    for name in ("prompt", "chosen", "rejected"):
+        length = figures[f"{name}_length"]
+        quantiles = (f"{value:,.0f}" for value in length["quantiles"].values())
+        lengths.add_row(name, f"{length['mean']:,.1f}", *quantiles, f"{length['longest']:,}")
     console.print(lengths)
     console.print()
     table = Table(show_header=False, title="Pairs", title_justify="left")
-    table.add_row("distinct prompts", f"{found.distinct_prompts:,}")
-    table.add_row("pairs on a prompt seen before", f"{found.repeated_prompts:,}")
-    table.add_row("exact duplicates of an earlier pair", f"{found.duplicates:,}")
-    table.add_row("pairs that contradict an earlier one", f"{found.contradictions:,}")
-    table.add_row("prompts with a system turn", f"{found.with_system:,}")
-    table.add_row("user turns in the prompt", _turns(found.turns))
-    table.add_row("the longer response won", _bias(found))
+    for key, name in _COUNTS.items():
+        table.add_row(name, f"{figures[key]:,}")
+    turns = [f"{number}: {count:,} pairs" for number, count in figures["turns"].items() if number < 5]
+    many = sum(count for number, count in figures["turns"].items() if number >= 5)
+    table.add_row("user turns in the prompt", "\n".join([*turns, f"5 or more: {many:,} pairs"] if many else turns))
+    table.add_row("the longer response won", _bias(**figures["length_bias"]))
     console.print(table)
 
 
-def _turns(turns: dict[int, int]) -> str:
-    many = sum(count for number, count in turns.items() if number >= 5)
-    parts = [f"{number}: {count:,} pairs" for number, count in turns.items() if number < 5]
-    return "\n".join(parts + ([f"5 or more: {many:,} pairs"] if many else []))
-
-
-def _bias(found: Inspection) -> str:
-    bias = found.length_bias
-    if bias.share is None or bias.interval_95 is None:
+def _bias(
+    longer_won: int, unequal: int, same_length: int, share: float | None, interval_95: tuple[float, float] | None
+) -> str:
+    if share is None or interval_95 is None:
         return "no pair of unequal length in words"
-    low, high = bias.interval_95
+    low, high = interval_95
     return (
-        f"{bias.share:.1%}, 95% interval {low:.1%} to {high:.1%}\n"
-        f"(of {bias.unequal:,} pairs; {bias.same_length:,} have equal lengths)"
+        f"{share:.1%}, 95% interval {low:.1%} to {high:.1%}\n(of {unequal:,} pairs; {same_length:,} have equal lengths)"
     )
 
 
@@ -190,9 +178,5 @@ def _print_sample(console: Console, number: int, pair: Preference) -> None:
     turns = len(pair.prompt.messages)
     before = f" (last of {turns} turns)" if turns > 1 else ""
     for name, text in ((f"prompt{before}", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-        # Text, not markup: square brackets belong to the data.
-        console.print(Text.assemble((f"{name}: ", "cyan"), _clipped(text)))
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+        clipped = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+        console.print(Text.assemble((f"{name}: ", "cyan"), clipped))  # not markup: square brackets belong to the data

@@ -138,7 +138,7 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
     if output is None:
         raise click.UsageError("-o: found nothing beside --judge, expected the file that the verdicts go to")
     from pitlm.cli.judge import judge_to_file
-    from pitlm.data.answers import read_comparisons
+    from pitlm.data.items import read_comparisons
     from pitlm.evaluate.verdict_files import Annotation
 
     first, second = files

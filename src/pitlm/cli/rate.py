@@ -84,7 +84,7 @@ def _export(votes: Votes, path: Path) -> None:
 
 
 def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) -> None:
-    from pitlm.data.answers import read_comparisons
+    from pitlm.data.items import read_comparisons
     from pitlm.judge.votes import Votes
     from pitlm.serve.rating import serve_rating
 

@@ -1,25 +1,59 @@
-"""Reads the preferences that a model can learn from, and counts every row that is left out."""
+"""From rows, in any of the shapes in use, to the preferences that a model can learn from; every other row is counted.
+
+A row has the fields ``chosen`` and ``rejected`` in one of three shapes:
+
+- an explicit ``prompt`` (a string or chat messages) with ``chosen`` and ``rejected`` as strings or as messages;
+- the whole conversation as chat messages in ``chosen`` and ``rejected``, the last turn the assistant's (UltraFeedback;
+  a string ``prompt`` beside them repeats what they hold);
+- the whole conversation as a transcript ``\\n\\nHuman: ... \\n\\nAssistant: ...`` in each (HH-RLHF), or the part
+  before the responses as such a transcript in ``prompt``.
+
+What the two conversations share is the prompt; the last turn is the response. Where they do not share all else, the row
+says nothing about one prompt and is dropped, not an error.
+
+Real transcripts are untidy, and this is what happens to them. Space around a turn is removed. Two turns in a row by
+the same speaker (a model that wrote the marker itself) become one turn, joined with a blank line, once the two
+transcripts are known to agree; where one side goes on past the other, they do not share a prompt. So too where only one
+of them goes on to a turn of the human's.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Preference
-from pitlm.data.pairs import RowDropped, parse_preference
-from pitlm.data.readers import RawRow, read_rows
-from pitlm.data.row_fields import RowError
+from pitlm.core.nouns import Message, Preference, Role
+from pitlm.data.readers import read_rows
+from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, describe, list_fields, read_messages
 from pitlm.io.atomic import atomic_writer
 
 EQUAL_RESPONSES = "equal responses"
-EMPTY_RESPONSE = "empty response"
-EMPTY_PROMPT = "empty prompt"
+PROMPTS_DIFFER = "prompts differ"
+
+_MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+_SHAPES = "a string, or a list of messages that ends with the assistant's"
+
+Kind = Literal["text", "transcript", "messages"]
+
+
+class RowDropped(Exception):
+    """A sound row with nothing to learn from; ``reason`` is what it is counted under."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +65,13 @@ class Loaded:
     dropped: dict[str, int] = field(default_factory=dict)
     invalid: int = 0
 
+    def counts(self) -> dict[str, Any]:
+        """How many rows were read, kept, dropped (by reason) and invalid."""
+        kept = len(self.preferences)
+        return {"read": self.read, "kept": kept, "dropped": dict(self.dropped), "invalid": self.invalid}
 
-def reading(read: int, kept: int, dropped: dict[str, int], invalid: int) -> str:
+
+def reading(read: int, kept: int, dropped: Mapping[str, int], invalid: int) -> str:
     """Say in one line how many rows were read, kept, dropped and invalid."""
     parts = [f"{kept:,} kept", *(f"{count:,} dropped ({reason})" for reason, count in sorted(dropped.items()))]
     parts += [f"{invalid:,} invalid"] if invalid else []
@@ -64,9 +103,11 @@ def load_preferences(
     kept: list[Preference] = []
     dropped: Counter[str] = Counter()
     read = invalid = 0
-    with ExitStack() as stack:
-        out = stack.enter_context(atomic_writer(rejects)) if skip_invalid and rejects is not None else None
-        for row in stack.enter_context(_counted(read_rows(source), progress)):
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("Reading row {task.completed:,}"), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    with bar, atomic_writer(rejects) if skip_invalid and rejects is not None else nullcontext() as out:
+        for row in bar.track(read_rows(source), description=""):
             read += 1
             try:
                 preference = parse_preference(row.value())
@@ -76,9 +117,12 @@ def load_preferences(
                 dropped[drop.reason] += 1
             except RowError as error:
                 if not skip_invalid:
-                    raise row.error(error) from error
+                    raise InputError(f"{row.where}: {error}") from error
                 invalid += 1
-                _write_reject(out, row, error)
+                if out is not None:
+                    reject = {"file": row.file, "line": row.line, "reason": str(error), "row": row.raw}
+                    # Escaped, as a rejected row may hold what UTF-8 cannot; str for the dates and bytes of parquet.
+                    out.write(json.dumps(reject, default=str) + "\n")
             if limit is not None and len(kept) >= limit:
                 break
     if not kept:
@@ -95,26 +139,112 @@ def _check_worth(preference: Preference) -> None:
     if chosen == rejected:
         raise RowDropped(EQUAL_RESPONSES)
     if not chosen or not rejected:
-        raise RowDropped(EMPTY_RESPONSE)
+        raise RowDropped("empty response")
     if not preference.prompt.text.strip():
-        raise RowDropped(EMPTY_PROMPT)
+        raise RowDropped("empty prompt")
 
 
-def _write_reject(out: TextIO | None, row: RawRow, error: RowError) -> None:
-    if out is None:
-        return
-    reject = {"file": row.file, "line": row.line, "reason": str(error), "row": row.raw}
-    # ASCII with escapes: a rejected row may hold what UTF-8 cannot; str for the dates and bytes of parquet.
-    out.write(json.dumps(reject, default=str) + "\n")
+def parse_preference(data: object) -> Preference:
+    """Read one row.
+
+    Empty responses are kept here: :func:`load_preferences` drops and counts them.
+
+    Raises:
+        RowError: a missing field, a value of the wrong type, turns that do not alternate, or a conversation that ends
+            on the wrong role.
+        RowDropped: the two conversations do not share their prompt.
+    """
+    if not isinstance(data, Mapping):
+        raise RowError(None, describe(data), "an object with the fields chosen and rejected, and mostly prompt")
+    stated, kind = _stated_prompt(data)
+    chosen, rejected = (_side(data, field, stated, kind) for field in ("chosen", "rejected"))
+    overrun = [turns[-1].role == "user" for turns in (chosen, rejected)]
+    if all(overrun):
+        raise RowError("chosen", "a transcript that ends on 'Human' (user)", "it to end on 'Assistant'")
+    if any(overrun) or (len(chosen) > 1 and len(rejected) > 1 and chosen[:-1] != rejected[:-1]):
+        raise RowDropped(PROMPTS_DIFFER)
+    chosen, rejected = _merged(chosen), _merged(rejected)
+    told = chosen[:-1] or rejected[:-1]
+    if stated is None:
+        prompt = as_prompt(told, "chosen")
+    else:
+        prompt = as_prompt(_reconciled(stated, told, kind) if told else stated, "prompt")
+    return Preference(prompt, chosen[-1].content, rejected[-1].content)
 
 
-@contextmanager
-def _counted(rows: Iterator[RawRow], progress: bool) -> Iterator[Iterator[RawRow]]:
-    """Yield the rows unchanged; count them on stderr if ``progress`` is set and stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def _stated_prompt(data: Mapping[str, object]) -> tuple[Turns | None, Kind]:
+    """The turns of the field ``prompt`` (None where a row has no such field) and the shape of the field."""
+    if "prompt" not in data:
+        return None, "messages"
+    value = data["prompt"]
+    kind: Kind = "messages"
+    if isinstance(value, str):
+        check_text(value, "prompt")
+        # A string is a transcript if it starts with a marker, or leaves the assistant the last word.
+        open_end = value.rstrip().endswith("\n\nAssistant:") and _has_both_speakers(value)
+        kind = "transcript" if open_end or value.startswith("\n\nHuman:") else "text"
+        turns = _merged(_transcript(value)) if kind == "transcript" else [Message("user", value)]
+        if turns[-1] == Message("assistant", ""):
+            turns.pop()
+    else:
+        turns = read_messages(value, "prompt", "a string or a list of messages")
+    return list(as_prompt(turns, "prompt").messages), kind
 
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("Reading row {task.completed:,}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        yield iter(bar.track(rows, description=""))
+
+def _side(data: Mapping[str, object], field: str, stated: Turns | None, kind: Kind) -> Turns:
+    """The turns that the field holds. The last is the response, and may be the only one."""
+    if field not in data:
+        raise RowError(field, f"no such field (the row has {list_fields(data)})", _SHAPES)
+    value = data[field]
+    if isinstance(value, str):
+        check_text(value, field)
+        if _has_both_speakers(value) and (stated is None or (kind != "messages" and value.startswith("\n\nHuman:"))):
+            return _transcript(value)
+        if stated is None:
+            transcripts = "'\\n\\nHuman: … \\n\\nAssistant: …' transcripts"
+            expected = f"a prompt field, or conversations as messages or as {transcripts}"
+            raise RowError(field, f"{describe(value)} and no field 'prompt' in the row", expected)
+        return [Message("assistant", value.strip() if kind == "transcript" else value)]
+    turns = read_messages(value, field, _SHAPES)
+    if turns[-1].role != "assistant":
+        raise RowError(field, f"a conversation that ends on '{turns[-1].role}'", "it to end on 'assistant'")
+    if len(turns) == 1:
+        if stated is None:
+            found = "a lone assistant turn and no field 'prompt' in the row"
+            raise RowError(field, found, "the turns before it as well")
+        return turns
+    if stated is not None and turns[0].role == "assistant":
+        turns = stated + turns
+    as_prompt(turns[:-1], field)
+    return turns
+
+
+def _reconciled(stated: Turns, told: Turns, kind: Kind) -> Turns:
+    """The longer of two versions of a prompt, the stated one and the conversations', if it has the other at one end."""
+    if stated in (told[-len(stated) :], told[: len(stated)]):
+        return told
+    if stated[-len(told) :] == told:
+        return stated
+    if kind == "text" and stated[0].content.strip() in [turn.content.strip() for turn in told]:
+        return told
+    raise RowDropped(PROMPTS_DIFFER)
+
+
+def _has_both_speakers(text: str) -> bool:
+    return set(_MARKER.findall(text)) == set(_SPEAKERS)
+
+
+def _transcript(text: str) -> Turns:
+    """Every turn of a transcript, space around it removed; what stands before the first marker is a system turn."""
+    before, *rest = _MARKER.split(text)
+    turns = [Message("system", before.strip())] if before.strip() else []
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return turns + [Message(_SPEAKERS[speaker], content.strip()) for speaker, content in pairs]
+
+
+def _merged(turns: Turns) -> Turns:
+    """Turns in a row of one speaker as one turn, joined with a blank line."""
+    return [
+        Message(role, "\n\n".join(turn.content for turn in run if turn.content))
+        for role, run in groupby(turns, key=lambda turn: turn.role)
+    ]

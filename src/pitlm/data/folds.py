@@ -6,16 +6,14 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.data.dataset import Loaded
-from pitlm.data.pairs import RowDropped, parse_preference
+from pitlm.data.dataset import Loaded, RowDropped, parse_preference
 from pitlm.data.readers import read_rows
-from pitlm.data.row_fields import RowError
 from pitlm.io.atomic import write_json_lines, write_text
 
 FOLDS = ("sft", "reward", "rl", "validation", "test")
@@ -40,14 +38,19 @@ def cut_folds(preferences: Iterable[Preference], *, test: Size, validation: Size
     Raises:
         InputError: a share or number out of range, or too few prompts for every fold to have one.
     """
-    _check_size("test", test)
-    _check_size("validation", validation)
+    for name, size in (("test", test), ("validation", validation)):
+        if isinstance(size, float) and not 0 < size < 1:
+            expected = "one between 0 and 1, or a whole number of pairs"
+            raise InputError(f"{name}: found the share {size}, expected {expected}")
+        if isinstance(size, int) and size < 1:
+            raise InputError(f"{name}: found {size} pairs, expected 1 or more")
     if isinstance(test, float) and isinstance(validation, float) and test + validation >= 1:
         raise InputError(f"test and validation: found shares {test} + {validation}, expected a sum below 1")
     groups: dict[str, list[Preference]] = {}
     for preference in preferences:
         groups.setdefault(preference.prompt.key, []).append(preference)
-    placed = sorted((_place(key), key) for key in groups)
+    hashes = {key: hashlib.sha256(key.encode()).digest() for key in groups}
+    placed = sorted((int.from_bytes(digest[:8]) / 2**64, key) for key, digest in hashes.items())
     places = [place for place, _ in placed]
     sizes = [len(groups[key]) for _, key in placed]
     first = _end(test, 0.0, places, sizes, 0)
@@ -61,23 +64,11 @@ def cut_folds(preferences: Iterable[Preference], *, test: Size, validation: Size
             f"validation ({validation}) take {min(second, len(placed))}; expected 3 or more left, one each for sft, "
             "reward and rl"
         )
-    thirds = [second + rest * part // 3 for part in range(4)]
-    ends = {"test": (0, first), "validation": (first, second)}
-    ends |= {fold: (thirds[part], thirds[part + 1]) for part, fold in enumerate(("sft", "reward", "rl"))}
+    bounds = [0, first, *(second + rest * part // 3 for part in range(4))]
+    spans = dict(zip(("test", "validation", "sft", "reward", "rl"), pairwise(bounds), strict=True))
     for pairs in groups.values():  # so that equal data gives equal files whatever order it came in
         pairs.sort(key=lambda pair: (pair.chosen, pair.rejected))
-    return {fold: [pair for _, key in placed[slice(*ends[fold])] for pair in groups[key]] for fold in FOLDS}
-
-
-def _check_size(name: str, size: Size) -> None:
-    if isinstance(size, float) and not 0 < size < 1:
-        raise InputError(f"{name}: found the share {size}, expected one between 0 and 1, or a whole number of pairs")
-    if isinstance(size, int) and size < 1:
-        raise InputError(f"{name}: found {size} pairs, expected 1 or more")
-
-
-def _place(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+    return {fold: [pair for _, key in placed[slice(*spans[fold])] for pair in groups[key]] for fold in FOLDS}
 
 
 def _end(size: Size, base: float, places: Sequence[float], sizes: Sequence[int], start: int) -> int:
@@ -96,17 +87,11 @@ def write_folds(folder: Path, folds: Mapping[str, Sequence[Preference]], loaded:
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the folder then has no summary.
     """
-    folder = Path(folder)
-    summary = {
-        "read": loaded.read,
-        "kept": len(loaded.preferences),
-        "dropped": loaded.dropped,
-        "invalid": loaded.invalid,
-        "folds": {
-            fold: {"pairs": len(pairs), "prompts": len({pair.prompt.key for pair in pairs})}
-            for fold, pairs in folds.items()
-        },
+    sizes = {
+        fold: {"pairs": len(pairs), "prompts": len({pair.prompt.key for pair in pairs})}
+        for fold, pairs in folds.items()
     }
+    summary = {**loaded.counts(), "folds": sizes}
     (folder / SUMMARY).unlink(missing_ok=True)
     for fold, pairs in folds.items():
         write_json_lines(folder / f"{fold}.jsonl", (pair.as_dict() for pair in pairs))
@@ -121,29 +106,25 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
         InputError: a missing or unfinished folder, an invalid row (by file and line), a number of pairs other than the
             summary's, or a prompt that is in two folds.
     """
-    folder = Path(folder)
     counts = _summary_counts(folder / SUMMARY)
     home: dict[str, str] = {}
     folds: dict[str, list[Preference]] = {}
     for fold in FOLDS:
         path = folder / f"{fold}.jsonl"
         if not path.is_file():
-            raise InputError.at(
-                path, found="no such file", expected=f"the fold '{fold}', as `pit data prepare` writes it"
-            )
+            expected = f"the fold '{fold}', as `pit data prepare` writes it"
+            raise InputError.at(path, found="no such file", expected=expected)
         folds[fold] = []
         for row in read_rows(path):
             try:
-                preference = parse_preference(row.value())
-            except RowError as error:
-                raise row.error(error) from error
+                with row.errors_named():
+                    preference = parse_preference(row.value())
             except RowDropped as error:
                 raise InputError.at(path, line=row.line, found=error.reason, expected="one prompt") from error
             other = home.setdefault(preference.prompt.key, fold)
             if other != fold:
-                raise InputError.at(
-                    path, line=row.line, found=f"a prompt that is in fold '{other}' too", expected="it in one fold"
-                )
+                found = f"a prompt that is in fold '{other}' too"
+                raise InputError.at(path, line=row.line, found=found, expected="it in one fold")
             folds[fold].append(preference)
         if len(folds[fold]) != counts[fold]:
             expected = f"{counts[fold]}, as {SUMMARY} says (prepare the folder again)"
@@ -152,16 +133,12 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
 
 
 def _summary_counts(path: Path) -> dict[str, int]:
-    expected = "a folder that `pit data prepare` finished"
-    if not path.is_file():
-        raise InputError.at(path, found="no such file", expected=expected)
     try:
         folds = json.loads(path.read_text(encoding="utf-8"))["folds"]
         return {fold: int(folds[fold]["pairs"]) for fold in FOLDS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError.at(
-            path, found=f"no counts of pairs ({type(error).__name__}: {error})", expected=expected
-        ) from error
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        found = f"no counts of pairs ({type(error).__name__}: {error})" if path.is_file() else "no such file"
+        raise InputError.at(path, found=found, expected="a folder that `pit data prepare` finished") from error
 
 
 def unique_prompts(pairs: Sequence[Preference]) -> list[Prompt]:

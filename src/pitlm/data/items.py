@@ -1,7 +1,11 @@
-"""Rows with a prompt and mostly a response: what a batch job improves, and what judges compare."""
+"""Rows with a prompt and mostly an answer: what a batch job improves, and what judges compare.
+
+Two files of answers, such as AlpacaEval's ``model_outputs.json``, become comparisons.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +13,10 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
+from pitlm.core.verdicts import Comparison
 from pitlm.data.readers import RawRow, read_rows
 from pitlm.data.row_fields import (
+    ANSWER_FIELDS,
     PROMPT_FIELDS,
     RESPONSE_FIELDS,
     RowError,
@@ -19,6 +25,9 @@ from pitlm.data.row_fields import (
     first_field,
     read_prompt,
 )
+
+SHOWN = 60
+"""Characters of a prompt in an error message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class Failure:
         return {"where": self.where, "reason": self.reason, "row": self.row}
 
 
-def parse_item(raw: RawRow, number: int, answer_fields: Sequence[str] = RESPONSE_FIELDS) -> Item:
+def _parse_item(raw: RawRow, number: int, answer_fields: Sequence[str]) -> Item:
     """Read one row, with its prompt (a string or messages) in ``prompt``, ``messages`` or ``instruction``.
 
     Args:
@@ -86,7 +95,7 @@ def parse_item(raw: RawRow, number: int, answer_fields: Sequence[str] = RESPONSE
 
 
 def read_items(path: Path) -> Iterator[Item | Failure]:
-    """Yield one by one the rows of a file, a folder or a hub name, as :func:`parse_item` reads them.
+    """Yield one by one the rows of a file, a folder or a hub name; a row that cannot be read becomes a failure.
 
     Raises:
         InputError: nothing readable there, a file that is damaged as a whole, or no rows.
@@ -94,7 +103,7 @@ def read_items(path: Path) -> Iterator[Item | Failure]:
     number = -1
     for number, raw in enumerate(read_rows(path)):
         try:
-            yield parse_item(raw, number)
+            yield _parse_item(raw, number, RESPONSE_FIELDS)
         except RowError as error:
             yield Failure(number, raw.where, str(error), raw.raw)
     if number < 0:
@@ -107,3 +116,96 @@ def count_rows(path: Path) -> int | None:
         return None
     with path.open("rb") as lines:
         return sum(not line.isspace() for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFile:
+    """One system's answers, in the order of the file."""
+
+    path: Path
+    system: str
+    answers: tuple[Item, ...]
+
+
+def read_answers(path: Path) -> AnswerFile:
+    """Read jsonl, json, csv or parquet rows.
+
+    A row has the prompt as ``prompt``, ``messages`` or ``instruction`` (text or chat messages) and the answer as
+    ``final``, ``response`` or ``output``; the first of these that it has counts. The system's name is
+    the rows' ``generator``, or else the file's name.
+
+    Raises:
+        InputError: an unreadable file or row, no rows, or more than one generator.
+    """
+    answers = []
+    for number, raw in enumerate(read_rows(path)):
+        with raw.errors_named():
+            answer = _parse_item(raw, number, ANSWER_FIELDS)
+            first_field(answer.row, ANSWER_FIELDS)
+            for name in ("id", "generator"):
+                check_text(str(answer.row.get(name)), name)
+        answers.append(answer)
+    if not answers:
+        raise InputError.at(path, found="no rows", expected="rows with a prompt and an answer")
+    names = list(dict.fromkeys(str(answer.row["generator"]) for answer in answers if answer.row.get("generator")))
+    if len(names) > 1:
+        raise InputError.at(path, field="generator", found=", ".join(names[:3]), expected="one system's answers")
+    return AnswerFile(path, names[0] if names else _stem(path), tuple(answers))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def read_comparisons(first_file: Path, second_file: Path) -> list[Comparison]:
+    """Put the answers of two files side by side, in the order of the first file.
+
+    They are paired by ``id`` if every row has one, else by prompt. Answers of one id (or prompt) are paired in the
+    order of appearance. A comparison's item is the id, or the prompt's key; repetitions are marked ``#2`` and so on.
+
+    Raises:
+        InputError: as :func:`read_answers` does; an answer that has no counterpart, or two prompts under one id.
+    """
+    first, second = read_answers(first_file), read_answers(second_file)
+    by_id = all(answer.id is not None for file in (first, second) for answer in file.answers)
+    ours, theirs = (_by_item(file.answers, by_id=by_id) for file in (first, second))
+    for here, there, own, others in ((first, second, ours, theirs), (second, first, theirs, ours)):
+        lone = [answer for item, answer in own.items() if item not in others]
+        if lone:
+            shown, expected = (f"id {lone[0].id}", "ids") if by_id else (lone[0].prompt.text, "prompts")
+            raise InputError(
+                f"{here.path}: found {len(lone)} of {len(own)} answers with no counterpart in {there.path}, the first "
+                f"at {lone[0].where} ({_clipped(shown)}); expected the same {expected}"
+            )
+    comparisons, systems = [], _names(first, second)
+    for item, answer in ours.items():
+        other = theirs[item]
+        if answer.prompt != other.prompt:
+            raise InputError(
+                f"{answer.where}: found another prompt than {other.where} has under the same id '{item}' "
+                f"({_clipped(answer.prompt.text)}); expected the same prompt"
+            )
+        comparisons.append(Comparison(answer.prompt, answer.response or "", other.response or "", item, systems))
+    return comparisons
+
+
+def _by_item(answers: Sequence[Item], *, by_id: bool) -> dict[str, Item]:
+    seen: Counter[str] = Counter()
+    items = {}
+    for answer in answers:
+        name = answer.id if by_id and answer.id is not None else answer.prompt.key
+        seen[name] += 1
+        items[name if seen[name] == 1 else f"{name}#{seen[name]}"] = answer
+    return items
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def _names(first: AnswerFile, second: AnswerFile) -> tuple[str, str]:
+    """Two different names: those of the systems, or else of the files, or else their paths with an ordinal."""
+    for names in ((first.system, second.system), (_stem(first.path), _stem(second.path))):
+        if names[0] != names[1]:
+            return names
+    return f"{first.path} (first)", f"{second.path} (second)"

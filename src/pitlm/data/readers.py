@@ -1,36 +1,57 @@
-"""Reads files, folders and data sets of the hub as raw rows; each row knows where it came from."""
+"""Reads files, folders and data sets of the hub as raw rows; each row knows where it came from.
+
+Files are JSON lines, JSON, CSV and parquet, gzipped or not.
+"""
 
 from __future__ import annotations
 
+import ast
+import csv
+import gzip
+import io
+import json
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pitlm.core.errors import InputError
-from pitlm.data.file_formats import Unreadable
 from pitlm.data.row_fields import RowError
 from pitlm.io.named_parts import find_part, part_names
 
 READERS = {
-    "jsonl": "pitlm.data.file_formats:read_jsonl",
-    "json": "pitlm.data.file_formats:read_json",
-    "csv": "pitlm.data.file_formats:read_csv",
-    "parquet": "pitlm.data.file_formats:read_parquet",
+    "jsonl": "pitlm.data.readers:read_jsonl",
+    "json": "pitlm.data.readers:read_json",
+    "csv": "pitlm.data.readers:read_csv",
+    "parquet": "pitlm.data.readers:read_parquet",
 }
 """The readers of files, by suffix. Another package adds a reader with an entry point of the group ``pitlm.readers``
 whose name is the suffix. A reader takes a path and yields, for each row, the number of its line (or of the row), from
 1, and its content."""
-
-Reader = Callable[[Path], Iterator[tuple[int, object]]]
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(:(?P<split>[\w.\-\[\]%:+]+))?")
 # Files that live beside data and hold none: those of the hub's tools, and what `pit data prepare` writes.
 _NOT_DATA = {
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "summary.json", "rejects.jsonl",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The data of a row that could not be decoded; the caller decides whether that stops the reading.
+
+    Attributes:
+        line: where in ``raw`` the error is.
+    """
+
+    found: str
+    expected: str
+    raw: str
+    line: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +81,13 @@ class RawRow:
             raise RowError(None, self.data.found, self.data.expected)
         return self.data
 
-    def error(self, error: RowError) -> InputError:
-        """The error of this row as a message for the user: file, line, field, found, expected."""
-        return InputError(f"{self.where}: {error}")
+    @contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Turn a RowError of this row into a message for the user: file, line, field, found, expected."""
+        try:
+            yield
+        except RowError as error:
+            raise InputError(f"{self.where}: {error}") from error
 
 
 def read_rows(source: str | Path) -> Iterator[RawRow]:
@@ -78,18 +103,14 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
     if source == "":  # as a path it is the folder where one stands
         raise InputError(f"data: found an empty name, expected {_formats()}, a folder of them, or org/name")
     path = Path(source)
-    if path.is_dir():
-        files = _files_below(path)
-    elif path.exists():
-        if _suffix(path) is None:
-            raise InputError.at(path, found=f"a file of kind '{path.suffix}'", expected=_formats())
-        files = [path]
-    else:
+    if not path.exists():
         yield from _hub_rows(str(source))
         return
-    for file in files:
-        reader: Reader = find_part("pitlm.readers", READERS, _suffix(file) or "")
-        yield from (RawRow(str(file), line, data) for line, data in reader(file))
+    if not path.is_dir() and _suffix(path) is None:
+        raise InputError.at(path, found=f"a file of kind '{path.suffix}'", expected=_formats())
+    for file in _files_below(path) if path.is_dir() else [path]:
+        read = find_part("pitlm.readers", READERS, _suffix(file) or "")
+        yield from (RawRow(str(file), line, data) for line, data in read(file))
 
 
 def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
@@ -103,9 +124,8 @@ def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
     """
     folder = Path(source)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise InputError.at(
-            out, found=f"a folder inside the source {source}", expected=f"one outside it; give {option}"
-        )
+        found = f"a folder inside the source {source}"
+        raise InputError.at(out, found=found, expected=f"one outside it; give {option}")
 
 
 def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
@@ -115,20 +135,16 @@ def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
         InputError: as :func:`read_rows` does, and for such a line.
     """
     for raw in read_rows(source):
-        try:
+        with raw.errors_named():
             raw.value()
-        except RowError as error:
-            raise raw.error(error) from error
         yield raw
 
 
 def _files_below(folder: Path) -> list[Path]:
     """The data files under ``folder``, sorted by path."""
 
-    def visible(path: Path) -> bool:
-        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and visible(path))
+    visible = (path for path in folder.rglob("*") if "/." not in f"/{path.relative_to(folder).as_posix()}")
+    found = sorted(path for path in visible if path.is_file())
     files = [path for path in found if path.name not in _NOT_DATA and _suffix(path) is not None]
     if not files:
         raise InputError.at(folder, found=f"a folder with no data files ({len(found)} others)", expected=_formats())
@@ -157,9 +173,8 @@ def _hub_rows(source: str) -> Iterator[RawRow]:
     match = _HUB_NAME.fullmatch(source)
     # If the first part is a folder here, the name is far likelier a mistyped path than an organisation of the hub.
     if match is None or Path(source).parent.is_dir() or _suffix(Path(source)) is not None:
-        raise InputError.at(
-            source, found="no such file or folder", expected=f"{_formats()}, a folder of them, or org/name"
-        )
+        expected = f"{_formats()}, a folder of them, or org/name"
+        raise InputError.at(source, found="no such file or folder", expected=expected)
     name, split = match["name"], match["split"] or "train"
     import datasets
 
@@ -173,3 +188,113 @@ def _hub_rows(source: str) -> Iterator[RawRow]:
         ) from error
     for number, row in enumerate(rows, start=1):
         yield RawRow(f"{name}:{split}", number, row)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a plain or gzipped file for bytes; damage inside a gzip becomes an InputError."""
+    if not path.name.lower().endswith(".gz"):
+        with open(path, "rb") as plain:
+            yield plain
+        return
+    try:
+        with gzip.open(path, "rb") as unzipped:
+            yield cast(BinaryIO, unzipped)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError.at(path, found=f"a damaged gzip file ({error})", expected="a complete gzip file") from error
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
+    """Each line that is not blank is a row."""
+    with opened(path) as handle:
+        # Bytes, because text mode would also break lines at separators that JSON strings may hold.
+        for number, raw in enumerate(handle, start=1):
+            if raw.strip():
+                yield number, _decoded(raw)
+
+
+def _decoded(raw: bytes) -> object:
+    """The JSON value in some bytes, or why there is none."""
+    text, line = raw.decode("utf-8-sig", errors="replace"), 1
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return Unreadable(f"a byte that is not UTF-8 (at byte {error.start + 1})", "UTF-8 text", text)
+    except json.JSONDecodeError as error:
+        line, why = error.lineno, f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        why = "nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        why = str(error)
+    return Unreadable(f"broken JSON ({why})", "one JSON object on the line", text.rstrip("\n"), line)
+
+
+def read_json(path: Path) -> Iterator[tuple[int, object]]:
+    """The file is a list of rows, or an object whose ``data`` is that list."""
+    with opened(path) as handle:
+        value = _decoded(handle.read())
+    expected = "a list of objects, or an object whose 'data' is one"
+    if isinstance(value, Unreadable):
+        if "Extra data" in value.found:  # several values in a row: JSON lines, which hubs often name .json
+            yield from read_jsonl(path)
+            return
+        raise InputError.at(path, line=value.line, found=value.found, expected=expected)
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        kind = "an object without a list 'data'" if isinstance(value, dict) else type(value).__name__
+        raise InputError.at(path, found=kind, expected=expected)
+    yield from enumerate(rows, start=1)
+
+
+def read_csv(path: Path) -> Iterator[tuple[int, object]]:
+    """The first record names the columns; the number of a row is the line on which its record starts."""
+    csv.field_size_limit(2**31 - 1)  # a conversation easily exceeds the module's 128 KiB
+    with opened(path) as binary:
+        # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
+        records = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), strict=True)
+        header: list[str] | None = None
+        start = 1
+        try:
+            for record in records:
+                if header is None:
+                    header = [name.strip() for name in record]
+                elif len(record) == len(header):
+                    yield start, {name: _cell(text) for name, text in zip(header, record, strict=True)}
+                elif record:
+                    raw = io.StringIO()
+                    csv.writer(raw).writerow(record)
+                    expected = f"{len(header)}, as in the header"
+                    yield start, Unreadable(f"{len(record)} cells", expected, raw.getvalue().rstrip("\r\n"))
+                start = records.line_num + 1
+        except csv.Error as error:
+            raise InputError.at(path, line=start, found=f"broken CSV ({error})", expected="a CSV record") from error
+        except UnicodeDecodeError as error:
+            raise InputError.at(path, line=start, found="a byte that is not UTF-8", expected="UTF-8 text") from error
+
+
+def _cell(text: str) -> object:
+    """A cell that holds chat messages, in JSON or as Python prints them, becomes a list; any other stays a string."""
+    for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith("[{") else ():
+        try:
+            value: object = parse(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value):
+            return value
+    return text
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
+    """Batches of rows are read one after the other."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            rows = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
+            raise
+        summary = str(error).strip().split("\n")[0][:120]
+        raise InputError.at(path, found=f"a damaged parquet file ({summary})", expected="a parquet file") from error

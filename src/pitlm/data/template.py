@@ -1,4 +1,4 @@
-"""The one place where x, y_ref and y become tokens.
+"""The one place where x, y_ref and y become tokens, and where texts are kept within the lengths of a recipe.
 
 Policy, improver, R_P and R_PIT all read what these functions return, so no two of them can see different texts.
 Everything goes through the tokenizer's chat template. A tokenizer without a chat template gets ``PLAIN_CHAT_TEMPLATE``,
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt
+from pitlm.core.nouns import Preference, Prompt
+from pitlm.core.recipe import DataSection
 
 PLAIN_CHAT_TEMPLATE = (
     "{{ bos_token or '' }}"
@@ -93,6 +94,42 @@ def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token")
     return [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def fit_preferences(
+    preferences: Sequence[Preference], tokenizer: Tokenizer, template: Template, limits: DataSection
+) -> tuple[list[Preference], int]:
+    """Drop over-long pairs, or trim their prompts from the oldest turn, as the recipe's limits say.
+
+    A response is never trimmed (its end is part of what is judged), so a pair with an over-long one is dropped.
+
+    Returns:
+        The pairs that are left, and how many of them have a trimmed prompt.
+    """
+    kept, trimmed = [], 0
+    for pair in preferences:
+        longest = max(len(encode_completion(tokenizer, y)) for y in (pair.chosen, pair.rejected))
+        fits = longest <= limits.max_response_tokens
+        prompt = fit_prompt(pair.prompt, tokenizer, template, limits) if fits else None
+        if prompt is not None:
+            kept.append(replace(pair, prompt=prompt))
+            trimmed += prompt is not pair.prompt
+    return kept, trimmed
+
+
+def fit_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limits: DataSection) -> Prompt | None:
+    """The prompt, or what is left after trimming whole turns from the oldest; None where nothing fits.
+
+    A system turn stays, and what is left always begins with the user.
+    """
+    begin = 1 if prompt.messages[0].role == "system" else 0
+    for oldest in range(begin, len(prompt.messages), 2):
+        left = prompt if oldest == begin else Prompt(prompt.messages[:begin] + prompt.messages[oldest:])
+        if len(encode_prompts(tokenizer, [template.policy_messages(left)])[0]) <= limits.max_prompt_tokens:
+            return left
+        if limits.over_long == "drop":
+            break
+    return None
 
 
 def served_template(template: str, ask: str | None) -> str:

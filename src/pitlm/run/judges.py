@@ -11,7 +11,7 @@ from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import VerdictRow
-from pitlm.data.answers import read_comparisons
+from pitlm.data.items import read_comparisons
 from pitlm.io.console import make_console
 from pitlm.io.digest import digest
 from pitlm.io.named_parts import find_part

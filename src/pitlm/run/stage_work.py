@@ -13,7 +13,7 @@ import numpy as np
 from pitlm.core.errors import InputError
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.folds import cut_folds, unique_prompts, write_folds
-from pitlm.data.lengths import fit_preferences
+from pitlm.data.template import fit_preferences
 from pitlm.evaluate.gap_health import FreshPair, gap_health
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.console import progress_bar
