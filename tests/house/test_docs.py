@@ -21,8 +21,10 @@ DOCUMENTS = [
     "docs/engines.md",
     "docs/export.md",
     "docs/rate.md",
+    "docs/results.md",
     "docs/scale.md",
     "docs/serve.md",
+    "docs/usage.md",
 ]
 HOW_TO = [
     "README.md",
@@ -31,8 +33,10 @@ HOW_TO = [
     "docs/engines.md",
     "docs/export.md",
     "docs/rate.md",
+    "docs/results.md",
     "docs/scale.md",
     "docs/serve.md",
+    "docs/usage.md",
 ]
 
 FOLDERS = ("src/", "tests/", "benchmarks/", "docs/", "examples/", "recipes/", ".ci/")
@@ -156,6 +160,33 @@ def test_verbs_exist(document: str) -> None:
             elif following and isinstance(command := load_verb(verb), click.Group):
                 unknown += [f"pit {verb} {following}"] if following not in command.commands else []
     assert unknown == []
+
+
+def section(document: str, heading: str) -> str:
+    """The text under a heading, to the next heading."""
+    return text_of(document).partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_readme_fits_on_three_screens() -> None:
+    assert len(text_of("README.md").splitlines()) <= 3 * 50
+
+
+def test_readme_shows_the_rooms_of_the_package() -> None:
+    block = code_of(section("README.md", "The house"))[1]
+    shown = [line.split()[0] for line in block if line.startswith("  ")]
+    rooms = [path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert sorted(shown) == sorted(rooms)
+    assert all(len(line.split()) > 2 for line in block if line.startswith("  "))
+
+
+def test_readme_says_where_things_are() -> None:
+    """Each answer of the table is one symbol in one file of the package."""
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section("README.md", "Where do I find"), re.MULTILINE)[1:]
+    assert len(rows) >= 9
+    for question, answer in rows:
+        span = re.fullmatch(r"`(src/pitlm/[\w/]+\.py:[\w.]+)`", answer)
+        assert span, question
+        assert not broken_reference(span[1]), question
 
 
 def test_the_checks_above_can_fail() -> None:
