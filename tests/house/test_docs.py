@@ -115,7 +115,9 @@ def resolves(dotted: str) -> bool:
 def entry_point_groups() -> frozenset[str]:
     """The groups in which other packages name their parts, as the package's own code spells them."""
     sources = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    return frozenset(name for text in sources for name in re.findall(r"(?:GROUP = |_part\(|_names\()\"(pitlm\.\w+)\"", text))
+    return frozenset(
+        name for text in sources for name in re.findall(r"(?:GROUP = |_part\(|_names\()\"(pitlm\.\w+)\"", text)
+    )
 
 
 def broken_reference(span: str) -> bool:
