@@ -22,7 +22,7 @@ from pitlm.cli.serve import serve
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.packaged_recipes import find_recipe
-from pitlm.core.recipe_file import parse_recipe
+from pitlm.core.recipe import Recipe
 from pitlm.models.scorers import GapModel, GuardedGap
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
@@ -76,7 +76,7 @@ def test_it_serves_models_of_this_machine(bases, tmp_path):
 def test_of_a_run_both_opinions_are_asked_unless_another_gap_model_is_named(bases, tmp_path):
     recipe = yaml.safe_load(find_recipe("quickstart").read_text(encoding="utf-8"))
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    generator_checkpoint(bases("words"), tmp_path / parse_recipe(recipe, "it").improver_stage / "model", "improver")
+    generator_checkpoint(bases("words"), tmp_path / Recipe.of(recipe, "it").improver_stage / "model", "improver")
     gap = scorer_checkpoint(bases("words"), tmp_path / "gap" / "model", "gap")
     reward = scorer_checkpoint(bases("words"), tmp_path / "reward" / "model", "reward", seed=2)
     item = Improvement(Prompt.of("is it small ?"), "silly question .", "the price is nine .")

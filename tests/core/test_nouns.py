@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Message, Preference, Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Comparison, Verdict
 
 USER, ANSWER, SYSTEM = (
@@ -68,11 +68,6 @@ def test_the_key_sees_the_whole_conversation():
     prompts = [Prompt.of("q"), Prompt.of([SYSTEM, USER]), Prompt.of([USER, ANSWER, USER]), Prompt.of("q ")]
     assert len({prompt.key for prompt in prompts}) == 4
     assert len(prompts[0].key) == 16
-
-
-def test_a_preference_survives_its_row():
-    pair = Preference(Prompt.of([SYSTEM, USER]), "w", "l")
-    assert Preference.from_dict(pair.as_dict()) == pair
 
 
 def test_swapping_a_verdict_twice_gives_it_back():

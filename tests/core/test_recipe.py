@@ -9,7 +9,8 @@ import yaml
 
 from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import find_recipe, recipe_names
-from pitlm.core.recipe_file import load_recipe, parse_recipe
+from pitlm.core.recipe import Recipe
+from pitlm.core.recipe_file import load_recipe
 
 TREE = {
     "name": "small",
@@ -37,12 +38,12 @@ def changed(**values):
 
 def refusal(tree) -> str:
     with pytest.raises(InputError) as caught:
-        parse_recipe(tree, "mine.yaml")
+        Recipe.of(tree, "mine.yaml")
     return str(caught.value)
 
 
 def test_a_small_recipe_is_filled_with_defaults():
-    recipe = parse_recipe(TREE, "mine.yaml")
+    recipe = Recipe.of(TREE, "mine.yaml")
     assert recipe.curriculum.rl.beta == 0.05
     assert recipe.curriculum.rl.epochs > 100  # steps set the length, not epochs
     assert recipe.loop.temperature == 0.4
@@ -167,11 +168,11 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
 def test_every_packaged_recipe_loads_under_its_own_name(name):
     recipe = load_recipe(find_recipe(name))
     assert recipe.name == name
-    assert parse_recipe(recipe.model_dump(), "again") == recipe
+    assert Recipe.of(recipe.model_dump(), "again") == recipe
 
 
 def test_a_validated_recipe_cannot_be_changed():
-    recipe = parse_recipe(TREE, "mine.yaml")
+    recipe = Recipe.of(TREE, "mine.yaml")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3
 

@@ -8,7 +8,7 @@ import pytest
 from builders import ASK, generator_checkpoint, preference, scorer_checkpoint
 
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe_file import parse_recipe
+from pitlm.core.recipe import Recipe
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.method import curriculum
 from pitlm.method.curriculum import sample_references, train_policy, train_stage
@@ -51,7 +51,7 @@ def desk(bases, tmp_path):
             "curriculum": {"stages": ["data", "policy", "improver"], "rl": rl, **changes},
             "report_to": [],
         }
-        return Desk(parse_recipe(tree, "tiny"), tmp_path)
+        return Desk(Recipe.of(tree, "tiny"), tmp_path)
 
     return make
 

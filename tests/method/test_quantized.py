@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 import pitlm.models.loading as loading
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.core.recipe import LoraSection
-from pitlm.core.recipe_file import parse_recipe
+from pitlm.core.recipe import LoraSection, Recipe
 from pitlm.data.template import Template
 from pitlm.method.reward import gap_rows
 from pitlm.method.rl import AnchorCheck, train_rl
@@ -156,7 +155,7 @@ def test_four_bits_are_of_sixteen_and_need_bitsandbytes(bases, monkeypatch):
         "curriculum": {"rl": rl},
     }
     with pytest.raises(InputError, match=r"peft\.quantize nf4 needs model\.dtype bfloat16, not float32"):
-        parse_recipe(tree, "four")
+        Recipe.of(tree, "four")
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"peft\.quantize: found nf4, expected .* pip install 'pitlm\[qlora\]'"):
         load_causal(bases("llama3"), load_tokenizer(bases("llama3")), "bfloat16", "nf4")

@@ -12,7 +12,7 @@ from tiny_run import RECIPE
 from pitlm.core.errors import InputError
 from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe_file import parse_recipe
+from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import Comparison
 from pitlm.judge.make_judge import run_judge
 from pitlm.models.adapters import Bases
@@ -25,7 +25,7 @@ PROMPT = "lamp : price nine color red size small . price ?"
 
 def recipe(*judges, source="pocket"):
     data = {**RECIPE["data"], "source": source}
-    return parse_recipe({**RECIPE, "data": data, "evaluation": {"judges": list(judges)}}, "mine.yaml")
+    return Recipe.of({**RECIPE, "data": data, "evaluation": {"judges": list(judges)}}, "mine.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -92,5 +92,5 @@ def test_the_judges_of_a_run_are_ready_and_pay_for_no_reply_twice(tmp_path):
 
 
 def test_a_recipe_that_names_no_judge_has_the_truth_in_the_pocket_world(tmp_path):
-    (judge,) = judges_of(Context(parse_recipe(RECIPE, "mine.yaml"), tmp_path), Bases())
+    (judge,) = judges_of(Context(Recipe.of(RECIPE, "mine.yaml"), tmp_path), Bases())
     assert judge.name == "true utility"

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe_file import parse_recipe
+from pitlm.core.recipe import Recipe
 from pitlm.models.adapters import OVER_BASE, Bases, base_name
 from pitlm.models.generators import Improver
 from pitlm.models.scorers import GapModel
@@ -70,7 +70,7 @@ def recipe(base: Path, data: Path, lora: bool, quantize: str | None = None):
         tree["peft"] = {"r": 4, "alpha": 8, "quantize": quantize}
     if quantize:
         tree["model"]["dtype"] = "bfloat16"
-    return parse_recipe(tree, "tiny")
+    return Recipe.of(tree, "tiny")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -213,7 +213,7 @@ def test_a_base_whose_window_is_too_short_is_refused_before_anything_is_spent(ba
     tree = recipe(bases("llama3"), write_pairs(tmp_path / "pairs.jsonl"), lora=False).model_dump()
     tree["data"] |= {"max_prompt_tokens": 385, "max_response_tokens": 40}  # 385 + 2 * 40 + 48 = 513
     with pytest.raises(InputError, match="found a window of 512 tokens, expected at least 513"):
-        run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
+        run_recipe(Recipe.of(tree, "tiny"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_reward_base_with_other_tokens_is_refused_before_anything_is_spent(bas
     with pytest.raises(
         InputError, match=r"model\.reward_base: found .*, whose vocabulary is not that of .*, expected the"
     ):
-        run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
+        run_recipe(Recipe.of(tree, "tiny"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -234,7 +234,7 @@ def test_adapters_beside_modules_that_are_not_there_are_refused_before_anything_
     tree = recipe(bases("llama3"), write_pairs(tmp_path / "pairs.jsonl"), lora=True).model_dump()
     tree["peft"]["target_modules"] = targets
     with pytest.raises(InputError, match=rf"peft\.target_modules: found {re.escape(named)}, which no .*q_proj"):
-        run_recipe(parse_recipe(tree, "tiny"), tmp_path / "run")
+        run_recipe(Recipe.of(tree, "tiny"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -246,7 +246,7 @@ def test_a_base_without_pad_and_chat_template_runs_and_a_second_run_skips(bases,
     tree["curriculum"]["stages"] = ["data"]
     tree["curriculum"]["rl"]["beta"] = 0.0
     tree["curriculum"]["rl"]["truncated_penalty"] = None  # hardly any sample ends, so some steps have no reward
-    tiny = parse_recipe(tree, "tiny")
+    tiny = Recipe.of(tree, "tiny")
     run_recipe(tiny, tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
     first = capsys.readouterr().out

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import Field
 
-from pitlm.cli.judge import judge_options
-from pitlm.cli.options import json_option, section_options, write_figures
+from pitlm.cli.judge import judge_options, judge_to_file
+from pitlm.cli.options import FILE, json_option, section_options, write_figures
 from pitlm.core.errors import InputError
 from pitlm.core.section import Fraction, PositiveInt, Section
 
@@ -47,45 +47,26 @@ class StatisticsSection(Section):
     seed: int = Field(0, ge=0, description="seed of all resampling")
 
 
-def _share(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Points to a fraction."""
-    return None if value is None else value / 100
-
-
 @click.command(epilog=EXAMPLES)
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[SOURCE]...")
-@click.option(
-    "--baseline",
-    metavar="NAME",
-    help="System to compare with. Default: the most frequent second system.",
-)
+@click.option("--baseline", metavar="NAME", help="System to compare with. Default: the most frequent second system.")
 @click.option(
     "--plan",
-    "wanted",
+    "points",
     type=click.FloatRange(0, 100, min_open=True),
-    callback=_share,
     metavar="POINTS",
     help="Say how many items would show a Delta of so many points; works without files.",
 )
 @json_option
-@click.option(
-    "--alpaca",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the verdicts as AlpacaEval annotations.",
-)
+@click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
 @section_options(StatisticsSection, into="statistics")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="With --judge: file for the verdicts.",
-)
+@click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
 @click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Replies that were kept stay.")
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],
     baseline: str | None,
-    wanted: float | None,
+    points: float | None,
     json_file: Path | None,
     alpaca: Path | None,
     statistics: StatisticsSection,
@@ -101,25 +82,35 @@ def evaluate(
     """
     if options is None and (output is not None or force):
         raise click.UsageError("-o and --force: found without --judge")
+    wanted = None if points is None else points / 100
     if not sources:
         if wanted is None:
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
         _print_plan(wanted)
         return
-    figures: dict[str, Any] = {**statistics.model_dump(), "wanted": wanted}
-    if options is not None:
-        annotations = _judged(sources, output, options, force)
-    else:
-        annotations, figures["answered"] = _read(sources)
-    show(annotations, baseline=baseline, json_file=json_file, alpaca=alpaca, **figures)
+
+    from pitlm.evaluate.summary import summarise
+    from pitlm.evaluate.verdict_files import write_annotations
+    from pitlm.report.terminal import print_summary
+
+    annotations, answered = _read(sources) if options is None else (_judged(sources, output, options, force), None)
+    rows = [annotation.row for annotation in annotations]
+    names = sorted({name for row in rows for name in (row.first, row.second)})
+    if baseline is not None and baseline not in names:
+        raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
+    summary = summarise(rows, baseline=baseline, answered=answered, wanted=wanted, **statistics.model_dump())
+    print_summary(summary)
+    write_figures(json_file, summary.as_dict())
+    if alpaca is not None:
+        write_annotations(alpaca, annotations)
+        click.echo(f"{len(annotations):,} annotations written to {alpaca}")
 
 
-def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures]]:
+def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures] | None]:
     """The verdicts of files and of at most one run, and what the run knows of its systems beside them."""
     from pitlm.evaluate.verdict_files import read_verdicts
 
-    files = list(sources)
-    answered: dict[str, AnswerFigures] = {}
+    files, answered = list(sources), None
     runs = [index for index, source in enumerate(sources) if source.is_dir()]
     if len(runs) > 1:
         raise InputError.at(sources[runs[1]], found="a second run", expected="one; each run has its own items")
@@ -137,7 +128,6 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
         raise click.UsageError(f"--judge: found {found}, expected two files, with the answers of a system each")
     if output is None:
         raise click.UsageError("-o: found nothing beside --judge, expected the file that the verdicts go to")
-    from pitlm.cli.judge import judge_to_file
     from pitlm.data.items import read_comparisons
     from pitlm.evaluate.verdict_files import Annotation
 
@@ -147,38 +137,6 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
         Annotation(row, {"instruction": c.prompt.text, "output_1": c.second, "output_2": c.first})
         for row, c in zip(rows, read_comparisons(first, second), strict=True)
     ]
-
-
-def show(
-    annotations: Sequence[Annotation],
-    *,
-    baseline: str | None,
-    json_file: Path | None,
-    alpaca: Path | None,
-    **options: Any,
-) -> None:
-    """Summarise verdicts, wherever they come from; print, and write what was asked for.
-
-    Args:
-        options: of :func:`pitlm.evaluate.summary.summarise`.
-
-    Raises:
-        InputError: there is no such baseline.
-    """
-    from pitlm.evaluate.summary import summarise
-    from pitlm.evaluate.verdict_files import write_annotations
-    from pitlm.report.terminal import print_summary
-
-    rows = [annotation.row for annotation in annotations]
-    names = sorted({name for row in rows for name in (row.first, row.second)})
-    if baseline is not None and baseline not in names:
-        raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
-    summary = summarise(rows, baseline=baseline, **options)
-    print_summary(summary)
-    write_figures(json_file, summary.as_dict())
-    if alpaca is not None:
-        write_annotations(alpaca, annotations)
-        click.echo(f"{len(annotations):,} annotations written to {alpaca}")
 
 
 def _print_plan(wanted: float) -> None:

@@ -7,6 +7,12 @@ from typing import Any
 
 import click
 
+from pitlm.cli.options import PATH
+from pitlm.core.errors import InputError
+
+MODELS = ["improver", "policy", "gap", "reward"]
+DTYPES = ["float32", "bfloat16", "float16"]
+
 EXAMPLES = """
 \b
 Examples:
@@ -23,18 +29,12 @@ improver was trained with is in its chat template. docs/export.md says more.
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write the model to.")
-@click.option(
-    "--model",
-    type=click.Choice(["improver", "policy", "gap", "reward"]),
-    help="Which model of a run. Default: the improver.",
-)
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Dtype of the weights. Default: unchanged."
-)
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Folder to write the model to.")
+@click.option("--model", type=click.Choice(MODELS), help="Which model of a run. Default: the improver.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the weights. Default: unchanged.")
 @click.option("--adapter", is_flag=True, help="Write the LoRA adapter over the base of the run, not whole weights.")
-@click.option("--force", is_flag=True, help="Replace an earlier export.")
+@click.option("--force", "replace", is_flag=True, help="Replace an earlier export.")
 @click.option(
     "--push-to-hub",
     "repository",
@@ -42,21 +42,16 @@ improver was trained with is in its chat template. docs/export.md says more.
     help="Upload the model to the hub under this name; works with and without -o.",
 )
 @click.option("--private", is_flag=True, help="Make a repository that --push-to-hub creates private.")
-def export(
-    source: Path, output: Path | None, model: Any, force: bool, repository: str | None, private: bool, **how: Any
-) -> None:
+def export(source: Path, model: Any, output: Path | None, **how: Any) -> None:
     """Write a trained model as a checkpoint of Hugging Face's format, with a model card."""
-    from pitlm.core.errors import InputError
-
-    if output is None and repository is None:
+    if output is None and how["repository"] is None:
         raise InputError("give -o (a folder), or --push-to-hub (a name), or both")
-    if private and repository is None:
+    if how["private"] and how["repository"] is None:
         raise InputError("--private: found without --push-to-hub, expected beside it")
     if how["adapter"] and how["dtype"] is not None:
         raise InputError("--dtype: found beside --adapter, expected beside whole weights")
 
     from pitlm.run.export import Source, deliver
 
-    found = Source.of(source, model)
-    for line in deliver(found, output, replace=force, repository=repository, private=private, **how):
+    for line in deliver(Source.of(source, model), output, **how):
         click.echo(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pitlm.batch.model_choice import ModelChoice
-from pitlm.cli.options import check_output, check_output_folder, section_options
+from pitlm.cli.options import check_output, section_options
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import LoopSection
 
@@ -73,10 +73,9 @@ def improve(
     if file is None and output is not None:
         raise InputError("-o: found beside --prompt, expected beside FILE")
     models.check(prompt, response)
-    if output is not None and models.engine == "ray":
-        check_output_folder(output, force, "the improved answers", "part-*.jsonl")
-    elif output is not None:
-        check_output(output, force, "the improved answers")
+    if output is not None:
+        parts = "part-*.jsonl" if models.engine == "ray" else None
+        check_output(output, force, "the improved answers", parts)
 
     from pitlm.batch.improve_file import improve_file, improve_one
 

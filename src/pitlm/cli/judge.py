@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlm.cli.options import Command, check_output, option_name, section_options
+from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
 from pitlm.core.judge_section import JudgeSection
 from pitlm.io.named_parts import part_names
 from pitlm.judge.protocol import GROUP
@@ -87,11 +87,9 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the verdicts go (JSON lines)."
-)
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Where the verdicts go (JSON lines).")
 @judge_options(required=True)
 @click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
 def judge(first: Path, second: Path, output: Path, options: JudgeSection, force: bool) -> None:

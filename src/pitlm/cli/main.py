@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
@@ -103,29 +103,23 @@ Examples:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands only have names, for suggestions, until one of them is called."""
-
-    def __init__(self, verbs: dict[str, Verb], callback: Callable[..., object], epilog: str) -> None:
-        stand_ins = {name: click.Command(name, short_help=verb.help) for name, verb in verbs.items()}
-        super().__init__("pit", commands=stand_ins, callback=callback, help=callback.__doc__, epilog=epilog)
-        self.verbs = verbs
+    """A group whose commands are imported when they are called; ``commands`` holds their names, for suggestions."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.verbs)  # in the order of use, not of the alphabet
+        return list(VERBS)  # in the order of use, not of the alphabet
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return load_verb(cmd_name) if cmd_name in self.verbs else None
+        return load_verb(cmd_name) if cmd_name in VERBS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, verb.help) for name, verb in self.verbs.items()])
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
 
-def _about() -> None:
+@click.group(cls=LazyGroup, commands=[click.Command(name) for name in VERBS], epilog=EXAMPLES)
+@click.version_option(__version__, prog_name="pit")
+def pit() -> None:
     """Learn, from preference pairs, to make answers better (PIT, arXiv:2310.00898)."""
-
-
-pit = click.version_option(__version__, prog_name="pit")(LazyGroup(VERBS, _about, EXAMPLES))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -137,29 +131,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()  # here a closed pipe can still be caught; at interpreter exit it cannot
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except click.Abort as error:
-        if isinstance(error.__cause__, EOFError):
-            _fail("no answer: the input has ended.", 1)
-        click.echo("Interrupted; run the same command again to go on.", err=True)
-        sys.exit(130)
-    except InputError as error:
-        _fail(str(error), error.exit_code)
-    except RankFailed as error:
-        _fail(str(error), 1)
+        ended = isinstance(error.__cause__, EOFError)
+        told = (
+            "Error: no answer: the input has ended." if ended else "Interrupted; run the same command again to go on."
+        )
+        click.echo(told, err=True)
+        code = 1 if ended else 130
     except BrokenPipeError:
-        _close_quietly()
-        sys.exit(1)
+        # Discard the rest of the output, so that the interpreter's own flush at exit raises no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
-        _fail(message, 2)
+        click.echo(f"Error: {message}", err=True)
+        code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def user_message(error: Exception) -> str | None:
-    """One line for an error of the file system or the installation that the user can mend, None for any other."""
+    """The message for an error that the user can mend, one line for those of libraries; None for any other error."""
+    if isinstance(error, InputError | RankFailed):
+        return str(error)
     if isinstance(error, ModuleNotFoundError):
         extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
         return extra and f"{error.name} is not installed; this verb needs: pip install 'pitlm[{extra}]'"
@@ -171,17 +167,6 @@ def user_message(error: Exception) -> str | None:
     if any(words in str(error) for words in SHORT_WRITES):
         return "a checkpoint could not be written to its end, as when the disk is full"
     return None
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
-
-
-def _close_quietly() -> None:
-    """Discard the rest of the output, so that the interpreter's own flush at exit raises no error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
 overrides_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Replace one value of the recipe: loop.rounds=5.",
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value of the recipe: loop.rounds=5."
 )
-json_option = click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
-)
+json_option = click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
 
 
 def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> None:
@@ -80,28 +77,25 @@ def section_options(
     """
     own = {name: section.model_fields[name] for name in chosen or section.model_fields}
     keys = {name: (names or {}).get(name, name) for name in own}
-    options = []
-    for name, field in own.items():
-        text = _help((helps or {}).get(name) or field.description or name, field.default if of_run else None, of_run)
-        kind = (types or {}).get(name) or _click_type(field.annotation, field.metadata)
-        required = field.is_required() and not optional
-        options.append(_option(keys[name], kind, text, None if of_run else field.default, required))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_section(**given: Any) -> Any:
             source = click.get_current_context().get_parameter_source
             values = {name: given.pop(key) for name, key in keys.items()}
-            values = {
-                name: value for name, value in values.items() if source(keys[name]) is not ParameterSource.DEFAULT
-            }
+            values = {name: values[name] for name, key in keys.items() if source(key) is not ParameterSource.DEFAULT}
             left_out = any(field.is_required() and name not in values for name, field in own.items())
-            made = None if optional and left_out else section.of(values, lambda name: option_name(keys.get(name, name)))
+            made = None
+            if not (optional and left_out):
+                made = section.of(values, spell=lambda name: option_name(keys.get(name, name)))
             return command(**{into: made}, **given)
 
         wrapped: Command = with_section
-        for option in reversed(options):
-            wrapped = option(wrapped)
+        for name, field in reversed(own.items()):
+            text = (helps or {}).get(name) or field.description or name
+            kind = (types or {}).get(name) or _click_type(field.annotation, field.metadata)
+            required = field.is_required() and not optional
+            wrapped = _option(keys[name], kind, text, field.default, of_run, required)(wrapped)
         return wrapped
 
     return decorate
@@ -112,17 +106,13 @@ def option_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def _help(text: str, default: Any, of_run: bool) -> str:
-    """The text as a sentence, with the default where a run may have another."""
+def _option(key: str, kind: Any, text: str, default: Any, of_run: bool, required: bool) -> Callable[[Command], Command]:
     text = text.rstrip(".") + "."
     text = text if text.partition(" ")[0].endswith(":") else text[0].upper() + text[1:]  # "llm: ..." is a name
-    if of_run:
-        text += " Default: the run's" + (f", or {default}." if default is not None else ".")
-    return text
-
-
-def _option(key: str, kind: Any, text: str, default: Any, required: bool) -> Callable[[Command], Command]:
     known = isinstance(default, str | int | float)
+    if of_run:
+        text += f" Default: the run's, or {default}." if known else " Default: the run's."
+        known = False
     return click.option(
         option_name(key),
         key,
@@ -147,7 +137,7 @@ def _click_type(annotation: Any, found: list[Any]) -> Any:
     if annotation in (int, float):
         return _range(annotation, [bound for item in found for bound in getattr(item, "metadata", [item])])
     if annotation is Path:
-        return click.Path(path_type=Path)
+        return PATH
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return json_object
     return click.BOOL if annotation is bool else click.STRING
@@ -165,32 +155,20 @@ def _range(number: type[int] | type[float], bounds: list[Any]) -> Any:
     return click.IntRange(limits["gt"] + 1 if "gt" in limits else low, limits["lt"] - 1 if "lt" in limits else high)
 
 
-def check_output(output: Path, force: bool, what: str) -> None:
-    """Refuse, before anything long begins, what could not be written at the end.
+def check_output(output: Path, force: bool, what: str, pattern: str | None = None) -> None:
+    """Refuse, before anything long begins, an output that could not be written at the end.
+
+    Args:
+        what: what goes to the output, for messages.
+        pattern: the output is a folder of such files, and ``force`` replaces no others. None: the output is one file.
 
     Raises:
-        InputError: a folder, a file that is there already and not to be replaced, or nowhere to write to.
+        InputError: the wrong kind of output, an output that exists already and is not to be replaced, or a place that
+            cannot be written to.
     """
-    if output.is_dir():
-        raise InputError.at(output, found="a folder", expected=f"the file that {what} go to")
-    _check_place(output, force)
-
-
-def check_output_folder(output: Path, force: bool, what: str, pattern: str) -> None:
-    """The same for a folder of files, of which ``force`` replaces no other than those of a ``pattern``.
-
-    Raises:
-        InputError: a file, a folder that is there already and not to be replaced, or nowhere to write to.
-    """
-    if output.exists() and not output.is_dir():
-        raise InputError.at(output, found="a file", expected=f"the folder that {what} go to")
-    _check_place(output, force)
-    other = next((path.name for path in output.glob("*") if not path.match(pattern)), None)
-    if other is not None:
-        raise InputError.at(output, found=f"a folder with '{other}' in it", expected=f"only {pattern} to replace")
-
-
-def _check_place(output: Path, force: bool) -> None:
+    if output.exists() and output.is_dir() != (pattern is not None):
+        found, expected = ("a folder", "file") if output.is_dir() else ("a file", "folder")
+        raise InputError.at(output, found=found, expected=f"the {expected} that {what} go to")
     if output.exists() and not force:
         raise InputError(f"{output}: exists already; give another -o, or --force to replace it")
     above = next(folder for folder in output.absolute().parents if folder.exists())
@@ -198,3 +176,7 @@ def _check_place(output: Path, force: bool) -> None:
         raise InputError(f"{output}: {above} is a file, not a folder")
     if not os.access(above, os.W_OK):
         raise InputError(f"{output}: {above} may not be written to")
+    if pattern is not None:
+        other = next((path.name for path in output.glob("*") if not path.match(pattern)), None)
+        if other is not None:
+            raise InputError.at(output, found=f"a folder with '{other}' in it", expected=f"only {pattern} to replace")

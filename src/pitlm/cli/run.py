@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pitlm.cli.options import overrides_option
+from pitlm.cli.options import PATH, overrides_option
 
 EXAMPLES = """
 \b
@@ -26,17 +27,11 @@ Give the same command again to go on where an interrupted run stopped; finished 
 @click.command(epilog=EXAMPLES)
 @click.argument("recipe")
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/NAME, with the name of the recipe."
-)
+@click.option("--out", type=PATH, help="Folder of the run. Default: runs/NAME, with the name of the recipe.")
 @click.option("--seed", type=click.IntRange(min=0), help="Replace the recipe's seed.")
 @overrides_option
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
-@click.option(
-    "--skip-invalid",
-    is_flag=True,
-    help="Set invalid rows aside in data/rejects.jsonl, instead of stopping.",
-)
+@click.option("--skip-invalid", is_flag=True, help="Set invalid rows aside in data/rejects.jsonl, instead of stopping.")
 @click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap; an unknown name lists them.")
 @click.option(
     "--accelerate",
@@ -49,10 +44,9 @@ def run(
     out: Path | None,
     seed: int | None,
     overrides: tuple[str, ...],
-    update: bool,
     skip_invalid: bool,
-    until: str | None,
     accelerate: str | None,
+    **how: Any,
 ) -> None:
     """Train an improver from preference pairs and compare it honestly.
 
@@ -69,4 +63,4 @@ def run(
 
     from pitlm.run.run_recipe import run_recipe
 
-    run_recipe(loaded, out or Path("runs") / loaded.name, update=update, until=until, begin=begin, accelerate=launch)
+    run_recipe(loaded, out or Path("runs") / loaded.name, begin=begin, accelerate=launch, **how)

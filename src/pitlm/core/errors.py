@@ -35,6 +35,8 @@ class RankFailed(RuntimeError):
     Finished training is kept, and the same command goes on.
     """
 
+    exit_code = 1
+
 
 class BudgetSpent(InputError):
     """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""

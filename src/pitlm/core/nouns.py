@@ -25,9 +25,6 @@ class Message:
     role: Role
     content: str
 
-    def as_dict(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -69,7 +66,7 @@ class Prompt:
         return cls(tuple(_message(item, index) for index, item in enumerate(value)))
 
     def as_messages(self) -> list[dict[str, str]]:
-        return [message.as_dict() for message in self.messages]
+        return [{"role": message.role, "content": message.content} for message in self.messages]
 
     @property
     def text(self) -> str:
@@ -106,10 +103,6 @@ class Preference:
 
     def as_dict(self) -> dict[str, Any]:
         return {"prompt": self.prompt.as_messages(), "chosen": self.chosen, "rejected": self.rejected}
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Preference:
-        return cls(Prompt.of(row["prompt"]), row["chosen"], row["rejected"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +151,6 @@ class Round:
         own = {"proposal": self.proposal, "gap": self.gap, "accepted": self.accepted}
         own |= {"tokens": self.tokens, "prompt_tokens": self.prompt_tokens}
         return {**own, "gaps": list(self.gaps)} if self.gaps else own
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Round:
-        return cls(**{**row, "gaps": tuple(row.get("gaps", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +203,7 @@ class Trace:
         Raises:
             KeyError, TypeError, ValueError: not such a row.
         """
-        rounds = tuple(Round.from_dict(r) for r in row["rounds"])
+        rounds = tuple(Round(**{**r, "gaps": tuple(r.get("gaps", ()))}) for r in row["rounds"])
         spent = (row["generated_tokens"], row["prompt_tokens"], row["cost"])
         return cls(Prompt.of(row["prompt"]), row["original"], rounds, StopReason(row["stop_reason"]), *spent)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pitlm.core.judge_section import JudgeSection
-from pitlm.core.section import Fraction, PositiveFloat, PositiveInt, Section
+from pitlm.core.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 ReferenceSource = Literal["data", "policy", "improver"]
 Quantization = Literal["nf4"]
@@ -115,7 +115,7 @@ class TrainSection(Section):
     accumulation: PositiveInt = Field(1, description="micro-batches that a step is cut into")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of steps with rising learning rate")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     gradient_checkpointing: bool = False
     log_every: PositiveInt = 10
@@ -136,10 +136,10 @@ class RLSection(TrainSection):
     max_steps: PositiveInt = 100
     batch_size: PositiveInt = 64
     group: Annotated[int, Field(ge=2)] = Field(8, description="G: completions per (x, y_ref)")
-    beta: Annotated[float, Field(ge=0)] = Field(0.05, description="KL coefficient; the anchor is the SFT improver")
+    beta: NonNegativeFloat = Field(0.05, description="KL coefficient; the anchor is the SFT improver")
     temperature: PositiveFloat = 1.0
     clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
-    truncated_penalty: Annotated[float, Field(ge=0)] | None = Field(
+    truncated_penalty: NonNegativeFloat | None = Field(
         1.0,
         description="penalty on the reward of an answer without end token; null leaves such answers out of the group",
     )
@@ -217,14 +217,12 @@ class LoopSection(Section):
 
     rounds: PositiveInt = Field(3, description="most rounds for one response")
     proposals: PositiveInt = Field(1, description="k: proposals of each round; the best of them by gap may be kept")
-    margin: Annotated[float, Field(ge=0)] | None = Field(
+    margin: NonNegativeFloat | None = Field(
         None,
         description="gap that a proposal has to exceed to replace the answer; where none is set, the margin that was "
         "calibrated for the gap model, or 0",
     )
-    temperature: Annotated[float, Field(ge=0)] = Field(
-        0.4, description="sampling temperature of the improver; 0 is greedy"
-    )
+    temperature: NonNegativeFloat = Field(0.4, description="sampling temperature of the improver; 0 is greedy")
     tokens: PositiveInt | None = Field(None, description="generated tokens that one response may take")
     seconds: PositiveFloat | None = Field(None, description="time that one response may take, from its first round")
     cost: PositiveFloat | None = Field(None, description="what one response may cost, in the improver's currency")
@@ -234,7 +232,7 @@ class EvaluationSection(Section):
     """Held-out comparison of the systems."""
 
     items: PositiveInt = 400
-    policy_temperature: Annotated[float, Field(ge=0)] = 1.0
+    policy_temperature: NonNegativeFloat = 1.0
     fresh_pairs: PositiveInt = Field(400, description="pairs of fresh policy answers that R_PIT is checked on")
     tokens: PositiveInt | None = Field(
         None, description="equal compute: what every system may generate for each item; null: as many as each takes"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
-
-Tree = TypeVar("Tree", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,12 +57,7 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     tree = read_tree(path, "recipe")
     for key, value in (overrides or {}).items():
         _assign(tree, key, value)
-    return parse_recipe(tree, str(path))
-
-
-def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
-    """Validate a recipe tree; see :func:`parse_tree`."""
-    return parse_tree(Recipe, tree, origin)
+    return Recipe.of(tree, str(path))
 
 
 def read_tree(path: Path, what: str) -> dict[str, Any]:
@@ -88,19 +79,6 @@ def read_tree(path: Path, what: str) -> dict[str, Any]:
     return tree
 
 
-def parse_tree(kind: type[Tree], tree: dict[str, Any], origin: str) -> Tree:
-    """Validate a tree; ``origin`` names it in messages.
-
-    Raises:
-        InputError: unknown key or impossible value, each with its dotted name.
-    """
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        problems = [_explain(kind, origin, problem) for problem in error.errors()]
-        raise InputError("\n".join(problems)) from error
-
-
 def _assign(tree: dict[str, Any], dotted: str, text: str) -> None:
     *sections, leaf = dotted.split(".")
     node: Any = tree
@@ -115,34 +93,3 @@ def _assign(tree: dict[str, Any], dotted: str, text: str) -> None:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
-
-
-def _explain(kind: type[BaseModel], origin: str, problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    dotted = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        names = _known_keys(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
-        return f"{origin}: unknown key '{dotted}'; {hint}"
-    if problem["type"] == "missing":
-        return f"{origin}: key '{dotted}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not dotted:
-        return f"{origin}: {message}"
-    found = "a section" if isinstance(problem["input"], dict) else repr(problem["input"])
-    return f"{origin}: key '{dotted}': found {found}: {message}"
-
-
-def _known_keys(model: type[BaseModel], sections: list[str]) -> list[str]:
-    for section in (name for name in sections if not name.isdecimal()):  # a number is a place in a list
-        model = next(_sections_in(model.model_fields[section].annotation))
-    return list(model.model_fields)
-
-
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that an annotation names, such as the one in ``list[JudgeSection] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _sections_in(inner)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
@@ -12,6 +13,7 @@ from pitlm.core.errors import InputError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 FilePath = Annotated[Path, PlainSerializer(str)]
 
@@ -22,26 +24,53 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], spell: Callable[[str], str] = str) -> Self:
-        """Validate values that a caller or the command line gave; fields that are not given have their defaults.
+    def of(cls, values: Mapping[str, Any], origin: str = "", spell: Callable[[str], str] = "key '{}'".format) -> Self:
+        """Validate values from a file, the command line or a caller; fields without a value have their defaults.
 
         Args:
+            origin: the file that the values come from, for messages; empty where there is none.
             spell: how a message names a field.
 
         Raises:
-            InputError: an impossible value, a name that is no field, or values that do not go together.
+            InputError: an unknown name (the message gives the nearest right name), a missing or impossible value, or
+                values that do not go together; one line for each.
         """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError("; ".join(_problem(found, spell) for found in error.errors())) from error
+            prefix = f"{origin}: " if origin else ""
+            problems = [prefix + _explain(cls, problem, spell) for problem in error.errors()]
+            raise InputError("\n".join(problems)) from error
 
     def over(self, other: Self) -> Self:
         """The values that are set here, and the other section's values for all else."""
         return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
-def _problem(found: Any, spell: Callable[[str], str]) -> str:
-    message: str = found["msg"].removeprefix("Value error, ")
-    field = found["loc"][:1]  # empty where a check of the whole section failed
-    return f"{spell(str(field[0]))}: found {found['input']!r}: {message}" if field else message
+def _explain(kind: type[BaseModel], problem: Any, spell: Callable[[str], str]) -> str:
+    location = [str(part) for part in problem["loc"]]  # empty where a check of the whole tree failed
+    dotted = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        names = _known_keys(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
+        return f"unknown key '{dotted}'; {hint}"
+    if problem["type"] == "missing":
+        return f"{spell(dotted)} is missing"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    found = "a section" if isinstance(problem["input"], dict) else repr(problem["input"])
+    return f"{spell(dotted)}: found {found}: {message}" if dotted else message
+
+
+def _known_keys(model: type[BaseModel], sections: list[str]) -> list[str]:
+    for section in (name for name in sections if not name.isdecimal()):  # a number is a place in a list
+        model = next(_sections_in(model.model_fields[section].annotation))
+    return list(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation names, such as the one in ``list[JudgeSection] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)

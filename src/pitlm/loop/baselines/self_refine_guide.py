@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
-from pitlm.core.recipe_file import parse_tree, read_tree
+from pitlm.core.recipe_file import read_tree
 from pitlm.core.section import Section
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
@@ -73,7 +73,7 @@ class Guide(Section):
         Raises:
             InputError: an unreadable file, an unknown key or an impossible value.
         """
-        return parse_tree(cls, read_tree(path, "file of Self-Refine's prompts"), str(path))
+        return cls.of(read_tree(path, "file of Self-Refine's prompts"), str(path))
 
     def only(self, names: Sequence[str]) -> Guide:
         """The same guide with a rubric of these criteria alone.
