@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -56,12 +55,12 @@ codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 
 
 def judge_options(*, required: bool) -> Callable[[Command], Command]:
-    """Give a command the options that describe a judge, as one argument ``options``: a checked section.
+    """Give a command the options that describe a judge, as one argument ``options``: a section.
 
     Args:
         required: where it is not, and no judge is named, ``options`` is None.
     """
-    generated = section_options(
+    return section_options(
         JudgeSection,
         into="options",
         names={"kind": "judge", "seed": "judge_seed"},
@@ -69,21 +68,6 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
         types={"kind": click.Choice(part_names(GROUP, KINDS))},
         optional=not required,
     )
-
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def with_judge(options: JudgeSection | None, **given: Any) -> Any:
-            if options is not None:
-                from pitlm.judge.make_judge import check_section
-
-                named = f"--judge {options.kind}"
-                options = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
-                check_section(options, named, option_name)
-            return command(options=options, **given)
-
-        return generated(with_judge)
-
-    return decorate
 
 
 @click.command(epilog=EXAMPLES)
@@ -101,24 +85,22 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
 
     Raises:
-        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, and an output that is there already.
+        InputError: options that do not fit the judge, an output that exists already, or as
+            :func:`pitlm.run.judges.judge_answer_files` does.
     """
+    from pitlm.core.verdicts import Verdict
     from pitlm.io.atomic import write_json_lines
+    from pitlm.judge.make_judge import check_section
     from pitlm.run.judges import judge_answer_files
 
+    named = f"--judge {options.kind}"
+    options = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
+    check_section(options, named, option_name)
     check_output(output, force, "the verdicts")
     if options.kind == "llm" and options.cache is None:
         options = options.model_copy(update={"cache": output.with_name(f"{output.name}.replies.sqlite")})
     rows = judge_answer_files(first, second, options)
     write_json_lines(output, [row.as_dict() for row in rows])
-    _print_tally(rows)
-    click.echo(f"Written to {output}")
-    return rows
-
-
-def _print_tally(rows: Sequence[VerdictRow]) -> None:
-    from pitlm.core.verdicts import Verdict
-
     counts = Counter(row.verdict for row in rows)
     listed = ", ".join(f"{verdict} {counts[verdict]} ({counts[verdict] / len(rows):.1%})" for verdict in Verdict)
     click.echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
@@ -128,3 +110,5 @@ def _print_tally(rows: Sequence[VerdictRow]) -> None:
             f"{len(failures)} calls failed and count as unparsable; the same command with --force asks for them again. "
             f"The first: {failures[0]}"
         )
+    click.echo(f"Written to {output}")
+    return rows

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pitlm.cli.options import FILE, PATH, check_output
+from pitlm.core.errors import InputError
+
 if TYPE_CHECKING:
     from pitlm.core.verdicts import VerdictRow
-    from pitlm.judge.votes import Votes
 
 EXAMPLES = """
 \b
@@ -28,14 +30,10 @@ goes on where they stopped. With a --host other than this machine's own, the add
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("first", type=click.Path(path_type=Path), required=False)
-@click.argument("second", type=click.Path(path_type=Path), required=False)
+@click.argument("first", type=PATH, required=False)
+@click.argument("second", type=PATH, required=False)
 @click.option(
-    "--votes",
-    "votes_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="SQLite file that keeps the votes; made where it is missing.",
+    "--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; made where it is missing."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -44,60 +42,43 @@ goes on where they stopped. With a --host other than this machine's own, the add
 @click.option(
     "-o",
     "--export",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write the votes that count to this file as verdicts (JSON lines), and serve nothing.",
 )
 @click.option("--force", is_flag=True, help="Replace the file of verdicts.")
 def rate(
-    first: Path | None,
-    second: Path | None,
-    votes_file: Path,
-    host: str,
-    port: int,
-    export: Path | None,
-    force: bool,
+    first: Path | None, second: Path | None, file: Path, host: str, port: int, export: Path | None, force: bool
 ) -> None:
     """Let people say which of two systems' answers is better, side by side and blinded, in a browser."""
-    from pitlm.cli.options import check_output
-    from pitlm.core.errors import InputError
+    from pitlm.data.items import read_comparisons
+    from pitlm.io.atomic import write_json_lines
     from pitlm.judge.votes import Votes
 
     if export is not None:
         if first is not None:
             raise InputError("--export: found beside FIRST, expected --votes alone")
-        if not votes_file.exists():
-            raise InputError.at(votes_file, found="no such file", expected="the votes of an earlier `pit rate`")
+        if not file.exists():
+            raise InputError.at(file, found="no such file", expected="the votes of an earlier `pit rate`")
         check_output(export, force, "the verdicts")
-        _export(Votes(votes_file), export)
+        rows = Votes(file).rows()
+        write_json_lines(export, [row.as_dict() for row in rows])
+        click.echo(f"Verdicts written to {export}: {_by_rater(rows)}")
         return
     if first is None or second is None:
         raise InputError("give two files of answers, FIRST and SECOND, or --export")
-    _serve(first, second, votes_file, host, port)
 
-
-def _export(votes: Votes, path: Path) -> None:
-    from pitlm.io.atomic import write_json_lines
-
-    rows = votes.rows()
-    write_json_lines(path, [row.as_dict() for row in rows])
-    click.echo(f"Verdicts written to {path}: {_by_rater(rows)}")
-
-
-def _serve(first: Path, second: Path, votes_file: Path, host: str, port: int) -> None:
-    from pitlm.data.items import read_comparisons
-    from pitlm.judge.votes import Votes
     from pitlm.serve.rating import serve_rating
 
     comparisons = read_comparisons(first, second)
-    votes = Votes(votes_file)
+    votes = Votes(file)
 
     def ready(url: str) -> None:
-        click.echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {votes_file}. Ctrl-C ends.")
+        click.echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {file}. Ctrl-C ends.")
 
     # A person ends the server with Ctrl-C; at certain moments the server itself swallows the signal.
     with suppress(KeyboardInterrupt):
         serve_rating(comparisons, votes, host=host, port=port, ready=ready)
-    click.echo(f"\nStopped. Votes in {votes_file}: {_by_rater(votes.rows())}")
+    click.echo(f"\nStopped. Votes in {file}: {_by_rater(votes.rows())}")
 
 
 def _by_rater(rows: Sequence[VerdictRow]) -> str:
