@@ -55,7 +55,7 @@ codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 
 
 def judge_options(*, required: bool) -> Callable[[Command], Command]:
-    """Give a command the options that describe a judge, as one argument ``options``: a section.
+    """Give a command the options that describe a judge, as one argument ``options``: a checked section.
 
     Args:
         required: where it is not, and no judge is named, ``options`` is None.
@@ -67,7 +67,17 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
         helps=HELPS,
         types={"kind": click.Choice(part_names(GROUP, KINDS))},
         optional=not required,
+        check=_checked,
     )
+
+
+def _checked(options: JudgeSection) -> JudgeSection:
+    """The section with the kind as a recipe calls it."""
+    from pitlm.judge.make_judge import check_section
+
+    checked = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
+    check_section(checked, f"--judge {options.kind}", option_name)
+    return checked
 
 
 @click.command(epilog=EXAMPLES)
@@ -85,17 +95,12 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
 
     Raises:
-        InputError: options that do not fit the judge, an output that exists already, or as
-            :func:`pitlm.run.judges.judge_answer_files` does.
+        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, and an output that exists already.
     """
     from pitlm.core.verdicts import Verdict
     from pitlm.io.atomic import write_json_lines
-    from pitlm.judge.make_judge import check_section
     from pitlm.run.judges import judge_answer_files
 
-    named = f"--judge {options.kind}"
-    options = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
-    check_section(options, named, option_name)
     check_output(output, force, "the verdicts")
     if options.kind == "llm" and options.cache is None:
         options = options.model_copy(update={"cache": output.with_name(f"{output.name}.replies.sqlite")})

@@ -60,6 +60,7 @@ def section_options(
     types: Mapping[str, Any] | None = None,
     of_run: bool = False,
     optional: bool = False,
+    check: Callable[[Any], Any] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command one option for each field, and hand it one validated section in their place.
 
@@ -74,6 +75,7 @@ def section_options(
         types: click types that replace the field's, by field.
         of_run: defaults come from a run first, and the help says so.
         optional: the section is None where the user leaves out a field that has no default.
+        check: from the validated section to the section that the command gets.
     """
     own = {name: section.model_fields[name] for name in chosen or section.model_fields}
     keys = {name: (names or {}).get(name, name) for name in own}
@@ -85,10 +87,10 @@ def section_options(
             values = {name: given.pop(key) for name, key in keys.items()}
             values = {name: values[name] for name, key in keys.items() if source(key) is not ParameterSource.DEFAULT}
             left_out = any(field.is_required() and name not in values for name, field in own.items())
-            made = None
-            if not (optional and left_out):
-                made = section.of(values, spell=lambda name: option_name(keys.get(name, name)))
-            return command(**{into: made}, **given)
+            if optional and left_out:
+                return command(**{into: None}, **given)
+            made = section.of(values, spell=lambda name: option_name(keys.get(name, name)))
+            return command(**{into: check(made) if check else made}, **given)
 
         wrapped: Command = with_section
         for name, field in reversed(own.items()):
