@@ -12,8 +12,7 @@ from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
-from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.engines.prices import Price
+from pitlm.engines.endpoint import ChatEndpoint, Price
 from pitlm.engines.reply_cache import ReplyCache
 from pitlm.judge.llm import LLMJudge, parse_verdict
 from pitlm.judge.make_judge import make_judge, run_judge, spent_on

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Message, Prompt
-from pitlm.engines.prices import Price
-from pitlm.engines.reply_cache import ReplyCache, request_key
+from pitlm.engines.reply_cache import ReplyCache
 
 if TYPE_CHECKING:
     import openai
@@ -24,6 +26,41 @@ NOT_ASKED = "not asked: the cost limit was reached"
 
 Conversation = str | Prompt | Sequence[Mapping[str, Any] | Message]
 """Ends with the user's turn."""
+
+Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Price(NamedTuple):
+    """What a million tokens cost, in any one currency: fresh input, input that the server had cached, output."""
+
+    input: Cost
+    cached: Cost
+    output: Cost
+
+    @classmethod
+    def of(cls, text: str, model: str = "") -> Price:
+        """Read ``in,cached,out``, or a JSON file that gives such a list, or an object of the three, for each model.
+
+        Raises:
+            InputError: neither, or a file that does not have the model.
+        """
+        where, given = f"price '{text}'", text.split(",")
+        try:
+            if Path(text).is_file():
+                where, given = f"{text}: field '{model}'", json.loads(Path(text).read_text(encoding="utf-8"))[model]
+            return TypeAdapter(cls).validate_python(given)
+        except ValidationError as error:
+            expected = "three numbers from 0, for a million tokens: input, cached, output"
+            raise InputError(f"{where}: found {given}, expected {expected}") from error
+        except ValueError as error:
+            raise InputError.at(text, found=f"broken JSON ({error})", expected="prices by model") from error
+        except (KeyError, TypeError) as error:
+            raise InputError.at(text, field=model, found="nothing", expected="[in, cached, out]") from error
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """The cost of one call; ``cached_tokens`` are among ``input_tokens``."""
+        fresh = input_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * self.cached + output_tokens * self.output) / 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +84,6 @@ class Completion:
     cost: float = 0.0
     from_cache: bool = False
 
-    @property
-    def asked(self) -> bool:
-        """Whether the request was made at all, now or earlier."""
-        return self.failure != NOT_ASKED
-
 
 @dataclass
 class ChatEndpoint:
@@ -70,7 +102,6 @@ class ChatEndpoint:
         max_cost: once this object has spent so much, no further call starts; calls under way are waited for and kept.
         cache: where replies are kept and looked up.
         spent, calls, hits: so far: money, replies bought, replies from the cache.
-        stopped: a call was not made because of ``max_cost``.
         given_up: why every further call would fail, so that none is made; None as long as calls are made.
     """
 
@@ -90,7 +121,6 @@ class ChatEndpoint:
     spent: float = field(default=0.0, init=False)
     calls: int = field(default=0, init=False)
     hits: int = field(default=0, init=False)
-    stopped: bool = field(default=False, init=False)
     given_up: InputError | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -115,7 +145,7 @@ class ChatEndpoint:
         )
 
     def ask(self, conversation: Conversation, *, attempt: int = 0, **sampling: Any) -> Completion:
-        """One completion, from the cache or by a call.
+        """One completion, from the cache or by a call, which is committed to the cache before anything can go wrong.
 
         Args:
             attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
@@ -125,51 +155,12 @@ class ChatEndpoint:
             InputError: every call would fail: no server, a wrong key, no such model; or a cost limit and a server that
                 does not count tokens.
         """
-        request = self._request(conversation, attempt, sampling)
-        return self._complete(request_key(request), request)
-
-    def complete(
-        self,
-        conversations: Sequence[Conversation],
-        *,
-        attempt: int = 0,
-        advance: Advance | None = None,
-        **sampling: Any,
-    ) -> list[Completion]:
-        """One completion per conversation, in their order, as by :meth:`ask`. Equal requests are made once.
-
-        A completion that fails leaves the others alone. What arrived before an InputError is in the cache.
-        """
-        requests = [self._request(x, attempt, sampling) for x in conversations]
-        places: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            places.setdefault(request_key(request), []).append(index)
-        done: list[Completion] = [Completion()] * len(requests)
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
-        try:
-            asked = {pool.submit(self._complete, key, requests[own[0]]): own for key, own in places.items()}
-            for future in as_completed(asked):
-                first, *others = asked[future]
-                done[first] = future.result()
-                for other in others:
-                    done[other] = replace(done[first], cost=0.0, from_cache=True)
-                if advance is not None and done[first].asked:
-                    advance(1 + len(others))
-        finally:
-            pool.shutdown(cancel_futures=True)  # waits for the calls under way, which are kept
-        return done
-
-    def _request(self, conversation: Conversation, attempt: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that changes the reply."""
-        own = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
-        given = {name: value for name, value in sampling.items() if value is not None}
-        fields = {"model": self.model, "messages": Prompt.of(conversation).as_messages(), **own, **given, **self.body}
-        body = {name: value for name, value in fields.items() if value is not None}
-        return {"base_url": str(self.client.base_url), "attempt": attempt, "body": body}
-
-    def _complete(self, key: str, request: Mapping[str, Any]) -> Completion:
-        """From the cache, or by a call, which is committed to the cache before anything else can go wrong."""
-        raw = self.cache.get(key) if self.cache is not None else None
+        fields: dict[str, Any] = {"model": self.model, "messages": Prompt.of(conversation).as_messages()}
+        fields |= {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
+        fields |= {name: value for name, value in sampling.items() if value is not None}
+        body = {name: value for name, value in {**fields, **self.body}.items() if value is not None}
+        request = {"base_url": str(self.client.base_url), "attempt": attempt, "body": body}
+        raw = self.cache.get(request) if self.cache is not None else None
         with self._lock:
             if raw is not None:
                 self.hits += 1
@@ -177,9 +168,8 @@ class ChatEndpoint:
             if self.given_up is not None:
                 raise self.given_up
             if self.max_cost is not None and self.spent >= self.max_cost:
-                self.stopped = True
                 return Completion(failure=NOT_ASKED)
-        raw, failure = self._call(request["body"])
+        raw, failure = self._call(body)
         completion = read_completion(raw, self.price) if not failure else Completion(failure=failure)
         if completion.failure:
             return completion
@@ -195,6 +185,31 @@ class ChatEndpoint:
         if self.max_cost is not None and completion.input_tokens == 0:
             raise self._give_up("the server does not count tokens, so no cost limit can be kept")
         return completion
+
+    def complete(
+        self, conversations: Sequence[Conversation], *, attempt: int = 0, advance: Advance | None = None
+    ) -> list[Completion]:
+        """One completion per conversation, in their order, as by :meth:`ask`. Equal conversations are asked once.
+
+        A completion that fails leaves the others alone. What arrived before an InputError is in the cache.
+        """
+        places: dict[Prompt, list[int]] = {}
+        for index, conversation in enumerate(conversations):
+            places.setdefault(Prompt.of(conversation), []).append(index)
+        done = [Completion()] * len(conversations)
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
+        try:
+            asked = {pool.submit(self.ask, prompt, attempt=attempt): own for prompt, own in places.items()}
+            for future in as_completed(asked):
+                first, *others = asked[future]
+                done[first] = future.result()
+                for other in others:
+                    done[other] = replace(done[first], cost=0.0, from_cache=True)
+                if advance is not None and done[first].failure != NOT_ASKED:
+                    advance(1 + len(others))
+        finally:
+            pool.shutdown(cancel_futures=True)  # waits for the calls under way, which are kept
+        return done
 
     def _call(self, body: Mapping[str, Any]) -> tuple[str, str]:
         """The raw response and "", or "" and why there is no response.
@@ -235,14 +250,11 @@ def read_completion(raw: str, price: Price | None) -> Completion:
     try:
         response = json.loads(raw)
         choice = response["choices"][0]
-        text = choice["message"].get("content") or ""
+        text = (choice["message"].get("content") or "").encode(errors="replace")  # half a character fits into no file
         usage = response.get("usage") or {}
         given, made = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return Completion(failure=f"no chat completion in the response: {raw[:80]!r}")
-    if not isinstance(text, str):
-        return Completion(failure=f"no text in the response: {raw[:80]!r}")
-    text = text.encode(errors="replace").decode()  # half a character cannot be written to any file
     cost = price.cost(given, cached, made) if price is not None else 0.0
-    return Completion(text, str(choice.get("finish_reason") or ""), "", given, cached, made, cost)
+    return Completion(text.decode(), str(choice.get("finish_reason") or ""), "", given, cached, made, cost)

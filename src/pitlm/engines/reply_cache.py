@@ -13,14 +13,8 @@ from typing import Any
 from pitlm.core.errors import InputError
 
 
-def request_key(request: Mapping[str, Any]) -> str:
-    """The sha256 of a request as canonical JSON: whatever changes the reply has to be in ``request``."""
-    text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class ReplyCache:
-    """Replies by the key of their request. Several threads and processes may share one file.
+    """Replies by their request, which must hold whatever changes the reply. Several processes may share one file.
 
     Each reply is committed as it is put, so a process that is killed loses only what had not arrived.
 
@@ -56,15 +50,21 @@ class ReplyCache:
             self.path, found=str(error), expected="a cache of replies, or a new file, on a disk with room"
         )
 
-    def get(self, key: str) -> str | None:
-        """The raw response that was stored under ``key``, None where there is none."""
-        row = self._run("SELECT response FROM replies WHERE key = ?", key)
+    def get(self, request: Mapping[str, Any]) -> str | None:
+        """The raw response to an equal request, None where there is none."""
+        row = self._run("SELECT response FROM replies WHERE key = ?", _key(request))
         return None if row is None else str(row[0])
 
     def put(self, request: Mapping[str, Any], response: str) -> None:
-        """Keep a raw response under its request's key, for good: a reply that is there already stays."""
-        values = (request_key(request), json.dumps(request, ensure_ascii=False), response)
+        """Keep the raw response to a request, for good: a reply that is there already stays."""
+        values = (_key(request), json.dumps(request, ensure_ascii=False), response)
         self._run("INSERT OR IGNORE INTO replies (key, request, response) VALUES (?, ?, ?)", *values)
 
     def __len__(self) -> int:
         return int(self._run("SELECT COUNT(*) FROM replies")[0])
+
+
+def _key(request: Mapping[str, Any]) -> str:
+    """The sha256 of a request as canonical JSON."""
+    text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict
-from pitlm.engines.endpoint import ChatEndpoint, Completion
-from pitlm.engines.prices import Price
+from pitlm.engines.endpoint import ChatEndpoint, Completion, Price
 from pitlm.engines.reply_cache import ReplyCache
 from pitlm.judge.judge_prompt import DEFAULT, JudgePrompt
 from pitlm.judge.protocol import TwoOrderJudge

@@ -67,8 +67,8 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRo
     with progress_bar("judging", len(comparisons), cost) as advance:
         for start in range(0, len(comparisons), size):
             rows += judge.judge(comparisons[start : start + size], advance=advance)
-    if endpoint is not None and endpoint.stopped:
-        complete = sum(all(reply.failure != NOT_ASKED for reply in row.replies) for row in rows)
+    complete = sum(all(reply.failure != NOT_ASKED for reply in row.replies) for row in rows)
+    if endpoint is not None and complete < len(rows):
         kept = f" The replies are kept in {endpoint.cache.path}." if endpoint.cache is not None else ""
         raise BudgetSpent(
             f"the cost limit of {endpoint.max_cost:g} is reached: {complete} of {len(rows)} pairs are judged, "
