@@ -46,7 +46,7 @@ from pitlm.data.dataset import load_preferences
 from pitlm.data.template import Template
 from pitlm.method.reward import GapRow, gap_batch, gap_rows
 from pitlm.models.forest import shared_prefix
-from pitlm.models.loading import load_scorer, load_tokenizer, quiet
+from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees, score_ids, score_tree
 from pitlm.worlds import pocket as world
@@ -267,7 +267,7 @@ def pocket_base(folder: Path) -> Path:
 
 def pocket_model(options: argparse.Namespace, folder: Path) -> PreTrainedModel:
     base = pocket_base(folder)
-    model = load_scorer(base, load_tokenizer(base))
+    model = load_model(base, load_tokenizer(base), writes=False)
     model.set_attn_implementation("sdpa")
     return model
 

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
-from pitlm.models.loading import load_causal, load_tokenizer, quiet
+from pitlm.models.loading import load_model, load_tokenizer, quiet
 
 # isort: split
 from trl import RLOOConfig, RLOOTrainer  # after pitlm, which quiets what it imports
@@ -155,7 +155,7 @@ def make_base(folder: Path, prompt_tokens: int, vocabulary: int) -> Path:
 def make_trainer(kind: type[RLOOTrainer], base: Path, folder: Path, group: int) -> RLOOTrainer:
     tokenizer = load_tokenizer(base)
     return kind(
-        model=load_causal(base, tokenizer),
+        model=load_model(base, tokenizer),
         reward_funcs=lambda completions, completion_ids, **kwargs: [float(ids[0] % 7) for ids in completion_ids],
         args=RLOOConfig(
             str(folder),

@@ -47,7 +47,7 @@ from pitlm.method.curriculum import train_policy
 from pitlm.method.sft import TokenRow, policy_rows
 from pitlm.method.supervised import train_on_rows
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.loading import load_causal, load_tokenizer, quiet
+from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.evaluated import answered
@@ -115,7 +115,7 @@ def new_start(context: Context, folder: Path, layers: int) -> Any:
     """
     source = context.model("policy-sft")
     tokenizer = load_tokenizer(source)
-    model, known = load_causal(source, tokenizer), len(tokenizer)
+    model, known = load_model(source, tokenizer), len(tokenizer)
     texts = [t.replace("{rubric}", name) for t in (GUIDE.feedback, GUIDE.refine) for name in GUIDE.rubric.values()]
     words = sorted({word for text in [*texts, "yes no"] for word in text.split()} - set(tokenizer.get_vocab()))
     # Every assistant turn ends with the end token, read or written. M_P's own template has only one turn of each role.

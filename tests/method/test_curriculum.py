@@ -58,7 +58,7 @@ def desk(bases, tmp_path):
 
 def answers(desk, prompts, seed):
     writer = desk.open(Policy, "policy-sft")
-    return [answer.text for answer in writer.answer(prompts, temperature=1.0, seed=seed, batch_size=128)]
+    return [answer.text for answer in writer.answer(prompts, temperature=1.0, seed=seed)]
 
 
 def test_the_first_stage_takes_both_responses_of_the_data(desk):
@@ -88,7 +88,7 @@ def test_a_further_stage_takes_answers_of_the_policy_improved_by_the_stage_befor
     references = sample_references(run, stage)
     prompts, seed = [x for x, _ in references], run.seed("references-2")
     improver = run.open(Improver, "rl-1-policy")
-    improved = improver.propose(prompts, answers(run, prompts, seed), temperature=1.0, seed=seed, batch_size=128)
+    improved = improver.propose(prompts, answers(run, prompts, seed), temperature=1.0, seed=seed)
     assert [y for _, y in references] == [answer.text for answer in improved]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from pitlm.method.sft import improver_rows
 from pitlm.method.supervised import train_on_rows
 from pitlm.models.adapters import OVER_BASE, Bases
 from pitlm.models.generators import Improver
-from pitlm.models.loading import load_causal, load_scorer, load_tokenizer
+from pitlm.models.loading import load_model, load_tokenizer
 from pitlm.models.scorers import GapModel
 
 PAIRS = [
@@ -43,7 +44,8 @@ def layers(model) -> list[torch.nn.Module]:
 @pytest.mark.parametrize("family", ["llama3", "qwen3", "gpt"])
 def test_matrices_of_layers_are_held_in_four_bits_and_nothing_else_is(bases, family):
     tokenizer = load_tokenizer(bases(family))
-    for load, head in ((load_causal, "lm_head"), (load_scorer, "score")):
+    for writes, head in ((True, "lm_head"), (False, "score")):
+        load = partial(load_model, writes=writes)
         held, whole = load(bases(family), tokenizer, "bfloat16", "nf4"), load(bases(family), tokenizer, "bfloat16")
         four = [module for module in held.modules() if isinstance(module, Linear4bit)]
         assert four == layers(held) if family != "gpt" else four
@@ -51,7 +53,7 @@ def test_matrices_of_layers_are_held_in_four_bits_and_nothing_else_is(bases, fam
         for module in four:
             name = next(name for name, found in held.named_modules() if found is module)
             assert module.weight.nbytes == whole.get_submodule(name).weight.nbytes / 4
-        if load is load_causal:
+        if writes:
             ids = torch.tensor([tokenizer.encode("the price is nine .")])
             got, want = (torch.log_softmax(model(input_ids=ids).logits.float(), -1) for model in (held, whole))
             assert 0 < (got - want).abs().mean() < 0.1
@@ -60,7 +62,7 @@ def test_matrices_of_layers_are_held_in_four_bits_and_nothing_else_is(bases, fam
 def test_gradients_are_the_same_after_the_model_was_read_without(bases):
     """RL's first probe and every evaluation read the model in training without gradients."""
     tokenizer = load_tokenizer(bases("llama3"))
-    model = load_causal(bases("llama3"), tokenizer, "bfloat16", "nf4")
+    model = load_model(bases("llama3"), tokenizer, "bfloat16", "nf4")
     ids = torch.tensor([tokenizer.encode("the price is nine .")])
 
     def gradient() -> torch.Tensor:
@@ -116,7 +118,7 @@ def test_models_of_a_run_share_one_base_in_four_bits(chain):
     [answer] = improver.propose([Prompt.of("is it small ?")], ["it"], temperature=0)
     assert answer.generated_tokens > 0
     # Without the base, the merged weights are loaded in 4 bits.
-    merged = load_scorer(folders["gap"], gap.tokenizer, "bfloat16", "nf4")
+    merged = load_model(folders["gap"], gap.tokenizer, "bfloat16", "nf4", writes=False)
     assert any(isinstance(module, Linear4bit) for module in merged.modules())
     assert (folders["gap"] / OVER_BASE).is_dir()
 
@@ -158,4 +160,4 @@ def test_four_bits_are_of_sixteen_and_need_bitsandbytes(bases, monkeypatch):
         Recipe.of(tree, "four")
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"peft\.quantize: found nf4, expected .* pip install 'pitlm\[qlora\]'"):
-        load_causal(bases("llama3"), load_tokenizer(bases("llama3")), "bfloat16", "nf4")
+        load_model(bases("llama3"), load_tokenizer(bases("llama3")), "bfloat16", "nf4")

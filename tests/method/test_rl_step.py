@@ -17,7 +17,7 @@ from pitlm.core.recipe import LoraSection
 from pitlm.method import rl_step
 from pitlm.method.rl import train_rl
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
-from pitlm.models.loading import load_causal, load_tokenizer
+from pitlm.models.loading import load_model, load_tokenizer
 from pitlm.models.trees import reads_trees
 
 PAD_LEFT, GROUPS, G = 5, 3, 4
@@ -25,7 +25,7 @@ PAD_LEFT, GROUPS, G = 5, 3, 4
 
 def trainer(kind, base, folder, lora=None):
     tokenizer = load_tokenizer(base)
-    model = load_causal(base, tokenizer)
+    model = load_model(base, tokenizer)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         for weight in model.parameters():

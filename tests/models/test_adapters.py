@@ -19,7 +19,7 @@ from pitlm.engines.engine import WriteRequest
 from pitlm.engines.local_engine import LocalEngine
 from pitlm.models.adapters import OVER_BASE, Bases, base_name, save_over_base
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.loading import Card, load_causal, load_scorer, load_tokenizer, save
+from pitlm.models.loading import Card, load_model, load_tokenizer, save
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 
 X = [Prompt.of("what is the price of the red lamp ?"), Prompt.of("is it small ?")]
@@ -38,7 +38,7 @@ def trained(start: Path, folder: Path, kind: str, seed: int, **lora) -> Path:
     tokenizer, scores = load_tokenizer(start), kind in ("reward", "gap")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = (load_scorer if scores else load_causal)(start, tokenizer)
+        model = load_model(start, tokenizer, writes=not scores)
         task = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if scores else {"task_type": "CAUSAL_LM"}
         wrapped = get_peft_model(model, LoraConfig(**{**LORA, **lora}, **task))
         for name, weight in wrapped.named_parameters():
@@ -94,7 +94,7 @@ def test_each_gives_what_its_merged_checkpoint_gives_whoever_was_asked_before(ru
         assert got == [pytest.approx(group, abs=1e-4) for group in want]
     # The models differ: without this check, adapters that are never switched would pass.
     assert abs(alone["gap"].gaps(ITEMS)).max() > 1e-2
-    base = load_causal(run["base"], alone["policy"].tokenizer)
+    base = load_model(run["base"], alone["policy"].tokenizer)
     assert (base(input_ids=ids).logits - shared["policy"].model(input_ids=ids).logits).abs().max() > 1e-2
 
 
@@ -130,7 +130,7 @@ def test_memory_holds_one_base_and_small_adapters(run):
             ("reward", RewardModel),
         )
     ]
-    base = storages(load_causal(run["base"], load_tokenizer(run["base"])))
+    base = storages(load_model(run["base"], load_tokenizer(run["base"])))
     files = [
         load_file(run[name] / OVER_BASE / "adapter_model.safetensors")
         for name in ("policy", "sft", "rl", "gap", "reward")
@@ -146,11 +146,9 @@ def test_the_adapter_of_a_chain_is_one_that_peft_itself_can_load(run):
     assert (config["r"], config["lora_alpha"], config["task_type"]) == (6, 6, "CAUSAL_LM")
     tokenizer = load_tokenizer(run["rl"])
     ids = torch.tensor([tokenizer.encode("the price is nine .")])
-    for name, load, auto in (
-        ("rl", load_causal, AutoModelForCausalLM),
-        ("gap", load_scorer, AutoModelForSequenceClassification),
-    ):
-        over = PeftModel.from_pretrained(load(run["base"], tokenizer), run[name] / OVER_BASE)
+    for name, auto in (("rl", AutoModelForCausalLM), ("gap", AutoModelForSequenceClassification)):
+        base = load_model(run["base"], tokenizer, writes=name == "rl")
+        over = PeftModel.from_pretrained(base, run[name] / OVER_BASE)
         merged = auto.from_pretrained(run[name])
         torch.testing.assert_close(over(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 

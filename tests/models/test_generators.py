@@ -10,7 +10,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import encode_prompts
 from pitlm.models.generators import Improver, Policy, generate
-from pitlm.models.loading import load_causal, load_tokenizer
+from pitlm.models.loading import load_model, load_tokenizer
 
 PROMPTS = [
     Prompt.of(text)
@@ -22,7 +22,7 @@ FAMILIES = ("words", "llama3", "qwen3", "gpt")
 @pytest.fixture(params=FAMILIES)
 def loaded(request, bases):
     tokenizer = load_tokenizer(bases(request.param))
-    model = load_causal(bases(request.param), tokenizer)
+    model = load_model(bases(request.param), tokenizer)
     prompts = encode_prompts(tokenizer, [prompt.as_messages() for prompt in PROMPTS])
     return model, tokenizer, prompts
 

@@ -13,7 +13,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe import InitSection
 from pitlm.data.template import PLAIN_CHAT_TEMPLATE
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.loading import Card, load_card, load_causal, load_scorer, load_tokenizer, save
+from pitlm.models.loading import Card, load_card, load_model, load_tokenizer, save
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
 
@@ -21,7 +21,7 @@ from pitlm.models.scratch import make_from_scratch
 @pytest.mark.parametrize("family", CHAT)
 def test_pad_is_never_the_end_token(bases, family):
     tokenizer = load_tokenizer(bases(family))
-    model = load_causal(bases(family), tokenizer)
+    model = load_model(bases(family), tokenizer)
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.padding_side == "right"
@@ -39,8 +39,8 @@ def test_a_pad_token_that_is_the_end_token_is_replaced_and_has_room_in_the_model
     assert len(tokenizer) == len(plain) + 1
     assert tokenizer.eos_token_id == plain.eos_token_id
     before = AutoModelForCausalLM.from_pretrained(bases("gpt"))
-    for load in (load_causal, load_scorer):
-        after = load(bases("gpt"), tokenizer)
+    for writes in (True, False):
+        after = load_model(bases("gpt"), tokenizer, writes=writes)
         embedding = after.get_input_embeddings().weight
         assert embedding.shape[0] == len(plain) + 1
         torch.testing.assert_close(embedding[: len(plain)], before.get_input_embeddings().weight)
@@ -61,7 +61,7 @@ def test_a_tokenizer_keeps_its_own_template_and_gets_plain_marks_without_one(bas
 @pytest.mark.parametrize("family", CHAT)
 def test_a_saved_checkpoint_brings_back_tokenizer_template_and_weights(bases, tmp_path, family):
     first = load_tokenizer(bases(family))
-    model = load_causal(bases(family), first)
+    model = load_model(bases(family), first)
     save(model, first, Card("improver", ASK, 8), tmp_path / "model")
     again = load_tokenizer(tmp_path / "model")
     assert (again.pad_token_id, again.eos_token_id, again.chat_template) == (
@@ -71,7 +71,7 @@ def test_a_saved_checkpoint_brings_back_tokenizer_template_and_weights(bases, tm
     )
     text = "the price is nine ."
     assert again.encode(text, add_special_tokens=False) == first.encode(text, add_special_tokens=False)
-    loaded = load_causal(tmp_path / "model", again)
+    loaded = load_model(tmp_path / "model", again)
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
     assert list((tmp_path / "model").glob("*.safetensors"))
@@ -82,7 +82,7 @@ def test_a_saved_checkpoint_brings_back_tokenizer_template_and_weights(bases, tm
 def test_sampling_habits_of_the_base_are_left_behind(bases, family):
     """Instruct models ship top-p, temperatures and more end tokens; RL and inference must sample alike."""
     tokenizer = load_tokenizer(bases(family))
-    settings = load_causal(bases(family), tokenizer).generation_config
+    settings = load_model(bases(family), tokenizer).generation_config
     assert settings.eos_token_id == tokenizer.eos_token_id
     assert settings.pad_token_id == tokenizer.pad_token_id
     assert settings.top_p in (None, 1.0)
@@ -91,7 +91,7 @@ def test_sampling_habits_of_the_base_are_left_behind(bases, family):
 
 def test_a_score_head_that_is_there_is_loaded(bases, tmp_path):
     folder = scorer_checkpoint(bases("llama3"), tmp_path / "gap", "gap")
-    heads = [load_scorer(folder, load_tokenizer(folder)).score.weight for _ in range(2)]
+    heads = [load_model(folder, load_tokenizer(folder), writes=False).score.weight for _ in range(2)]
     assert torch.equal(*heads)
     assert heads[0].shape == (1, 16)
 
@@ -135,7 +135,7 @@ def test_a_folder_that_is_missing_or_not_ours_is_refused(bases, tmp_path, kind):
 def test_a_folder_without_weights_is_refused(bases, tmp_path):
     load_tokenizer(bases("words")).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="cannot load a model"):
-        load_causal(tmp_path, load_tokenizer(tmp_path))
+        load_model(tmp_path, load_tokenizer(tmp_path))
 
 
 @pytest.mark.parametrize(

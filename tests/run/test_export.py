@@ -29,7 +29,7 @@ from pitlm.loop.calibration import Calibration, load_calibrations, save_calibrat
 from pitlm.models.adapters import save_over_base
 from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver
-from pitlm.models.loading import Card, load_causal, load_tokenizer, save
+from pitlm.models.loading import Card, load_model, load_tokenizer, save
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.run.folder import stored_recipe
 from pitlm.run.results import run_report
@@ -70,7 +70,7 @@ def lora_run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         settings = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
-        wrapped = get_peft_model(load_causal(base, tokenizer), settings)
+        wrapped = get_peft_model(load_model(base, tokenizer), settings)
         for name, weight in wrapped.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.3)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from pitlm.engines.places import ROWS, Places, enable_places, rounded
+from pitlm.engines.places import PLACES_ATTENTION, ROWS, Places, rounded
+from pitlm.models.generators import write_batch
 from pitlm.models.trees import ARCHITECTURES, warn_once
 
 TOKENS_PER_BATCH = 16_384
@@ -56,36 +57,34 @@ class Decoder:
 
     Rows of like length run side by side, because a batch is as wide as its longest row: like a lift, the decoder
     takes waiting rows in the order of their lengths, down and up again.
+
+    Attributes:
+        own: whether the model's places can be refilled.
+        waiting_tokens: tokens that the waiting rows may come to.
     """
 
     def __init__(self, model: PreTrainedModel, *, end: int, pad: int, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
         self.model = model
         self.end, self.pad, self.tokens = end, pad, tokens_per_batch
-        self.peak = 0  # rows side by side, at most so far
         self.own = model.config.model_type in ARCHITECTURES
         if self.own:
-            enable_places(model)
+            model.set_attn_implementation(PLACES_ATTENTION)  # without places it reads as before
         else:
             warn_once(f"{model.config.model_type}: its places cannot be refilled; writing batch after batch")
         self._places = Places()
         self.rows: list[DecodingRow | None] = []
         self.waiting: list[tuple[int, int, DecodingRow]] = []  # by room, then in the order of arrival
         self._staged: list[DecodingRow] = []  # taken by the lift, until enough places are free
-        self._waiting_tokens = self._arrived = 0
+        self.waiting_tokens = self._arrived = 0
         self._level, self._upward = 1 << 60, False
 
     def submit(self, key: Hashable, prompt: list[int], *, max_new_tokens: int, temperature: float, seed: int) -> None:
         """Ask for one completion of at least one token of prompt; temperature 0 is greedy."""
         room = rounded(len(prompt) + max_new_tokens)
         self._arrived += 1
-        self._waiting_tokens += room
+        self.waiting_tokens += room
         row = DecodingRow(key, prompt, max_new_tokens, temperature, random.Random(seed), room)
         insort(self.waiting, (room, self._arrived, row))
-
-    @property
-    def waiting_tokens(self) -> int:
-        """What the waiting rows may come to."""
-        return self._waiting_tokens
 
     @property
     def active(self) -> int:
@@ -152,12 +151,11 @@ class Decoder:
     def _fill(self, total: int, widest: int) -> None:
         """Read the prompts of the staged rows, all but the last token, which the next step reads."""
         staged, self._staged = self._staged, []
-        self._waiting_tokens -= sum(row.room for row in staged)
+        self.waiting_tokens -= sum(row.room for row in staged)
         free = [place for place, row in enumerate(self.rows) if row is None]
         free += range(len(self.rows), total)
         self.rows += [None] * (total - len(self.rows))
         self._places.fit(-(-len(self.rows) // ROWS) * ROWS, widest, self.tokens)
-        self.peak = max(self.peak, total)
         alike: dict[int, list[tuple[int, DecodingRow]]] = {}
         for place, row in zip(free, staged, strict=False):
             alike.setdefault(rounded(len(row.prompt) - 1), []).append((place, row))
@@ -188,26 +186,20 @@ class Decoder:
             room, _, row = self.waiting.pop(self._next())
             rows.append(row)
             self._level = room
-            self._waiting_tokens -= room
+            self.waiting_tokens -= room
         if not rows:
             return []
-        self.peak = max(self.peak, len(rows))
-        width = max(len(row.prompt) for row in rows)
-        padding = [width - len(row.prompt) for row in rows]
-        output = self.model.generate(
-            input_ids=torch.tensor([[self.pad] * p + r.prompt for p, r in zip(padding, rows, strict=True)]).to(
-                self.model.device
-            ),
-            attention_mask=torch.tensor([[0] * p + [1] * (width - p) for p in padding]).to(self.model.device),
+        completions = write_batch(
+            self.model,
+            [row.prompt for row in rows],
             max_new_tokens=max(row.max_new_tokens for row in rows),
             pad_token_id=self.pad,
             eos_token_id=self.end,
             do_sample=False,
             logits_processor=LogitsProcessorList([_Choice(rows)]),
         )
-        for row, ids in zip(rows, output[:, width:].tolist(), strict=True):
-            row.written = ids[: ids.index(self.end) + 1] if self.end in ids else ids
-            del row.written[row.max_new_tokens :]
+        for row, ids in zip(rows, completions, strict=True):
+            row.written = ids[: row.max_new_tokens]
         return rows
 
 

@@ -138,14 +138,10 @@ class Engine(ABC):
         Raises:
             InputError: a proposal cannot be had.
         """
-        requests = [
-            WriteRequest(number, prompt, reference, temperature, seed_of(seed, number))
-            for number, (prompt, reference) in enumerate(zip(prompts, references, strict=True))
-        ]
         answers = []
-        for finished in self.write(requests, advance):
+        for number, finished in enumerate(self.write(_requests(prompts, references, temperature, seed), advance), 1):
             if finished.answer is None:
-                raise InputError(f"item {finished.key + 1}: {finished.failure}")
+                raise InputError(f"item {number}: {finished.failure}")
             answers.append(finished.answer)
         return answers
 
@@ -153,20 +149,24 @@ class Engine(ABC):
         self, prompts: Sequence[Prompt], *, temperature: float = 1.0, seed: int = 0, advance: Advance | None = None
     ) -> list[Answer | None]:
         """One first answer per prompt, as :meth:`pitlm.models.generators.Policy.answer`; None for one that failed."""
-        requests = [
-            WriteRequest(number, prompt, "", temperature, seed_of(seed, number))
-            for number, prompt in enumerate(prompts)
-        ]
+        requests = _requests(prompts, [""] * len(prompts), temperature, seed)
         return [finished.answer for finished in self.write(requests, advance)]
 
 
-def open_engine(name: str, source: ModelSource, *, where: str = "--engine") -> Engine:
-    """Open the engine called ``name`` for a model.
+def _requests(
+    prompts: Sequence[Prompt], references: Sequence[str], temperature: float, seed: int
+) -> list[WriteRequest]:
+    pairs = enumerate(zip(prompts, references, strict=True))
+    return [WriteRequest(n, x, reference, temperature, seed_of(seed, n)) for n, (x, reference) in pairs]
+
+
+def open_engine(name: str, source: ModelSource) -> Engine:
+    """Open the engine that the option ``--engine`` calls ``name`` for a model.
 
     Raises:
         InputError: no engine has this name, or it cannot run this model.
     """
-    engine: Engine = find_part("pitlm.engines", ENGINES, name, where=where)(source)
+    engine: Engine = find_part("pitlm.engines", ENGINES, name, where="--engine")(source)
     return engine
 
 

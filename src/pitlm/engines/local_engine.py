@@ -7,12 +7,7 @@ from typing import Self
 from pitlm.core.nouns import Answer
 from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
 from pitlm.engines.engine import AHEAD, Engine, Finished, ModelSource, WriteRequest
-from pitlm.models.generators import Improver, Policy
-
-
-def writer_class(source: ModelSource) -> type[Policy] | type[Improver]:
-    """The class that reads the source's checkpoint."""
-    return Improver if source.kind == "improver" else Policy
+from pitlm.models.generators import WRITERS, Generator
 
 
 class LocalEngine(Engine):
@@ -24,7 +19,7 @@ class LocalEngine(Engine):
 
     pending = 0
 
-    def __init__(self, model: Policy | Improver, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
+    def __init__(self, model: Generator, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
         tokenizer = model.tokenizer
         self.model = model
         self.decoder = Decoder(
@@ -35,7 +30,7 @@ class LocalEngine(Engine):
     def open(cls, source: ModelSource) -> Self:
         """Load the checkpoint in ``source.folder``."""
         assert source.folder is not None
-        model = writer_class(source).from_pretrained(source.folder, bases=source.bases)
+        model = WRITERS[source.kind].from_pretrained(source.folder, bases=source.bases)
         return cls(model, source.tokens_per_batch or TOKENS_PER_BATCH)
 
     @property

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PLACES_ATTENTION = "pitlm_places"
+"""A model with this attention can read places."""
+
 STEP = 16
 """Widths are multiples of this."""
 
@@ -129,8 +131,3 @@ class Places(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._width - 1
-
-
-def enable_places(model: PreTrainedModel) -> None:
-    """Let the model read places; what else it is asked for stays as it was."""
-    model.set_attn_implementation(PLACES_ATTENTION)

@@ -7,8 +7,7 @@ from typing import Any, Self
 
 from pitlm.core.nouns import Answer
 from pitlm.engines.engine import Engine, Finished, ModelSource, WriteRequest
-from pitlm.engines.local_engine import writer_class
-from pitlm.models.generators import Improver, Policy
+from pitlm.models.generators import WRITERS, Generator
 
 WAITING = 512
 """The engine asks for requests until this many are pending."""
@@ -22,7 +21,7 @@ class VLLMEngine(Engine):
         options: of ``vllm.EngineArgs``.
     """
 
-    def __init__(self, model: Policy | Improver, path: Path, **options: Any) -> None:
+    def __init__(self, model: Generator, path: Path, **options: Any) -> None:
         import vllm
 
         self.model = model
@@ -35,7 +34,7 @@ class VLLMEngine(Engine):
     def open(cls, source: ModelSource) -> Self:
         """Let vLLM load the checkpoint in ``source.folder``; how much it runs at once, vLLM decides."""
         assert source.folder is not None
-        return cls(writer_class(source).from_pretrained(source.folder, weights=False), source.folder)
+        return cls(WRITERS[source.kind].from_pretrained(source.folder, weights=False), source.folder)
 
     @property
     def pending(self) -> int:

@@ -32,7 +32,7 @@ from pitlm.io.atomic import write_text
 from pitlm.method.batches import length_grouped
 from pitlm.method.logs import MetricsWriter, ProgressBar
 from pitlm.models.adapters import save_over_base
-from pitlm.models.loading import Card, load_causal, load_scorer, save
+from pitlm.models.loading import Card, load_model, save
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
@@ -77,8 +77,8 @@ class Workbench:
         did before, and a run that was interrupted here would end elsewhere.
         """
         set_seed(self.seed)
-        load = load_causal if self.card.writes else load_scorer
-        return load(self.start, self.tokenizer, self.dtype, self.quantize if quantized else None)
+        quantize = self.quantize if quantized else None
+        return load_model(self.start, self.tokenizer, self.dtype, quantize, writes=self.card.writes)
 
     def lora(self) -> LoraConfig | None:
         """The adapter's configuration; a reward head is trained and saved in full beside the adapter."""

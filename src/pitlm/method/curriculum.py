@@ -60,12 +60,14 @@ def sample_references(run: Setting, stage: CurriculumStage) -> list[Reference]:
         how: dict[str, Any] = {
             "temperature": run.recipe.curriculum.reference_temperature,
             "seed": run.seed(f"references-{stage.number}"),
-            "batch_size": run.recipe.evaluation.batch_size,
             "advance": advance,
         }
-        answers = run.open(Policy, run.recipe.policy_stage, bases).answer(prompts, **how)
+        policy = run.open(Policy, run.recipe.policy_stage, bases)
+        policy.batch_size = run.recipe.evaluation.batch_size
+        answers = policy.answer(prompts, **how)
         if improved_by:
             improver = run.open(Improver, improved_by, bases)
+            improver.batch_size = policy.batch_size
             answers = improver.propose(prompts, [answer.text for answer in answers], **how)
     return [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
 

@@ -28,7 +28,7 @@ from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
 from pitlm.method.common import Workbench, fit, make_trainer, trainer_arguments
 from pitlm.method.probe import Conversation, HeldOutProbe, Probe
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
-from pitlm.models.loading import load_causal
+from pitlm.models.loading import load_model
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ class AnchorCheck(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.trainer.beta == 0.0:
             return
-        anchor = load_causal(self.anchor, self.bench.tokenizer, self.bench.dtype, self.bench.quantize)
+        anchor = load_model(self.anchor, self.bench.tokenizer, self.bench.dtype, self.bench.quantize)
         unwrap = self.trainer.accelerator.unwrap_model
         policy = unwrap(self.trainer.model)
         if not isinstance(policy, PeftModel):

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Quantization
-from pitlm.models.loading import device, load_causal, load_scorer
+from pitlm.models.loading import device, load_model
 from pitlm.models.trees import enable_trees
 
 if TYPE_CHECKING:
@@ -124,13 +124,13 @@ class Bases:
         shared = self._shared(path, tokenizer) if (path / OVER_BASE).is_dir() else None
         if shared is not None:
             return shared.writer(path) if writes else shared.scorer(path)
-        return (load_causal if writes else load_scorer)(path, tokenizer, self.dtype, self.quantize)
+        return load_model(path, tokenizer, self.dtype, self.quantize, writes=writes)
 
     def _shared(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> _Shared | None:
         name = base_name(path)
         if name not in self._open:
             try:
-                base = load_causal(name, tokenizer, self.dtype, self.quantize)
+                base = load_model(name, tokenizer, self.dtype, self.quantize)
                 self._open[name] = _Shared(base.to(device()).eval())
             except InputError as error:
                 logging.getLogger(__name__).warning("%s; loading each model by itself", error)

@@ -7,9 +7,10 @@ from typing import Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pitlm.core.nouns import Prompt
 from pitlm.data.template import Template
 from pitlm.models.adapters import Bases
-from pitlm.models.loading import Card, Kind, device, load_card, load_causal, load_scorer, load_shape, load_tokenizer
+from pitlm.models.loading import Card, Kind, device, load_card, load_model, load_shape, load_tokenizer
 
 
 class Checkpoint:
@@ -17,10 +18,12 @@ class Checkpoint:
 
     Attributes:
         folder: the checkpoint's folder; None for a model that was not loaded from a checkpoint.
+        reads_reference: whether the model reads y_ref and the ask after x.
     """
 
     kind: Kind
     folder: Path | None = None
+    reads_reference = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
         self.model = model
@@ -44,8 +47,14 @@ class Checkpoint:
         tokenizer = load_tokenizer(path)
         if not weights:
             return cls(load_shape(path), tokenizer, card)
-        load = load_causal if card.writes else load_scorer
-        model = load(path, tokenizer) if bases is None else bases.load(path, tokenizer, writes=card.writes)
+        load = load_model if bases is None else bases.load
+        model = load(path, tokenizer, writes=card.writes)
         opened = cls(model.to(device()).eval(), tokenizer, card)
         opened.folder = Path(path)
         return opened
+
+    def conversation(self, prompt: Prompt, reference: str) -> list[dict[str, str]]:
+        """What the model reads before an answer: x, and y_ref with the ask if it reads references."""
+        if self.reads_reference:
+            return self.template.improver_messages(prompt, reference)
+        return self.template.policy_messages(prompt)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from pitlm.data.template import served_template
 from pitlm.models.adapters import CONFIG, OVER_BASE, WEIGHTS, base_name
-from pitlm.models.loading import Card, HFTokenizer, load_causal, load_scorer, load_tokenizer, save
+from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save
 
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
@@ -28,13 +28,11 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
     """
     tokenizer = _tokenizer(source, card)
     dtype = dtype or str(AutoConfig.from_pretrained(source).dtype or "float32").removeprefix("torch.")
+    model = load_model(source, tokenizer, dtype, writes=card.writes)
     if card.writes:
-        model = load_causal(source, tokenizer, dtype)
         vocabulary = model.config.get_text_config().vocab_size
         model.generation_config = sampling(tokenizer, card, temperature, vocabulary)
         model.config.use_cache = True  # training leaves it off
-    else:
-        model = load_scorer(source, tokenizer, dtype)
     save(model, tokenizer, card, folder)
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)  # a server runs as another user than the owner of the files

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -21,7 +20,7 @@ from transformers import (
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS
-from pitlm.models.loading import device, first_line
+from pitlm.models.loading import device, loading
 
 TOKENS_PER_BATCH = 8_192
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -33,10 +32,8 @@ def check_reward_model(path: str | Path) -> None:
     Raises:
         InputError: there is no model, or one whose configuration names more than one logit.
     """
-    try:
+    with loading(path, "reward model"):
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot load a reward model: {first_line(error)}") from error
     _check_logits(path, config.num_labels)
 
 
@@ -65,7 +62,7 @@ class ForeignRewardModel:
             InputError: nothing loadable there, not exactly one logit, or weights that are missing, such as the score's:
                 they would be random numbers, and so would the verdicts.
         """
-        try:
+        with loading(path, "reward model"):
             tokenizer = AutoTokenizer.from_pretrained(str(path))
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 str(path),
@@ -74,8 +71,6 @@ class ForeignRewardModel:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot load a reward model: {first_line(error)}") from error
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise InputError(

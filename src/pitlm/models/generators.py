@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,23 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.checkpoint import Checkpoint
-from pitlm.models.loading import Card, device, load_causal, load_tokenizer, window_of
+from pitlm.models.loading import Card, device, load_model, load_tokenizer, window_of
+
+
+def write_batch(
+    model: PreTrainedModel, rows: Sequence[list[int]], *, pad_token_id: int, eos_token_id: int, **options: Any
+) -> list[list[int]]:
+    """One completion for each row of token ids by the model's own ``generate``; ends with the end token if reached."""
+    width = max(map(len, rows))
+    output = model.generate(
+        input_ids=torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows]).to(model.device),
+        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]).to(model.device),
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+        **options,
+    )
+    completions: list[list[int]] = output[:, width:].tolist()
+    return [ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids for ids in completions]
 
 
 @torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids
@@ -35,7 +51,6 @@ def generate(
     """
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     completions: list[list[int]] = [[] for _ in prompt_ids]
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature > 0
@@ -47,19 +62,16 @@ def generate(
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            width = max(len(prompt_ids[i]) for i in chosen)
-            input_ids = torch.tensor([[pad] * (width - len(prompt_ids[i])) + prompt_ids[i] for i in chosen])
-            mask = torch.tensor([[0] * (width - len(prompt_ids[i])) + [1] * len(prompt_ids[i]) for i in chosen])
-            output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
+            written = write_batch(
+                model,
+                [prompt_ids[i] for i in chosen],
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
                 max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=end,
                 **sampling,
             )
-            for i, row in zip(chosen, output[:, width:].tolist(), strict=True):
-                completions[i] = row[: row.index(end) + 1] if end in row else row
+            for i, ids in zip(chosen, written, strict=True):
+                completions[i] = ids
             if advance is not None:
                 advance(len(chosen))
     model.train(was_training)
@@ -70,7 +82,22 @@ class Generator(Checkpoint):
     """A model that writes. Use :class:`Policy` or :class:`Improver`."""
 
     batch_size = 128
-    """Conversations at a time, where a call does not say."""
+    """Conversations at a time."""
+
+    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
+        """Token ids of x, and for an improver of y_ref.
+
+        Every round of a loop that begins with them fits the window.
+
+        Raises:
+            InputError: x leaves no room for an answer; for an improver x with y_ref, or with a proposal in its place.
+        """
+        [conversation] = encode_prompts(self.tokenizer, [self.conversation(prompt, reference)])
+        longest = len(conversation)
+        if self.reads_reference:
+            longest += max(0, self.card.max_new_tokens - len(encode_completion(self.tokenizer, reference)))
+        self._check_length(longest)
+        return conversation
 
     def _check_length(self, longest: int) -> None:
         window = window_of(self.model.config)
@@ -80,24 +107,25 @@ class Generator(Checkpoint):
                 f"the {self.kind}'s window of {window} less {self.card.max_new_tokens} for the answer"
             )
 
-    def _complete(
+    def _write(
         self,
-        conversations: Sequence[list[dict[str, str]]],
+        prompts: Sequence[Prompt],
+        references: Sequence[str],
         *,
         temperature: float,
         seed: int,
-        batch_size: int | None = None,
-        advance: Advance | None = None,
+        advance: Advance | None,
     ) -> list[Answer]:
-        """One reply per conversation, each of which ends with the user's turn.
+        """One answer for each prompt, beside its reference if the model reads references.
 
         Raises:
             InputError: a conversation that leaves no room for a reply in the model's window.
         """
+        conversations = [self.conversation(x, reference) for x, reference in zip(prompts, references, strict=True)]
         if not conversations:
             return []  # of no rows the tokenizer would decode one
         prompt_ids = encode_prompts(self.tokenizer, conversations)
-        self._check_length(max(map(len, prompt_ids), default=0))
+        self._check_length(max(map(len, prompt_ids)))
         completions = generate(
             self.model,
             self.tokenizer,
@@ -105,7 +133,7 @@ class Generator(Checkpoint):
             max_new_tokens=self.card.max_new_tokens,
             temperature=temperature,
             seed=seed,
-            batch_size=batch_size or self.batch_size,
+            batch_size=self.batch_size,
             advance=advance,
         )
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
@@ -131,48 +159,21 @@ class Policy(Generator):
             InputError: no such model there.
         """
         tokenizer = load_tokenizer(path)
-        model = load_causal(path, tokenizer).to(device()).eval()
+        model = load_model(path, tokenizer).to(device()).eval()
         return cls(model, tokenizer, Card(cls.kind, "", max_new_tokens))
 
-    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
-        """Token ids of x; a policy reads no reference.
-
-        Raises:
-            InputError: x leaves no room for an answer.
-        """
-        conversation = encode_prompts(self.tokenizer, [self.template.policy_messages(prompt)])[0]
-        self._check_length(len(conversation))
-        return conversation
-
     def answer(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        temperature: float = 1.0,
-        seed: int = 0,
-        batch_size: int | None = None,
-        advance: Advance | None = None,
+        self, prompts: Sequence[Prompt], *, temperature: float = 1.0, seed: int = 0, advance: Advance | None = None
     ) -> list[Answer]:
         """One answer per prompt."""
-        conversations = [self.template.policy_messages(prompt) for prompt in prompts]
-        return self._complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)
+        return self._write(prompts, [""] * len(prompts), temperature=temperature, seed=seed, advance=advance)
 
 
 class Improver(Generator):
     """M_PIT: y ~ M_PIT(. | x, y_ref)."""
 
     kind = "improver"
-
-    def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
-        """Token ids of x and y_ref, checked so that every round of a loop that begins with them fits the window.
-
-        Raises:
-            InputError: x with y_ref, or with a proposal in its place, leaves no room for an answer.
-        """
-        conversation = encode_prompts(self.tokenizer, [self.template.improver_messages(prompt, reference)])[0]
-        growth = max(0, self.card.max_new_tokens - len(encode_completion(self.tokenizer, reference)))
-        self._check_length(len(conversation) + growth)
-        return conversation
+    reads_reference = True
 
     def propose(
         self,
@@ -181,12 +182,11 @@ class Improver(Generator):
         *,
         temperature: float = 0.4,
         seed: int = 0,
-        batch_size: int | None = None,
         advance: Advance | None = None,
     ) -> list[Answer]:
         """One proposal per (x, y_ref). The default temperature is the paper's best for PIT (0.4)."""
-        conversations = [
-            self.template.improver_messages(prompt, reference)
-            for prompt, reference in zip(prompts, references, strict=True)
-        ]
-        return self._complete(conversations, temperature=temperature, seed=seed, batch_size=batch_size, advance=advance)
+        return self._write(prompts, references, temperature=temperature, seed=seed, advance=advance)
+
+
+WRITERS: dict[Literal["policy", "improver"], type[Generator]] = {"policy": Policy, "improver": Improver}
+"""The models that write, by kind."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,11 +126,8 @@ def load_window(path: str | Path) -> int | None:
     Raises:
         InputError: no configuration there.
     """
-    try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
-    return window_of(config)
+    with loading(path, "model"):
+        return window_of(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
 
 
 def window_of(config: Any) -> int | None:
@@ -137,40 +136,65 @@ def window_of(config: Any) -> int | None:
     return window
 
 
-def load_causal(
+def load_model(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str = "float32",
     quantize: Quantization | None = None,
+    *,
+    writes: bool = True,
 ) -> PreTrainedModel:
-    """A causal language model fitted to the tokenizer (pad id, size of the embedding).
+    """A model fitted to the tokenizer (pad id, size of the embedding).
 
     Args:
         quantize: how the matrices of the layers are held; embedding, head and norms keep their dtype.
+        writes: load a causal language model; otherwise a sequence-classification model with one logit, whose head is
+            new where the checkpoint has none.
+
+    Raises:
+        InputError: nothing loadable there, or the library for the quantization is missing.
     """
-    return _fit(_load(AutoModelForCausalLM, path, dtype, quantize), tokenizer)
+    check_quantization(quantize)
+    auto, options = AutoModelForCausalLM, dict[str, Any]()
+    if not writes:
+        auto, options = AutoModelForSequenceClassification, {"num_labels": 1}
+    if quantize is not None:
+        # The settings of QLoRA's paper (arXiv:2305.14314): the constants of each block in 8 bits, too.
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    with loading(path, "model"):
+        model: PreTrainedModel = auto.from_pretrained(
+            str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
+        )
+    for module in model.modules() if quantize is not None else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # After one evaluation on a CPU, bitsandbytes packs the weights for a kernel without gradient, and training
+            # would then silently use that kernel.
+            module.support_avx512bf16_for_cpu = False
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        _grow(model, len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    if getattr(model, "generation_config", None) is not None:
+        # Not the base's own: its penalties and further end tokens would make RL and inference sample differently.
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    if not writes:
+        enable_trees(model)
+    return model
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:
     """A causal language model without its weights, for a checkpoint that another engine runs; it knows its limits."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
-    return model
-
-
-def load_scorer(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: str = "float32",
-    quantize: Quantization | None = None,
-) -> PreTrainedModel:
-    """A sequence-classification model with one logit; its head is new where the checkpoint has none.
-
-    Args:
-        quantize: see :func:`load_causal`.
-    """
-    model = _fit(_load(AutoModelForSequenceClassification, path, dtype, quantize, num_labels=1), tokenizer)
-    enable_trees(model)
     return model
 
 
@@ -186,45 +210,6 @@ def check_quantization(quantize: Quantization | None) -> None:
         )
 
 
-def _load(auto: Any, path: str | Path, dtype: str, quantize: Quantization | None, **kwargs: Any) -> PreTrainedModel:
-    check_quantization(quantize)
-    if quantize is not None:
-        # The settings of QLoRA's paper (arXiv:2305.14314): the constants of each block in 8 bits, too.
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantize,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    try:
-        model: PreTrainedModel = auto.from_pretrained(
-            str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot load a model: {first_line(error)}") from error
-    for module in model.modules() if quantize is not None else ():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # After one evaluation on a CPU, bitsandbytes packs the weights for a kernel without gradient, and training
-            # would then silently use that kernel.
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        _grow(model, len(tokenizer))
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    if getattr(model, "generation_config", None) is not None:
-        # Not the base's own: its penalties and further end tokens would make RL and inference sample differently.
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return model
-
-
 def _grow(model: PreTrainedModel, size: int) -> None:
     """Add tokens with the mean of the old weights. Nothing is drawn, so each loading of a base gives the same model."""
     old = model.get_input_embeddings().num_embeddings
@@ -232,6 +217,15 @@ def _grow(model: PreTrainedModel, size: int) -> None:
     with torch.no_grad():
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
             layer.weight[old:] = layer.weight[:old].mean(0, dtype=torch.float32).to(layer.weight.dtype)
+
+
+@contextmanager
+def loading(path: str | Path, name: str) -> Iterator[None]:
+    """A block that loads what ``name`` says from ``path``; its errors become InputErrors that name both."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -30,10 +30,6 @@ class Scorer(Checkpoint):
             raise ValueError("pad equals the end token: the score would be read before the end of the answer")
         super().__init__(model, tokenizer, card)
 
-    def conversation(self, item: Improvement) -> list[dict[str, str]]:
-        """The conversation that the response of ``item`` ends."""
-        raise NotImplementedError
-
     def score_rows(self, rows: Sequence[list[int]]) -> Tensor:
         """Scores of prompt + completion token ids; shape (len(rows),)."""
         return score_ids(self.model, rows)
@@ -44,8 +40,7 @@ class Scorer(Checkpoint):
         Raises:
             InputError: an item is longer than the model's window.
         """
-        prompts = encode_prompts(self.tokenizer, [self.conversation(item) for item in items])
-        rows = [p + encode_completion(self.tokenizer, i.response) for p, i in zip(prompts, items, strict=True)]
+        rows = self._rows(items)
         window, longest = window_of(self.model.config), max(map(len, rows), default=0)
         if window is not None and longest > window:
             raise InputError(
@@ -57,21 +52,22 @@ class Scorer(Checkpoint):
     def raw_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
         """:meth:`raw` of each group as if the group were scored alone; groups may be empty."""
         flat = list(dict.fromkeys(item for group in groups for item in group))
-        asked = {(item.prompt, item.reference): self.conversation(item) for item in flat}
-        prompts = dict(zip(asked, encode_prompts(self.tokenizer, list(asked.values())), strict=True))
-        rows = {i: prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in flat}
-        some = [group for group in groups if group]
-        scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in some]))
+        rows = dict(zip(flat, self._rows(flat), strict=True))
+        scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in groups if group]))
         return [dict(zip(group, next(scores), strict=True)) if group else {} for group in groups]
+
+    def _rows(self, items: Sequence[Improvement]) -> list[list[int]]:
+        """Token ids of each prompt and response; what several responses share is encoded once."""
+        asked = list(dict.fromkeys((item.prompt, item.reference) for item in items))
+        encoded = encode_prompts(self.tokenizer, [self.conversation(*before) for before in asked])
+        prompts = dict(zip(asked, encoded, strict=True))
+        return [prompts[i.prompt, i.reference] + encode_completion(self.tokenizer, i.response) for i in items]
 
 
 class RewardModel(Scorer):
     """R_P: the ordinary reward r(x, y)."""
 
     kind = "reward"
-
-    def conversation(self, item: Improvement) -> list[dict[str, str]]:
-        return self.template.policy_messages(item.prompt)
 
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """r(x, y) of each pair; shape (len(prompts),)."""
@@ -82,7 +78,7 @@ class RewardModel(Scorer):
         return float(self.scores([Prompt.of(prompt)], [response])[0])
 
 
-Part = tuple[Scorer, Callable[[Improvement], Improvement], Callable[[Improvement], Improvement]]
+Part = tuple[Scorer, Callable[[Improvement], tuple[Improvement, Improvement]]]
 """A model, and which two of its raw scores make a gap: the first minus the second."""
 
 
@@ -97,11 +93,11 @@ class Gaps:
     def gaps(self, items: Sequence[Improvement]) -> Tensor:
         """Gaps of all items, which are scored together. Shape (len(items),)."""
         found = []
-        for model, first, second in self.parts:
-            asked = [first(item) for item in items], [second(item) for item in items]
-            position = {item: index for index, item in enumerate(dict.fromkeys([*asked[0], *asked[1]]))}
-            scores = model.raw(list(position))
-            found.append(calibrated_gap(*(scores[[position[item] for item in side]] for side in asked)))
+        for model, sides in self.parts:
+            asked = [sides(item)[side] for side in (0, 1) for item in items]
+            position = {item: index for index, item in enumerate(dict.fromkeys(asked))}
+            scores = model.raw(list(position))[[position[item] for item in asked]]
+            found.append(calibrated_gap(scores[: len(items)], scores[len(items) :]))
         return torch.stack(found).amin(0)
 
     def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
@@ -112,11 +108,11 @@ class Gaps:
         """
         changed = [list(dict.fromkeys(i for i in group if i.response != i.reference)) for group in groups]
         found: list[dict[Improvement, Tensor]] = [{} for _ in groups]
-        for model, first, second in self.parts:
-            asked = [list(dict.fromkeys([*map(first, items), *map(second, items)])) for items in changed]
+        for model, sides in self.parts:
+            asked = [list(dict.fromkeys(sides(i)[side] for side in (0, 1) for i in items)) for items in changed]
             for least, items, raw in zip(found, changed, model.raw_apart(asked), strict=True):
                 for item in items:
-                    gap = calibrated_gap(raw[first(item)], raw[second(item)])
+                    gap = calibrated_gap(*(raw[side] for side in sides(item)))
                     least[item] = torch.minimum(least.get(item, gap), gap)
         return [[float(least.get(item, 0.0)) for item in group] for group, least in zip(groups, found, strict=True)]
 
@@ -129,7 +125,7 @@ class RewardDifference(Gaps):
 
     @property
     def parts(self) -> Sequence[Part]:
-        return [(self.reward, _response_alone, _reference_alone)]
+        return [(self.reward, _each_alone)]
 
     def row_reward(
         self, references: Sequence[tuple[Prompt, str]]
@@ -160,14 +156,12 @@ class GapModel(Scorer, Gaps):
     """
 
     kind = "gap"
+    reads_reference = True
     name = "R_PIT"
 
     @property
     def parts(self) -> Sequence[Part]:
-        return [(self, _itself, _unchanged)]
-
-    def conversation(self, item: Improvement) -> list[dict[str, str]]:
-        return self.template.improver_messages(item.prompt, item.reference)
+        return [(self, _beside_no_change)]
 
     def gap(self, prompt: AnyPrompt, candidate: str, reference: str) -> float:
         """How much better ``candidate`` is than ``reference`` as an answer to ``prompt`` (0: no change)."""
@@ -203,24 +197,16 @@ class GuardedGap(Gaps):
 
     @property
     def parts(self) -> Sequence[Part]:
-        return [(self.gap, _itself, _swapped), (self.reward, _response_alone, _reference_alone)]
+        return [(self.gap, _both_orders), (self.reward, _each_alone)]
 
 
-def _itself(item: Improvement) -> Improvement:
-    return item
+def _beside_no_change(item: Improvement) -> tuple[Improvement, Improvement]:
+    return item, Improvement(item.prompt, item.reference, item.reference)
 
 
-def _unchanged(item: Improvement) -> Improvement:
-    return Improvement(item.prompt, item.reference, item.reference)
+def _both_orders(item: Improvement) -> tuple[Improvement, Improvement]:
+    return item, Improvement(item.prompt, item.response, item.reference)
 
 
-def _swapped(item: Improvement) -> Improvement:
-    return Improvement(item.prompt, item.response, item.reference)
-
-
-def _response_alone(item: Improvement) -> Improvement:
-    return Improvement(item.prompt, "", item.response)
-
-
-def _reference_alone(item: Improvement) -> Improvement:
-    return Improvement(item.prompt, "", item.reference)
+def _each_alone(item: Improvement) -> tuple[Improvement, Improvement]:
+    return Improvement(item.prompt, "", item.response), Improvement(item.prompt, "", item.reference)

@@ -137,13 +137,13 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
     evaluation, bases = context.recipe.evaluation, context.bases()
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
     writer = context.open(Policy, context.recipe.policy_stage, bases)
+    writer.batch_size = evaluation.batch_size
     with progress_bar("fresh answers", 2 * len(prompts)) as advance:
         first, second = (
             writer.answer(
                 prompts,
                 temperature=evaluation.policy_temperature,
                 seed=context.seed(f"fresh-{number}"),
-                batch_size=evaluation.batch_size,
                 advance=advance,
             )
             for number in (1, 2)
