@@ -53,7 +53,7 @@ def write(
     """Return all completions, each of at most 12 tokens, with its number as its seed."""
     decoder = Decoder(model, end=END, pad=PAD, tokens_per_batch=tokens)
     for key, ids in asked.items():
-        decoder.submit(key, ids, max_new_tokens=12, temperature=temperature, seed=key)
+        decoder.submit(DecodingRow(key, ids, 12, temperature, seed=key))
     written = {}
     while len(written) < len(asked):
         ended = decoder.step()
@@ -144,7 +144,7 @@ def test_rows_may_come_while_others_are_written(llama):
     while len(written) < len(asked):
         if waiting:
             key, ids = waiting.pop()
-            decoder.submit(key, ids, max_new_tokens=12, temperature=0.0, seed=0)
+            decoder.submit(DecodingRow(key, ids, 12, 0.0, seed=0))
         written.update({row.key: row.written for row in decoder.step()})
     assert written == dict(enumerate(expected))
     assert decoder.step() == []
@@ -155,7 +155,7 @@ def test_samples_follow_the_distribution():
     count = 4000
     logits = torch.tensor([2.0, 0.0, -1.0, 1.0, -torch.inf])
     for temperature in (1.0, 0.5):
-        rows = [DecodingRow(n, [2], 1, temperature, random.Random(n), 16) for n in range(count)]
+        rows = [DecodingRow(n, [2], 1, temperature, seed=n) for n in range(count)]
         drawn = torch.bincount(torch.tensor(choose(logits.expand(count, -1), rows)), minlength=5) / count
         expected = (logits / temperature).exp() / (logits / temperature).exp().sum()
         assert ((drawn - expected).abs() <= 4 * (expected * (1 - expected) / count).sqrt()).all()
@@ -163,8 +163,8 @@ def test_samples_follow_the_distribution():
 
 def test_rows_of_several_temperatures_share_a_pass():
     logits = torch.tensor([[0.0, 3.0, 1.0]] * 3)
-    rows = [DecodingRow(0, [2], 1, 0.0, random.Random(0), 16), None, DecodingRow(2, [2], 1, 50.0, random.Random(5), 16)]
-    chosen = [choose(logits, [rows[0], None, DecodingRow(2, [2], 1, 50.0, random.Random(n), 16)]) for n in range(20)]
+    greedy = DecodingRow(0, [2], 1, 0.0, seed=0)
+    chosen = [choose(logits, [greedy, None, DecodingRow(2, [2], 1, 50.0, seed=n)]) for n in range(20)]
     assert {row[0] for row in chosen} == {1}
     assert {row[2] for row in chosen} == {0, 1, 2}
 
@@ -175,7 +175,7 @@ def test_rows_of_like_length_follow_one_another_down_and_up_again(llama):
 
     def submit(*lengths):
         for length in lengths:
-            decoder.submit(length, [2] * length, max_new_tokens=1, temperature=0.0, seed=0)
+            decoder.submit(DecodingRow(length, [2] * length, 1, 0.0, seed=0))
 
     def next_rows(count):
         ended = []

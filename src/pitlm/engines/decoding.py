@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from pitlm.models.generators import write_batch
 from pitlm.models.trees import ARCHITECTURES, warn_once
 
 TOKENS_PER_BATCH = 16_384
+_room = attrgetter("room")
 REFILL = 8
 """One place in so many has to be free before a pass over new prompts is worth its while."""
 
@@ -30,7 +32,10 @@ class DecodingRow:
     """One completion in the making.
 
     Attributes:
-        room: the tokens that it may come to, prompt included, to the next width of a place.
+        key: tells the completion apart, for whoever asked for it.
+        prompt: at least one token.
+        temperature: 0 is greedy.
+        room: the tokens that the row may come to, prompt included, to the next width of a place.
         written: token ids so far; the end token included, where it was reached.
     """
 
@@ -38,9 +43,14 @@ class DecodingRow:
     prompt: list[int]
     max_new_tokens: int
     temperature: float
-    random: random.Random
-    room: int
+    seed: InitVar[int]
+    random: random.Random = field(init=False)
+    room: int = field(init=False)
     written: list[int] = field(default_factory=list)
+
+    def __post_init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.room = rounded(len(self.prompt) + self.max_new_tokens)
 
     @property
     def length(self) -> int:
@@ -73,18 +83,15 @@ class Decoder:
             warn_once(f"{model.config.model_type}: its places cannot be refilled; writing batch after batch")
         self._places = Places()
         self.rows: list[DecodingRow | None] = []
-        self.waiting: list[tuple[int, int, DecodingRow]] = []  # by room, then in the order of arrival
+        self.waiting: list[DecodingRow] = []  # by room, then in the order of arrival
         self._staged: list[DecodingRow] = []  # taken by the lift, until enough places are free
-        self.waiting_tokens = self._arrived = 0
+        self.waiting_tokens = 0
         self._level, self._upward = 1 << 60, False
 
-    def submit(self, key: Hashable, prompt: list[int], *, max_new_tokens: int, temperature: float, seed: int) -> None:
-        """Ask for one completion of at least one token of prompt; temperature 0 is greedy."""
-        room = rounded(len(prompt) + max_new_tokens)
-        self._arrived += 1
-        self.waiting_tokens += room
-        row = DecodingRow(key, prompt, max_new_tokens, temperature, random.Random(seed), room)
-        insort(self.waiting, (room, self._arrived, row))
+    def submit(self, row: DecodingRow) -> None:
+        """Ask for one completion."""
+        self.waiting_tokens += row.room
+        insort(self.waiting, row, key=_room)
 
     @property
     def active(self) -> int:
@@ -122,7 +129,7 @@ class Decoder:
 
     def _next(self) -> int:
         """Which waiting row the lift takes next: of its own level, or the nearest in its direction, or it turns."""
-        at = bisect_left(self.waiting, (self._level + (not self._upward),))
+        at = bisect_left(self.waiting, self._level + (not self._upward), key=_room)
         if self._upward and at == len(self.waiting):
             self._upward = False
         elif not self._upward and at == 0:
@@ -135,13 +142,12 @@ class Decoder:
         widest = max((row.room for row in (*active, *self._staged)), default=0)
         while self.waiting:
             at = self._next()
-            room, _, row = self.waiting[at]
             count = len(active) + len(self._staged) + 1
-            if count > 1 and count * max(widest, room) > self.tokens:
+            if count > 1 and count * max(widest, self.waiting[at].room) > self.tokens:
                 break
-            del self.waiting[at]
+            row = self.waiting.pop(at)
             self._staged.append(row)
-            self._level, widest = room, max(widest, room)
+            self._level, widest = row.room, max(widest, row.room)
         total = len(active) + len(self._staged)
         if self._staged and len(self._staged) * REFILL >= total:
             self._fill(total, widest)
@@ -183,10 +189,10 @@ class Decoder:
         """The next waiting rows as one batch, by the model's own ``generate``."""
         rows: list[DecodingRow] = []
         while self.waiting and (not rows or (len(rows) + 1) * max(self._level, rows[0].room) <= self.tokens):
-            room, _, row = self.waiting.pop(self._next())
+            row = self.waiting.pop(self._next())
             rows.append(row)
-            self._level = room
-            self.waiting_tokens -= room
+            self._level = row.room
+            self.waiting_tokens -= row.room
         if not rows:
             return []
         completions = write_batch(

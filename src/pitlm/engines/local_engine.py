@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from pitlm.core.nouns import Answer
-from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder
+from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder, DecodingRow
 from pitlm.engines.engine import AHEAD, Engine, Finished, ModelSource, WriteRequest
 from pitlm.models.generators import WRITERS, Generator
 
@@ -38,13 +38,9 @@ class LocalEngine(Engine):
         return self.decoder.waiting_tokens < AHEAD * self.decoder.tokens
 
     def submit(self, request: WriteRequest) -> None:
-        self.decoder.submit(
-            request.key,
-            self.model.encode(request.prompt, request.reference),
-            max_new_tokens=self.model.card.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
+        ids = self.model.encode(request.prompt, request.reference)
+        limit = self.model.card.max_new_tokens
+        self.decoder.submit(DecodingRow(request.key, ids, limit, request.temperature, request.seed))
         self.pending += 1
 
     def step(self) -> list[Finished]:

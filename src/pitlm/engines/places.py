@@ -20,6 +20,8 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pitlm.models.forest import additive_mask
+
 PLACES_ATTENTION = "pitlm_places"
 """A model with this attention can read places."""
 
@@ -61,8 +63,7 @@ class Places(Cache):
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self._keys: list[Tensor] = []  # of each layer, (places, H, capacity, D)
-        self._values: list[Tensor] = []
+        self._held: list[Tensor] = []  # keys and values of each layer in turn, (places, H, capacity, D)
         self._lengths_n = torch.zeros(0, dtype=torch.long)
         self._rows_n = torch.zeros(0, dtype=torch.long)
         self._size = 0, 0  # places, columns
@@ -74,26 +75,25 @@ class Places(Cache):
         if count <= self._size[0] and width <= self._size[1]:
             return
         self._size = max(count, tokens // width), width
-        for held in (self._keys, self._values):
-            for layer, old in enumerate(held):
-                held[layer] = new = self._empty(old)
-                kept, columns = min(len(new), len(old)), min(width, old.shape[2])
-                new[:kept, :, :columns] = old[:kept, :, :columns]
+        for number, old in enumerate(self._held):
+            self._held[number] = new = self._empty(old)
+            kept, columns = min(len(new), len(old)), min(width, old.shape[2])
+            new[:kept, :, :columns] = old[:kept, :, :columns]
 
     def fill(self, rows: Sequence[int], read: DynamicCache) -> None:
         """Put what a pass over whole prompts has left into these places."""
-        for number, layer in enumerate(read.layers):
-            for held, states in ((self._keys, layer.keys), (self._values, layer.values)):
-                if number == len(held):
-                    held.append(self._empty(states))
-                held[number][list(rows), :, : states.shape[2]] = states
+        found = [states for layer in read.layers for states in (layer.keys, layer.values)]
+        self._held = self._held or [self._empty(states) for states in found]
+        for held, states in zip(self._held, found, strict=True):
+            held[list(rows), :, : states.shape[2]] = states
 
     def _empty(self, like: Tensor) -> Tensor:
         # Zeros, because a column that is masked is still multiplied: with zero, which NaN would survive.
         return like.new_zeros(self._size[0], like.shape[1], self._size[1], like.shape[3])
 
     def move(self, source: int, target: int) -> None:
-        for held in (*self._keys, *self._values):
+        """Copy one place into another."""
+        for held in self._held:
             held[target] = held[source]
 
     def begin_step(self, lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -112,18 +112,14 @@ class Places(Cache):
             seen_nW = column_W <= last_n1
             if window is not None:
                 seen_nW &= column_W > last_n1 - window
-            shape = (len(self._rows_n), 1, 1, self._width)
-            hidden = torch.finfo(dtype).min
-            self._masks[window] = torch.zeros(shape, dtype=dtype, device=seen_nW.device).masked_fill_(
-                ~seen_nW[:, None, None], hidden
-            )
+            self._masks[window] = additive_mask(seen_nW[:, None, None], dtype)
         return self._masks[window]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Called by each layer with its new keys and values, (n, H, 1, D); returns those that its rows see."""
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        keys, values = self._held[2 * layer_idx : 2 * layer_idx + 2]
         keys[self._rows_n, :, self._lengths_n] = key_states[:, :, 0]
         values[self._rows_n, :, self._lengths_n] = value_states[:, :, 0]
         count = len(self._rows_n)

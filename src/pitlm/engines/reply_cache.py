@@ -6,7 +6,8 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ class ReplyCache:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        try:
+        with self._locked():
             self._database = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
-        except sqlite3.Error as error:
-            raise self._error(error) from error
         self._run("PRAGMA journal_mode = WAL")
         self._run(
             "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, response TEXT NOT NULL, "
@@ -39,16 +38,18 @@ class ReplyCache:
 
     def _run(self, statement: str, *values: str) -> Any:
         """The first row of what a statement gives, None where it gives none."""
+        with self._locked():
+            return self._database.execute(statement, values).fetchone()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One thread at a time; errors of SQLite name the file."""
         try:
             with self._lock:
-                return self._database.execute(statement, values).fetchone()
+                yield
         except sqlite3.Error as error:
-            raise self._error(error) from error
-
-    def _error(self, error: sqlite3.Error) -> InputError:
-        return InputError.at(
-            self.path, found=str(error), expected="a cache of replies, or a new file, on a disk with room"
-        )
+            expected = "a cache of replies, or a new file, on a disk with room"
+            raise InputError.at(self.path, found=str(error), expected=expected) from error
 
     def get(self, request: Mapping[str, Any]) -> str | None:
         """The raw response to an equal request, None where there is none."""

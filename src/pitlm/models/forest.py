@@ -183,14 +183,14 @@ class Forest:
                 near = depth_T[block.queries_nQ][:, :, None] - depth_T[block.keys_nK][:, None, :] < window
                 width = block.keys_nK.shape[1]
                 allowed = near & (near.new_ones(width, width).tril() if allowed is None else allowed)
-            self.masks[number, dtype, window] = (
-                None
-                if allowed is None
-                else torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-                    ~allowed, torch.finfo(dtype).min
-                )[:, None]
-            )
+            self.masks[number, dtype, window] = None if allowed is None else additive_mask(allowed, dtype)[:, None]
         return self.masks[number, dtype, window]
+
+
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, so that only the allowed ones count."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def shared_prefix(a: list[int], b: list[int]) -> int:
