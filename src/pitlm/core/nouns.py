@@ -50,7 +50,7 @@ class Prompt:
             raise InputError("prompt: found a conversation that ends on 'assistant', expected it to end on 'user'")
 
     @classmethod
-    def of(cls, value: str | Prompt | Sequence[Mapping[str, Any] | Message]) -> Prompt:
+    def of(cls, value: AnyPrompt) -> Prompt:
         """Make a prompt of a string, chat messages, or a Prompt.
 
         Raises:
@@ -78,6 +78,10 @@ class Prompt:
         """A stable 16-digit hash of the conversation; folds are cut by it."""
         text = json.dumps(self.as_messages(), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+AnyPrompt = str | Prompt | Sequence[Mapping[str, Any] | Message]
+"""What a prompt is made of."""
 
 
 def _message(item: Any, index: int) -> Message:

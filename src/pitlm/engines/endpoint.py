@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Advance, Message, Prompt
+from pitlm.core.nouns import Advance, AnyPrompt, Prompt
 from pitlm.engines.reply_cache import ReplyCache
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 NOT_ASKED = "not asked: the cost limit was reached"
-
-Conversation = str | Prompt | Sequence[Mapping[str, Any] | Message]
-"""Ends with the user's turn."""
 
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -144,7 +141,7 @@ class ChatEndpoint:
             api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.retries
         )
 
-    def ask(self, conversation: Conversation, *, attempt: int = 0, **sampling: Any) -> Completion:
+    def ask(self, conversation: AnyPrompt, *, attempt: int = 0, **sampling: Any) -> Completion:
         """One completion, from the cache or by a call, which is committed to the cache before anything can go wrong.
 
         Args:
@@ -187,7 +184,7 @@ class ChatEndpoint:
         return completion
 
     def complete(
-        self, conversations: Sequence[Conversation], *, attempt: int = 0, advance: Advance | None = None
+        self, conversations: Sequence[AnyPrompt], *, attempt: int = 0, advance: Advance | None = None
     ) -> list[Completion]:
         """One completion per conversation, in their order, as by :meth:`ask`. Equal conversations are asked once.
 

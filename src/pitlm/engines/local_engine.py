@@ -1,17 +1,249 @@
-"""A model in this process as an engine: a place that falls free is filled at once."""
+"""A model in this process as an engine: a completion that has ended gives its place to the next at once. Ours.
+
+Each row draws from its own seed, so that what it writes does not depend on what is written beside it.
+
+Shapes: n rows in flight, V tokens of the vocabulary.
+"""
 
 from __future__ import annotations
 
+import random
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Sequence
+from dataclasses import InitVar, dataclass, field
+from operator import attrgetter
 from typing import Self
 
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
 from pitlm.core.nouns import Answer
-from pitlm.engines.decoding import TOKENS_PER_BATCH, Decoder, DecodingRow
 from pitlm.engines.engine import AHEAD, Engine, Finished, ModelSource, WriteRequest
-from pitlm.models.generators import WRITERS, Generator
+from pitlm.engines.places import PLACES_ATTENTION, ROWS, Places, rounded
+from pitlm.models.generators import WRITERS, Generator, write_batch
+from pitlm.models.trees import ARCHITECTURES, warn_once
+
+TOKENS_PER_BATCH = 16_384
+REFILL = 8
+"""One place in so many has to be free before a pass over new prompts is worth its while."""
+_room = attrgetter("room")
+
+
+@dataclass(eq=False, slots=True)
+class DecodingRow:
+    """One completion in the making.
+
+    Attributes:
+        key: tells the completion apart, for whoever asked for it.
+        prompt: at least one token.
+        temperature: 0 is greedy.
+        room: the tokens that the row may come to, prompt included, to the next width of a place.
+        written: token ids so far; the end token included, where it was reached.
+    """
+
+    key: Hashable
+    prompt: list[int]
+    max_new_tokens: int
+    temperature: float
+    seed: InitVar[int]
+    random: random.Random = field(init=False)
+    room: int = field(init=False)
+    written: list[int] = field(default_factory=list)
+
+    def __post_init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.room = rounded(len(self.prompt) + self.max_new_tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens that the cache holds before the next step; the last one is read in it."""
+        return len(self.prompt) + len(self.written) - 1
+
+    @property
+    def last(self) -> int:
+        return self.written[-1] if self.written else self.prompt[-1]
+
+
+class Decoder:
+    """Writes completions in a batch that holds at most so many tokens, with what every row may still come to.
+
+    Rows of like length run side by side, because a batch is as wide as its longest row: like a lift, the decoder
+    takes waiting rows in the order of their lengths, down and up again.
+
+    Attributes:
+        own: whether the model's places can be refilled.
+        waiting_tokens: tokens that the waiting rows may come to.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, end: int, pad: int, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
+        self.model = model
+        self.end, self.pad, self.tokens = end, pad, tokens_per_batch
+        self.own = model.config.model_type in ARCHITECTURES
+        if self.own:
+            model.set_attn_implementation(PLACES_ATTENTION)  # without places it reads as before
+        else:
+            warn_once(f"{model.config.model_type}: its places cannot be refilled; writing batch after batch")
+        self._places = Places()
+        self.rows: list[DecodingRow | None] = []
+        self.waiting: list[DecodingRow] = []  # by room, then in the order of arrival
+        self._staged: list[DecodingRow] = []  # taken by the lift, until enough places are free
+        self.waiting_tokens = 0
+        self._level, self._upward = 1 << 60, False
+
+    def submit(self, row: DecodingRow) -> None:
+        """Ask for one completion."""
+        self.waiting_tokens += row.room
+        insort(self.waiting, row, key=_room)
+
+    @property
+    def active(self) -> int:
+        return sum(row is not None for row in self.rows)
+
+    @torch.inference_mode()
+    def step(self) -> list[DecodingRow]:
+        """Write one more token of each row in flight (without places: a whole batch); returns the rows that ended."""
+        if not self.own:
+            return self._generate()
+        self._admit()
+        if not self.active:
+            return []
+        rows = [*self.rows, *[None] * (-len(self.rows) % ROWS)]
+        device = self.model.device
+        positions_n1 = self._places.begin_step([row.length if row else 0 for row in rows], device)
+        logits_nV = self.model(
+            input_ids=torch.tensor([[row.last if row else self.pad] for row in rows], device=device),
+            position_ids=positions_n1,
+            past_key_values=self._places,
+            attention_mask=positions_n1.new_ones(1, 1, 1, 1),  # four dimensions: taken as given, and ignored
+            use_cache=True,
+            places=self._places,
+        ).logits[:, -1]
+        ended = []
+        for place, token in enumerate(choose(logits_nV, rows)):
+            row = rows[place]
+            if row is None:
+                continue
+            row.written.append(token)
+            if token == self.end or len(row.written) == row.max_new_tokens:
+                ended.append(row)
+                self.rows[place] = None
+        return ended
+
+    def _next(self) -> int:
+        """Which waiting row the lift takes next: of its own level, or the nearest in its direction, or it turns."""
+        at = bisect_left(self.waiting, self._level + (not self._upward), key=_room)
+        if self._upward and at == len(self.waiting):
+            self._upward = False
+        elif not self._upward and at == 0:
+            self._upward = True
+        return at if self._upward else at - 1
+
+    def _admit(self) -> None:
+        """Give the places that are free to the rows that are next."""
+        active = [row for row in self.rows if row is not None]
+        widest = max((row.room for row in (*active, *self._staged)), default=0)
+        while self.waiting:
+            at = self._next()
+            count = len(active) + len(self._staged) + 1
+            if count > 1 and count * max(widest, self.waiting[at].room) > self.tokens:
+                break
+            row = self.waiting.pop(at)
+            self._staged.append(row)
+            self._level, widest = row.room, max(widest, row.room)
+        total = len(active) + len(self._staged)
+        if self._staged and len(self._staged) * REFILL >= total:
+            self._fill(total, widest)
+        elif not self._staged and (len(self.rows) - total) * REFILL >= len(self.rows):
+            self._close()
+
+    def _fill(self, total: int, widest: int) -> None:
+        """Read the prompts of the staged rows, all but the last token, which the next step reads."""
+        staged, self._staged = self._staged, []
+        self.waiting_tokens -= sum(row.room for row in staged)
+        free = [place for place, row in enumerate(self.rows) if row is None]
+        free += range(len(self.rows), total)
+        self.rows += [None] * (total - len(self.rows))
+        self._places.fit(-(-len(self.rows) // ROWS) * ROWS, widest, self.tokens)
+        alike: dict[int, list[tuple[int, DecodingRow]]] = {}
+        for place, row in zip(free, staged, strict=False):
+            alike.setdefault(rounded(len(row.prompt) - 1), []).append((place, row))
+            self.rows[place] = row
+        for width, together in alike.items():
+            prompts = [row.prompt[:-1] for _, row in together]
+            input_ids = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in prompts])
+            read = DynamicCache()
+            # Padded on the right, where no token looks; and without the head, because no token is chosen here.
+            self.model.base_model(input_ids=input_ids.to(self.model.device), past_key_values=read, use_cache=True)
+            self._places.fill([place for place, _ in together], read)
+
+    def _close(self) -> None:
+        """Move the last rows into the places that are free, where nothing waits for them."""
+        free = [place for place, row in enumerate(self.rows) if row is None]
+        while free:
+            row = self.rows.pop()
+            if row is None:
+                free.pop()
+            else:
+                self.rows[free[0]] = row
+                self._places.move(len(self.rows), free.pop(0))
+
+    def _generate(self) -> list[DecodingRow]:
+        """The next waiting rows as one batch, by the model's own ``generate``."""
+        rows: list[DecodingRow] = []
+        while self.waiting and (not rows or (len(rows) + 1) * max(self._level, rows[0].room) <= self.tokens):
+            row = self.waiting.pop(self._next())
+            rows.append(row)
+            self._level = row.room
+            self.waiting_tokens -= row.room
+        if not rows:
+            return []
+        completions = write_batch(
+            self.model,
+            [row.prompt for row in rows],
+            max_new_tokens=max(row.max_new_tokens for row in rows),
+            pad_token_id=self.pad,
+            eos_token_id=self.end,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([_Choice(rows)]),
+        )
+        for row, ids in zip(rows, completions, strict=True):
+            row.written = ids[: row.max_new_tokens]
+        return rows
+
+
+class _Choice(LogitsProcessor):
+    """Chooses for each row from its own seed, and leaves ``generate`` that one token."""
+
+    def __init__(self, rows: Sequence[DecodingRow]) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen_n1 = torch.tensor(choose(scores, self.rows), device=scores.device)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen_n1, 0.0)
+
+
+def choose(logits_nV: Tensor, rows: Sequence[DecodingRow | None]) -> list[int]:
+    """The next token of each row: the likeliest at temperature 0, else drawn from the full distribution.
+
+    A row takes one number from its own stream for each token, and reads it off its own cumulative distribution.
+    """
+    greedy_n = logits_nV.argmax(-1)
+    warmth = [row.temperature if row else 0.0 for row in rows]
+    if not any(warmth):
+        return greedy_n.tolist()
+    warmth_n1 = torch.tensor(warmth, device=logits_nV.device)[:, None]
+    drawn = [row.random.random() if row and row.temperature else 0.0 for row in rows]
+    drawn_n1 = torch.tensor(drawn, dtype=torch.float64, device=logits_nV.device)[:, None]
+    safe_n1 = torch.where(warmth_n1 > 0, warmth_n1, 1.0)
+    cumulative_nV = (logits_nV.float() / safe_n1).softmax(-1).cumsum(-1, dtype=torch.float64)
+    at_n1 = torch.searchsorted(cumulative_nV, drawn_n1 * cumulative_nV[:, -1:], right=True)
+    chosen_n = torch.where(warmth_n1[:, 0] > 0, at_n1[:, 0].clamp_max(logits_nV.shape[1] - 1), greedy_n)
+    return chosen_n.tolist()
 
 
 class LocalEngine(Engine):
-    """A policy or an improver, written with by :class:`pitlm.engines.decoding.Decoder`.
+    """A policy or an improver, whose answers a :class:`Decoder` writes.
 
     Args:
         tokens_per_batch: most tokens of the answers in flight, their prompts included.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pitlm.core.nouns import Advance, Answer, Improvement, Message, Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Advance, Answer, AnyPrompt, Improvement, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import margin_for
 
@@ -160,7 +160,7 @@ class Loop:
 
 
 def improve(
-    prompt: str | Prompt | Sequence[dict[str, Any] | Message],
+    prompt: AnyPrompt,
     response: str,
     *,
     improver: Proposer | Refiner,

@@ -1,4 +1,4 @@
-"""Checkpoints opened as adapters over one base model in memory. Ours.
+"""Checkpoints of training stages, opened as adapters over one base model in memory or by themselves. Ours.
 
 A stage trains its adapter on the merged weights of the stage that it starts from. Over the base of the run a chain of
 stages is one adapter of their summed rank, exactly: W + s_1 B_1 A_1 + s_2 B_2 A_2 = W + [s_1 B_1, s_2 B_2] [A_1; A_2].
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,8 +21,10 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Quantization
-from pitlm.models.loading import device, load_model
+from pitlm.data.template import Template
+from pitlm.models.loading import Card, Kind, device, load_card, load_model, load_shape, load_tokenizer
 from pitlm.models.trees import enable_trees
 
 if TYPE_CHECKING:
@@ -136,6 +138,53 @@ class Bases:
                 logging.getLogger(__name__).warning("%s; loading each model by itself", error)
                 self._open[name] = None
         return self._open[name]
+
+
+class Checkpoint:
+    """A model with its tokenizer, its card and its template; the base of the classes that each open one ``kind``.
+
+    Attributes:
+        folder: the checkpoint's folder; None for a model that was not loaded from a checkpoint.
+        reads_reference: whether the model reads y_ref and the ask after x.
+    """
+
+    kind: Kind
+    folder: Path | None = None
+    reads_reference = False
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.card = card
+        self.template = Template(card.ask)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, bases: Bases | None = None, weights: bool = True) -> Self:
+        """Load a checkpoint that a training stage wrote.
+
+        Args:
+            bases: opens the model beside others, over the base that they share, in their dtype. Without it the merged
+                weights are loaded in float32.
+            weights: without them, a model that writes can only encode.
+
+        Raises:
+            InputError: no checkpoint of this kind there.
+        """
+        card = load_card(path, cls.kind)
+        tokenizer = load_tokenizer(path)
+        if not weights:
+            return cls(load_shape(path), tokenizer, card)
+        load = load_model if bases is None else bases.load
+        model = load(path, tokenizer, writes=card.writes)
+        opened = cls(model.to(device()).eval(), tokenizer, card)
+        opened.folder = Path(path)
+        return opened
+
+    def conversation(self, prompt: Prompt, reference: str) -> list[dict[str, str]]:
+        """What the model reads before an answer: x, and y_ref with the ask if it reads references."""
+        if self.reads_reference:
+            return self.template.improver_messages(prompt, reference)
+        return self.template.policy_messages(prompt)
 
 
 class _Shared:

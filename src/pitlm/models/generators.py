@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
-from pitlm.models.checkpoint import Checkpoint
+from pitlm.models.adapters import Checkpoint
 from pitlm.models.loading import Card, device, load_model, load_tokenizer, window_of
 
 

@@ -120,16 +120,6 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_window(path: str | Path) -> int | None:
-    """Tokens that the model at ``path`` can see at once; None where its configuration sets no limit.
-
-    Raises:
-        InputError: no configuration there.
-    """
-    with loading(path, "model"):
-        return window_of(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
-
-
 def window_of(config: Any) -> int | None:
     """Tokens that a model with this configuration can see at once; None where it sets no limit."""
     window: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -192,9 +182,14 @@ def load_model(
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:
-    """A causal language model without its weights, for a checkpoint that another engine runs; it knows its limits."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
+    """A causal language model without its weights; it knows its window and the names of its modules.
+
+    Raises:
+        InputError: no configuration of a causal language model there.
+    """
+    with loading(path, "model"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,14 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.equations import calibrated_gap
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Improvement, Message, Prompt
+from pitlm.core.nouns import AnyPrompt, Improvement, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
-from pitlm.models.adapters import Bases
-from pitlm.models.checkpoint import Checkpoint
+from pitlm.models.adapters import Bases, Checkpoint
 from pitlm.models.loading import Card, window_of
 from pitlm.models.trees import score_groups, score_ids
-
-AnyPrompt = str | Prompt | Sequence[dict[str, Any] | Message]
 
 
 class Scorer(Checkpoint):

@@ -22,7 +22,7 @@ from pitlm.method.logs import read_metrics
 from pitlm.method.probe import probe_file
 from pitlm.method.supervised import train_on_pairs
 from pitlm.models.generators import Policy
-from pitlm.models.loading import load_shape, load_tokenizer, load_window
+from pitlm.models.loading import load_shape, load_tokenizer, window_of
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.run.context import Context
@@ -110,7 +110,7 @@ def _check_models(context: Context, longest: int) -> None:
         InputError: a model cannot be used.
     """
     start, base, peft = context.start, context.recipe.model.reward_base, context.recipe.peft
-    window = load_window(start)
+    window = window_of(load_shape(start).config)
     if window is not None and longest > window:
         raise InputError(
             f"{start}: found a window of {window} tokens, expected at least {longest}: data.max_prompt_tokens, "
