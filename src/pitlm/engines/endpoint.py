@@ -220,14 +220,12 @@ class ChatEndpoint:
         try:
             response = create(model=body["model"], messages=body["messages"], extra_body=dict(body))
             return response.text, ""
-        except (openai.AuthenticationError, openai.NotFoundError) as error:
-            raise self._give_up(f"model '{self.model}': {_words(error)}") from error
-        except openai.APIConnectionError as error:
+        except openai.OpenAIError as error:
+            if isinstance(error, openai.AuthenticationError | openai.NotFoundError):
+                raise self._give_up(f"model '{self.model}': {_words(error)}") from error
             # By name: the client's own HTTP library changed between its major versions.
             if type(error.__cause__).__name__ == "ConnectError" and self.calls + self.hits == 0:
                 raise self._give_up(f"found no server there ({error.__cause__})") from error
-            return "", _words(error)
-        except openai.OpenAIError as error:
             return "", _words(error)
 
     def _give_up(self, reason: str) -> InputError:

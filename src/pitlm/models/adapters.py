@@ -82,14 +82,11 @@ def _join(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str
     """Factors of the sum of two adapters whose scale is 1; zeros replace a factor that one adapter lacks."""
     joined: dict[str, Tensor] = {}
     ranks = [max((len(w) for n, w in factors.items() if n.endswith(A)), default=0) for factors in (first, second)]
-    for name in sorted({*first, *second}):
-        dim = 0 if name.endswith(A) else 1
-        if not name.endswith((A, B)):
-            continue
-        some = first.get(name, second.get(name))
-        assert some is not None
-        empty = [some.new_zeros((r, some.shape[1]) if dim == 0 else (some.shape[0], r)) for r in ranks]
-        joined[name] = torch.cat([first.get(name, empty[0]), second.get(name, empty[1])], dim)
+    for name, some in sorted({**second, **first}.items()):
+        if name.endswith((A, B)):
+            empty = [some.new_zeros((r, some.shape[1]) if name.endswith(A) else (some.shape[0], r)) for r in ranks]
+            factors = [first.get(name, empty[0]), second.get(name, empty[1])]
+            joined[name] = torch.cat(factors, 0 if name.endswith(A) else 1)
     return joined
 
 

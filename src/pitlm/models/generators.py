@@ -107,16 +107,11 @@ class Generator(Checkpoint):
                 f"the {self.kind}'s window of {window} less {self.card.max_new_tokens} for the answer"
             )
 
-    def _write(
-        self,
-        prompts: Sequence[Prompt],
-        references: Sequence[str],
-        *,
-        temperature: float,
-        seed: int,
-        advance: Advance | None,
-    ) -> list[Answer]:
+    def _write(self, prompts: Sequence[Prompt], references: Sequence[str], **sampling: Any) -> list[Answer]:
         """One answer for each prompt, beside its reference if the model reads references.
+
+        Args:
+            sampling: temperature, seed and advance of :func:`generate`.
 
         Raises:
             InputError: a conversation that leaves no room for a reply in the model's window.
@@ -131,10 +126,8 @@ class Generator(Checkpoint):
             self.tokenizer,
             prompt_ids,
             max_new_tokens=self.card.max_new_tokens,
-            temperature=temperature,
-            seed=seed,
             batch_size=self.batch_size,
-            advance=advance,
+            **sampling,
         )
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         return [

@@ -77,11 +77,10 @@ def load_card(path: str | Path, kind: Kind) -> Card:
     Raises:
         InputError: no such folder, no card, or a model of another kind.
     """
-    if not Path(path).is_dir():
-        raise InputError(f"{path}: found no such folder, expected a model trained as {kind} ('model' in its stage)")
     card = Card.load(path)
     if card is None:
-        raise InputError(f"{path}: found no pit.json, expected a model trained as {kind} ('model' in its stage)")
+        found = "no pit.json" if Path(path).is_dir() else "no such folder"
+        raise InputError(f"{path}: found {found}, expected a model trained as {kind} ('model' in its stage)")
     if card.kind != kind:
         raise InputError(f"{path}: found a model trained as {card.kind}, expected one trained as {kind}")
     return card

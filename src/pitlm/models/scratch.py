@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pitlm.core.recipe import InitSection
@@ -29,11 +30,10 @@ def make_from_scratch(
         max_tokens: the longest sequence that the model will see.
         words: the whole vocabulary of a word tokenizer, where it is known.
     """
-    tokenizer = (
-        make_words_tokenizer(words or {w for t in texts for w in t.split()})
-        if init.tokenizer == "words"
-        else (_bpe_tokenizer(texts, init.vocabulary))
-    )
+    if init.tokenizer == "words":
+        tokenizer = make_words_tokenizer(words or {word for text in texts for word in text.split()})
+    else:
+        tokenizer = _bpe_tokenizer(texts, init.vocabulary)
     config = AutoConfig.for_model(
         init.architecture,
         vocab_size=len(tokenizer),
@@ -72,8 +72,6 @@ def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
 
 
 def make_words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     vocabulary = {word: index for index, word in enumerate((PAD, UNK, END, *ROLE_MARKS, *sorted(set(words))))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -81,8 +79,6 @@ def make_words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
