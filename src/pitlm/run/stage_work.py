@@ -110,7 +110,8 @@ def _check_models(context: Context, longest: int) -> None:
         InputError: a model cannot be used.
     """
     start, base, peft = context.start, context.recipe.model.reward_base, context.recipe.peft
-    window = window_of(load_shape(start).config)
+    shape = load_shape(start)
+    window = window_of(shape.config)
     if window is not None and longest > window:
         raise InputError(
             f"{start}: found a window of {window} tokens, expected at least {longest}: data.max_prompt_tokens, "
@@ -120,7 +121,7 @@ def _check_models(context: Context, longest: int) -> None:
         raise InputError(f"model.reward_base: found {base}, whose vocabulary is not that of {start}, expected the same")
     if peft is None or peft.target_modules == "all-linear":
         return
-    names = [name for name, _ in load_shape(start).named_modules()]
+    names = [name for name, _ in shape.named_modules()]
     asked = peft.target_modules  # as PEFT reads them: a pattern of whole names, or a list of what they end with
     wanted = {asked: asked} if isinstance(asked, str) else {end: rf"(.*\.)?{re.escape(end)}" for end in asked}
     for written, pattern in wanted.items():
