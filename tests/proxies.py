@@ -16,8 +16,8 @@ from scripted_models import Judge, Writer
 from scripted_upstream import Upstream, served
 
 from pitlm.core.recipe import LoopSection
-from pitlm.serve import upstream as connection
 from pitlm.serve.app import make_app
+from pitlm.serve.connections import Connections
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.settings import Settings
 
@@ -66,7 +66,7 @@ def proxied(improves: bool = True, **settings: Any):
             chosen = Settings(
                 **{"loop": LoopSection(rounds=3), "improve_seconds": 300.0, "heartbeat": 0.02, **settings}
             )
-            there = connection.Upstream(f"{up}/v1", key=chosen.upstream_key, seconds=chosen.upstream_seconds)
+            there = Connections(f"{up}/v1", key=chosen.upstream_key, seconds=chosen.upstream_seconds)
             models = {"improver": writer, "scorer": judge} if improves else {"improver": None, "scorer": None}
             yield make_app(chosen, Metrics(), there, **models)
             await there.close()

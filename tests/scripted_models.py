@@ -63,7 +63,7 @@ class ProcessEngine(Engine):
     """``die`` ends the process, ``hang`` never answers, ``fail`` raises alone and in company; every answer says how
     many were written with it."""
 
-    hungry = True
+    hungry = exact = True
 
     def __init__(self):
         self.queue = []
@@ -101,6 +101,14 @@ class ProcessJudge:
 
 def both() -> LoadedModels:
     return LoadedModels(ProcessEngine, ProcessJudge())
+
+
+class InexactEngine(ProcessEngine):
+    exact = False
+
+
+def inexact() -> LoadedModels:
+    return LoadedModels(InexactEngine, ProcessJudge())
 
 
 def missing() -> LoadedModels:

@@ -113,7 +113,8 @@ def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
 
 
 def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "pitlm.serve.server", raising=False)
+    for module in ("pitlm.serve.app", "pitlm.serve.listener"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     for name in ENVIRONMENT:  # main() sets these for the process; restore the old values
         monkeypatch.setenv(name, os.environ.get(name, ENVIRONMENT[name]))

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from builders import generator_checkpoint
-from scripted_models import bare, both, killed, missing
+from scripted_models import bare, both, inexact, killed, missing
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
@@ -76,6 +76,16 @@ def test_the_same_seed_gives_the_same_answer_in_any_company(bases, tmp_path):
         assert max(sizes) == 12
 
     work(test, partial(load_models, folder, None), patience=120.0, seconds=240)
+
+
+def test_a_request_with_a_seed_is_written_alone_where_neighbours_could_change_it():
+    async def test(worker, sizes):
+        asked = [ask(worker, "a"), ask(worker, "b"), *(ask(worker, "c", 3) for _ in range(2)), ask(worker, "d")]
+        texts = [answer.text for answer in await asyncio.gather(*asked, ask(worker, "e"))]
+        assert [text[:8] for text in texts] == ["a with 2", "b with 2", "c with 1", "c with 1", "d with 2", "e with 2"]
+        assert sizes == [2, 1, 1, 2]
+
+    work(test, inexact)
 
 
 def test_a_request_that_can_never_be_answered_spoils_no_other():

@@ -32,7 +32,7 @@ VERBS = {
     "judge": Verb("Let a judge compare two systems' answers, in both orders.", "pitlm.run.judges:judge_answer_files"),
     "rate": Verb("Let people compare two systems' answers, blinded, on a page.", "pitlm.serve.rating:serve_rating"),
     "evaluate": Verb("Say what verdicts show about systems and judges.", "pitlm.evaluate.summary:summarise"),
-    "serve": Verb("Improve the answers of an OpenAI-compatible API: a proxy.", "pitlm.serve.server:run"),
+    "serve": Verb("Improve the answers of an OpenAI-compatible API: a proxy.", "pitlm.serve.app:run"),
     "export": Verb("Write a trained model for other engines, or push it to a hub.", "pitlm.run.export:deliver"),
     "recipes": Verb("List the packaged recipes, or print one.", "pitlm.core.packaged_recipes:recipe_names"),
     "doctor": Verb("Say what this machine can run, and what a recipe takes.", "pitlm.plan.plan:plan_run"),

@@ -71,7 +71,7 @@ def serve(
     if run_folder is not None:
         settings, loop = _of_run(run_folder, settings, loop)
 
-    from pitlm.serve.server import run
+    from pitlm.serve.app import run
 
     secrets = {"upstream_key": key, "token": token, "models_key": os.environ.get(MODELS_KEY) or None}
     hosts = settings.hosts if local and token is None else None

@@ -80,7 +80,13 @@ class ModelSource:
 
 
 class Engine(ABC):
-    """Writes answers, in the order that suits the engine."""
+    """Writes answers, in the order that suits the engine.
+
+    Attributes:
+        exact: an answer is the same to the last bit whatever is written beside it.
+    """
+
+    exact = False
 
     @property
     @abstractmethod

@@ -257,6 +257,7 @@ class LocalEngine(Engine):
         self.decoder = Decoder(
             model.model, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, tokens_per_batch=tokens_per_batch
         )
+        self.exact = self.decoder.own and model.model.device.type == "cpu"
 
     @classmethod
     def open(cls, source: ModelSource) -> Self:

@@ -1,43 +1,94 @@
-"""The application: its settings, its models, its routes."""
+"""`pit serve`: the application with its models and routes, and how it runs."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NoReturn
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from rich.text import Text
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from pitlm import __version__
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Improvement, Prompt
-from pitlm.core.section import PositiveInt
 from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.serve import reward_api as rewards
-from pitlm.serve.chat_replies import finite
-from pitlm.serve.error_replies import ApiError
+from pitlm.io.console import make_console
+from pitlm.serve.connections import Connections
 from pitlm.serve.gate import Gate
-from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Bounds, Improving, Unavailable, Unfit
+from pitlm.serve.listener import address, bind, make_server
+from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable, Unfit
 from pitlm.serve.metrics import Metrics
+from pitlm.serve.model_api import router
 from pitlm.serve.model_process import load_models
-from pitlm.serve.pages import page
 from pitlm.serve.proxying import ChatCompletions, PassThrough
 from pitlm.serve.remote import RemoteImprover, RemoteScorer
-from pitlm.serve.reward_api import scorer_of
+from pitlm.serve.responses import ApiError, page
 from pitlm.serve.settings import Settings
-from pitlm.serve.upstream import Upstream
 from pitlm.serve.worker import Worker
 
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75  # above the time after which common clients let an idle connection go
 
-def is_url(place: str) -> bool:
-    """Whether a model is somebody else's to serve."""
-    return place.startswith(("http://", "https://"))
+
+def run(settings: Settings, *, host: str, port: int, check: bool = False, access_log: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM; requests in flight are finished first, unless the signal comes again.
+
+    Args:
+        check: load the models, say what would be served, and stop.
+        access_log: write a line for each request.
+
+    Raises:
+        InputError: models that cannot be loaded, or an address that cannot be listened on.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    # A stream that the upstream breaks off has no end here either: no error of ours.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
+    logging.getLogger("pitlm").setLevel(logging.INFO if access_log else logging.WARNING)
+    asyncio.run(_serve(settings, host, port, check))
+
+
+async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
+    with bind(host, port) as listener:  # before the models are loaded: a port in use is said at once
+        async with serving(settings) as app:
+            listener.listen(BACKLOG)
+            for line in _about(settings, address(listener).rstrip("/")):
+                make_console().print(Text(line), soft_wrap=True)  # to be copied whole
+            if check:
+                return
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # uvicorn raises the signal again when it is done; by then the models are still to be let go.
+                signal.signal(number, lambda *_: None)
+            # The header Date is the upstream's to say: twice is once too often.
+            server = make_server(app, lifespan="off", date_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
+            await server.serve(sockets=[listener])
+
+
+def _about(settings: Settings, url: str) -> list[str]:
+    """The lines that are printed at the start: what is served, and how to try it."""
+    improves = settings.improver is not None and settings.gap is not None
+    what = {
+        "upstream": settings.upstream or "none",
+        "improver": settings.improver or "none",
+        "gap model": " with ".join(filter(None, (settings.gap, settings.reward))) or "none",
+        "rounds": f"{settings.loop.rounds}, at most {settings.improve_seconds:g} s" if improves else "none",
+    }
+    path, data = "score", '{"prompt": "Hello", "reference": "No.", "response": "Hello to you."}'
+    if settings.upstream:
+        path, data = "chat/completions", '{"model": "NAME", "messages": [{"role": "user", "content": "Hello"}]}'
+    return [
+        f"Serving {url}/v1",
+        *(f"  {name:10} {value}" for name, value in what.items()),
+        *([f"Try: {url}/ in a browser"] if improves else []),
+        f"Try: curl {url}/v1/{path} -H 'content-type: application/json' -d '{data}'",
+    ]
 
 
 @asynccontextmanager
@@ -52,15 +103,14 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
             "found a token for clients and no key for the upstream: clients send one Authorization header only; "
             "name the variable that holds the key with --upstream-key-env"
         )
-    metrics = Metrics()
+    metrics, upstream = Metrics(), None
     async with AsyncExitStack() as stack:
-        upstream = None
         if settings.upstream is not None:
-            upstream = Upstream(settings.upstream, key=settings.upstream_key, seconds=settings.upstream_seconds)
+            upstream = Connections(settings.upstream, key=settings.upstream_key, seconds=settings.upstream_seconds)
             stack.push_async_callback(upstream.close)
         worker = await _local_models(settings, metrics, stack)
         improver: AsyncProposer | None = worker if settings.improver else None
-        if settings.improver and is_url(settings.improver):
+        if settings.improver and _is_url(settings.improver):
             endpoint = ChatEndpoint(
                 settings.improver_model,
                 settings.improver,
@@ -72,26 +122,30 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
             improver = remote = RemoteImprover(endpoint, settings.improver_ask)
             stack.push_async_callback(remote.close)
         scorer: AsyncScorer | None = worker if settings.gap else None
-        if settings.gap and is_url(settings.gap):
+        if settings.gap and _is_url(settings.gap):
             scorer = elsewhere = RemoteScorer(settings.gap, key=settings.models_key)
             stack.push_async_callback(elsewhere.close)
         is_ready = (lambda: True) if worker is None else (lambda: worker.ready)
         yield make_app(settings, metrics, upstream, improver=improver, scorer=scorer, is_ready=is_ready)
 
 
+def _is_url(place: str) -> bool:
+    """Whether a model is somebody else's to serve."""
+    return place.startswith(("http://", "https://"))
+
+
 async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Worker | None:
-    """The worker with those models that are not remote; None where both are."""
+    """The worker with those models that are not remote; None where improver and gap model both are."""
     places = (settings.improver, settings.gap, settings.reward)
-    paths = [Path(place) if place and not is_url(place) else None for place in places]
+    paths = [Path(place) if place and not _is_url(place) else None for place in places]
     if paths[:2] == [None, None]:
         return None
     for path in filter(None, paths):
         if not path.is_dir():  # known at once, where loading would first import torch
             raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
-    patience = 2 * settings.improve_seconds
     worker = Worker(
         partial(load_models, *paths, dtype=settings.dtype, quantize=settings.quantize),
-        patience=patience,
+        patience=2 * settings.improve_seconds,
         largest=settings.batch,
         observe=metrics.batch.observe,
     )
@@ -103,7 +157,7 @@ async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitSt
 def make_app(
     settings: Settings,
     metrics: Metrics,
-    upstream: Upstream | None,
+    upstream: Connections | None,
     *,
     improver: AsyncProposer | None,
     scorer: AsyncScorer | None,
@@ -119,7 +173,6 @@ def make_app(
         app.add_exception_handler(kind, _plain_error)
     app.state.improving, app.state.scorer = improving, scorer
     app.include_router(router)
-    app.include_router(rewards.router)
 
     @app.get("/")
     async def try_it() -> Response:
@@ -148,65 +201,8 @@ def make_app(
     return app
 
 
-Messages = str | list[dict[str, Any]]
-router = APIRouter(prefix="/v1")
-
-
-class ScoreRequest(BaseModel):
-    """Two responses to one prompt."""
-
-    model_config = ConfigDict(extra="forbid")
-    prompt: Messages
-    reference: str
-    response: str
-
-
-class ImproveRequest(BaseModel):
-    """A response to improve; ``rounds`` at most as many as the server's. ``stop``, ``max_tokens`` and ``temperature``
-    are what the response was asked for with, and hold for what takes its place."""
-
-    model_config = ConfigDict(extra="forbid")
-    prompt: Messages
-    response: Annotated[str, Field(min_length=1)]
-    rounds: PositiveInt | None = None
-    seed: int | None = None
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    max_tokens: PositiveInt | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-
-
-@router.get("/score")
-async def margin(request: Request) -> dict[str, float | None]:
-    """The margin that the gap model was calibrated to, 0 where it was not; null: nothing is to be accepted."""
-    return {"margin": finite(await scorer_of(request).margin())}
-
-
-@router.post("/score")
-async def score(request: Request, body: ScoreRequest) -> dict[str, float | None]:
-    """The gap: how much better ``response`` is than ``reference`` as an answer to ``prompt``; 0 is no change."""
-    item = Improvement(Prompt.of(body.prompt), body.reference, body.response)
-    return {"gap": finite(await scorer_of(request).gap(item))}
-
-
-@router.post("/improve")
-async def improve(request: Request, body: ImproveRequest) -> dict[str, Any]:
-    """The trace of one loop: rounds, gaps, the final response, why it stopped."""
-    improving: Improving | None = request.app.state.improving
-    if improving is None:
-        raise ApiError(404, "no_improver", "This server has no improver and gap model.")
-    bounds = Bounds(**body.model_dump(exclude={"prompt", "response"}))
-    outcome = await improving(Prompt.of(body.prompt), body.response, bounds)
-    if outcome.failure and not outcome.trace.rounds:
-        raise Unavailable(outcome.failure)
-    trace = outcome.trace.as_dict()
-    for row in trace["rounds"]:
-        row["gap"] = finite(row["gap"])
-        row |= {"gaps": list(map(finite, row["gaps"]))} if "gaps" in row else {}
-    return trace
-
-
-async def _plain_error(request: Request, error: Exception) -> Response:
-    """Errors of the framework and of bad input, in the shape of all the others."""
+async def _plain_error(request: Request, error: Exception) -> NoReturn:
+    """Raise errors of the framework and of bad input in the shape of all the others, which the gate sends."""
     status, code, message = 400, "invalid_value", str(error)
     if isinstance(error, HTTPException):
         status, code, message = error.status_code, "http_error", f"{error.detail}; the API is below /v1"
@@ -215,4 +211,4 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, RequestValidationError):
         problem = error.errors()[0]
         message = f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}"
-    return Response(ApiError(status, code, message).body(), status, media_type="application/json")
+    raise ApiError(status, code, message) from error

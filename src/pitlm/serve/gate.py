@@ -7,17 +7,15 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from pitlm.serve.error_replies import ApiError, App, Receive, Scope, Send
 from pitlm.serve.metrics import Metrics
-from pitlm.serve.pages import HEADERS
+from pitlm.serve.responses import PAGE_HEADERS, ApiError, App, Receive, Scope, Send
 from pitlm.serve.settings import Settings
 
 log = logging.getLogger("pitlm.serve")
@@ -60,8 +58,7 @@ class Gate:
             if scope["path"] in UNCOUNTED:
                 await self.app(scope, receive, reply)
             else:
-                with self._place():
-                    await self._in_turn(scope, await self._body(scope, receive), receive, reply)
+                await self._counted(scope, receive, reply)
         except Exception as error:
             if not isinstance(error, ApiError):
                 log.exception("%s %s", scope["method"], scope["path"])
@@ -78,8 +75,8 @@ class Gate:
             return {}
         token = self.settings.token
         if token is None or not _same(_token_in_address(scope).encode(), token):
-            return HEADERS
-        return HEADERS | {"Set-Cookie": f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"}
+            return PAGE_HEADERS
+        return PAGE_HEADERS | {"Set-Cookie": f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"}
 
     def _admit(self, scope: Scope) -> None:
         headers, hosts, token = Headers(scope=scope), self.settings.hosts, self.settings.token
@@ -103,26 +100,38 @@ class Gate:
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdecimal():
             raise ApiError(400, "invalid_request", "The length of the body is no number.")
-        parts, size = [], int(announced)
-        read, more = 0, True
+        parts, read, size, more = [], 0, int(announced), True
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                while more and max(size, read) <= self.settings.body_bytes:
+                while more and size <= self.settings.body_bytes:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "gone", "The client went away.")
                     parts.append(message.get("body", b""))
                     read += len(parts[-1])
+                    size = max(size, read)
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
-        if max(size, read) > self.settings.body_bytes:
+        if size > self.settings.body_bytes:
             # What is still to come is not read, so the connection is of no more use.
             words = f"The request is larger than the {self.settings.body_bytes} bytes that are taken."
             raise ApiError(413, "request_too_large", words, headers=[(b"connection", b"close")])
         return b"".join(parts)
 
-    async def _in_turn(self, scope: Scope, body: bytes, receive: Receive, reply: _Reply) -> None:
+    async def _counted(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        """Take a place among the requests that are worked on, waiting, or still on their way in."""
+        if self.inside >= self.settings.concurrency + self.settings.queue:
+            raise ApiError(429, "too_many_requests", "The server is full.", headers=[(b"retry-after", b"1")])
+        self.inside += 1
+        try:
+            with self.metrics.inside.track_inprogress():
+                scope["pit.body"] = await self._body(scope, receive)
+                await self._in_turn(scope, receive, reply)
+        finally:
+            self.inside -= 1
+
+    async def _in_turn(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         """Work on a request when it is its turn, and stop when its client goes away."""
         task = asyncio.current_task()
         assert task is not None
@@ -138,26 +147,12 @@ class Gate:
         watcher = asyncio.ensure_future(watch())
         try:
             async with self.turns:
-                scope["pit.body"] = body
-                await self.app(scope, _replay(body), reply)
+                await self.app(scope, _replay(scope["pit.body"]), reply)
         except asyncio.CancelledError:
             if not gone or task.uncancel() > 0:
                 raise
         finally:
             watcher.cancel()
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """A place among the requests that are worked on, waiting, or still on their way in."""
-        if self.inside >= self.settings.concurrency + self.settings.queue:
-            raise ApiError(429, "too_many_requests", "The server is full.", headers=[(b"retry-after", b"1")])
-        self.inside += 1
-        self.metrics.inside.set(self.inside)
-        try:
-            yield
-        finally:
-            self.inside -= 1
-            self.metrics.inside.set(self.inside)
 
 
 class _Reply:
@@ -188,10 +183,10 @@ def _token_in_address(scope: Scope) -> str:
 
 
 def _replay(body: bytes) -> Receive:
-    gone: MutableMapping[str, Any] = {"type": "http.disconnect"}
-    messages = [gone, {"type": "http.request", "body": body, "more_body": False}]
+    """A ``receive`` that gives a body that has been read, and then the end of the connection."""
+    messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> MutableMapping[str, Any]:
-        return messages.pop() if len(messages) > 1 else messages[0]
+        return messages.pop() if messages else {"type": "http.disconnect"}
 
     return receive

@@ -1,12 +1,16 @@
-"""The socket that a server listens on, and the address that people open."""
+"""The socket that a server listens on, the address that people open, and the HTTP server behind them."""
 
 from __future__ import annotations
 
 import ipaddress
 import secrets
 import socket
+from typing import Any
+
+import uvicorn
 
 from pitlm.core.errors import InputError
+from pitlm.serve.responses import App
 from pitlm.serve.settings import LOOPBACK_HOSTS
 
 
@@ -40,3 +44,9 @@ def address(listener: socket.socket, token: str | None = None) -> str:
     if ipaddress.ip_address(host).is_unspecified:
         host = socket.gethostname()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
+
+
+def make_server(app: App, **more: Any) -> uvicorn.Server:
+    """uvicorn around an application, without an access log, which would hold secrets of addresses."""
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, **quiet, **more))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
-from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
 
 from pitlm.core.nouns import Answer, Improvement, Prompt, StopReason, Trace
 from pitlm.core.recipe import LoopSection
+from pitlm.core.section import PositiveInt, Section
 from pitlm.loop.loop import Loop, Wanted
 
 log = logging.getLogger("pitlm.serve")
-T = TypeVar("T")
 
 
 class Unavailable(Exception):
@@ -59,23 +61,22 @@ class AsyncScorer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What was asked of y_0 and has to hold for any answer in its place.
+class Bounds(Section):
+    """What y_0 was asked for with, which has to hold for any answer in its place.
 
     Attributes:
         stop: sequences that the answer ends before.
         max_tokens: that the answer may have, as its writer counts them.
         temperature: nothing is sampled hotter.
-        seed: with one, the same answer each time.
+        seed: with a seed, the same answer each time.
         rounds: at most this many.
     """
 
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = None
-    temperature: float | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    max_tokens: PositiveInt | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
     seed: int | None = None
-    rounds: int | None = None
+    rounds: PositiveInt | None = None
 
     def settings(self, own: LoopSection, seconds: float) -> LoopSection:
         """The loop's settings within these bounds and this many seconds."""
@@ -87,6 +88,11 @@ class Bounds:
     def cut(self, text: str) -> str:
         """The text up to the first stop sequence."""
         return text[: min((at for s in self.stop if (at := text.find(s)) >= 0), default=len(text))].strip()
+
+
+def finite(value: float) -> float | None:
+    """The number, or None (JSON's null) for a number that JSON does not have."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,39 @@ class LiveOutcome:
     def name(self) -> str:
         """``improved``, ``kept`` (y_0 stands) or ``failed-open`` (y_0 stands because something failed)."""
         return "improved" if self.improved else "failed-open" if self.failure else "kept"
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The improver's tokens."""
+        return {"prompt_tokens": self.trace.prompt_tokens, "completion_tokens": self.trace.generated_tokens}
+
+    def whole_usage(self, upstream: dict[str, Any]) -> dict[str, Any]:
+        """The upstream's usage with the improver's tokens added; a count that is no number is left out of the sum."""
+        spent = {**self.usage, "total_tokens": sum(self.usage.values())}
+        counted = {name: upstream[name] for name in spent if isinstance(upstream.get(name), int)}
+        return {**upstream, **{name: counted.get(name, 0) + tokens for name, tokens in spent.items()}}
+
+    def report(self, upstream: Any, *, original: bool) -> dict[str, Any]:
+        """The ``pit`` field of a response: outcome, rounds, gaps, stop reason, and who used how many tokens."""
+        fields = {
+            "outcome": self.name,
+            "rounds": len(self.trace.rounds),
+            "gaps": list(map(finite, self.trace.gaps)),
+            "stop_reason": str(self.trace.stop_reason),
+            "failure": self.failure or None,
+            "usage": {"upstream": upstream, "improver": self.usage},
+        }
+        return {**fields, "original": self.trace.original} if original else fields
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The same in headers, for clients whose library hides unknown fields."""
+        fields = self.report(None, original=False)
+        headers = [(b"x-pit", self.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
+        for name in ("rounds", "stop_reason", "failure"):
+            if fields[name] is not None:
+                value = str(fields[name]).encode("ascii", "replace")
+                headers.append((f"x-pit-{name.replace('_', '-')}".encode(), value))
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,35 +186,30 @@ class Improving:
         return LiveOutcome(loop.trace(), failure)
 
     async def _round(self, wanted: Wanted, bounds: Bounds, temperature: float) -> tuple[list[Answer], list[float]]:
-        """Proposals of one round, cut as y_0 would have been, and their gaps."""
-        first = None if bounds.seed is None else bounds.seed + wanted.round * wanted.proposals
-        made = await _together(
-            self.improver.propose(
-                wanted.prompt,
-                wanted.reference,
-                temperature=temperature,
-                seed=None if first is None else first + number,
-                max_tokens=bounds.max_tokens,
-            )
+        """Proposals of one round and their gaps, all at once; when one fails, the others are not left running."""
+        tasks = [
+            asyncio.ensure_future(self._proposal(wanted, number, bounds, temperature))
             for number in range(wanted.proposals)
+        ]
+        try:
+            made = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return [answer for answer, _ in made], [gap for _, gap in made]
+
+    async def _proposal(
+        self, wanted: Wanted, number: int, bounds: Bounds, temperature: float
+    ) -> tuple[Answer, float]:
+        """One proposal, cut as y_0 would have been, and its gap: NaN, which is never accepted, if it is too long."""
+        seed = None if bounds.seed is None else bounds.seed + wanted.round * wanted.proposals + number
+        made = await self.improver.propose(
+            wanted.prompt, wanted.reference, temperature=temperature, seed=seed, max_tokens=bounds.max_tokens
         )
-        texts = [bounds.cut(answer.text) or wanted.reference for answer in made]  # nothing at all is no proposal
-        cut = [Answer(text, a.generated_tokens, a.prompt_tokens, a.cost) for text, a in zip(texts, made, strict=True)]
-        items = wanted.improvements(cut)
-        return cut, await _together(self._gap(item, a, bounds) for item, a in zip(items, cut, strict=True))
-
-    async def _gap(self, item: Improvement, answer: Answer, bounds: Bounds) -> float:
-        """The gap; NaN, which is never accepted, for an answer that is too long."""
-        if bounds.max_tokens is not None and answer.generated_tokens > bounds.max_tokens:
-            return math.nan
-        return 0.0 if item.response == item.reference else await self.scorer.gap(item)
-
-
-async def _together(awaitables: Iterable[Awaitable[T]]) -> list[T]:
-    """All of them at once; when one fails, the others are not left running."""
-    tasks: list[Any] = [asyncio.ensure_future(one) for one in awaitables]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
+        text = bounds.cut(made.text) or wanted.reference  # nothing at all is no proposal
+        answer = replace(made, text=text)
+        if bounds.max_tokens is not None and made.generated_tokens > bounds.max_tokens:
+            return answer, math.nan
+        if text == wanted.reference:
+            return answer, 0.0
+        return answer, await self.scorer.gap(Improvement(wanted.prompt, wanted.reference, text))

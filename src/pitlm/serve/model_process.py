@@ -86,9 +86,10 @@ def load_models(
 
 
 def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
-    """Load, send the margin or why loading failed, then work until the server's end of the pipe is gone.
+    """Load the models, then work on requests until the server's end of the pipe is gone.
 
-    Each list of new requests that comes, empty ones too, is answered with the replies that are ready after a while.
+    What is sent first is the gap model's margin and whether the improver's engine is exact, or why loading failed. Each
+    list of new requests that comes then, empty ones too, is answered with the replies that are ready after a while.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends this process when its requests are done
     try:
@@ -97,17 +98,16 @@ def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
     except InputError as error:
         return pipe.send(InputError(str(error)))
     except ModuleNotFoundError as error:
-        return pipe.send(
-            InputError(f"{error.name} is not installed, which local models need: pip install 'pitlm[train]'")
-        )
-    pipe.send(margin)
+        wanted = f"{error.name} is not installed, which local models need: pip install 'pitlm[train]'"
+        return pipe.send(InputError(wanted))
     writing = _Writing(models.make_engine) if models.make_engine is not None else None
+    pipe.send((margin, writing is None or writing.engine.exact))
     with suppress(EOFError, BrokenPipeError):
         while True:
             new: list[WriteRequest | GapRequest] = pipe.recv()
             replies = _score(models.scorer, [request for request in new if isinstance(request, GapRequest)])
             if writing is not None:
-                replies += writing([request for request in new if isinstance(request, WriteRequest)])
+                replies += writing.write([request for request in new if isinstance(request, WriteRequest)])
             pipe.send(replies)
 
 
@@ -116,24 +116,24 @@ class _Writing:
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._make = make_engine
-        self._engine = make_engine()
+        self.engine = make_engine()
         self._begun: dict[int, WriteRequest] = {}
 
-    def __call__(self, new: Sequence[WriteRequest]) -> list[Reply]:
+    def write(self, new: Sequence[WriteRequest]) -> list[Reply]:
         """Take new requests and write, for a while or until an answer is finished."""
         replies: list[Reply] = []
         for request in new:
             self._begun[request.key] = request
             try:
-                self._engine.submit(request)
+                self.engine.submit(request)
             except Exception as error:
                 replies.append((request.key, _refusal(error, "improver")))
         until = time.monotonic() + SLICE_SECONDS
-        while self._engine.pending and not replies and time.monotonic() < until:
+        while self.engine.pending and not replies and time.monotonic() < until:
             try:
-                replies = list(map(_reply, self._engine.step()))
+                replies = list(map(_reply, self.engine.step()))
             except Exception:  # out of memory, or a request that the model cannot bear: then each by itself
-                self._engine = self._make()
+                self.engine = self._make()
                 replies = list(map(self._alone, self._begun.values()))
         for key, _ in replies:
             del self._begun[key]

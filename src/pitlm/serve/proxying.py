@@ -10,12 +10,11 @@ from contextlib import AbstractAsyncContextManager
 
 import httpx
 
-from pitlm.serve.chat_replies import ChatReply, StreamedReply, events, report_headers
-from pitlm.serve.error_replies import ApiError, Headers, Receive, Scope, Send, respond
-from pitlm.serve.live_loop import Improving, LiveOutcome
+from pitlm.serve.chat_completions import ChatReply, Wish, events, read_wish
+from pitlm.serve.connections import Connections, end_to_end
+from pitlm.serve.live_loop import Improving
 from pitlm.serve.metrics import Metrics
-from pitlm.serve.requests import Wish, read_wish
-from pitlm.serve.upstream import NOT_DOWNSTREAM, Upstream, end_to_end
+from pitlm.serve.responses import ApiError, Headers, Receive, Scope, Send, respond
 
 PREFIX = len("/v1")
 COMMENT = b": pit\n\n"
@@ -25,7 +24,7 @@ COMMENT = b": pit\n\n"
 class PassThrough:
     """Sends every request to the upstream and its response back, byte for byte."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Connections) -> None:
         self.upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,11 +42,11 @@ class PassThrough:
 class ChatCompletions(PassThrough):
     """``/v1/chat/completions``: the upstream's answer is y_0, the loop's is sent."""
 
-    def __init__(self, upstream: Upstream, improving: Improving | None, metrics: Metrics, *, heartbeat: float) -> None:
+    def __init__(
+        self, upstream: Connections, improving: Improving | None, metrics: Metrics, *, heartbeat: float
+    ) -> None:
         super().__init__(upstream)
-        self.improving = improving
-        self.metrics = metrics
-        self.heartbeat = heartbeat
+        self.improving, self.metrics, self.heartbeat = improving, metrics, heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         switch = next((value for name, value in scope["headers"] if name == b"x-pit"), b"")
@@ -58,34 +57,30 @@ class ChatCompletions(PassThrough):
             elif _is_stream(response):
                 await self._stream(response, wish, send)
             else:
-                await self._answer(response, wish, send)
+                reply = ChatReply(streamed=False)
+                begin = reply.feed(await _content(response))
+                about, rest = await self._rest(reply, wish)
+                await respond(send, 200, end_to_end(response.headers.raw) + about, begin + rest)
 
     def _passed(self, obstacle: str) -> Headers:
         """Say, in metrics and headers, that an answer was not touched and why."""
         self.metrics.requests.labels("passed", obstacle.partition(":")[0]).inc()
         return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle[:100].encode("ascii", "replace"))]
 
-    async def _improve(self, wish: Wish, response: str) -> LiveOutcome:
+    async def _rest(self, reply: ChatReply, wish: Wish) -> tuple[Headers, bytes]:
+        """Headers that say what became of a reply that has come to its end, and what is still to be sent of it."""
+        if not reply.is_improvable():
+            return self._passed(reply.obstacle), reply.rest()
         assert self.improving is not None  # else nothing is improvable
         assert wish.prompt is not None
         with self.metrics.added.time():
-            outcome = await self.improving(wish.prompt, response, wish.bounds)
+            outcome = await self.improving(wish.prompt, reply.text, wish.bounds)
         self.metrics.observe(outcome)
-        return outcome
-
-    async def _answer(self, response: httpx.Response, wish: Wish, send: Send) -> None:
-        content = await _content(response)
-        reply = ChatReply(content)
-        headers = end_to_end(response.headers.raw, NOT_DOWNSTREAM)
-        if reply.obstacle:
-            return await respond(send, 200, headers + self._passed(reply.obstacle), content)
-        outcome = await self._improve(wish, reply.text)
-        body = reply.with_outcome(outcome, original=wish.original)
-        await respond(send, 200, headers + report_headers(outcome), body)
+        return outcome.headers(), reply.with_outcome(outcome, original=wish.original)
 
     async def _stream(self, response: httpx.Response, wish: Wish, send: Send) -> None:
-        reply = StreamedReply()
-        headers = [*end_to_end(response.headers.raw, NOT_DOWNSTREAM), (b"x-pit", b"in-stream")]
+        reply = ChatReply(streamed=True)
+        headers = [*end_to_end(response.headers.raw), (b"x-pit", b"in-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         beating = asyncio.ensure_future(self._beat(send))
         try:
@@ -94,19 +89,13 @@ class ChatCompletions(PassThrough):
                     await _more(send, body)
                 if reply.obstacle:
                     beating.cancel()
-            if reply.whole and not reply.obstacle and reply.text.strip():
-                outcome = await self._improve(wish, reply.text)
-                last = b"".join(reply.with_outcome(outcome, original=wish.original))
-            else:
-                self._passed(reply.obstacle or "no text")
-                last = reply.rest()
+            _, rest = await self._rest(reply, wish)
         except httpx.RequestError:
             self._passed("upstream broke off")
-            await _more(send, reply.rest())
-            return  # without an end: the client's stream breaks off as the upstream's did
+            return await _more(send, reply.rest())  # without an end: the client's stream breaks off as this one did
         finally:
             beating.cancel()
-        await send({"type": "http.response.body", "body": last})
+        await send({"type": "http.response.body", "body": rest})
 
     async def _beat(self, send: Send) -> None:
         while True:
@@ -116,7 +105,7 @@ class ChatCompletions(PassThrough):
 
 async def relay(response: httpx.Response, more: Headers, send: Send) -> None:
     """Send an upstream's response on; a stream as it comes, anything else whole or, with a 502 or 504, not at all."""
-    headers = end_to_end(response.headers.raw, NOT_DOWNSTREAM) + more
+    headers = end_to_end(response.headers.raw) + more
     if not _is_stream(response):
         return await respond(send, response.status_code, headers, await _content(response))
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
@@ -124,7 +113,7 @@ async def relay(response: httpx.Response, more: Headers, send: Send) -> None:
         async for part in response.aiter_raw():
             await _more(send, part)
     except httpx.RequestError:
-        return  # without an end: see above
+        return  # without an end: the client's stream breaks off as this one did
     await send({"type": "http.response.body", "body": b""})
 
 

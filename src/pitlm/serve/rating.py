@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -17,8 +16,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
 from pitlm.serve.gate import Gate
-from pitlm.serve.listener import address, bind, make_token
-from pitlm.serve.pages import page
+from pitlm.serve.listener import address, bind, make_server, make_token
+from pitlm.serve.responses import page
 from pitlm.serve.settings import LOOPBACK, Settings
 
 BODY_BYTES = 64 * 1024
@@ -120,14 +119,5 @@ def serve_rating(
     token = make_token(host)
     with bind(host, port) as listener:
         app = rating_app(comparisons, votes, token)
-        # No access log: it would hold the token.
-        settings = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
         ready(address(listener, token))
-        uvicorn.Server(settings).run(sockets=[listener])
+        make_server(app, proxy_headers=False, timeout_graceful_shutdown=2).run(sockets=[listener])

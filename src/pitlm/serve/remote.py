@@ -9,14 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import httpx
-
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.data.template import Template
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.serve.connections import Connections
 from pitlm.serve.live_loop import Unavailable
+from pitlm.serve.responses import ApiError
+
+JSON = [(b"content-type", b"application/json")]
 
 
 class RemoteImprover:
@@ -63,10 +64,7 @@ class RemoteScorer:
     """
 
     def __init__(self, base: str, *, key: str | None = None) -> None:
-        self._connections = Connections(base, None)
-        self._headers = [(b"content-type", b"application/json")]
-        if key is not None:
-            self._headers.append((b"authorization", f"Bearer {key}".encode()))
+        self._connections = Connections(base, key=key)
         self._margin: float | None = None
         self.close = self._connections.close
 
@@ -87,13 +85,13 @@ class RemoteScorer:
         """The number called ``name`` in the reply; None where the server has no such number."""
         content = b"" if body is None else json.dumps(body).encode()
         try:
-            async with self._connections.response(method, "/score", self._headers, content) as response:
+            async with self._connections.response(method, "/score", JSON, content) as response:
                 reply = await response.aread()
                 if response.status_code != 200:
                     raise Unavailable(f"the gap model failed (status {response.status_code})")
             value = json.loads(reply)[name]
             return None if value is None else float(value)
-        except httpx.RequestError as error:
-            raise Unavailable(f"the gap model failed ({type(error).__name__})") from error
+        except ApiError as error:
+            raise Unavailable(f"the gap model failed ({type(error.__cause__).__name__})") from error
         except (LookupError, TypeError, ValueError) as error:
             raise Unavailable(f"the gap model's reply has no {name}") from error

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,6 +27,19 @@ from pitlm.serve.model_process import GapRequest, LoadedModels, Reply, work
 log = logging.getLogger("pitlm.serve")
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts to start the models again
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request to the models' process.
+
+    Attributes:
+        alone: the process may have no other request meanwhile.
+    """
+
+    request: WriteRequest | GapRequest
+    alone: bool
+    reply: asyncio.Future[Any]
 
 
 class Worker:
@@ -48,13 +62,13 @@ class Worker:
     ) -> None:
         self.ready = False
         self._load = load
-        self._margin = 0.0
+        self._margin, self._exact = 0.0, True
         self._patience = patience
         self._largest = largest
         self._observe = observe
         self._keys = count()
-        self._waiting: deque[WriteRequest | GapRequest] = deque()
-        self._replies: dict[int, asyncio.Future[Any]] = {}  # of requests that wait, and of those the process has
+        self._waiting: deque[Job] = deque()
+        self._inside: dict[int, Job] = {}  # what the process has, by key
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "pit-worker")
         self._process: Any = None
@@ -84,8 +98,9 @@ class Worker:
     ) -> Answer:
         """See :class:`pitlm.serve.live_loop.AsyncProposer`. Nothing is cut at ``max_tokens``."""
         key = next(self._keys)
+        alone = seed is not None and not self._exact  # neighbours could change the rounding, and so a word
         seed = (key if seed is None else seed) % 2**31  # clients send any number
-        answer: Answer = await self._do(WriteRequest(key, prompt, reference, temperature, seed))
+        answer: Answer = await self._do(WriteRequest(key, prompt, reference, temperature, seed), alone)
         return answer
 
     async def margin(self) -> float:
@@ -97,12 +112,12 @@ class Worker:
         """See :class:`pitlm.serve.live_loop.AsyncScorer`."""
         return float(await self._do(GapRequest(next(self._keys), item)))
 
-    async def _do(self, request: WriteRequest | GapRequest) -> Any:
+    async def _do(self, request: WriteRequest | GapRequest, alone: bool = False) -> Any:
         self._check()
-        reply = self._replies[request.key] = asyncio.get_running_loop().create_future()
-        self._waiting.append(request)
+        job = Job(request, alone, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
         self._arrived.set()
-        return await reply
+        return await job.reply
 
     def _check(self) -> None:
         if not self.ready:
@@ -110,7 +125,7 @@ class Worker:
 
     async def _run(self) -> None:
         while True:
-            if not self._replies:
+            if not self._waiting and not self._inside:
                 self._arrived.clear()
                 await self._arrived.wait()
             try:
@@ -123,16 +138,18 @@ class Worker:
 
     def _take(self) -> list[WriteRequest | GapRequest]:
         """The oldest requests that somebody still waits for, as many as the process may have more."""
-        inside = len(self._replies) - len(self._waiting)
-        new: list[WriteRequest | GapRequest] = []
-        while self._waiting and inside + len(new) < self._largest:
-            request = self._waiting.popleft()
-            if self._replies[request.key].done():
-                del self._replies[request.key]
-            else:
-                new.append(request)
+        new = []
+        while self._waiting:
+            job = self._waiting[0]
+            alone = job.alone or any(other.alone for other in self._inside.values())
+            if len(self._inside) >= (1 if alone else self._largest):
+                break
+            self._waiting.popleft()
+            if not job.reply.done():
+                self._inside[job.request.key] = job
+                new.append(job.request)
         if new:
-            self._observe(inside + len(new))
+            self._observe(len(self._inside))
         return new
 
     async def _exchange(self, new: list[WriteRequest | GapRequest]) -> list[Reply]:
@@ -151,7 +168,7 @@ class Worker:
 
     def _settle(self, replies: Sequence[Reply]) -> None:
         for key, value in replies:
-            reply = self._replies.pop(key)
+            reply = self._inside.pop(key).reply
             if reply.done():
                 continue
             if isinstance(value, Exception):
@@ -171,7 +188,7 @@ class Worker:
             answer = InputError("the models could not be loaded: their process ended (out of memory?)")
         if isinstance(answer, InputError):
             raise answer
-        self._margin = answer
+        self._margin, self._exact = answer
         self.ready = True
 
     async def _begin_again(self) -> None:
@@ -186,8 +203,9 @@ class Worker:
 
     def _end(self, why: str) -> None:
         self.ready = False
+        self._inside |= {job.request.key: job for job in self._waiting}
         self._waiting.clear()
-        self._settle([(key, Unavailable(why)) for key in self._replies])
+        self._settle([(key, Unavailable(why)) for key in self._inside])
         if self._process is not None:
             self._process.kill()
             self._process.join()

@@ -1,4 +1,4 @@
-"""R_PIT as the remote reward of OpenRLHF: prompts and answers as text, y_ref in the label."""
+"""The models over HTTP: scores and improvements, and R_PIT as the remote reward of OpenRLHF."""
 
 from __future__ import annotations
 
@@ -13,13 +13,31 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.serve.error_replies import ApiError
-from pitlm.serve.live_loop import AsyncScorer, Unavailable
+from pitlm.core.section import Section
+from pitlm.serve.live_loop import AsyncScorer, Bounds, Improving, Unavailable, finite
+from pitlm.serve.responses import ApiError
 
 router = APIRouter()
+Messages = str | list[dict[str, Any]]
 WANTED = 'JSON with "prompt" (a string or chat messages) and "reference"'
 _END = re.compile(r"(?:<\|[^|<>\s]+\|>|</s>|<eos>|<end_of_turn>|<pad>|\s)+$")
 """Marks that tokenizers put at the end of an answer; the text comes with them, and R_PIT sets its own."""
+
+
+class ScoreRequest(Section):
+    """Two responses to one prompt."""
+
+    prompt: Messages
+    reference: str
+    response: str
+
+
+class ImproveRequest(Bounds):
+    """A response to improve, within the bounds that it was asked for with; ``rounds`` at most as many as the
+    server's."""
+
+    prompt: Messages
+    response: Annotated[str, Field(min_length=1)]
 
 
 class RewardRequest(BaseModel):
@@ -34,26 +52,11 @@ class RewardRequest(BaseModel):
 class Label(BaseModel):
     """What a data set's label has to say: x and y_ref, both as they are, without a chat template."""
 
-    prompt: str | list[dict[str, Any]]
+    prompt: Messages
     reference: str
 
 
-@router.post("/get_reward")
-async def get_reward(request: Request, body: RewardRequest) -> dict[str, Any]:
-    """The gap of each answer to its label's reference; 0 is no change."""
-    scorer = scorer_of(request)
-    for name in ("prompts", "labels"):
-        if (count := len(getattr(body, name))) != len(body.query):
-            raise InputError(f"{name}: found {count}, expected {len(body.query)}, one for each query")
-    rows = enumerate(zip(body.query, body.prompts, body.labels, strict=True))
-    items = [_improvement(number, *row) for number, row in rows]
-    gaps = await asyncio.gather(*(scorer.gap(item) for item in items))  # the worker scores them in batches
-    if not all(map(math.isfinite, gaps)):
-        raise Unavailable("the gap model gave no number")
-    return {"rewards": gaps, "scores": gaps, "extra_logs": {"gap": gaps}}
-
-
-def scorer_of(request: Request) -> AsyncScorer:
+def _scorer(request: Request) -> AsyncScorer:
     """The server's gap model.
 
     Raises:
@@ -63,6 +66,50 @@ def scorer_of(request: Request) -> AsyncScorer:
     if scorer is None:
         raise ApiError(404, "no_gap_model", "This server has no gap model.")
     return scorer
+
+
+@router.get("/v1/score")
+async def margin(request: Request) -> dict[str, float | None]:
+    """The margin that the gap model was calibrated to, 0 where it was not; null: nothing is to be accepted."""
+    return {"margin": finite(await _scorer(request).margin())}
+
+
+@router.post("/v1/score")
+async def score(request: Request, body: ScoreRequest) -> dict[str, float | None]:
+    """The gap: how much better ``response`` is than ``reference`` as an answer to ``prompt``; 0 is no change."""
+    item = Improvement(Prompt.of(body.prompt), body.reference, body.response)
+    return {"gap": finite(await _scorer(request).gap(item))}
+
+
+@router.post("/v1/improve")
+async def improve(request: Request, body: ImproveRequest) -> dict[str, Any]:
+    """The trace of one loop: rounds, gaps, the final response, why it stopped."""
+    improving: Improving | None = request.app.state.improving
+    if improving is None:
+        raise ApiError(404, "no_improver", "This server has no improver and gap model.")
+    outcome = await improving(Prompt.of(body.prompt), body.response, body)
+    if outcome.failure and not outcome.trace.rounds:
+        raise Unavailable(outcome.failure)
+    trace = outcome.trace.as_dict()
+    for row in trace["rounds"]:
+        row["gap"] = finite(row["gap"])
+        row |= {"gaps": list(map(finite, row["gaps"]))} if "gaps" in row else {}
+    return trace
+
+
+@router.post("/get_reward")
+async def get_reward(request: Request, body: RewardRequest) -> dict[str, Any]:
+    """The gap of each answer to its label's reference; 0 is no change."""
+    scorer = _scorer(request)
+    for name in ("prompts", "labels"):
+        if (count := len(getattr(body, name))) != len(body.query):
+            raise InputError(f"{name}: found {count}, expected {len(body.query)}, one for each query")
+    rows = enumerate(zip(body.query, body.prompts, body.labels, strict=True))
+    items = [_improvement(number, *row) for number, row in rows]
+    gaps = await asyncio.gather(*(scorer.gap(item) for item in items))  # the worker scores them in batches
+    if not all(map(math.isfinite, gaps)):
+        raise Unavailable("the gap model gave no number")
+    return {"rewards": gaps, "scores": gaps, "extra_logs": {"gap": gaps}}
 
 
 def _improvement(number: int, query: str, shown: str, label: str | dict[str, Any]) -> Improvement:
@@ -75,11 +122,10 @@ def _improvement(number: int, query: str, shown: str, label: str | dict[str, Any
         raise InputError(f"query.{number}: found a text that its prompt does not begin, expected both as one")
     try:
         told = Label.model_validate_json(label) if isinstance(label, str) else Label.model_validate(label)
+        prompt = Prompt.of(told.prompt)
     except ValidationError as error:
         found = json.dumps(label)[:40] if label else "nothing"
         raise InputError(f"labels.{number}: found {found}, expected {WANTED}") from error
-    try:
-        prompt = Prompt.of(told.prompt)
     except InputError as error:
         raise InputError(f"labels.{number}.{error}") from error
     return Improvement(prompt, told.reference, _END.sub("", query[len(shown) :]).strip())

@@ -1,0 +1,291 @@
+"""Chat completions: what a client asked for, and the upstream's answer, whose text may be replaced."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
+from pitlm.data.row_fields import is_unicode
+from pitlm.serve.live_loop import Bounds, LiveOutcome
+from pitlm.serve.responses import ApiError
+
+IMPROVABLE_ENDS = ("stop", "length")
+BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
+"""Parts of a message that belong to its text, or stand in its place."""
+UNREADABLE = (ValueError, TypeError, LookupError, RecursionError)
+
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_WORD = re.compile(r"\s*\S+|\s+\Z")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+CONTROLS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "mode": ("'on' or 'off'", lambda value: value in ("on", "off")),
+    "rounds": ("a whole number from 1", _is_count),
+    "original": ("true or false", lambda value: isinstance(value, bool)),
+}
+"""What a request's ``pit`` field may hold: what is expected, and whether a value is that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One request for a chat completion, as far as improving its answer goes.
+
+    Attributes:
+        body: what the upstream is sent: the client's own bytes, unless they held a ``pit`` field.
+        prompt: x; None where the answer may not be improved.
+        obstacle: why the answer may not be improved.
+        bounds: what an improved answer has to keep.
+        original: the client wants y_0 as well.
+    """
+
+    body: bytes
+    prompt: Prompt | None = None
+    obstacle: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
+    original: bool = False
+
+
+def read_wish(body: bytes, switch: bytes) -> Wish:
+    """Read a request's body and its ``X-Pit`` header.
+
+    What is not understood is the upstream's to judge: it is passed on as it is.
+
+    Raises:
+        ApiError: 400, a ``pit`` field that is wrong.
+    """
+    off = switch.strip().lower() == b"off"
+    if off and b'"pit"' not in body:
+        return Wish(body, obstacle="off")
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return Wish(body, obstacle="not JSON")
+    if not isinstance(request, dict):
+        return Wish(body, obstacle="not an object")
+    control = {}
+    if "pit" in request:
+        control = _checked_control(request.pop("pit"))
+        body = json.dumps(request).encode()
+    if obstacle := "off" if off or control.get("mode") == "off" else _promise(request):
+        return Wish(body, obstacle=obstacle)
+    try:
+        prompt = _prompt(request.get("messages"))
+    except InputError as error:
+        return Wish(body, obstacle=f"messages: {str(error).partition(', expected')[0]}")
+    return Wish(body, prompt, "", _bounds(request, control.get("rounds")), control.get("original", False))
+
+
+def _checked_control(control: Any) -> dict[str, Any]:
+    """The ``pit`` field of a request, checked.
+
+    Raises:
+        ApiError: 400, something else than mode, rounds and original, or a value that makes no sense.
+    """
+
+    def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
+        return ApiError(400, code, f"{param}: {message}", param=param)
+
+    if not isinstance(control, dict):
+        raise wrong("pit", "expected an object with mode, rounds or original")
+    for name, value in control.items():
+        if name not in CONTROLS:
+            raise wrong(f"pit.{name}", f"unknown; expected {', '.join(CONTROLS)}", "unknown_parameter")
+        expected, fits = CONTROLS[name]
+        if not fits(value):
+            raise wrong(f"pit.{name}", f"found {json.dumps(value)[:40]}, expected {expected}")
+    return control
+
+
+def _promise(request: Mapping[str, Any]) -> str:
+    """What the client asked for that an improved text could not keep; empty where there is nothing."""
+    response_format = request.get("response_format")
+    asked = {
+        "n": request.get("n") not in (None, 1),
+        "tools": bool(request.get("tools") or request.get("functions")) and request.get("tool_choice") != "none",
+        "response_format": bool(response_format) and response_format != {"type": "text"},
+        "logprobs": bool(request.get("logprobs")),
+        "logit_bias": bool(request.get("logit_bias")),
+        "modalities": request.get("modalities") not in (None, ["text"]),
+    }
+    return next((name for name, is_asked in asked.items() if is_asked), "")
+
+
+def _prompt(messages: Any) -> Prompt:
+    """x of a request's messages. ``developer`` is OpenAI's newer name of the system role.
+
+    One text part is a text; how several were to be joined, only the upstream knows.
+
+    Raises:
+        InputError: a conversation that the improver cannot be shown as it is.
+    """
+    if not isinstance(messages, list):
+        raise InputError("no messages")
+    turns = []
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "developer", "user", "assistant"):
+            raise InputError(f"a message with role {role!r}")
+        if message.get("tool_calls"):
+            raise InputError("tools")
+        content = message.get("content")
+        if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+            content = content[0].get("text") if content[0].get("type") == "text" else None
+        if not isinstance(content, str) or not is_unicode(content):
+            raise InputError("content other than one text")
+        turns.append({"role": "system" if role == "developer" else role, "content": content})
+    return Prompt.of(turns)
+
+
+def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
+    """What the client asked for; values that make no sense are the upstream's to refuse."""
+    stop, temperature, seed = request.get("stop"), request.get("temperature"), request.get("seed")
+    stops = [stop] if isinstance(stop, str) else stop
+    limits: list[Any] = [request.get("max_tokens"), request.get("max_completion_tokens")]
+    return Bounds(
+        stop=tuple(s for s in stops if isinstance(s, str) and s) if isinstance(stops, list) else (),
+        max_tokens=min((n for n in limits if _is_count(n)), default=None),
+        temperature=temperature if isinstance(temperature, int | float) and 0 <= temperature < math.inf else None,
+        seed=seed if isinstance(seed, int) else None,
+        rounds=rounds,
+    )
+
+
+async def events(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Cut a stream into server-sent events, each with the blank line that ends it; joined, they are the stream."""
+    rest = b""
+    async for part in stream:
+        rest += part
+        while match := _EVENT_END.search(rest):
+            yield rest[: match.end()]
+            rest = rest[match.end() :]
+    if rest:
+        yield rest
+
+
+class ChatReply:
+    """The upstream's chat completion, in one piece or streamed in chunks.
+
+    What has text is held back until it is known what becomes of the text. Whatever comes before the text (the role, a
+    model's reasoning) goes on at once. As soon as something shows that the answer cannot be improved, what was held
+    goes on as it came, and everything after it.
+
+    Attributes:
+        obstacle: why the answer cannot be improved; empty as long as it can.
+    """
+
+    def __init__(self, *, streamed: bool) -> None:
+        self.obstacle = ""
+        self._streamed = streamed
+        self._texts: list[str] = []
+        self._held: list[tuple[bytes, bool]] = []  # chunks from the first text on; whether each has text
+        self._shape: dict[str, Any] = {}
+        self._end: list[tuple[bytes, dict[str, Any]]] = []  # the chunk that ends the answer, and what follows
+        self._done = b""
+
+    @property
+    def text(self) -> str:
+        """y_0, as far as it has come."""
+        return "".join(self._texts)
+
+    def feed(self, event: bytes) -> bytes:
+        """Take one event, or the whole answer; returns what goes on to the client now."""
+        data = event.strip()
+        if self.obstacle or (self._streamed and not data.startswith(b"data:")):
+            return event
+        if self._streamed:
+            data = data[5:].strip()
+        if data == b"[DONE]":
+            self._done = event
+            return b""
+        try:
+            chunk = json.loads(data)
+            choices = chunk["choices"]
+            if not choices and not self._end:  # what some servers say about the prompt
+                return event
+            if self._end:
+                self._end.append((event, chunk))
+                return b""
+            (choice,) = choices
+        except UNREADABLE:
+            return self._give_up("not understood", event)
+        if obstacle := self._obstacle(choice):
+            return self._give_up(obstacle, event)
+        return self._take(chunk, choice, event)
+
+    def _obstacle(self, choice: Any) -> str:
+        """Why a choice is not just text; empty where it is."""
+        part = choice.get("delta" if self._streamed else "message") if isinstance(choice, dict) else None
+        if not isinstance(part, dict):
+            return "not understood"
+        if beside := next((name for name in BESIDE_TEXT if part.get(name)), ""):
+            return beside
+        if choice.get("logprobs"):
+            return "logprobs"
+        if choice.get("finish_reason") and choice["finish_reason"] not in IMPROVABLE_ENDS:
+            return "finish_reason"
+        text = part.get("content") or ""
+        return "" if isinstance(text, str) and is_unicode(text) else "not understood"
+
+    def _take(self, chunk: dict[str, Any], choice: dict[str, Any], event: bytes) -> bytes:
+        text = choice["delta" if self._streamed else "message"].get("content") or ""
+        self._texts.append(text)
+        self._shape = self._shape or {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
+        if choice.get("finish_reason"):
+            self._end.append((event, chunk))
+        elif text or self._held:
+            self._held.append((event, bool(text)))
+        else:
+            return event
+        return b""
+
+    def _give_up(self, obstacle: str, event: bytes) -> bytes:
+        self.obstacle = obstacle
+        return self.rest() + event
+
+    def rest(self) -> bytes:
+        """What is still held, as it came."""
+        held = b"".join(event for event, _ in (*self._held, *self._end)) + self._done
+        self._held, self._end, self._done = [], [], b""
+        return held
+
+    def is_improvable(self) -> bool:
+        """Whether an answer that has come to its end has a text to improve; otherwise ``obstacle`` says why not."""
+        if not self.obstacle and not (self._end and self.text.strip()):
+            self.obstacle = "finish_reason" if self.text.strip() else "no text"
+        return not self.obstacle
+
+    def with_outcome(self, outcome: LiveOutcome, *, original: bool) -> bytes:
+        """The rest of the answer: the final text, the end with its ``pit`` field, the whole usage if it was there."""
+        end, *tail = (chunk for _, chunk in self._end)
+        usage = next((chunk["usage"] for chunk in (end, *tail) if chunk.get("usage") is not None), None)
+        parts = [event for event, has_text in self._held if not (has_text and outcome.improved)]
+        if outcome.improved:
+            choice, final = end["choices"][0], outcome.trace.final
+            choice["finish_reason"] = "stop"
+            if self._streamed:
+                choice["delta"] = {}
+                for word in _WORD.findall(final):
+                    one = {"index": 0, "delta": {"content": word}, "logprobs": None, "finish_reason": None}
+                    parts.append(self._encoded({**self._shape, "choices": [one]}))
+            else:
+                choice["message"]["content"] = final
+        end["pit"] = outcome.report(usage, original=original)
+        for chunk in (end, *tail):
+            if isinstance(chunk.get("usage"), dict):
+                chunk["usage"] = outcome.whole_usage(chunk["usage"])
+            parts.append(self._encoded(chunk))
+        return b"".join([*parts, self._done])
+
+    def _encoded(self, chunk: dict[str, Any]) -> bytes:
+        data = json.dumps(chunk).encode()
+        return b"data: " + data + b"\n\n" if self._streamed else data
