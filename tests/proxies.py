@@ -17,8 +17,8 @@ from scripted_upstream import Upstream, served
 
 from pitlm.core.recipe import LoopSection
 from pitlm.serve.app import make_app
-from pitlm.serve.connections import Connections
 from pitlm.serve.metrics import Metrics
+from pitlm.serve.proxying import Connections
 from pitlm.serve.settings import Settings
 
 HTTP = httpx.Client(timeout=600)
@@ -69,7 +69,7 @@ def proxied(improves: bool = True, **settings: Any):
             there = Connections(f"{up}/v1", key=chosen.upstream_key, seconds=chosen.upstream_seconds)
             models = {"improver": writer, "scorer": judge} if improves else {"improver": None, "scorer": None}
             yield make_app(chosen, Metrics(), there, **models)
-            await there.close()
+            await there.aclose()
 
         with served(application()) as here:
             yield Proxy(f"{here}/v1", f"{up}/v1", scripted, writer, judge)

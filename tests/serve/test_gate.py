@@ -16,8 +16,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from pitlm.core.errors import InputError
 from pitlm.serve.app import serving
-from pitlm.serve.connections import Connections
 from pitlm.serve.gate import COOKIE, Gate
+from pitlm.serve.proxying import Connections
 from pitlm.serve.rating import BODY_BYTES, gate_settings
 from pitlm.serve.settings import Settings
 
@@ -226,7 +226,7 @@ def test_an_upstream_that_is_not_there_is_a_bad_gateway():
             async with upstream.response("GET", "/models", [], b""):
                 pass
         finally:
-            await upstream.close()
+            await upstream.aclose()
 
     with pytest.raises(Exception, match="cannot be reached or broke off") as caught:
         asyncio.run(main())

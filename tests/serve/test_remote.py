@@ -33,7 +33,7 @@ def remotely(use, kind, *replies, **settings):
         try:
             return await use(remote)
         finally:
-            await remote.close()
+            await remote.aclose()
 
     with served(server) as url:
         return asyncio.run(main(url)), asked

@@ -11,8 +11,9 @@ from scripted_models import bare, both, inexact, killed, missing
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.serve.live_loop import Unavailable, Unfit
+from pitlm.serve.live_loop import Unavailable
 from pitlm.serve.model_process import load_models
+from pitlm.serve.settings import Settings
 from pitlm.serve.worker import Worker
 
 X = Prompt.of("2 + 2 ?")
@@ -23,12 +24,12 @@ def work(test, load=both, seconds=30, **settings):
 
     async def main():
         sizes = []
-        worker = Worker(load, observe=sizes.append, **{"patience": 20.0, **settings})
+        worker = Worker(load, Settings(**{"improve_seconds": 10.0, **settings}), sizes.append)
         await worker.start()
         try:
             return await asyncio.wait_for(test(worker, sizes), seconds)
         finally:
-            await worker.stop()
+            await worker.aclose()
 
     return asyncio.run(main())
 
@@ -75,7 +76,7 @@ def test_the_same_seed_gives_the_same_answer_in_any_company(bases, tmp_path):
         assert len({answer.text for answer in alone}) == 4
         assert max(sizes) == 12
 
-    work(test, partial(load_models, folder, None), patience=120.0, seconds=240)
+    work(test, partial(load_models, folder, None), improve_seconds=60.0, seconds=240)
 
 
 def test_a_request_with_a_seed_is_written_alone_where_neighbours_could_change_it():
@@ -92,7 +93,7 @@ def test_a_request_that_can_never_be_answered_spoils_no_other():
     async def test(worker, sizes):
         good, bad = await asyncio.gather(ask(worker, "a"), ask(worker, "too long"), return_exceptions=True)
         assert good.text.startswith("a with 1")
-        assert isinstance(bad, Unfit)
+        assert isinstance(bad, InputError)
         assert str(bad) == "found a conversation of 99 tokens, expected at most 9"
 
     work(test)
@@ -103,7 +104,7 @@ def test_a_batch_is_no_larger_than_allowed():
         await asyncio.gather(*(ask(worker, str(number)) for number in range(7)))
         assert sizes == [3, 3, 1]
 
-    work(test, largest=3)
+    work(test, batch=3)
 
 
 def test_one_that_fails_fails_alone_and_its_words_are_not_repeated():
@@ -129,7 +130,7 @@ def test_a_process_that_dies_or_hangs_is_replaced_and_refuses_meanwhile(text, wh
             await asyncio.sleep(0.01)
         assert (await ask(worker, "a")).text.startswith("a with 1")
 
-    work(test, patience=1.5)
+    work(test, improve_seconds=0.75)
 
 
 def test_a_request_that_nobody_waits_for_is_not_begun():

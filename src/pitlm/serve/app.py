@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,14 +21,13 @@ from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.io.console import make_console
-from pitlm.serve.connections import Connections
 from pitlm.serve.gate import Gate
 from pitlm.serve.listener import address, bind, make_server
-from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable, Unfit
+from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable
 from pitlm.serve.metrics import Metrics
 from pitlm.serve.model_api import router
 from pitlm.serve.model_process import load_models
-from pitlm.serve.proxying import ChatCompletions, PassThrough
+from pitlm.serve.proxying import ChatCompletions, Connections, PassThrough
 from pitlm.serve.remote import RemoteImprover, RemoteScorer
 from pitlm.serve.responses import ApiError, page
 from pitlm.serve.settings import Settings
@@ -106,8 +105,8 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
     metrics, upstream = Metrics(), None
     async with AsyncExitStack() as stack:
         if settings.upstream is not None:
-            upstream = Connections(settings.upstream, key=settings.upstream_key, seconds=settings.upstream_seconds)
-            stack.push_async_callback(upstream.close)
+            there = Connections(settings.upstream, key=settings.upstream_key, seconds=settings.upstream_seconds)
+            upstream = await stack.enter_async_context(aclosing(there))
         worker = await _local_models(settings, metrics, stack)
         improver: AsyncProposer | None = worker if settings.improver else None
         if settings.improver and _is_url(settings.improver):
@@ -119,12 +118,10 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
                 retries=1,
                 concurrency=settings.concurrency,
             )
-            improver = remote = RemoteImprover(endpoint, settings.improver_ask)
-            stack.push_async_callback(remote.close)
+            improver = await stack.enter_async_context(aclosing(RemoteImprover(endpoint, settings.improver_ask)))
         scorer: AsyncScorer | None = worker if settings.gap else None
         if settings.gap and _is_url(settings.gap):
-            scorer = elsewhere = RemoteScorer(settings.gap, key=settings.models_key)
-            stack.push_async_callback(elsewhere.close)
+            scorer = await stack.enter_async_context(aclosing(RemoteScorer(settings.gap, key=settings.models_key)))
         is_ready = (lambda: True) if worker is None else (lambda: worker.ready)
         yield make_app(settings, metrics, upstream, improver=improver, scorer=scorer, is_ready=is_ready)
 
@@ -143,13 +140,8 @@ async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitSt
     for path in filter(None, paths):
         if not path.is_dir():  # known at once, where loading would first import torch
             raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
-    worker = Worker(
-        partial(load_models, *paths, dtype=settings.dtype, quantize=settings.quantize),
-        patience=2 * settings.improve_seconds,
-        largest=settings.batch,
-        observe=metrics.batch.observe,
-    )
-    stack.push_async_callback(worker.stop)
+    load = partial(load_models, *paths, dtype=settings.dtype, quantize=settings.quantize)
+    worker = await stack.enter_async_context(aclosing(Worker(load, settings, metrics.batch.observe)))
     await worker.start()
     return worker
 
@@ -206,7 +198,7 @@ async def _plain_error(request: Request, error: Exception) -> NoReturn:
     status, code, message = 400, "invalid_value", str(error)
     if isinstance(error, HTTPException):
         status, code, message = error.status_code, "http_error", f"{error.detail}; the API is below /v1"
-    elif isinstance(error, Unavailable) and not isinstance(error, Unfit):
+    elif isinstance(error, Unavailable):
         status, code = 503, "models_unavailable"
     elif isinstance(error, RequestValidationError):
         problem = error.errors()[0]

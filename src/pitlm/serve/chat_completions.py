@@ -18,7 +18,7 @@ from pitlm.serve.responses import ApiError
 IMPROVABLE_ENDS = ("stop", "length")
 BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
 """Parts of a message that belong to its text, or stand in its place."""
-UNREADABLE = (ValueError, TypeError, LookupError, RecursionError)
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _WORD = re.compile(r"\s*\S+|\s+\Z")
@@ -76,7 +76,7 @@ def read_wish(body: bytes, switch: bytes) -> Wish:
     if "pit" in request:
         control = _checked_control(request.pop("pit"))
         body = json.dumps(request).encode()
-    if obstacle := "off" if off or control.get("mode") == "off" else _promise(request):
+    if obstacle := "off" if off or control.get("mode") == "off" else _obstacle(request):
         return Wish(body, obstacle=obstacle)
     try:
         prompt = _prompt(request.get("messages"))
@@ -106,7 +106,7 @@ def _checked_control(control: Any) -> dict[str, Any]:
     return control
 
 
-def _promise(request: Mapping[str, Any]) -> str:
+def _obstacle(request: Mapping[str, Any]) -> str:
     """What the client asked for that an improved text could not keep; empty where there is nothing."""
     response_format = request.get("response_format")
     asked = {
@@ -185,7 +185,7 @@ class ChatReply:
 
     def __init__(self, *, streamed: bool) -> None:
         self.obstacle = ""
-        self._streamed = streamed
+        self._streamed, self._part = streamed, "delta" if streamed else "message"
         self._texts: list[str] = []
         self._held: list[tuple[bytes, bool]] = []  # chunks from the first text on; whether each has text
         self._shape: dict[str, Any] = {}
@@ -216,31 +216,19 @@ class ChatReply:
                 self._end.append((event, chunk))
                 return b""
             (choice,) = choices
+            part = choice[self._part]
+            text, end = part.get("content") or "", choice.get("finish_reason")
         except UNREADABLE:
             return self._give_up("not understood", event)
-        if obstacle := self._obstacle(choice):
+        obstacles = {name: part.get(name) for name in BESIDE_TEXT}
+        obstacles["logprobs"] = choice.get("logprobs")
+        obstacles["finish_reason"] = end and end not in IMPROVABLE_ENDS
+        obstacles["not understood"] = not isinstance(text, str) or not is_unicode(text)
+        if obstacle := next((name for name, is_there in obstacles.items() if is_there), ""):
             return self._give_up(obstacle, event)
-        return self._take(chunk, choice, event)
-
-    def _obstacle(self, choice: Any) -> str:
-        """Why a choice is not just text; empty where it is."""
-        part = choice.get("delta" if self._streamed else "message") if isinstance(choice, dict) else None
-        if not isinstance(part, dict):
-            return "not understood"
-        if beside := next((name for name in BESIDE_TEXT if part.get(name)), ""):
-            return beside
-        if choice.get("logprobs"):
-            return "logprobs"
-        if choice.get("finish_reason") and choice["finish_reason"] not in IMPROVABLE_ENDS:
-            return "finish_reason"
-        text = part.get("content") or ""
-        return "" if isinstance(text, str) and is_unicode(text) else "not understood"
-
-    def _take(self, chunk: dict[str, Any], choice: dict[str, Any], event: bytes) -> bytes:
-        text = choice["delta" if self._streamed else "message"].get("content") or ""
         self._texts.append(text)
         self._shape = self._shape or {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
-        if choice.get("finish_reason"):
+        if end:
             self._end.append((event, chunk))
         elif text or self._held:
             self._held.append((event, bool(text)))

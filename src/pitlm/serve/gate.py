@@ -7,15 +7,14 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import MutableMapping
 from http.cookies import SimpleCookie
-from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pitlm.serve.metrics import Metrics
-from pitlm.serve.responses import PAGE_HEADERS, ApiError, App, Receive, Scope, Send
+from pitlm.serve.responses import PAGE_HEADERS, ApiError
 from pitlm.serve.settings import Settings
 
 log = logging.getLogger("pitlm.serve")
@@ -40,7 +39,9 @@ class Gate:
             Otherwise the token is a bearer token, and errors are JSON.
     """
 
-    def __init__(self, app: App, settings: Settings, metrics: Metrics | None = None, *, pages: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics | None = None, *, pages: bool = False
+    ) -> None:
         self.app, self.settings, self.pages = app, settings, pages
         self.metrics = metrics or Metrics()
         self.turns = asyncio.Semaphore(settings.concurrency)
@@ -163,7 +164,7 @@ class _Reply:
         self.status: int | None = None
         self.finished = False
 
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self._headers:
@@ -184,9 +185,9 @@ def _token_in_address(scope: Scope) -> str:
 
 def _replay(body: bytes) -> Receive:
     """A ``receive`` that gives a body that has been read, and then the end of the connection."""
-    messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def receive() -> Message:
         return messages.pop() if messages else {"type": "http.disconnect"}
 
     return receive

@@ -8,9 +8,9 @@ import socket
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from pitlm.core.errors import InputError
-from pitlm.serve.responses import App
 from pitlm.serve.settings import LOOPBACK_HOSTS
 
 
@@ -46,7 +46,7 @@ def address(listener: socket.socket, token: str | None = None) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
 
 
-def make_server(app: App, **more: Any) -> uvicorn.Server:
+def make_server(app: ASGIApp, **more: Any) -> uvicorn.Server:
     """uvicorn around an application, without an access log, which would hold secrets of addresses."""
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     return uvicorn.Server(uvicorn.Config(app, **quiet, **more))

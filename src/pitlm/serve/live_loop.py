@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt, StopReason, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.core.section import PositiveInt, Section
@@ -23,10 +24,6 @@ class Unavailable(Exception):
     """An improver or gap model that cannot do its work now; the message says why, and quotes no conversation."""
 
 
-class Unfit(Unavailable):
-    """What was asked for can never be had: the message says why, and quotes no conversation either."""
-
-
 class AsyncProposer(Protocol):
     """Writes a better version of a reference."""
 
@@ -36,7 +33,8 @@ class AsyncProposer(Protocol):
         """One proposal; with a seed, the same one each time. One longer than ``max_tokens`` counts as such a one.
 
         Raises:
-            Unavailable: it cannot.
+            Unavailable: it cannot now.
+            InputError: it never can; the message quotes no conversation either.
         """
         ...
 
@@ -176,7 +174,7 @@ class Improving:
         except TimeoutError:
             failure = "time limit"
             loop.stop(StopReason.SECONDS)
-        except Unavailable as error:
+        except (Unavailable, InputError) as error:
             failure = str(error)
             loop.stop()
         except Exception as error:  # the client has an answer coming, whatever is wrong with ours
@@ -198,9 +196,7 @@ class Improving:
                 task.cancel()
         return [answer for answer, _ in made], [gap for _, gap in made]
 
-    async def _proposal(
-        self, wanted: Wanted, number: int, bounds: Bounds, temperature: float
-    ) -> tuple[Answer, float]:
+    async def _proposal(self, wanted: Wanted, number: int, bounds: Bounds, temperature: float) -> tuple[Answer, float]:
         """One proposal, cut as y_0 would have been, and its gap: NaN, which is never accepted, if it is too long."""
         seed = None if bounds.seed is None else bounds.seed + wanted.round * wanted.proposals + number
         made = await self.improver.propose(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from pitlm.serve.live_loop import LiveOutcome
@@ -16,19 +18,14 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "pit_requests", "Chat completions by outcome.", ["outcome", "reason"], registry=registry
-        )
-        self.responses = Counter("pit_responses", "Responses sent by status.", ["status"], registry=registry)
-        self.added = Histogram(
-            "pit_added_seconds", "Time from the upstream's answer to ours.", buckets=SECONDS, registry=registry
-        )
-        self.rounds = Histogram("pit_rounds", "Rounds of each loop.", buckets=range(1, 9), registry=registry)
-        self.gaps = Histogram("pit_gap", "Calibrated gap of each proposal.", buckets=GAPS, registry=registry)
-        self.stops = Counter("pit_stops", "Loops by why they stopped.", ["reason"], registry=registry)
-        self.batch = Histogram(
-            "pit_batch_size", "Jobs done together by the models.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
-        )
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        self.requests = counter("pit_requests", "Chat completions by outcome.", ["outcome", "reason"])
+        self.responses = counter("pit_responses", "Responses sent by status.", ["status"])
+        self.added = histogram("pit_added_seconds", "Time from the upstream's answer to ours.", buckets=SECONDS)
+        self.rounds = histogram("pit_rounds", "Rounds of each loop.", buckets=range(1, 9))
+        self.gaps = histogram("pit_gap", "Calibrated gap of each proposal.", buckets=GAPS)
+        self.stops = counter("pit_stops", "Loops by why they stopped.", ["reason"])
+        self.batch = histogram("pit_batch_size", "Jobs done together by the models.", buckets=(1, 2, 4, 8, 16, 32, 64))
         self.inside = Gauge("pit_requests_inside", "Requests worked on or waiting for their turn.", registry=registry)
 
     def observe(self, outcome: LiveOutcome) -> None:

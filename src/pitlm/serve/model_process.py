@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pitlm.core.recipe import LoopSection, Quantization
 from pitlm.engines.engine import Engine, Finished, WriteRequest
 from pitlm.loop.calibration import margin_for
 from pitlm.loop.loop import GapScorer
-from pitlm.serve.live_loop import Unavailable, Unfit
+from pitlm.serve.live_loop import Unavailable
 
 SLICE_SECONDS = 0.01
 """How long the improver writes before the process looks for new requests."""
@@ -33,6 +34,9 @@ class GapRequest:
 
     key: int
     item: Improvement
+
+
+Request = WriteRequest | GapRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,11 @@ def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
     pipe.send((margin, writing is None or writing.engine.exact))
     with suppress(EOFError, BrokenPipeError):
         while True:
-            new: list[WriteRequest | GapRequest] = pipe.recv()
-            replies = _score(models.scorer, [request for request in new if isinstance(request, GapRequest)])
+            new: list[Request] = pipe.recv()
+            replies: list[Reply] = []
+            pairs = [request for request in new if isinstance(request, GapRequest)]
+            if models.scorer is not None and pairs:
+                replies += _replies(partial(_gaps, models.scorer), pairs, "gap model")
             if writing is not None:
                 replies += writing.write([request for request in new if isinstance(request, WriteRequest)])
             pipe.send(replies)
@@ -115,8 +122,7 @@ class _Writing:
     """The improver's engine; a request that fails spoils no other."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
-        self._make = make_engine
-        self.engine = make_engine()
+        self.engine, self._make = make_engine(), make_engine
         self._begun: dict[int, WriteRequest] = {}
 
     def write(self, new: Sequence[WriteRequest]) -> list[Reply]:
@@ -126,44 +132,43 @@ class _Writing:
             self._begun[request.key] = request
             try:
                 self.engine.submit(request)
-            except Exception as error:
-                replies.append((request.key, _refusal(error, "improver")))
+            except Exception:
+                replies += _replies(self._anew, [request], "improver")
         until = time.monotonic() + SLICE_SECONDS
         while self.engine.pending and not replies and time.monotonic() < until:
             try:
                 replies = list(map(_reply, self.engine.step()))
             except Exception:  # out of memory, or a request that the model cannot bear: then each by itself
                 self.engine = self._make()
-                replies = list(map(self._alone, self._begun.values()))
+                for request in self._begun.values():
+                    replies += _replies(self._anew, [request], "improver")
         for key, _ in replies:
             del self._begun[key]
         return replies
 
-    def _alone(self, request: WriteRequest) -> Reply:
-        try:
-            [finished] = self._make().write([request])
-        except Exception as error:
-            return request.key, _refusal(error, "improver")
-        return _reply(finished)
+    def _anew(self, requests: Sequence[WriteRequest]) -> list[Reply]:
+        """Answers that nothing left over from earlier requests can spoil."""
+        return list(map(_reply, self._make().write(requests)))
 
 
 def _reply(finished: Finished) -> Reply:
     return finished.key, finished.answer or Unavailable("the improver failed")
 
 
-def _score(scorer: GapScorer | None, requests: Sequence[GapRequest]) -> list[Reply]:
-    """The gaps; where scoring fails (out of memory, a pair that is too long), each pair by itself."""
-    if scorer is None or not requests:
-        return []
+def _gaps(scorer: GapScorer, requests: Sequence[GapRequest]) -> list[Reply]:
+    gaps = scorer.gaps([request.item for request in requests])
+    return [(request.key, float(gap)) for request, gap in zip(requests, gaps, strict=True)]
+
+
+def _replies(work: Callable[[Any], list[Reply]], requests: Sequence[Request], model: str) -> list[Reply]:
+    """Work on requests together or, where that fails (out of memory, a pair that is too long), on each by itself.
+
+    The exception that a client gets must not quote a conversation; messages of InputErrors name lengths only.
+    """
     try:
-        gaps = list(map(float, scorer.gaps([request.item for request in requests])))
+        return work(requests)
     except Exception as error:
         if len(requests) > 1:
-            return [reply for request in requests for reply in _score(scorer, [request])]
-        return [(requests[0].key, _refusal(error, "gap model"))]
-    return [(request.key, gap) for request, gap in zip(requests, gaps, strict=True)]
-
-
-def _refusal(error: Exception, model: str) -> Unavailable:
-    """The client's exception. It must not quote a conversation; messages of InputErrors name lengths only."""
-    return Unfit(str(error)) if isinstance(error, InputError) else Unavailable(f"{type(error).__name__} in the {model}")
+            return [reply for request in requests for reply in _replies(work, [request], model)]
+        refusal = Unavailable(f"{type(error).__name__} in the {model}")
+        return [(requests[0].key, InputError(str(error)) if isinstance(error, InputError) else refusal)]

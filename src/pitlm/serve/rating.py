@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from pitlm.core.errors import InputError
+from pitlm.core.section import Section
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
 from pitlm.serve.gate import Gate
@@ -35,10 +36,9 @@ def _tidy(name: str) -> str:
 Rater = Annotated[str, Field(max_length=60), AfterValidator(_tidy)]
 
 
-class Undo(BaseModel):
+class Undo(Section):
     """What the page sends to take back a rater's last vote."""
 
-    model_config = ConfigDict(extra="forbid")
     rater: Rater
 
 
@@ -47,7 +47,7 @@ class Vote(Undo):
 
     ballot: str
     choice: Literal["left", "tie", "right"]
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(ge=0)]
 
 
 def gate_settings(token: str | None) -> Settings:
@@ -75,9 +75,7 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
 
     @app.exception_handler(InputError)
     def unwritable(request: Request, error: InputError) -> JSONResponse:
-        logging.getLogger("uvicorn.error").error(
-            "%s", error
-        )  # the details are for those who started it, not for raters
+        logging.getLogger("uvicorn.error").error("%s", error)  # for those who started the server, not for raters
         return JSONResponse({"detail": "The vote cannot be saved now. Tell the person who started this page."}, 503)
 
     @app.get("/")

@@ -13,8 +13,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.data.template import Template
 from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.serve.connections import Connections
 from pitlm.serve.live_loop import Unavailable
+from pitlm.serve.proxying import Connections
 from pitlm.serve.responses import ApiError
 
 JSON = [(b"content-type", b"application/json")]
@@ -32,7 +32,7 @@ class RemoteImprover:
         self._template = Template(ask)
         self._threads = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="improver")
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Ask no more; calls under way end in the background."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -66,7 +66,7 @@ class RemoteScorer:
     def __init__(self, base: str, *, key: str | None = None) -> None:
         self._connections = Connections(base, key=key)
         self._margin: float | None = None
-        self.close = self._connections.close
+        self.aclose = self._connections.aclose
 
     async def margin(self) -> float:
         """See :class:`pitlm.serve.live_loop.AsyncScorer`. Asked for once."""

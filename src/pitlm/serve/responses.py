@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from starlette.responses import HTMLResponse
+from starlette.types import Send
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 TEMPLATES = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True)

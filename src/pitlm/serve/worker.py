@@ -10,19 +10,19 @@ import asyncio
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from multiprocessing.connection import Connection
 from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.engines.engine import WriteRequest
 from pitlm.serve.live_loop import Unavailable
-from pitlm.serve.model_process import GapRequest, LoadedModels, Reply, work
+from pitlm.serve.model_process import GapRequest, LoadedModels, Reply, Request, work
+from pitlm.serve.settings import Settings
 
 log = logging.getLogger("pitlm.serve")
 
@@ -31,15 +31,15 @@ LONGEST_PAUSE = 60.0  # seconds between two attempts to start the models again
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request to the models' process.
+    """A request that somebody waits for.
 
     Attributes:
         alone: the process may have no other request meanwhile.
     """
 
-    request: WriteRequest | GapRequest
-    alone: bool
-    reply: asyncio.Future[Any]
+    request: Request
+    alone: bool = False
+    reply: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Worker:
@@ -47,32 +47,22 @@ class Worker:
 
     Args:
         load: makes the models; called in the new process, so it has to be importable there.
-        patience: seconds of silence after which the process counts as hung, and is replaced.
-        largest: most requests that the process has at once.
+        settings: the most requests that the process has at once (``batch``). A process that says nothing for twice the
+            time limit of an answer (``improve_seconds``) counts as hung, and is replaced.
         observe: told how many requests the process has, whenever it is given new requests.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], LoadedModels],
-        *,
-        patience: float,
-        largest: int = 32,
-        observe: Callable[[int], object] = lambda size: None,
-    ) -> None:
+    def __init__(self, load: Callable[[], LoadedModels], settings: Settings, observe: Callable[[int], object]) -> None:
         self.ready = False
-        self._load = load
+        self._load, self._settings, self._observe = load, settings, observe
         self._margin, self._exact = 0.0, True
-        self._patience = patience
-        self._largest = largest
-        self._observe = observe
         self._keys = count()
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # what the process has, by key
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "pit-worker")
         self._process: Any = None
-        self._pipe: Connection | None = None
+        self._pipe: Any = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -84,7 +74,7 @@ class Worker:
         await self._begin()
         self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> None:
+    async def aclose(self) -> None:
         """End the process; requests that are still there are refused."""
         if self._task is not None:
             self._task.cancel()
@@ -100,7 +90,7 @@ class Worker:
         key = next(self._keys)
         alone = seed is not None and not self._exact  # neighbours could change the rounding, and so a word
         seed = (key if seed is None else seed) % 2**31  # clients send any number
-        answer: Answer = await self._do(WriteRequest(key, prompt, reference, temperature, seed), alone)
+        answer: Answer = await self._do(Job(WriteRequest(key, prompt, reference, temperature, seed), alone))
         return answer
 
     async def margin(self) -> float:
@@ -110,11 +100,10 @@ class Worker:
 
     async def gap(self, item: Improvement) -> float:
         """See :class:`pitlm.serve.live_loop.AsyncScorer`."""
-        return float(await self._do(GapRequest(next(self._keys), item)))
+        return float(await self._do(Job(GapRequest(next(self._keys), item))))
 
-    async def _do(self, request: WriteRequest | GapRequest, alone: bool = False) -> Any:
+    async def _do(self, job: Job) -> Any:
         self._check()
-        job = Job(request, alone, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._arrived.set()
         return await job.reply
@@ -124,27 +113,28 @@ class Worker:
             raise Unavailable("the models are being started again")
 
     async def _run(self) -> None:
+        """Exchange requests for replies as long as there are requests; start the models again when they fail."""
+        loop = asyncio.get_running_loop()
         while True:
             if not self._waiting and not self._inside:
                 self._arrived.clear()
                 await self._arrived.wait()
             try:
-                self._settle(await self._exchange(self._take()))
+                self._settle(await loop.run_in_executor(self._thread, self._exchange, self._take()))
             except Exception as error:  # whatever it is, nobody may wait for this task in vain
                 why = "hung" if isinstance(error, TimeoutError) else f"died ({type(error).__name__})"
                 log.error("the models' process %s; it is started again", why)
                 self._end(f"the models' process {why}")
                 await self._begin_again()
 
-    def _take(self) -> list[WriteRequest | GapRequest]:
+    def _take(self) -> list[Request]:
         """The oldest requests that somebody still waits for, as many as the process may have more."""
         new = []
         while self._waiting:
-            job = self._waiting[0]
-            alone = job.alone or any(other.alone for other in self._inside.values())
-            if len(self._inside) >= (1 if alone else self._largest):
+            alone = any(job.alone for job in (self._waiting[0], *self._inside.values()))
+            if len(self._inside) >= (1 if alone else self._settings.batch):
                 break
-            self._waiting.popleft()
+            job = self._waiting.popleft()
             if not job.reply.done():
                 self._inside[job.request.key] = job
                 new.append(job.request)
@@ -152,21 +142,15 @@ class Worker:
             self._observe(len(self._inside))
         return new
 
-    async def _exchange(self, new: list[WriteRequest | GapRequest]) -> list[Reply]:
+    def _exchange(self, new: list[Request]) -> list[Reply]:
         """Hand over new requests, and let the process work for a while; returns its replies."""
-        pipe = self._pipe
-        assert pipe is not None
+        self._pipe.send(new)
+        if not self._pipe.poll(2 * self._settings.improve_seconds):
+            raise TimeoutError
+        replies: list[Reply] = self._pipe.recv()
+        return replies
 
-        def talk() -> list[Reply]:
-            pipe.send(new)
-            if not pipe.poll(self._patience):
-                raise TimeoutError
-            replies: list[Reply] = pipe.recv()
-            return replies
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, talk)
-
-    def _settle(self, replies: Sequence[Reply]) -> None:
+    def _settle(self, replies: Iterable[Reply]) -> None:
         for key, value in replies:
             reply = self._inside.pop(key).reply
             if reply.done():
@@ -209,5 +193,4 @@ class Worker:
         if self._process is not None:
             self._process.kill()
             self._process.join()
-        if self._pipe is not None:
             self._pipe.close()
