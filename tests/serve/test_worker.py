@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_answer_in_any_company(bases, tmp_path):
         assert len({answer.text for answer in alone}) == 4
         assert max(sizes) == 12
 
-    work(test, partial(load_models, folder, None), improve_seconds=60.0, seconds=240)
+    work(test, partial(load_models, Settings(improver=str(folder))), improve_seconds=60.0, seconds=240)
 
 
 def test_a_request_with_a_seed_is_written_alone_where_neighbours_could_change_it():

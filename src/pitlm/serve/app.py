@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request, Response
@@ -102,14 +101,23 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
             "found a token for clients and no key for the upstream: clients send one Authorization header only; "
             "name the variable that holds the key with --upstream-key-env"
         )
-    metrics, upstream = Metrics(), None
+    folders = settings.folders
+    for folder in folders.values():
+        if not folder.is_dir():  # known at once, where loading would first import torch
+            raise InputError(f"{folder}: found no such folder, expected a trained model's, or a URL")
+    metrics, upstream, worker = Metrics(), None, None
+    improver: AsyncProposer | None = None
+    scorer: AsyncScorer | None = None
     async with AsyncExitStack() as stack:
         if settings.upstream is not None:
             there = Connections(settings.upstream, key=settings.upstream_key, seconds=settings.upstream_seconds)
             upstream = await stack.enter_async_context(aclosing(there))
-        worker = await _local_models(settings, metrics, stack)
-        improver: AsyncProposer | None = worker if settings.improver else None
-        if settings.improver and _is_url(settings.improver):
+        if folders:
+            worker = Worker(partial(load_models, settings), settings, metrics.batch.observe)
+            await stack.enter_async_context(aclosing(worker))
+            await worker.start()
+            improver, scorer = worker if "improver" in folders else None, worker if "gap" in folders else None
+        if settings.improver and improver is None:
             endpoint = ChatEndpoint(
                 settings.improver_model,
                 settings.improver,
@@ -119,31 +127,9 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
                 concurrency=settings.concurrency,
             )
             improver = await stack.enter_async_context(aclosing(RemoteImprover(endpoint, settings.improver_ask)))
-        scorer: AsyncScorer | None = worker if settings.gap else None
-        if settings.gap and _is_url(settings.gap):
+        if settings.gap and scorer is None:
             scorer = await stack.enter_async_context(aclosing(RemoteScorer(settings.gap, key=settings.models_key)))
-        is_ready = (lambda: True) if worker is None else (lambda: worker.ready)
-        yield make_app(settings, metrics, upstream, improver=improver, scorer=scorer, is_ready=is_ready)
-
-
-def _is_url(place: str) -> bool:
-    """Whether a model is somebody else's to serve."""
-    return place.startswith(("http://", "https://"))
-
-
-async def _local_models(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Worker | None:
-    """The worker with those models that are not remote; None where improver and gap model both are."""
-    places = (settings.improver, settings.gap, settings.reward)
-    paths = [Path(place) if place and not _is_url(place) else None for place in places]
-    if paths[:2] == [None, None]:
-        return None
-    for path in filter(None, paths):
-        if not path.is_dir():  # known at once, where loading would first import torch
-            raise InputError(f"{path}: found no such folder, expected a trained model's, or a URL")
-    load = partial(load_models, *paths, dtype=settings.dtype, quantize=settings.quantize)
-    worker = await stack.enter_async_context(aclosing(Worker(load, settings, metrics.batch.observe)))
-    await worker.start()
-    return worker
+        yield make_app(settings, metrics, upstream, improver=improver, scorer=scorer, worker=worker)
 
 
 def make_app(
@@ -153,7 +139,7 @@ def make_app(
     *,
     improver: AsyncProposer | None,
     scorer: AsyncScorer | None,
-    is_ready: Callable[[], bool] = lambda: True,
+    worker: Worker | None = None,
 ) -> FastAPI:
     """The routes, over models that are there already."""
     app = FastAPI(title="pitlm", version=__version__, docs_url=None, redoc_url=None)
@@ -174,7 +160,7 @@ def make_app(
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Alive; ``degraded`` where the models are being started again and answers go out as they come."""
-        status = "ok" if is_ready() else "degraded"
+        status = "ok" if worker is None or worker.ready else "degraded"
         return {
             "status": status,
             "improves": improving is not None,

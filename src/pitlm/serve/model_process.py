@@ -10,16 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement
-from pitlm.core.recipe import LoopSection, Quantization
+from pitlm.core.recipe import LoopSection
 from pitlm.engines.engine import Engine, Finished, WriteRequest
 from pitlm.loop.calibration import margin_for
 from pitlm.loop.loop import GapScorer
 from pitlm.serve.live_loop import Unavailable
+from pitlm.serve.settings import Settings
 
 SLICE_SECONDS = 0.01
 """How long the improver writes before the process looks for new requests."""
@@ -51,19 +51,10 @@ class LoadedModels:
     scorer: GapScorer | None
 
 
-def load_models(
-    improver: Path | None,
-    gap: Path | None,
-    reward: Path | None = None,
-    *,
-    dtype: str = "float32",
-    quantize: Quantization | None = None,
-) -> LoadedModels:
-    """Load checkpoints, over one base where they are adapters. Imports torch, so the server itself must not call it.
+def load_models(settings: Settings) -> LoadedModels:
+    """Load the models of this machine, over one base where they are adapters; R_P has to agree with the gap model.
 
-    Args:
-        reward: an R_P that has to agree with the gap model.
-        quantize: how the weights are held; see :class:`pitlm.models.adapters.Bases`.
+    Imports torch, so the server itself must not call it.
 
     Raises:
         InputError: no checkpoint of the right kind there.
@@ -77,15 +68,15 @@ def load_models(
     from pitlm.models.scorers import GapModel, GuardedGap
 
     quiet()
-    bases = Bases(dtype, quantize)
+    bases, folders = Bases(settings.dtype, settings.quantize), settings.folders
     scorer: GapScorer | None = None
-    if gap is not None and reward is not None:
-        scorer = GuardedGap.from_pretrained(gap, reward, bases=bases)
-    elif gap is not None:
-        scorer = GapModel.from_pretrained(gap, bases=bases)
-    if improver is None:
+    if "gap" in folders and "reward" in folders:
+        scorer = GuardedGap.from_pretrained(folders["gap"], folders["reward"], bases=bases)
+    elif "gap" in folders:
+        scorer = GapModel.from_pretrained(folders["gap"], bases=bases)
+    if "improver" not in folders:
         return LoadedModels(None, scorer)
-    model = Improver.from_pretrained(improver, bases=bases)
+    model = Improver.from_pretrained(folders["improver"], bases=bases)
     return LoadedModels(lambda: LocalEngine(model), scorer)
 
 

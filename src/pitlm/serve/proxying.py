@@ -1,6 +1,7 @@
 """The upstream: connections to it, and the endpoints in front of it.
 
-Answers of chat completions are improved, the rest is passed through. The endpoints are plain ASGI applications: no layer of a framework stands between the upstream's bytes and the client's.
+Answers of chat completions are improved, the rest is passed through. The endpoints are plain ASGI applications: no
+layer of a framework stands between the upstream's bytes and the client's.
 """
 
 from __future__ import annotations

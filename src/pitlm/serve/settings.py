@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -14,6 +15,9 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 LOOPBACK = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK_HOSTS)
 """The same addresses as a client's Host header names them."""
+
+
+URLS = ("http://", "https://")
 
 
 class Settings(Section):
@@ -55,6 +59,12 @@ class Settings(Section):
     concurrency: PositiveInt = Field(256, description="most requests that are worked on at once")
     queue: Annotated[int, Field(ge=0)] = Field(256, description="most requests that wait; further ones get a 429")
     max_body: PositiveFloat = Field(16, description="largest request, in MiB")
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders of the models of this machine by role; models behind a URL are somebody else's to serve."""
+        places = {"improver": self.improver, "gap": self.gap, "reward": self.reward}
+        return {role: Path(place) for role, place in places.items() if place and not place.startswith(URLS)}
 
     @property
     def body_bytes(self) -> int:
