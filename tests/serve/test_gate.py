@@ -17,6 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 from pitlm.core.errors import InputError
 from pitlm.serve.app import serving
 from pitlm.serve.gate import COOKIE, Gate
+from pitlm.serve.metrics import Metrics
 from pitlm.serve.proxying import Connections
 from pitlm.serve.rating import BODY_BYTES, gate_settings
 from pitlm.serve.settings import Settings
@@ -27,7 +28,7 @@ ASK = {"model": "chat", "messages": [{"role": "user", "content": "a private matt
 
 def client(token: str | None, base_url: str = "http://127.0.0.1:8750", *, pages: bool = True) -> TestClient:
     app = FastAPI()
-    app.add_middleware(Gate, settings=gate_settings(token), pages=pages)
+    app.add_middleware(Gate, settings=gate_settings(token), metrics=Metrics(), pages=pages)
 
     @app.get("/")
     def read() -> str:

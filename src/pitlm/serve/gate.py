@@ -39,11 +39,8 @@ class Gate:
             Otherwise the token is a bearer token, and errors are JSON.
     """
 
-    def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics | None = None, *, pages: bool = False
-    ) -> None:
-        self.app, self.settings, self.pages = app, settings, pages
-        self.metrics = metrics or Metrics()
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, *, pages: bool = False) -> None:
+        self.app, self.settings, self.metrics, self.pages = app, settings, metrics, pages
         self.turns = asyncio.Semaphore(settings.concurrency)
         self.inside = 0
 

@@ -34,7 +34,6 @@ NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"e
 NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length"}
 
 
-PREFIX = len("/v1")
 COMMENT = b": pit\n\n"
 """An event that clients skip; it keeps connections open while there is nothing to say."""
 
@@ -134,7 +133,7 @@ class PassThrough:
             await relay(response, [], send)
 
     def _response(self, scope: Scope, body: bytes) -> AbstractAsyncContextManager[httpx.Response]:
-        path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii")[PREFIX:]
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii").removeprefix("/v1")
         if "/.." in scope["path"]:
             raise ApiError(404, "not_found", "No such path.")
         query = b"?" + scope["query_string"] if scope["query_string"] else b""

@@ -18,6 +18,7 @@ from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
 from pitlm.serve.gate import Gate
 from pitlm.serve.listener import address, bind, make_server, make_token
+from pitlm.serve.metrics import Metrics
 from pitlm.serve.responses import page
 from pitlm.serve.settings import LOOPBACK, Settings
 
@@ -62,7 +63,7 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
     Without a ``token`` it answers only to requests that name a loopback address.
     """
     app = FastAPI(openapi_url=None)  # and so no page of documentation, which would load scripts from elsewhere
-    app.add_middleware(Gate, settings=gate_settings(token), pages=True)
+    app.add_middleware(Gate, settings=gate_settings(token), metrics=Metrics(), pages=True)
 
     @lru_cache(maxsize=64)
     def sheet(rater: str) -> dict[str, Ballot]:

@@ -17,8 +17,6 @@ from pitlm.serve.live_loop import Unavailable
 from pitlm.serve.proxying import Connections
 from pitlm.serve.responses import ApiError
 
-JSON = [(b"content-type", b"application/json")]
-
 
 class RemoteImprover:
     """An improver behind any OpenAI-compatible server.
@@ -83,9 +81,9 @@ class RemoteScorer:
 
     async def _ask(self, method: str, body: dict[str, Any] | None, name: str) -> float | None:
         """The number called ``name`` in the reply; None where the server has no such number."""
-        content = b"" if body is None else json.dumps(body).encode()
+        headers, content = [(b"content-type", b"application/json")], b"" if body is None else json.dumps(body).encode()
         try:
-            async with self._connections.response(method, "/score", JSON, content) as response:
+            async with self._connections.response(method, "/score", headers, content) as response:
                 reply = await response.aread()
                 if response.status_code != 200:
                     raise Unavailable(f"the gap model failed (status {response.status_code})")
