@@ -180,7 +180,7 @@ def make_app(
 
 
 async def _plain_error(request: Request, error: Exception) -> NoReturn:
-    """Raise errors of the framework and of bad input in the shape of all the others, which the gate sends."""
+    """Turn errors of the framework and of bad input into an ApiError, which the gate sends."""
     status, code, message = 400, "invalid_value", str(error)
     if isinstance(error, HTTPException):
         status, code, message = error.status_code, "http_error", f"{error.detail}; the API is below /v1"

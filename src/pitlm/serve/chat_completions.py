@@ -38,7 +38,7 @@ CONTROLS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One request for a chat completion, as far as improving its answer goes.
+    """A request for a chat completion: what the upstream is sent, and how its answer may be improved.
 
     Attributes:
         body: what the upstream is sent: the client's own bytes, unless they held a ``pit`` field.
@@ -58,7 +58,7 @@ class Wish:
 def read_wish(body: bytes, switch: bytes) -> Wish:
     """Read a request's body and its ``X-Pit`` header.
 
-    What is not understood is the upstream's to judge: it is passed on as it is.
+    A request that is not understood is passed on as it is, for the upstream to judge.
 
     Raises:
         ApiError: 400, a ``pit`` field that is wrong.
@@ -123,7 +123,8 @@ def _obstacle(request: Mapping[str, Any]) -> str:
 def _prompt(messages: Any) -> Prompt:
     """x of a request's messages. ``developer`` is OpenAI's newer name of the system role.
 
-    One text part is a text; how several were to be joined, only the upstream knows.
+    A message whose content is one text part has that text. Several parts cannot be shown: only the upstream knows how
+    it joins them.
 
     Raises:
         InputError: a conversation that the improver cannot be shown as it is.
@@ -175,9 +176,9 @@ async def events(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 class ChatReply:
     """The upstream's chat completion, in one piece or streamed in chunks.
 
-    What has text is held back until it is known what becomes of the text. Whatever comes before the text (the role, a
-    model's reasoning) goes on at once. As soon as something shows that the answer cannot be improved, what was held
-    goes on as it came, and everything after it.
+    Chunks with text are held back until the loop has ended. Whatever comes before the text (the role, a model's
+    reasoning) goes on at once. As soon as something shows that the answer cannot be improved, the held chunks go on as
+    they came, and everything after them.
 
     Attributes:
         obstacle: why the answer cannot be improved; empty as long as it can.

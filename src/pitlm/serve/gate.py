@@ -77,6 +77,11 @@ class Gate:
         return PAGE_HEADERS | {"Set-Cookie": f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"}
 
     def _admit(self, scope: Scope) -> None:
+        """Check where a request comes from, and its token.
+
+        Raises:
+            ApiError: 403 or 401.
+        """
         headers, hosts, token = Headers(scope=scope), self.settings.hosts, self.settings.token
         origin, host = headers.get("origin"), headers.get("host", "")
         foreign = hosts is not None and _PORT.sub("", host) not in hosts
@@ -95,6 +100,11 @@ class Gate:
             raise ApiError(401, "invalid_api_key", "A bearer token is needed.", headers=bearer)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """Read the whole body.
+
+        Raises:
+            ApiError: 400, 408 or 413, a body that is broken off, slow or too large.
+        """
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdecimal():
             raise ApiError(400, "invalid_request", "The length of the body is no number.")

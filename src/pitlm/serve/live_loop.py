@@ -1,4 +1,4 @@
-"""One answer through the loop, without blocking, ending in y_0 whatever happens to the models."""
+"""One answer through the loop while its client waits: nothing blocks, and when a model fails, y_0 stands."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class AsyncProposer(Protocol):
     async def propose(
         self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
     ) -> Answer:
-        """One proposal; with a seed, the same one each time. One longer than ``max_tokens`` counts as such a one.
+        """One proposal, the same for the same seed. Its number of tokens shows whether it exceeds ``max_tokens``.
 
         Raises:
-            Unavailable: it cannot now.
-            InputError: it never can; the message quotes no conversation either.
+            Unavailable: the improver cannot answer now.
+            InputError: the improver can never answer this; the message quotes no conversation either.
         """
         ...
 
@@ -43,10 +43,10 @@ class AsyncScorer(Protocol):
     """Calibrated gaps."""
 
     async def margin(self) -> float:
-        """The margin that it was calibrated to; 0 where it was not.
+        """The margin that the gap model was calibrated to; 0 without a calibration.
 
         Raises:
-            Unavailable: it cannot say.
+            Unavailable: the gap model cannot answer now.
         """
         ...
 
@@ -54,7 +54,8 @@ class AsyncScorer(Protocol):
         """How much better the response is than the reference (0: no change).
 
         Raises:
-            Unavailable: it cannot say.
+            Unavailable: the gap model cannot answer now.
+            InputError: the gap model can never score this.
         """
         ...
 
@@ -64,10 +65,10 @@ class Bounds(Section):
 
     Attributes:
         stop: sequences that the answer ends before.
-        max_tokens: that the answer may have, as its writer counts them.
-        temperature: nothing is sampled hotter.
+        max_tokens: most tokens of the answer, as its writer counts them.
+        temperature: the highest sampling temperature.
         seed: with a seed, the same answer each time.
-        rounds: at most this many.
+        rounds: most rounds of the loop.
     """
 
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -98,7 +99,7 @@ class LiveOutcome:
     """What became of an answer.
 
     Attributes:
-        failure: why the loop could not be brought to its end; empty where it was.
+        failure: why the loop broke off; empty if it came to its end.
     """
 
     trace: Trace
@@ -137,7 +138,7 @@ class LiveOutcome:
         return {**fields, "original": self.trace.original} if original else fields
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The same in headers, for clients whose library hides unknown fields."""
+        """The ``pit`` field as headers, for clients whose library hides unknown fields."""
         fields = self.report(None, original=False)
         headers = [(b"x-pit", self.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
         for name in ("rounds", "stop_reason", "failure"):
@@ -152,7 +153,7 @@ class Improving:
     """Improves answers; never raises for what the models do.
 
     Attributes:
-        seconds: for one answer; then the best so far stands, which is y_0 where no round has ended.
+        seconds: time limit of one answer. After it the best answer so far stands: y_0 if no round has ended.
     """
 
     improver: AsyncProposer

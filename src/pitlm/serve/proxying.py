@@ -54,8 +54,8 @@ class Connections:
     connection that it has for each request.
 
     Args:
-        key: sent in place of the client's Authorization header; None passes that on.
-        seconds: of silence that are waited for; None waits for ever.
+        key: replaces the client's Authorization header; None passes the client's header on.
+        seconds: how long the server may be silent; None for ever.
 
     Raises:
         InputError: not an http(s) URL.

@@ -62,7 +62,7 @@ class Settings(Section):
 
     @property
     def folders(self) -> dict[str, Path]:
-        """The folders of the models of this machine by role; models behind a URL are somebody else's to serve."""
+        """Folders of the models that run on this machine, by role; a model behind a URL has none."""
         places = {"improver": self.improver, "gap": self.gap, "reward": self.reward}
         return {role: Path(place) for role, place in places.items() if place and not place.startswith(URLS)}
 
