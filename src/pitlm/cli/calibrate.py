@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pitlm.cli.options import json_option, section_options, write_figures
+from pitlm.cli.options import PATH, json_option, section_options, write_figures
 from pitlm.loop.calibration import Promise
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pitlm.loop.margin import Calibrated
+    from pitlm.loop.margin import Calibrated, Outcome
 
 EXAMPLES = """
 \b
@@ -35,7 +35,7 @@ for answers of the kind that it was calibrated on. `pit improve --run` then uses
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path), help="A finished run.")
+@click.option("--run", "run_folder", required=True, type=PATH, help="A finished run.")
 @section_options(Promise, into="promise")
 @json_option
 def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> None:
@@ -68,16 +68,9 @@ def outcome_table(found: Calibrated) -> Table:
     table = Table()
     for column in ("margin", "made worse [95%]", "gain", "of always", "tokens", "of always"):
         table.add_column(column, justify="right")
-    curve = sorted({*found.curve, found.chosen}, key=lambda one: one.margin)
-    names = [f"{one.margin:.4g}" + (" *" if one.margin == found.chosen.margin else "") for one in curve]
-    rows = [(name, one, found.always) for name, one in zip(names, curve, strict=True)]
-    rows.append(("always accept", found.always, found.always))
-    rows.append(("held out: *", found.held_out, found.held_out_always))
-    rows.append(("held out: always", found.held_out_always, found.held_out_always))
-    for name, outcome, always in rows:
+
+    def add_row(name: str, outcome: Outcome, always: Outcome) -> None:
         harm = outcome.as_dict()["harm"]
-        if name == "always accept":
-            table.add_section()
         table.add_row(
             name,
             f"{harm['estimate']:.1%} [{100 * harm['low']:.1f}, {100 * harm['high']:.1f}]",
@@ -86,4 +79,12 @@ def outcome_table(found: Calibrated) -> Table:
             f"{outcome.tokens:.1f}",
             f"{outcome.tokens / always.tokens:.0%}" if always.tokens else "-",
         )
+
+    for outcome in sorted({*found.curve, found.chosen}, key=lambda one: one.margin):
+        mark = " *" if outcome.margin == found.chosen.margin else ""
+        add_row(f"{outcome.margin:.4g}{mark}", outcome, found.always)
+    table.add_section()
+    add_row("always accept", found.always, found.always)
+    add_row("held out: *", found.held_out, found.held_out_always)
+    add_row("held out: always", found.held_out_always, found.held_out_always)
     return table

@@ -7,8 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -78,6 +77,7 @@ def section_options(
         check: from the validated section to the section that the command gets.
     """
     own = {name: section.model_fields[name] for name in chosen or section.model_fields}
+    schemas = section.model_json_schema()["properties"]
     keys = {name: (names or {}).get(name, name) for name in own}
 
     def decorate(command: Command) -> Command:
@@ -95,7 +95,7 @@ def section_options(
         wrapped: Command = with_section
         for name, field in reversed(own.items()):
             text = (helps or {}).get(name) or field.description or name
-            kind = (types or {}).get(name) or _click_type(field.annotation, field.metadata)
+            kind = (types or {}).get(name) or _click_type(schemas[name])
             required = field.is_required() and not optional
             wrapped = _option(keys[name], kind, text, field.default, of_run, required)(wrapped)
         return wrapped
@@ -127,34 +127,22 @@ def _option(key: str, kind: Any, text: str, default: Any, of_run: bool, required
     )
 
 
-def _click_type(annotation: Any, found: list[Any]) -> Any:
-    """Return the click type of a field, from its annotation and the constraints that were found on the way to it."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _click_type(inner[0], [*found, *inner[1:]])
-    if origin in (Union, UnionType):
-        return _click_type(next(part for part in inner if part is not NoneType), found)
-    if origin is Literal:
-        return click.Choice(inner)
-    if annotation in (int, float):
-        return _range(annotation, [bound for item in found for bound in getattr(item, "metadata", [item])])
-    if annotation is Path:
-        return PATH
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return json_object
-    return click.BOOL if annotation is bool else click.STRING
-
-
-def _range(number: type[int] | type[float], bounds: list[Any]) -> Any:
-    """Return the click type for bounds of ``annotated_types``; open bounds of an integer become closed ones."""
-    kinds = ("gt", "ge", "lt", "le")
-    limits: dict[str, Any] = {kind: getattr(b, kind) for b in bounds for kind in kinds if hasattr(b, kind)}
-    if not limits:
-        return number
-    low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
-    if number is float:
-        return click.FloatRange(low, high, min_open="gt" in limits, max_open="lt" in limits)
-    return click.IntRange(limits["gt"] + 1 if "gt" in limits else low, limits["lt"] - 1 if "lt" in limits else high)
+def _click_type(schema: Mapping[str, Any]) -> Any:
+    """The click type for the JSON schema of a field; open bounds of an integer become closed ones."""
+    schema = schema.get("anyOf", [schema])[0]  # the other choice is null
+    if "enum" in schema:
+        return click.Choice(schema["enum"])
+    if schema["type"] not in ("integer", "number"):
+        named = {"boolean": click.BOOL, "object": json_object, "string": click.STRING}
+        return PATH if schema.get("format") == "path" else named[schema["type"]]
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    low, high = schema.get("minimum", above), schema.get("maximum", below)
+    whole = schema["type"] == "integer"
+    if low is None and high is None:
+        return click.INT if whole else click.FLOAT
+    if whole:
+        return click.IntRange(low if above is None else above + 1, high if below is None else below - 1)
+    return click.FloatRange(low, high, min_open=above is not None, max_open=below is not None)
 
 
 def check_output(output: Path, force: bool, what: str, pattern: str | None = None) -> None:

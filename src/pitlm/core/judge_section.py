@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
-from pitlm.core.section import FilePath, PositiveFloat, PositiveInt, Section
+from pitlm.core.section import FilePath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class JudgeSection(Section):
@@ -27,9 +27,7 @@ class JudgeSection(Section):
     template: FilePath | None = Field(
         None, description="file with the prompt of the judge, in place of the built-in one"
     )
-    temperature: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="sampling temperature of the judge; 0 is greedy"
-    )
+    temperature: NonNegativeFloat = Field(0.0, description="sampling temperature of the judge; 0 is greedy")
     max_tokens: PositiveInt = Field(1024, description="longest reply of the judge, in tokens")
     seed: int | None = Field(None, description="seed that is sent with each request, for servers that heed it")
     body: dict[str, Any] = Field(
@@ -42,9 +40,9 @@ class JudgeSection(Section):
     max_cost: PositiveFloat | None = Field(
         None, description="start no further call once this much is spent; calls under way are kept; needs a price"
     )
-    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(8, description="calls at the same time")
+    concurrency: int = Field(8, ge=1, le=256, description="calls at the same time")
     timeout: PositiveFloat = Field(120.0, description="seconds that the server may be silent")
     cache: FilePath | None = Field(None, description="file where replies are kept, so that none is paid for twice")
-    retry_unparsable: Annotated[int, Field(ge=0)] = Field(
+    retry_unparsable: NonNegativeInt = Field(
         0, description="how many more times a reply without a verdict is asked for"
     )

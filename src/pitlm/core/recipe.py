@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pitlm.core.judge_section import JudgeSection
-from pitlm.core.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from pitlm.core.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 ReferenceSource = Literal["data", "policy", "improver"]
 Quantization = Literal["nf4"]
@@ -17,12 +17,8 @@ Quantization = Literal["nf4"]
 class DataSection(Section):
     """Where pairs come from and how they are cut into folds."""
 
-    source: str | None = Field(
-        None, description="path, folder or hub name of preference pairs; 'pocket' for the pocket world"
-    )
-    pairs: PositiveInt | None = Field(
-        None, description="use at most this many pairs (the pocket world makes this many)"
-    )
+    source: str | None = Field(None, description="path, folder or hub name of preference pairs; or 'pocket'")
+    pairs: PositiveInt | None = Field(None, description="most pairs to use; the pocket world makes this many")
     test: Fraction = Field(0.1, description="share of prompts kept for evaluation")
     validation: Fraction = Field(0.05, description="share of prompts kept for validation")
     skip_invalid: bool = Field(False, description="set invalid rows aside instead of stopping")
@@ -254,7 +250,7 @@ class Recipe(Section):
     """A complete configuration of one run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     data: DataSection
     model: ModelSection
     template: TemplateSection = TemplateSection()
@@ -267,9 +263,7 @@ class Recipe(Section):
     curriculum: CurriculumSection
     loop: LoopSection = LoopSection()
     evaluation: EvaluationSection = EvaluationSection()
-    report_to: list[str] = Field(
-        ["tensorboard"], description="trackers of the trainer: tensorboard, wandb, trackio, ..."
-    )
+    report_to: list[str] = Field(["tensorboard"], description="trackers: tensorboard, wandb, trackio, ...")
 
     @model_validator(mode="after")
     def _four_bits_of_sixteen(self) -> Recipe:

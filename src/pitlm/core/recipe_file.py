@@ -55,8 +55,19 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
         InputError: unreadable file, broken YAML, unknown key (the nearest right name is given) or impossible value.
     """
     tree = read_tree(path, "recipe")
-    for key, value in (overrides or {}).items():
-        _assign(tree, key, value)
+    for dotted, text in (overrides or {}).items():
+        *sections, leaf = dotted.split(".")
+        node = tree
+        for section in sections:
+            if node.get(section) is None:
+                node[section] = {}
+            node = node[section]
+            if not isinstance(node, dict):
+                raise InputError(f"--set {dotted}: '{section}' is not a section")
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
     return Recipe.of(tree, str(path))
 
 
@@ -77,19 +88,3 @@ def read_tree(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError.at(path, found=type(tree).__name__, expected="a mapping of sections")
     return tree
-
-
-def _assign(tree: dict[str, Any], dotted: str, text: str) -> None:
-    *sections, leaf = dotted.split(".")
-    node: Any = tree
-    for section in sections:
-        child = node.get(section)
-        if child is None:
-            child = node[section] = {}
-        if not isinstance(child, dict):
-            raise InputError(f"--set {dotted}: '{section}' is not a section")
-        node = child
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
