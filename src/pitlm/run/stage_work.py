@@ -110,6 +110,7 @@ def _check_models(context: Context, longest: int) -> None:
         InputError: a model cannot be used.
     """
     start, base, peft = context.start, context.recipe.model.reward_base, context.recipe.peft
+    tokenizer = context.tokenizer  # the first to be read, because its message names a model that does not exist
     shape = load_shape(start)
     window = window_of(shape.config)
     if window is not None and longest > window:
@@ -117,7 +118,7 @@ def _check_models(context: Context, longest: int) -> None:
             f"{start}: found a window of {window} tokens, expected at least {longest}: data.max_prompt_tokens, "
             f"twice data.max_response_tokens (or max_new_tokens) and {TEMPLATE_TOKENS} for the template; lower them"
         )
-    if base is not None and load_tokenizer(base).get_vocab() != context.tokenizer.get_vocab():
+    if base is not None and load_tokenizer(base).get_vocab() != tokenizer.get_vocab():
         raise InputError(f"model.reward_base: found {base}, whose vocabulary is not that of {start}, expected the same")
     if peft is None or peft.target_modules == "all-linear":
         return
