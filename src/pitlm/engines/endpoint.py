@@ -36,10 +36,10 @@ class Price(NamedTuple):
 
     @classmethod
     def of(cls, text: str, model: str = "") -> Price:
-        """Read ``in,cached,out``, or a JSON file that gives such a list, or an object of the three, for each model.
+        """Read ``in,cached,out``, or a JSON file that gives each model such a list or an object of the three.
 
         Raises:
-            InputError: neither, or a file that does not have the model.
+            InputError: no such numbers, or a file without the model.
         """
         where, given = f"price '{text}'", text.split(",")
         try:
@@ -209,7 +209,7 @@ class ChatEndpoint:
         return done
 
     def _call(self, body: Mapping[str, Any]) -> tuple[str, str]:
-        """The raw response and "", or "" and why there is no response.
+        """The raw response and an empty reason, or an empty response and the reason why there is none.
 
         Raises:
             InputError: every call would fail.
@@ -229,7 +229,7 @@ class ChatEndpoint:
             return "", _words(error)
 
     def _give_up(self, reason: str) -> InputError:
-        """The error of every further call. Calls that wait in a queue would be made before the first error is seen."""
+        """The error that every further call raises, also a call that waits in a queue."""
         self.given_up = InputError(f"{self.client.base_url}: {reason}")
         return self.given_up
 

@@ -28,7 +28,7 @@ ENGINES = {
 Each is a function that takes a :class:`ModelSource` and returns an :class:`Engine`."""
 
 AHEAD = 4
-"""An engine asks for requests until this many times its capacity wait, so that it can run rows of like length."""
+"""An engine is hungry until requests for this many times its capacity wait, so that it can run rows of like length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ class ModelSource:
 
 
 class Engine(ABC):
-    """Writes answers, in the order that suits the engine.
+    """Writes answers, in any order.
 
     Attributes:
-        exact: an answer is the same to the last bit whatever is written beside it.
+        exact: whether an answer is the same to the last bit, whatever is written beside it.
     """
 
     exact = False

@@ -1,6 +1,6 @@
 """A model in this process as an engine: a completion that has ended gives its place to the next at once. Ours.
 
-Each row draws from its own seed, so that what it writes does not depend on what is written beside it.
+Each row draws from its own seed, so its completion does not depend on the rows beside it.
 
 Shapes: n rows in flight, V tokens of the vocabulary.
 """
@@ -26,20 +26,20 @@ from pitlm.models.trees import ARCHITECTURES, warn_once
 
 TOKENS_PER_BATCH = 16_384
 REFILL = 8
-"""One place in so many has to be free before a pass over new prompts is worth its while."""
+"""A pass over new prompts waits until one place in so many is free."""
 _room = attrgetter("room")
 
 
 @dataclass(eq=False, slots=True)
 class DecodingRow:
-    """One completion in the making.
+    """One completion that is being written.
 
     Attributes:
-        key: tells the completion apart, for whoever asked for it.
+        key: handed back with the completion.
         prompt: at least one token.
         temperature: 0 is greedy.
-        room: the tokens that the row may come to, prompt included, to the next width of a place.
-        written: token ids so far; the end token included, where it was reached.
+        room: most tokens that the row may have, prompt included, rounded up to a width of places.
+        written: token ids so far, with the end token if it was reached.
     """
 
     key: Hashable
@@ -57,7 +57,7 @@ class DecodingRow:
 
     @property
     def length(self) -> int:
-        """Tokens that the cache holds before the next step; the last one is read in it."""
+        """Tokens that the cache holds before the next step, which reads :attr:`last`."""
         return len(self.prompt) + len(self.written) - 1
 
     @property
@@ -66,14 +66,14 @@ class DecodingRow:
 
 
 class Decoder:
-    """Writes completions in a batch that holds at most so many tokens, with what every row may still come to.
+    """Writes completions in a batch of rows whose rooms together hold at most ``tokens_per_batch`` tokens.
 
-    Rows of like length run side by side, because a batch is as wide as its longest row: like a lift, the decoder
+    Rows of like length run side by side, because a batch is as wide as its longest row. Like a lift, the decoder
     takes waiting rows in the order of their lengths, down and up again.
 
     Attributes:
         own: whether the model's places can be refilled.
-        waiting_tokens: tokens that the waiting rows may come to.
+        waiting_tokens: rooms of the waiting rows together.
     """
 
     def __init__(self, model: PreTrainedModel, *, end: int, pad: int, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
@@ -131,7 +131,7 @@ class Decoder:
         return ended
 
     def _next(self) -> int:
-        """Which waiting row the lift takes next: of its own level, or the nearest in its direction, or it turns."""
+        """Index of the row that is next: on the lift's level or nearest in its direction. At its end the lift turns."""
         at = bisect_left(self.waiting, self._level + (not self._upward), key=_room)
         if self._upward and at == len(self.waiting):
             self._upward = False
@@ -140,7 +140,7 @@ class Decoder:
         return at if self._upward else at - 1
 
     def _admit(self) -> None:
-        """Give the places that are free to the rows that are next."""
+        """Give free places to waiting rows."""
         active = [row for row in self.rows if row is not None]
         widest = max((row.room for row in (*active, *self._staged)), default=0)
         while self.waiting:
@@ -158,7 +158,7 @@ class Decoder:
             self._close()
 
     def _fill(self, total: int, widest: int) -> None:
-        """Read the prompts of the staged rows, all but the last token, which the next step reads."""
+        """Read the prompts of the staged rows without their last token, which the next step reads."""
         staged, self._staged = self._staged, []
         self.waiting_tokens -= sum(row.room for row in staged)
         free = [place for place, row in enumerate(self.rows) if row is None]
@@ -178,7 +178,7 @@ class Decoder:
             self._places.fill([place for place, _ in together], read)
 
     def _close(self) -> None:
-        """Move the last rows into the places that are free, where nothing waits for them."""
+        """Move the last rows into free places that no waiting row needs."""
         free = [place for place, row in enumerate(self.rows) if row is None]
         while free:
             row = self.rows.pop()
@@ -213,7 +213,7 @@ class Decoder:
 
 
 class _Choice(LogitsProcessor):
-    """Chooses for each row from its own seed, and leaves ``generate`` that one token."""
+    """Chooses each row's token from the row's own seed, and forbids ``generate`` all others."""
 
     def __init__(self, rows: Sequence[DecodingRow]) -> None:
         self.rows = rows

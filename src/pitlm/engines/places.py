@@ -1,4 +1,4 @@
-"""Keys and values of rows that are written side by side, a place each, and the attention that reads them. Ours.
+"""A cache in which each row has a place for its keys and values, and the attention that reads the places. Ours.
 
 A row fills the columns 0, 1, ... of its place, and places are read as wide as the longest row, to the next 16. So what
 a row sees lies at the same columns whoever its neighbours are, and on a CPU its numbers are the same to the last bit:
@@ -54,7 +54,7 @@ AttentionMaskInterface.register(PLACES_ATTENTION, sdpa_mask)
 
 
 def rounded(length: int) -> int:
-    """The width for so many tokens."""
+    """The width of a place for so many tokens."""
     return -(-length // STEP) * STEP
 
 
@@ -71,7 +71,7 @@ class Places(Cache):
         self._masks: dict[Any, Tensor] = {}
 
     def fit(self, count: int, width: int, tokens: int) -> None:
-        """Make room for ``count`` places of ``width`` columns; growing, for as many as ``tokens`` allow."""
+        """Make room for ``count`` places of ``width`` columns; a cache that grows gets as many as ``tokens`` allow."""
         if count <= self._size[0] and width <= self._size[1]:
             return
         self._size = max(count, tokens // width), width
@@ -81,7 +81,7 @@ class Places(Cache):
             new[:kept, :, :columns] = old[:kept, :, :columns]
 
     def fill(self, rows: Sequence[int], read: DynamicCache) -> None:
-        """Put what a pass over whole prompts has left into these places."""
+        """Copy the keys and values of a pass over whole prompts into these places."""
         found = [states for layer in read.layers for states in (layer.keys, layer.values)]
         self._held = self._held or [self._empty(states) for states in found]
         for held, states in zip(self._held, found, strict=True):
@@ -105,7 +105,7 @@ class Places(Cache):
         return self._lengths_n[:, None]
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What the attention scores have added to them, (n, 1, 1, W)."""
+        """The mask that is added to the attention scores, (n, 1, 1, W)."""
         if window not in self._masks:
             column_W = torch.arange(self._width, device=self._lengths_n.device)
             last_n1 = self._lengths_n[:, None]

@@ -1,4 +1,4 @@
-"""What has been asked of a paid model and what it answered: one SQLite file, so that nothing is paid for twice."""
+"""Requests to a paid model and its replies in one SQLite file, so that no reply is paid for twice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ReplyCache:
         )
 
     def _run(self, statement: str, *values: str) -> Any:
-        """The first row of what a statement gives, None where it gives none."""
+        """The first row of a statement's result, None if the result is empty."""
         with self._locked():
             return self._database.execute(statement, values).fetchone()
 

@@ -15,7 +15,7 @@ def accelerators() -> list[tuple[str, int]]:
 
 
 def release_memory() -> None:
-    """Give back what dropped models held, for other processes to take."""
+    """Give the memory of dropped models back, so that other processes can take it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Rows that begin alike, packed into one sequence as trees: shared beginnings are there once. Ours.
+"""Rows that begin alike, packed into one sequence as trees that hold each shared beginning once. Ours.
 
 The four rows of Eq. 2 share x, and two by two a reference; the candidates of one reference share x and y_ref. The
 first row of a tree is packed whole, then of each further row only what is new, with no padding. How the tokens then
@@ -188,7 +188,7 @@ class Forest:
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores, so that only the allowed ones count."""
+    """A mask to add to attention scores: 0 where attention is allowed, else the lowest number of the dtype."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 

@@ -85,9 +85,7 @@ class Generator(Checkpoint):
     """Conversations at a time."""
 
     def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
-        """Token ids of x, and for an improver of y_ref.
-
-        Every round of a loop that begins with them fits the window.
+        """Token ids of x, for an improver with y_ref; every round of a loop that begins with them fits the window.
 
         Raises:
             InputError: x leaves no room for an answer; for an improver x with y_ref, or with a proposal in its place.

@@ -54,7 +54,7 @@ class Scorer(Checkpoint):
         return [dict(zip(group, next(scores), strict=True)) if group else {} for group in groups]
 
     def _rows(self, items: Sequence[Improvement]) -> list[list[int]]:
-        """Token ids of each prompt and response; what several responses share is encoded once."""
+        """Token ids of the prompt and the response of each item; equal prompts are encoded once."""
         asked = list(dict.fromkeys((item.prompt, item.reference) for item in items))
         encoded = encode_prompts(self.tokenizer, [self.conversation(*before) for before in asked])
         prompts = dict(zip(asked, encoded, strict=True))
