@@ -59,6 +59,12 @@ def test_a_language_model_judges_a_run_beside_the_truth(tiny_run: Any, shell: An
         same = answers[row.item][row.first] == answers[row.item]["original"]
         assert len(row.replies) == (0 if same else 2)  # nobody is asked about equal answers
 
+    # Paid replies measure the agreement with the labels on as many pairs as there are items; the truth is free.
+    found = json.loads((run / "evaluation" / "stage.json").read_text())["result"]["judges"]
+    held_out = json.loads((run / "data" / "stage.json").read_text())["result"]["folds"]["test"]["pairs"]
+    assert (found["true utility"]["pairs"], found["short [m]"]["pairs"]) == (held_out, 16)
+    assert held_out > 16
+    assert len(server.answered) <= sum(len(row.replies) for row in judged) + 2 * 16
     # The first judge of the recipe gives the headline; each judge has its table, and they are compared.
     printed = " ".join(done.stdout.split())
     for judge in ("true utility", "short [m]"):
@@ -71,6 +77,8 @@ def test_a_language_model_judges_a_run_beside_the_truth(tiny_run: Any, shell: An
     page = (run / "report.html").read_text(encoding="utf-8")
     for words in ("Judged by true utility", "Judged by short [m]", "short [m] with the held-out labels"):
         assert words in page
+    assert f"short [m] was asked about 16 of the {held_out} held-out pairs with labels" in page
+    assert "true utility was asked about" not in page
 
     found = shell("evaluate", run, "--resamples", 50)
     assert found.returncode == 0, found.stderr

@@ -21,10 +21,9 @@ def test_the_quality_that_is_drawn_is_that_of_the_held_out_items(tmp_path: Path)
     write(folder / "metrics.jsonl", [*steps, {"step": 3, "train_runtime": 1.0}])
     write(folder / "probe.jsonl", [{"step": 0, "quality": [1.0, 2.0]}, {"step": 2, "quality": [2.0, 4.0]}])
     curve = read_curve(folder, "true utility")
-    assert curve.stage == folder.name
-    assert curve.figures["reward"] == [(1, 0.5), (2, 1.0), (3, 1.5)]
-    assert curve.figures["true utility on held-out prompts"] == [(0, 1.5), (2, 3.0)]
-    assert curve.figures["KL to the SFT improver (nats per sequence)"] == [(1, 0.1), (2, 0.2), (3, 0.1 * 3)]
+    assert curve["reward"] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert curve["true utility on held-out prompts"] == [(0, 1.5), (2, 3.0)]
+    assert curve["KL to the SFT improver (nats per sequence)"] == [(1, 0.1), (2, 0.2), (3, 0.1 * 3)]
 
 
 def measured(**quality: list[float]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import SystemFigures
-from pitlm.report.shape import Curve, RoundQuality
+from pitlm.report.shape import Points
 
 # Okabe and Ito's palette, in the order that keeps neighbours apart; the page may lighten them.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -54,32 +54,32 @@ _STYLE: dict[Any, Any] = {
 
 
 @matplotlib.rc_context(_STYLE)
-def curve_panels(curve: Curve) -> list[Markup]:
+def curve_panels(stage: str, figures: Mapping[str, Points]) -> list[Markup]:
     """Each figure of one RL stage against its steps; a figure without a finite value gives no panel."""
     panels = []
-    for number, (title, given) in enumerate(curve.figures.items()):
+    for number, (title, given) in enumerate(figures.items()):
         points = [(step, value) for step, value in given if isfinite(value)]
         if points:
-            figure, axes = _figure(_PANEL)
+            figure, axes = _figure(*_PANEL)
             # Sparse points need to be shown; dense curves would drown in them.
             marker = _MARKERS[number] if len(points) <= 30 else ""
             axes.plot(*zip(*points, strict=True), color=SERIES[number], marker=marker, markersize=3, linewidth=1.3)
             axes.set_xlabel("RL step")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            panels.append(_panel(figure, title, f"{curve.stage}: {title}"))
+            panels.append(_panel(figure, title, f"{stage}: {title}"))
     return panels
 
 
 @matplotlib.rc_context(_STYLE)
-def round_panel(quality: RoundQuality) -> Markup | None:
+def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup | None:
     """Mean quality by improvement round, with intervals; None without a finite value."""
-    systems = {n: i for n, i in quality.systems.items() if any(isfinite(interval.estimate) for interval in i)}
-    if not systems:
+    shown = {n: i for n, i in systems.items() if any(isfinite(interval.estimate) for interval in i)}
+    if not shown:
         return None
-    figure, axes = _figure((_WIDE, 2.7 + 0.15 * len(systems)))
-    for number, (name, intervals) in enumerate(systems.items()):
+    figure, axes = _figure(_WIDE, 2.7 + 0.15 * len(shown))
+    for number, (name, intervals) in enumerate(shown.items()):
         # A little apart, or the intervals of equal systems would hide one another.
-        shift = 0.06 * (number - (len(systems) - 1) / 2)
+        shift = 0.06 * (number - (len(shown) - 1) / 2)
         axes.errorbar(
             [round_ + shift for round_ in range(len(intervals))],
             [interval.estimate for interval in intervals],
@@ -93,19 +93,18 @@ def round_panel(quality: RoundQuality) -> Markup | None:
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round (0 = original)")
-    _legend(axes)
-    return _panel(figure, f"{quality.name} by improvement round")
+    return _panel(figure, f"{judge} by improvement round")
 
 
 @matplotlib.rc_context(_STYLE)
 def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     """Overlaid histograms of the calibrated gap to the original, with a line at 0; None without a finite value."""
-    groups = {name: np.array([v for v in values if isfinite(v)]) for name, values in gaps.items()}
-    groups = {name: values for name, values in groups.items() if len(values)}
+    finite = {name: np.array([v for v in values if isfinite(v)]) for name, values in gaps.items()}
+    groups = {name: values for name, values in finite.items() if len(values)}
     if not groups:
         return None
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
-    figure, axes = _figure((_WIDE, 2.7 + 0.15 * len(groups)))
+    figure, axes = _figure(_WIDE, 2.7 + 0.15 * len(groups))
     for number, (name, values) in enumerate(groups.items()):
         colour, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
         weights = np.full(len(values), 1 / len(values))
@@ -116,7 +115,6 @@ def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("gap to the original (0 = no better)")
     axes.set_ylabel("share of answers")
-    _legend(axes)
     return _panel(figure, "Distribution of the gap")
 
 
@@ -126,39 +124,30 @@ def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
     judged = [line for line in systems if isfinite(line.delta.estimate)]
     if not judged:
         return []
-    win_rate = _dots({line.system: line.win_rate for line in judged})
-    win_rate.axes[0].set_xlim(0, 1)
-    delta = _dots({line.system: line.delta for line in judged})
-    delta.axes[0].axvline(0, color="black", linewidth=1)
-    return [
-        _panel(win_rate, "win rate against the original"),
-        _panel(delta, "Δ = win rate \N{MINUS SIGN} lose rate"),
-    ]
+    names = [_label(line.system) for line in judged]
+    win_rate, axes = _dots(names, [line.win_rate for line in judged])
+    axes.set_xlim(0, 1)
+    delta, axes = _dots(names, [line.delta for line in judged])
+    axes.axvline(0, color="black", linewidth=1)
+    return [_panel(win_rate, "win rate against the original"), _panel(delta, "Δ = win rate \N{MINUS SIGN} lose rate")]
 
 
-def _dots(points: Mapping[str, Interval]) -> Figure:
+def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, Axes]:
     """A dot with its interval for each name, one below the other."""
-    figure, axes = _figure((_WIDE, 0.5 + 0.42 * len(points)))
-    axes.errorbar(
-        [interval.estimate for interval in points.values()],
-        range(len(points)),
-        xerr=_arms(list(points.values())),
-        fmt="o",
-        color=SERIES[0],
-        markersize=5,
-        capsize=3,
-        elinewidth=1.5,
-    )
+    figure, axes = _figure(_WIDE, 0.5 + 0.42 * len(names))
+    dots = [interval.estimate for interval in intervals]
+    bar: dict[str, Any] = {"color": SERIES[0], "markersize": 5, "capsize": 3, "elinewidth": 1.5}
+    axes.errorbar(dots, range(len(names)), xerr=_arms(intervals), fmt="o", **bar)
     # Names above their dots rather than beside the axis leave the whole width to the data.
     patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    for row, label in enumerate(points):
-        axes.text(0, row - 0.35, _label(label), transform=axes.get_yaxis_transform(), va="center", bbox=patch)
+    for row, name in enumerate(names):
+        axes.text(0, row - 0.35, name, transform=axes.get_yaxis_transform(), va="center", bbox=patch)
     axes.set_yticks([])
-    axes.set_ylim(len(points) - 0.6, -0.6)
+    axes.set_ylim(len(names) - 0.6, -0.6)
     axes.spines.left.set_visible(False)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    return figure
+    return figure, axes
 
 
 def _arms(intervals: Sequence[Interval]) -> list[list[float]]:
@@ -173,19 +162,18 @@ def _label(text: str) -> str:
     return clean if len(clean) <= 40 else f"{clean[:39]}…"
 
 
-def _legend(axes: Axes) -> None:
-    # Above the axes it can never hide data, whatever the data.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, ncols=1)
-
-
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _panel(figure: Figure, title: str, description: str = "") -> Markup:
     """The figure as an element of an HTML page, with its title; ``description`` is read aloud in place of the SVG."""
     description, buffer = _label(description or title), io.StringIO()
+    for axes in figure.axes:
+        if axes.get_legend_handles_labels()[1]:
+            # Above the axes it can never hide data, whatever the data.
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, ncols=1)
     # With another salt for each panel, no two panels of a page have an identifier in common.
     with matplotlib.rc_context({"svg.hashsalt": f"{description} {title}".encode("utf-8", "replace").decode()}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

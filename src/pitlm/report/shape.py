@@ -16,40 +16,8 @@ from pitlm.core.verdicts import VerdictRow
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
 
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One stage of reinforcement learning: for each figure its points (step, value). NaN marks a gap.
-
-    The figures are the reward, what the reward cannot see (the true utility of held-out answers, or what a judge says
-    of them), and the KL to the SFT improver, a sum over a sequence in nats.
-    """
-
-    stage: str
-    figures: Mapping[str, Sequence[tuple[float, float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class RoundQuality:
-    """Mean quality after round 0 (the original), 1, 2, ... for each system."""
-
-    name: str
-    systems: Mapping[str, Sequence[Interval]]
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> RoundQuality:
-        """From the result of an evaluation."""
-        return cls(row["judge"], {name: [Interval(*i) for i in chain] for name, chain in row["systems"].items()})
-
-
-@dataclass(frozen=True, slots=True)
-class HealthLine:
-    """One figure about the gap model: a share with its interval, or a plain number; and how to read it."""
-
-    key: str
-    name: str
-    value: Interval | float
-    explanation: str = ""
+Points = Sequence[tuple[float, float]]
+"""The points of a curve: (step, value). NaN marks a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +36,12 @@ class Report:
     Attributes:
         judges: how often each judge agrees with held-out labels. The first is the judge of the headline.
         compared: pairs of systems whose Deltas are set against one another.
+        curves: for each stage of reinforcement learning its figures by name: the reward, what the reward cannot see
+            (the true utility of held-out answers, or what a judge says of them), and the KL to the SFT improver, a sum
+            over a sequence in nats.
+        quality_by_round: by judge and system, the mean quality after round 0 (the original), 1, 2, ...
+        gaps: by system, the gap of each final answer to the original answer.
+        health: figures about the gap model by the keys of ``HEALTH``: shares with intervals, and plain numbers.
         trends: a sentence about each RL stage.
         notes: how to read the results, one paragraph each; shown last.
     """
@@ -78,10 +52,10 @@ class Report:
     summary: Summary | None = None
     judges: Mapping[str, Interval] = field(default_factory=dict)
     compared: Sequence[tuple[str, str]] = ()
-    curves: Sequence[Curve] = ()
-    quality_by_round: RoundQuality | None = None
+    curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)
+    quality_by_round: Mapping[str, Mapping[str, Sequence[Interval]]] = field(default_factory=dict)
     gaps: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    health: Sequence[HealthLine] = ()
+    health: Mapping[str, Interval | float] = field(default_factory=dict)
     examples: Sequence[BeforeAfter] = ()
     trends: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -103,7 +77,7 @@ _WORSE = _SHARE + "Low: the loop may accept a worse answer."
 
 # key -> (name, explanation), in the order in which a reader should meet them. The relations' keys are those of
 # `core.equations.RELATIONS`, the others those of `evaluate.gap_health`.
-_HEALTH: Mapping[str, tuple[str, str]] = {
+HEALTH: Mapping[str, tuple[str, str]] = {
     "wl>ww": ("Order: improving beats repeating the chosen answer (wl > ww)", _UNCHANGED),
     "wl>ll": ("Order: improving beats repeating the rejected answer (wl > ll)", _UNCHANGED),
     "wl>lw": (
@@ -147,17 +121,14 @@ _HEALTH: Mapping[str, tuple[str, str]] = {
 }
 
 
-def health_lines(health: Mapping[str, Any]) -> list[HealthLine]:
-    """The figures of :func:`pitlm.evaluate.gap_health.gap_health`, in the order in which a reader should meet them.
+def health_figures(health: Mapping[str, Any]) -> dict[str, Interval | float]:
+    """The figures of :func:`pitlm.evaluate.gap_health.gap_health` by the keys of ``HEALTH``, in the same order.
 
     Raises:
         KeyError: a figure is missing.
     """
-    figures = {**health, **health["order"]}
-    values = {
-        key: share_interval(figures[key]) if isinstance(figures[key], Mapping) else figures[key] for key in _HEALTH
-    }
-    return [HealthLine(key, name, values[key], explanation) for key, (name, explanation) in _HEALTH.items()]
+    found = {**health, **health["order"]}
+    return {key: share_interval(found[key]) if isinstance(found[key], Mapping) else found[key] for key in HEALTH}
 
 
 def share_interval(share: Mapping[str, float]) -> Interval:

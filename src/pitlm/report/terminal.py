@@ -14,11 +14,12 @@ from pitlm.evaluate.agreement import Agreement
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
 from pitlm.io.console import make_console
-from pitlm.report.shape import HealthLine, Report
+from pitlm.report.shape import HEALTH, Report
 
 EXAMPLES = 3
+"""Answers before and after that are printed."""
 
-Row = Sequence[str]
+Rows = Sequence[Sequence[str]]
 
 
 def print_report(report: Report) -> None:
@@ -30,7 +31,8 @@ def print_report(report: Report) -> None:
             console.print()
             console.print(_table(_ANSWERED, _answered(summary.by(judge)), title=title))
         _print_agreement(console, summary.agreement)
-    console.print(_table(("figure", "value", "95%"), map(_health, report.health), title="Health of R_PIT"))
+    health = [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]
+    console.print(_table(("figure", "value", "95%"), health, title="Health of R_PIT"))
     answers = [
         f"  asked   {example.trace.prompt.text}\n  before  {example.trace.original}\n  after   {example.trace.final}\n"
         for example in report.examples[:EXAMPLES]
@@ -49,20 +51,19 @@ def print_summary(summary: Summary) -> None:
     for judge in dict.fromkeys(s.judge for s in summary.systems):
         _print_systems(console, summary, judge)
     for judge in dict.fromkeys(d.judge for d in summary.differences):
-        title = f"Between systems: Delta against {summary.baseline} of one less that of the other, same items"
-        rows: list[Row] = []
+        title = (
+            f"Between systems: Delta against {summary.baseline} of one less that of the other, same items{_by(judge)}"
+        )
+        headings = ["one", "other", "items", "difference", "better", "worse", "p", "sign p", "p Holm"]
+        rows = []
         for d in (d for d in summary.differences if d.judge == judge):
             counts = (f"{d.test.items:,}", points(d.delta), f"{d.test.better:,}", f"{d.test.worse:,}")
-            rows.append([d.first, d.second, *counts, *map(_p, (d.test.p, d.test.sign_p, d.p_holm))])
-        headings = ("one", "other", "items", "difference", "better", "worse", "p", "sign p", "p Holm")
-        _print(console, title + _by(judge), headings, rows, names=2)
+            rows.append((d.first, d.second, *counts, *map(_p, (d.test.p, d.test.sign_p, d.p_holm))))
+        _print(console, title, headings, rows, names=2)
     for judge, ranking in summary.rankings.items():
-        shown = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
-        title = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{shown})"
-        rows = [
-            (name, _range(strength, ".2f"), _range(summary.elo[judge][name], ".0f"))
-            for name, strength in ranking.strengths.items()
-        ]
+        first = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
+        title, elo = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{first})", summary.elo[judge]
+        rows = [(name, _range(own, ".2f"), _range(elo[name], ".0f")) for name, own in ranking.strengths.items()]
         _print(console, title, ("system", "Bradley-Terry", "Elo"), rows)
     for judge, ranking in summary.rankings.items():
         if not ranking.exists:
@@ -71,53 +72,44 @@ def print_summary(summary: Summary) -> None:
                 "no finite estimate. The strengths are held by a prior: read their order, not their distances."
             )
     title = "Position (both orders): bias is the share that chose the first shown less the share that chose the second"
-    rows = [
-        (
-            b.judge,
-            f"{b.rows:,}",
-            _range(b.consistent, scale=100),
-            points(b.bias),
-            f"{b.first_both:,}",
-            f"{b.second_both:,}",
-        )
-        for b in summary.position
-    ]
-    _print(console, title, ("judge", "rows", "consistent", "bias", "first both times", "second both times"), rows)
+    headings = ["judge", "rows", "consistent", "bias", "first both times", "second both times"]
+    rows = []
+    for b in summary.position:
+        consistent, both = _range(b.consistent, scale=100), (f"{b.first_both:,}", f"{b.second_both:,}")
+        rows.append((b.judge, f"{b.rows:,}", consistent, points(b.bias), *both))
+    _print(console, title, headings, rows)
     _print_agreement(console, summary.agreement)
     for name, figures in summary.added.items():
-        added = [(label, _range(figure, ".3f")) for label, figure in figures.items()]
-        _print(console, name, ("", "estimate"), added)
+        _print(console, name, ("", "estimate"), [(label, _range(value, ".3f")) for label, value in figures.items()])
 
 
 def _print_systems(console: Console, summary: Summary, judge: str) -> None:
     """Print the tables of each system against the baseline, by one judge."""
-    lines = summary.by(judge)
-    others = [s for s in lines if s.system != summary.baseline]
-    counts: list[Row] = []
-    rates: list[Row] = []
-    for s in others:
-        counted = (f"{s.test.items:,}", *_shares(s, "win", "tie", "loss", "inconsistent"), f"{s.tally.unparsable:,}")
+    lines, by = summary.by(judge), _by(judge)
+    counts, rates = [], []
+    for s in (s for s in lines if s.system != summary.baseline):
+        verdicts = (*_shares(s, "win", "tie", "loss", "inconsistent"), f"{s.tally.unparsable:,}")
         tested = (_number(100 * s.standard_error), _p(s.test.p), _p(s.p_holm))
-        counts.append((s.system, *counted, points(s.delta), *tested))
+        counts.append((s.system, f"{s.test.items:,}", *verdicts, points(s.delta), *tested))
         alpaca = map(_number, (s.alpaca.win_rate, s.alpaca.standard_error, s.alpaca.discrete_win_rate))
         needed = "-" if s.items_needed is None else f"{s.items_needed:,}"
         rates.append((s.system, *alpaca, _equal_lengths(s), _number(100 * s.detectable), needed))
     headings = ["system", "items", "win", "tie", "loss", "incons.", "unpars.", "Delta", "SE", "p", "p Holm"]
-    _print(console, f"Against {summary.baseline}{_by(judge)}", headings, counts)
-    title = "Win rate, a tie as half a win (AlpacaEval's), and the smallest Delta that so many items show"
+    _print(console, f"Against {summary.baseline}{by}", headings, counts)
+    title = f"Win rate, a tie as half a win (AlpacaEval's), and the smallest Delta that so many items show{by}"
     headings = ["system", "win rate", "SE", "discrete", "at equal lengths", "shows from", "items needed"]
-    end = -1 if summary.settings["wanted_delta"] is None else None
-    _print(console, title + _by(judge), headings[:end], [row[:end] for row in rates])
-    costs = [(name, *row) for name, _, _, _, _, *row in _answered(lines)]
-    _print(console, f"Quality, and the tokens of each answer{_by(judge)}", (_ANSWERED[0], *_ANSWERED[5:]), costs)
+    shown = slice(-1 if summary.settings["wanted_delta"] is None else None)
+    _print(console, title, headings[shown], [row[shown] for row in rates])
+    costs = [(name, *own) for name, _, _, _, _, *own in _answered(lines)]
+    _print(console, f"Quality, and the tokens of each answer{by}", (_ANSWERED[0], *_ANSWERED[5:]), costs)
 
 
 _ANSWERED = ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens", "gain / 100")
 
 
-def _answered(systems: Iterable[SystemFigures]) -> list[Row]:
+def _answered(systems: Iterable[SystemFigures]) -> Rows:
     """Rows of the table of a run: what each system won, and what its answers took."""
-    rows: list[Row] = []
+    rows = []
     for s in systems:
         if s.answered is not None:
             quality = f"{s.quality.estimate:.2f}" if s.quality else "-"
@@ -128,11 +120,11 @@ def _answered(systems: Iterable[SystemFigures]) -> list[Row]:
     return rows
 
 
-def _health(line: HealthLine) -> Row:
-    if not isinstance(line.value, Interval):
-        return line.name, _number(line.value, ".2f"), ""
-    low, high = 100 * line.value.low, 100 * line.value.high
-    return line.name, _number(line.value.estimate, ".1%"), f"{low:.1f}-{high:.1f}%"
+def _health(value: Interval | float) -> tuple[str, str]:
+    """A figure of health, and its interval if it is a share."""
+    if not isinstance(value, Interval):
+        return _number(value, ".2f"), ""
+    return _number(value.estimate, ".1%"), f"{100 * value.low:.1f}-{100 * value.high:.1f}%"
 
 
 def _print_agreement(console: Console, found: Agreement | None) -> None:
@@ -145,18 +137,17 @@ def _print_agreement(console: Console, found: Agreement | None) -> None:
         "Krippendorff's alpha, loss < tie < win": found.ordinal,
     }
     title = f"Agreement of {len(found.judges)} judges on {found.units:,} comparisons"
-    rows = [(name, _range(value, ".3f")) for name, value in coefficients.items()]
-    _print(console, title, ("", "coefficient"), rows)
+    _print(console, title, ("", "coefficient"), [(name, _range(value, ".3f")) for name, value in coefficients.items()])
 
 
-def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence[Row], names: int = 1) -> None:
+def _print(console: Console, title: str, headings: Sequence[str], rows: Rows, names: int = 1) -> None:
     """Print a table that is not empty. The title is printed apart, because a table folds it to its own width."""
     if rows:
         click.echo(f"\n{title}")
         console.print(_table(headings, rows, names=names))
 
 
-def _table(headings: Sequence[str], rows: Iterable[Row], *, names: int = 1, title: str = "") -> Table:
+def _table(headings: Sequence[str], rows: Rows, *, names: int = 1, title: str = "") -> Table:
     """A table of plain text. Where it is tight, the first ``names`` columns fold and figures do not."""
     table = Table(title=Text(title) if title else None)
     for number, heading in enumerate(headings):

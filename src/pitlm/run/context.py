@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pitlm.core.errors import RankFailed
@@ -15,7 +16,9 @@ from pitlm.method.setting import Quality, Setting
 from pitlm.models.adapters import Bases
 from pitlm.models.devices import release_memory
 from pitlm.models.scorers import RewardModel
+from pitlm.report.shape import Report
 from pitlm.run.judges import truth
+from pitlm.run.results import run_report
 
 
 class Trained(Exception):
@@ -33,6 +36,11 @@ class Context(Setting):
 
     launch: Launch | None = None
     rank: bool = False
+
+    @cached_property
+    def report(self) -> Report:
+        """What the run has measured. It is made once: read it when the evaluation is done."""
+        return run_report(self.root, self.recipe)
 
     def train(self, folder: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Do the training of a stage, and nothing else of it, here or in as many processes as the launch says.

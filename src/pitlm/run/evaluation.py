@@ -1,4 +1,4 @@
-"""The evaluation of a run: every system answers the held-out prompts, and each judge compares it with the original."""
+"""The evaluation of a run: each system answers the held-out prompts, and each judge compares it with the original."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
 from pitlm.judge.make_judge import run_judge
-from pitlm.judge.protocol import Judge
+from pitlm.judge.protocol import Judge, TwoOrderJudge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_baselines
 from pitlm.loop.chains import incumbents
@@ -25,7 +25,7 @@ from pitlm.run.context import Context
 from pitlm.run.judges import judges_of
 
 
-def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict[str, Any]:
+def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     """Let every system answer, and every judge judge.
 
     Writes ``verdicts.jsonl``, the rows of `pit judge`; ``items.jsonl``, all answers and what they took; and
@@ -35,43 +35,49 @@ def evaluate(context: Context, folder: Path, policy: str, improver: str) -> dict
         BudgetSpent: a judge's cost limit was reached; the replies so far are kept, and the same command goes on.
         InputError: a judge cannot be had.
     """
-    baselines, bases = chosen_baselines(context.recipe), context.bases()
-    systems = _systems(context, policy, improver)
+    baselines, section, bases = chosen_baselines(context.recipe), context.recipe.evaluation, context.bases()
+    systems = _systems(context)
     judges = judges_of(context, bases)
     traces = systems.traces(baselines)
     answers = {ORIGINAL: [Answer(text) for text in systems.y0]}
     answers |= {name: [answer_of(trace) for trace in own] for name, own in traces.items()}
     compared = against_original(systems.prompts, answers)
     labels = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in context.folds["test"]]
-    verdicts = {judge.name: run_judge(judge, [*compared, *labels]) for judge in judges}
-    rows = [row for judged in verdicts.values() for row in judged[: len(compared)]]
+    rows: list[VerdictRow] = []
+    agreement = {}
+    for judge in judges:
+        # Each reply of a judge that is asked in words may cost money.
+        asked = labels[: section.items] if isinstance(judge, TwoOrderJudge) else labels
+        judged = run_judge(judge, [*compared, *asked])
+        rows += judged[: len(compared)]
+        agreement[judge.name] = {**_label_agreement(judged[len(compared) :]), "pairs": len(asked)}
     tokenizer = context.tokenizer
-    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)))
     write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
+    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)))
     write_json_lines(folder / "items.jsonl", items)
     write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
     wanted, samples = systems.samples
     return {
-        "judges": {name: _label_agreement(judged[len(compared) :]) for name, judged in verdicts.items()},
+        "judges": agreement,
         "compared": comparisons(baselines),
         "tokens": systems.tokens,
         "best_of_samples": samples,
         "best_of_tokens_wanted": wanted,
-        "quality_by_round": _quality_by_round(systems, judges, context.recipe.evaluation.resamples),
+        "quality_by_round": _quality_by_round(systems, judges, section.resamples),
         "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
     }
 
 
-def _systems(context: Context, policy: str, improver: str) -> Systems:
+def _systems(context: Context) -> Systems:
     """All systems on the held-out prompts, the original answers drawn."""
-    section, bases = context.recipe.evaluation, context.bases()
+    recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
     models = TrainedModels(
-        policy=context.open(Policy, policy, bases),
-        improver=context.open(Improver, improver, bases),
+        policy=context.open(Policy, recipe.policy_stage, bases),
+        improver=context.open(Improver, recipe.improver_stage, bases),
         corrector=context.open(Improver, "improver-sft", bases),
         gap=context.open(GapModel, "gap", bases),
         reward=context.open(RewardModel, "reward", bases),
-        policy_before=context.open(Policy, "policy-sft", bases) if context.recipe.policy_rl else None,
+        policy_before=context.open(Policy, "policy-sft", bases) if recipe.policy_rl else None,
     )
     for model in filter(None, (models.policy, models.improver, models.corrector, models.policy_before)):
         model.batch_size = section.batch_size
@@ -80,7 +86,7 @@ def _systems(context: Context, policy: str, improver: str) -> Systems:
     with progress_bar("original answers", len(prompts)) as advance:
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
-    return Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, section.tokens)
+    return Systems(prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens)
 
 
 def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:
@@ -121,20 +127,17 @@ def _label_agreement(rows: Sequence[VerdictRow]) -> dict[str, float]:
     return share([row.verdict is Verdict.WIN for row in rows if row.verdict in (Verdict.WIN, Verdict.LOSS)])
 
 
-def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int) -> dict[str, Any] | None:
-    """Mean quality after each round without a stop rule, by the first judge that gives scores; None without one."""
+def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int) -> dict[str, Any]:
+    """Mean quality after each round without a stop rule, by the first judge that gives scores; empty without one."""
     judge = next((judge for judge in judges if isinstance(judge, ScoreJudge)), None)
     if judge is None:
-        return None
-    rounds = {
-        name: [
-            mean_interval(judge.score(systems.prompts, list(texts)), resamples=resamples)
-            for texts in zip(*map(incumbents, chain), strict=True)
-        ]
-        for name, chain in systems.chains.items()
-    }
-    means = {name: [[i.estimate, i.low, i.high] for i in intervals] for name, intervals in rounds.items()}
-    return {"judge": judge.name, "systems": means}
+        return {}
+    means: dict[str, list[list[float]]] = {name: [] for name in systems.chains}
+    for name, chain in systems.chains.items():
+        for texts in zip(*map(incumbents, chain), strict=True):
+            mean = mean_interval(judge.score(systems.prompts, list(texts)), resamples=resamples)
+            means[name].append([mean.estimate, mean.low, mean.high])
+    return {judge.name: means}
 
 
 def _gaps(systems: Systems, answers: Sequence[Answer]) -> list[float]:

@@ -12,14 +12,13 @@ import numpy as np
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
+from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Difference, SystemFigures, summarise
 from pitlm.evaluate.verdict_files import read_verdicts
-from pitlm.io.atomic import write_text
 from pitlm.loop.baselines.baseline import PIT
 from pitlm.method.logs import read_metrics
 from pitlm.method.probe import probe_file
-from pitlm.report.html import render
-from pitlm.report.shape import BeforeAfter, Curve, Report, RoundQuality, health_lines, share_interval
+from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
 from pitlm.report.terminal import points
 from pitlm.run.evaluated import read_lines, run_verdicts
 from pitlm.run.folder import Status, is_current, stage_record, stage_result
@@ -28,26 +27,18 @@ EXAMPLES = 400
 """Answers before and after that a report holds."""
 
 
-def write_report(root: Path, recipe: Recipe) -> dict[str, Any]:
-    """Write ``report.html`` at the root of the run, where people look for it."""
-    path = root / "report.html"
-    write_text(path, render(run_report(root, recipe)))
-    return {"path": path.name}
-
-
 def run_report(root: Path, recipe: Recipe) -> Report:
     """What was measured in a run, as far as the run has got and of the models that its folder holds now."""
     record = stage_record(root, "gap")
-    health = record["result"]["health"] if record and record["status"] == Status.DONE else None
-    title, lines = f"pitlm: {recipe.name}", health_lines(health) if health else []
-    if health is None or not is_current(root, "evaluation"):
-        return Report(title, health=lines)
-    result, data, fresh = stage_result(root, "evaluation"), stage_result(root, "data"), health["fresh_pairs"]
+    gap = record["result"]["health"] if record and record["status"] == Status.DONE else None
+    title, health = f"pitlm: {recipe.name}", health_figures(gap) if gap else {}
+    if gap is None or not is_current(root, "evaluation"):
+        return Report(title, health=health)
+    result, data = stage_result(root, "evaluation"), stage_result(root, "data")
     verdicts, known = run_verdicts(root)
     rows = [annotation.row for annotation in read_verdicts([verdicts])]
     summary = summarise(rows, answered=known, rank=None, resamples=recipe.evaluation.resamples)
-    judge, rounds = next(iter(result["judges"])), result["quality_by_round"]
-    compared = [(first, second) for first, second in result["compared"]]
+    judge, compared = next(iter(result["judges"])), [(first, second) for first, second in result["compared"]]
     pit = next(line for line in summary.by(judge) if line.system == PIT)
     traces = [Trace.from_dict(row) for row in read_lines(verdicts.with_name("traces.jsonl"))]
     changed = zip(traces, result["gaps"][PIT], (r for r in rows if (r.first, r.judge) == (PIT, judge)), strict=True)
@@ -60,22 +51,25 @@ def run_report(root: Path, recipe: Recipe) -> Report:
             f"prompts, judged by {judge}.",
             *map(_difference, summary.compared(judge, compared[:1])),
             *(
-                f"The judge ({name}) agrees with {_percent(right)} of {right['n']} held-out labels; chance is 50%."
+                f"The judge ({name}) agrees with {_percent(right)} held-out labels; chance is 50%."
                 for name, right in result["judges"].items()
             ),
-            f"R_PIT picks the better of two fresh policy answers in {_percent(fresh)} of {fresh['n']} pairs; "
+            f"R_PIT picks the better of two fresh policy answers in {_percent(gap['fresh_pairs'])} pairs; "
             "chance is 50%.",
         ],
         summary=summary,
         judges={name: share_interval(found) for name, found in result["judges"].items()},
         compared=compared,
-        curves=[read_curve(root / stage, judge) for stage in stages],
-        quality_by_round=RoundQuality.from_dict(rounds) if rounds else None,
+        curves={stage: read_curve(root / stage, judge) for stage in stages},
+        quality_by_round={
+            judge: {name: [Interval(*i) for i in rounds] for name, rounds in systems.items()}
+            for judge, systems in result["quality_by_round"].items()
+        },
         gaps=result["gaps"],
-        health=lines,
+        health=health,
         examples=[BeforeAfter(*example) for example in changed][:EXAMPLES],
         trends=[_trend(stage, stage_result(root, stage)["trend"]) for stage in stages],
-        notes=_notes(result, traces, pit, recipe),
+        notes=_notes(result, data["folds"]["test"]["pairs"], traces, pit, recipe),
     )
 
 
@@ -95,17 +89,16 @@ def _settings(recipe: Recipe, data: Mapping[str, Any], judges: str, items: int) 
     }
 
 
-def read_curve(folder: Path, judge: str) -> Curve:
-    """The curve of one RL stage, from its folder."""
+def read_curve(folder: Path, judge: str) -> dict[str, Points]:
+    """The figures of one RL stage by name, from its folder."""
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if "reward" in row]
     # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
     held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_metrics(probe_file(folder))]
-    figures = {
+    return {
         "reward": [(row["step"], row["reward"]) for row in rows],
         f"{judge} on held-out prompts": held_out,
         "KL to the SFT improver (nats per sequence)": [(row["step"], row["kl_sequence"]) for row in rows],
     }
-    return Curve(folder.name, figures)
 
 
 def data_line(result: Mapping[str, Any]) -> str:
@@ -124,7 +117,9 @@ def _difference(found: Difference) -> str:
 
 
 def _percent(share: Mapping[str, float]) -> str:
-    return f"{100 * share['estimate']:.1f}% [{100 * share['low']:.1f}%, {100 * share['high']:.1f}%]"
+    """A share with its interval, and of how many."""
+    estimate, low, high = (f"{100 * share[name]:.1f}%" for name in ("estimate", "low", "high"))
+    return f"{estimate} [{low}, {high}] of {share['n']}"
 
 
 def _trend(stage: str, trend: Mapping[str, Any]) -> str:
@@ -138,7 +133,9 @@ def _trend(stage: str, trend: Mapping[str, Any]) -> str:
     )
 
 
-def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, recipe: Recipe) -> list[str]:
+def _notes(
+    result: Mapping[str, Any], held_out: int, traces: list[Trace], pit: SystemFigures, recipe: Recipe
+) -> list[str]:
     """How to read the results, one paragraph each."""
     reasons = sorted(Counter(str(trace.stop_reason) for trace in traces).items())
     stops = ", ".join(f"{reason}: {count}" for reason, count in reasons)
@@ -154,4 +151,10 @@ def _notes(result: Mapping[str, Any], traces: list[Trace], pit: SystemFigures, r
             "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
             "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."
         )
+    for judge, labels in result["judges"].items():
+        if labels["pairs"] < held_out:
+            found.append(
+                f"To bound the cost, {judge} was asked about {labels['pairs']} of the {held_out} held-out pairs with "
+                "labels (evaluation.items)."
+            )
     return found

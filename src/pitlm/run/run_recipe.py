@@ -22,7 +22,7 @@ from pitlm.report.terminal import print_report
 from pitlm.run.context import Context
 from pitlm.run.folder import RunFolder, stage_record, stage_result
 from pitlm.run.judges import check_judges
-from pitlm.run.results import data_line, run_report
+from pitlm.run.results import data_line
 from pitlm.run.stage_work import do_work
 from pitlm.run.stages import build_stages
 
@@ -76,10 +76,10 @@ def run_recipe(
         number = f"{names.index(name) + 1}/{len(names)}"
         console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))
 
-    work = partial(do_work, Context(recipe, out, launch))
-    folder.execute(stages, work, recipe=recipe.model_dump(), update=update, listener=listen)
+    context = Context(recipe, out, launch)
+    folder.execute(stages, partial(do_work, context), recipe=recipe.model_dump(), update=update, listener=listen)
     if until is None:
-        print_report(run_report(out, recipe))
+        print_report(context.report)
         took = time.perf_counter() - (begin or time.perf_counter())
         console.print(
             Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. Report: {out / 'report.html'}")

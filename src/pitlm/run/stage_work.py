@@ -16,6 +16,7 @@ from pitlm.data.folds import cut_folds, unique_prompts, write_folds
 from pitlm.data.template import fit_preferences
 from pitlm.evaluate.gap_health import FreshPair, gap_health
 from pitlm.evaluate.statistics import mean_interval
+from pitlm.io.atomic import write_text
 from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.logs import read_metrics
@@ -25,9 +26,9 @@ from pitlm.models.generators import Policy
 from pitlm.models.loading import load_shape, load_tokenizer, window_of
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
+from pitlm.report.pages import render
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
-from pitlm.run.results import write_report
 from pitlm.run.stages import PipelineStage
 from pitlm.worlds import pocket as world
 
@@ -37,13 +38,15 @@ TEMPLATE_TOKENS = 48
 
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
     """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result."""
-    recipe, kind = context.recipe, stage.task
+    kind = stage.task
     if kind == "data":
         return prepare(context, folder)
     if kind == "evaluation":
-        return evaluate(context, folder, recipe.policy_stage, recipe.improver_stage)
+        return evaluate(context, folder)
     if kind == "report":
-        return write_report(context.root, recipe)
+        page = context.root / "report.html"  # at the root of the run, where people look for it
+        write_text(page, render(context.report))
+        return {"path": page.name}
     if kind == "policy-rl" or kind == "curriculum":
         if stage.curriculum is None:
             result = train_policy(context, stage.rl, folder)

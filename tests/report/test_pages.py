@@ -16,12 +16,12 @@ from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import AnswerFigures, Summary, summarise
-from pitlm.report.html import DASH, bounds, number, render, share
+from pitlm.report.pages import DASH, bounds, number, render, share
 from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
-from pitlm.report.shape import BeforeAfter, Curve, HealthLine, Report, RoundQuality, health_lines
+from pitlm.report.shape import HEALTH, BeforeAfter, Report, health_figures
 
 SHARE = {"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
-HEALTH = {
+MEASURED = {
     "order": dict.fromkeys(RELATIONS, SHARE),
     **dict.fromkeys(("held_out_pairs", "held_out_pairs_reward", "held_out_pairs_longer", "fresh_pairs"), SHARE),
     **dict.fromkeys(("antisymmetry", "equal_spread", "gap_spread", "length_correlation"), -0.25),
@@ -81,19 +81,16 @@ def full_report(text: str = "plain") -> Report:
         summary=full_summary(text),
         judges={f"utility {text}": interval},
         compared=[(f"pit {text}", f"refine {text}")],
-        curves=[
-            Curve(
-                f"stage {text}",
-                {
-                    "reward": [(1, 0.0), (2, 0.5), (3, 0.6)],
-                    f"probe {text}": [(1, 0.1), (2, math.nan), (3, 0.3)],
-                    "KL": [(1, 0.0), (2, 2.0), (3, 3.0)],
-                },
-            )
-        ],
-        quality_by_round=RoundQuality(f"quality {text}", {f"pit {text}": [interval, interval]}),
+        curves={
+            f"stage {text}": {
+                "reward": [(1, 0.0), (2, 0.5), (3, 0.6)],
+                f"probe {text}": [(1, 0.1), (2, math.nan), (3, 0.3)],
+                "KL": [(1, 0.0), (2, 2.0), (3, 3.0)],
+            }
+        },
+        quality_by_round={f"quality {text}": {f"pit {text}": [interval, interval]}},
         gaps={f"group {text}": [-1.0, 0.5, 2.0, math.nan]},
-        health=[*health_lines(HEALTH), HealthLine("key", f"measure {text}", interval, f"explanation {text}")],
+        health={**health_figures(MEASURED), "fresh_pairs": interval},
         examples=[example(text), example("other", Verdict.LOSS)],
         trends=[f"trend {text}"],
         notes=[f"note {text}"],
@@ -152,9 +149,12 @@ def test_page_is_well_formed_and_complete(plain: Page) -> None:
     assert page.open == []
     assert page.ids >= SECTIONS
     assert "missing" not in page.ids
-    words = ("title", "value", "headline", "trend", "note", "explanation", "probe", "pit", "refine", "Mean utility")
+    words = ("title", "value", "headline", "trend", "note", "probe", "pit", "refine", "Mean utility")
     for word in words:
         assert f"{word} plain" in page.text
+    for name, explanation in HEALTH.values():
+        assert name in page.text
+        assert explanation in page.text
     # Numbers of the hand-made report, in the units of the page: Delta (5 - 3) / 10, -6 / 10 and their difference; mean
     # quality 12 / 10, and the gain of 2 / 10 for 61.5 tokens; length 57 after 60.
     for text in ("+20.0%", "\N{MINUS SIGN}60.0%", "+80.0%", "12.5%", "\N{MINUS SIGN}3.0", "\N{MINUS SIGN}5.0%"):
@@ -168,11 +168,11 @@ def test_page_is_well_formed_and_complete(plain: Page) -> None:
     ("change", "section", "word"),
     [
         ({"summary": None, "judges": {}}, "systems", "comparison of systems"),
-        ({"curves": ()}, "training", "reinforcement learning"),
-        ({"curves": [Curve("s", {"reward": [(1, math.nan)]})]}, "training", "reinforcement learning"),
-        ({"quality_by_round": None, "gaps": {}}, "quality", "quality by round, distribution of gaps"),
+        ({"curves": {}}, "training", "reinforcement learning"),
+        ({"curves": {"s": {"reward": [(1, math.nan)]}}}, "training", "reinforcement learning"),
+        ({"quality_by_round": {}, "gaps": {}}, "quality", "quality by round, distribution of gaps"),
         ({"gaps": {"empty": []}}, None, "distribution of gaps"),
-        ({"health": ()}, "health", "health of the gap model"),
+        ({"health": {}}, "health", "health of the gap model"),
         ({"examples": ()}, "examples", "answers before and after"),
         ({"notes": (), "trends": ()}, "notes", None),
         ({"settings": {}}, "settings", None),
@@ -239,7 +239,7 @@ def test_the_policy_allows_exactly_the_script(plain: Page) -> None:
 
 def test_internal_references_resolve_and_ids_are_unique() -> None:
     report = full_report()
-    report = replace(report, curves=[*report.curves, replace(report.curves[0], stage="stage 1")])
+    report = replace(report, curves={**report.curves, "stage 1": report.curves["stage plain"]})
     html = render(report)
     page = Page(html)
     all_ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -278,10 +278,10 @@ def test_numbers_for_reading() -> None:
 
 
 def test_plots_leave_out_what_is_not_there() -> None:
-    [panel] = curve_panels(Curve("s", {"reward": [(1, math.nan)], "KL": [(1, 1.0), (2, math.nan)], "probe": []}))
+    [panel] = curve_panels("s", {"reward": [(1, math.nan)], "KL": [(1, 1.0), (2, math.nan)], "probe": []})
     assert "<figcaption>KL</figcaption>" in panel
     assert gap_panel({}) is None
-    assert round_panel(RoundQuality("q", {"a": [Interval(math.nan, math.nan, math.nan)]})) is None
+    assert round_panel("q", {"a": [Interval(math.nan, math.nan, math.nan)]}) is None
     assert rate_panels(full_summary().by("utility plain")[:1]) == []  # the original alone
     assert len(rate_panels(full_summary().by("utility plain"))) == 2
 
@@ -311,14 +311,14 @@ def test_gaps_that_are_all_equal_can_be_drawn() -> None:
 
 
 def test_every_figure_of_health_has_an_explanation_and_none_is_forgotten() -> None:
-    lines = health_lines(HEALTH)
-    assert [line.key for line in lines] == [*RELATIONS, *(key for key in HEALTH if key != "order")]
-    assert [line.key for line in lines][:5] == ["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # the five pairs of Eq. 2
-    assert all(line.explanation for line in lines)
-    assert lines[0].value == Interval(0.5, 0.25, 0.75)
-    assert lines[-1].value == -0.25
+    figures = health_figures(MEASURED)
+    assert list(figures) == [*RELATIONS, *(key for key in MEASURED if key != "order")] == list(HEALTH)
+    assert list(figures)[:5] == ["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # the five pairs of Eq. 2
+    assert all(name and explanation for name, explanation in HEALTH.values())
+    assert figures["wl>ww"] == Interval(0.5, 0.25, 0.75)
+    assert figures["length_correlation"] == -0.25
     with pytest.raises(KeyError, match="fresh_pairs"):
-        health_lines({key: value for key, value in HEALTH.items() if key != "fresh_pairs"})
+        health_figures({key: value for key, value in MEASURED.items() if key != "fresh_pairs"})
 
 
 def test_a_page_with_half_of_a_surrogate_pair_can_be_written() -> None:

@@ -1,0 +1,204 @@
+"""The two pages about a run, from templates: its report in HTML, and the model card of a model that is exported.
+
+The report is one HTML file that needs nothing else: no network, no fonts, no other files. Everything that a model or a
+user wrote is data. Jinja escapes it, the table of answers reads it from an escaped JSON block with ``textContent``, and
+a content security policy allows only the report's own script, so that not even a mistake here lets an answer run code
+or call home.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from pitlm import __version__
+from pitlm.core.verdicts import Verdict
+from pitlm.evaluate.statistics import Interval
+from pitlm.models.loading import Card
+from pitlm.report import plots
+from pitlm.report.shape import HEALTH, BeforeAfter, Report
+
+DASH = "\N{EN DASH}"
+PAPER = "2310.00898"
+_TAGS = {"improver": "self-improvement", "gap": "reward-model", "reward": "reward-model"}
+# What the hub can show as figures of each kind, by the keys of the health of R_PIT.
+_FIGURES = {"gap": ("held_out_pairs", "fresh_pairs"), "reward": ("held_out_pairs_reward",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The run that a model comes from.
+
+    Attributes:
+        recipe: the whole recipe as plain values, without a path of the machine that it ran on.
+        base, source: the start model and the data, as a reader knows them.
+        hub_base, hub_source: names of the start model and the data on the hub, if they came from there.
+        version: of pitlm, when the run began.
+        reading: what became of the rows of the data.
+        folds: pairs of each fold.
+        results: what was measured; parts that were not measured are empty.
+        row: the system in the table that this model is; empty for a stage on the way.
+        pocket: the data is of the pocket world.
+    """
+
+    recipe: Mapping[str, Any]
+    stage: str
+    base: str
+    source: str
+    hub_base: str | None
+    hub_source: str | None
+    version: str
+    reading: str
+    folds: Mapping[str, int]
+    results: Report
+    row: str
+    pocket: bool
+
+
+def render(report: Report) -> str:
+    """The report as HTML; equal reports give equal text."""
+    verdicts = {example.row.verdict for example in report.examples if example.row}
+    curves = {stage: plots.curve_panels(stage, figures) for stage, figures in report.curves.items()}
+    page = _template("template.html.j2", autoescape=True).render(
+        report=report,
+        rates=plots.rate_panels(report.systems),
+        curves={stage: panels for stage, panels in curves.items() if panels},
+        quality=[p for judge, systems in report.quality_by_round.items() if (p := plots.round_panel(judge, systems))],
+        gaps=plots.gap_panel(report.gaps),
+        examples=[_example(example) for example in report.examples],
+        outcomes=[verdict for verdict in Verdict if verdict in verdicts],
+    )
+    # A model can emit half of a surrogate pair, which no file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | None, **shown: Any) -> str:
+    """README.md of an exported model: metadata for the hub, then what it is, how it is used, and what was measured.
+
+    Args:
+        origin: None for a model outside a run.
+        adapter: the base by name and the rank, for an adapter over it.
+        shown: further values of the template: ``name`` is what commands call the model, a name on the hub
+            (``on_hub``) or the name of its folder; ``temperature`` is None for a model that does not write; ``dtype``
+            is that of whole weights, None for an adapter; ``promises`` are the calibrations of the gap model that goes
+            with the model.
+    """
+    task, figures = "text-generation" if card.writes else "text-classification", list[EvalResult]()
+    data = base = name = None
+    if origin is not None:
+        figures, base = _figures(card, origin, task), origin.hub_base
+        data = origin.hub_source and origin.hub_source.partition(":")[0]  # without the split
+        name = f"{origin.recipe['name']}-{card.kind}" if figures else None
+    metadata = ModelCardData(
+        base_model=base,
+        datasets=[data] if data else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=task,
+        tags=["pitlm", "pit", f"arxiv:{PAPER}", *([_TAGS[card.kind]] if card.kind in _TAGS else [])],
+        model_name=name,
+        eval_results=figures or None,
+    )
+    settings = yaml.safe_dump(origin.recipe, sort_keys=False, allow_unicode=True) if origin else ""
+    body = _template("card.md.j2", keep_trailing_newline=True).render(
+        shown, card=card, origin=origin, adapter=adapter, settings=settings, version=__version__, infinity=math.inf
+    )
+    # Read back by the hub's own class, which refuses metadata that the hub would.
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
+
+
+def _figures(card: Card, origin: Origin, task: str) -> list[EvalResult]:
+    """What was measured of this very model, as the hub shows it."""
+    found: list[tuple[str, str, Interval | float]] = []
+    for line in origin.results.systems:
+        if line.system == origin.row and line.tally.judged:
+            judged = f"against the original answer, judged by {line.judge} (%)"
+            found += [("delta", f"win rate less lose rate {judged}", line.delta)]
+            found += [("win_rate", f"win rate {judged}", line.win_rate)]
+    health = origin.results.health
+    found += [("accuracy", f"{HEALTH[k][0]} (%)", health[k]) for k in _FIGURES.get(card.kind, ()) if k in health]
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=origin.hub_source or "preference-pairs",
+            dataset_name=f"{origin.source}, held out",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(100 * value.estimate, 1),
+        )
+        for metric, name, value in found
+        if isinstance(value, Interval)
+    ]
+
+
+def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number for reading; a dash for None, NaN and infinities."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    # "-0.00" says that something is negative which the shown digits do not support.
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: float | None, digits: int = 1, *, signed: bool = False) -> str:
+    """A fraction as a percentage; a dash for None, NaN and infinities."""
+    text = number(None if value is None else 100 * value, digits, signed=signed)
+    return text if text == DASH else f"{text}%"
+
+
+def bounds(value: Interval | None, unit: str = "share", *, signed: bool = False) -> str:
+    """``[low, high]`` in percent (unit "share") or as it is (unit "number"); empty for None and NaN."""
+    if value is None or not math.isfinite(value.estimate):
+        return ""
+    show = share if unit == "share" else number
+    return f"[{show(value.low, signed=signed)}, {show(value.high, signed=signed)}]"
+
+
+def _template(name: str, **options: Any) -> Template:
+    """A template of the package, with the filters that write figures; further options are jinja's."""
+    made = Environment(
+        loader=PackageLoader("pitlm.report", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+    made.filters |= {"number": number, "share": share, "bounds": bounds, "csp_hash": _csp_hash}
+    made.filters["json"] = partial(json.dumps, ensure_ascii=False)  # a string of Python and of JSON alike
+    made.globals["HEALTH"] = HEALTH
+    return made.get_template(name)
+
+
+def _csp_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _example(example: BeforeAfter) -> dict[str, Any]:
+    """One row for the page's script, in JSON types; the keys are those that the script reads."""
+    trace, row = example.trace, example.row
+    turns = trace.prompt.as_messages()
+    return {
+        "prompt": trace.prompt.text if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns),
+        "original": trace.original,
+        "final": trace.final,
+        "unchanged": trace.final == trace.original,
+        "gap": number(example.gap, signed=True),
+        "rounds": [
+            {"proposal": r.proposal, "gap": number(r.gap, signed=True), "accepted": r.accepted} for r in trace.rounds
+        ],
+        "stop": str(trace.stop_reason),
+        "outcome": str(row.verdict) if row else "",
+        "scores": f"{number(row.scores[1])} → {number(row.scores[0])}" if row and row.scores else "",
+        "system": row.first if row else "",
+    }
