@@ -50,9 +50,9 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.evaluated import answered
 from pitlm.run.evaluation import against_original, item_rows
 from pitlm.run.folder import stored_recipe
+from pitlm.run.results import answered
 from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
 LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"

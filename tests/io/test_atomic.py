@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pitlm.io.atomic import atomic_folder, atomic_writer, write_text
+from pitlm.io.atomic import atomic_folder, atomic_writer, read_json_lines, write_json_lines, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -150,3 +150,9 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     with pytest.raises(OSError, match="the disk is full"), atomic_folder(path) as folder:
         (folder / "new.txt").write_text("new")
     assert (names(tmp_path), names(path)) == (["out"], ["old.txt"])
+
+
+def test_lines_of_json_are_read_as_they_were_written_whatever_a_text_holds(tmp_path: Path) -> None:
+    rows = [{"text": "two\nlines, \u2028 and \x85"}, {"text": ""}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from pitlm.run.evaluated import run_verdicts
 from pitlm.run.folder import stored_recipe
-from pitlm.run.results import run_report
+from pitlm.run.results import run_report, run_verdicts
 
 STAGES = [
     "data", "policy-sft", "reward", "improver-sft", "gap", "rl-0-data", "rl-1-policy", "evaluation", "report",

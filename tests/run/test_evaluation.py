@@ -10,8 +10,8 @@ from pitlm.evaluate.summary import AnswerFigures, summarise
 from pitlm.judge.make_judge import run_judge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL
-from pitlm.run.evaluated import answered
 from pitlm.run.evaluation import against_original, item_rows
+from pitlm.run.results import answered
 
 QUALITY = {"bad": 0.0, "fair": 1.0, "good": 2.0}
 JUDGE = ScoreJudge("table", lambda prompts, responses: [QUALITY[y] for y in responses])

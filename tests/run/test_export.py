@@ -609,7 +609,7 @@ def test_what_the_hub_refuses_is_one_message_before_any_work(refused, tiny_run, 
 
 
 def test_without_a_token_nothing_begins(refused, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("pitlm.run.hub.get_token", lambda: None)
+    monkeypatch.setattr("pitlm.run.export.get_token", lambda: None)
     with HubServer() as hub:
         error = refused(hub, tiny_run.root, "-o", tmp_path / "out", "--push-to-hub", "me/x")
     assert "found no token; run `hf auth login`, or set HF_TOKEN" in error

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pitlm.run.evaluated import run_verdicts
+from pitlm.run.results import run_verdicts
 
 MODULE = """
 from pitlm.core.nouns import Round

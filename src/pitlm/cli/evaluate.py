@@ -115,7 +115,7 @@ def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFi
     if len(runs) > 1:
         raise InputError.at(sources[runs[1]], found="a second run", expected="one; each run has its own items")
     for index in runs:
-        from pitlm.run.evaluated import run_verdicts
+        from pitlm.run.results import run_verdicts
 
         files[index], answered = run_verdicts(sources[index])
     return read_verdicts(files), answered

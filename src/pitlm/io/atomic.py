@@ -56,6 +56,12 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that :func:`write_json_lines` wrote."""
+    with path.open(encoding="utf-8") as lines:  # not splitlines, which splits within a text that holds U+2028
+        return [json.loads(line) for line in lines]
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an error; what was there is then gone.

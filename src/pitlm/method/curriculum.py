@@ -6,7 +6,6 @@ improver's answer and the reference. The KL anchor is the SFT improver in every 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import CurriculumStage, RLSection
 from pitlm.data.folds import unique_prompts
-from pitlm.io.atomic import write_text
+from pitlm.io.atomic import read_json_lines, write_json_lines
 from pitlm.io.console import progress_bar
 from pitlm.method.probe import Probe
 from pitlm.method.rl import Reward, take_for_steps, train_rl
@@ -32,12 +31,10 @@ def train_stage(run: Setting, stage: CurriculumStage, folder: Path) -> dict[str,
     """One stage of the curriculum, in its folder; an interrupted attempt keeps the references that it sampled."""
     path = folder / "references.jsonl"
     if path.is_file():
-        stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        references = [(Prompt.of(row["prompt"]), str(row["reference"])) for row in stored]
+        references = [(Prompt.of(row["prompt"]), str(row["reference"])) for row in read_json_lines(path)]
     else:
         references = sample_references(run, stage)
-        rows = ({"prompt": x.as_messages(), "reference": y} for x, y in references)
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json_lines(path, ({"prompt": x.as_messages(), "reference": y} for x, y in references))
     run.train(folder, lambda: _reinforce(run, stage, references, folder))
     return {"references": len(references), "source": stage.source}
 

@@ -33,9 +33,6 @@ _VARIABLES = {"#000000": "var(--fg)", "#b0b0b0": "var(--grid)", "#ffffff": "var(
 }
 _LINES = ("solid", "dashed", "dashdot", "dotted")
 _MARKERS = "osD^vP"
-# Inches, 72 SVG units each: a panel is read at 1 to 1.6 times its size, from a phone to half a desktop page.
-_PANEL = (3.7, 2.6)
-_WIDE = 4.9
 _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -60,7 +57,7 @@ def curve_panels(stage: str, figures: Mapping[str, Points]) -> list[Markup]:
     for number, (title, given) in enumerate(figures.items()):
         points = [(step, value) for step, value in given if isfinite(value)]
         if points:
-            figure, axes = _figure(*_PANEL)
+            figure, axes = _figure(3.7, 2.6)
             # Sparse points need to be shown; dense curves would drown in them.
             marker = _MARKERS[number] if len(points) <= 30 else ""
             axes.plot(*zip(*points, strict=True), color=SERIES[number], marker=marker, markersize=3, linewidth=1.3)
@@ -76,7 +73,7 @@ def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup
     shown = {n: i for n, i in systems.items() if any(isfinite(interval.estimate) for interval in i)}
     if not shown:
         return None
-    figure, axes = _figure(_WIDE, 2.7 + 0.15 * len(shown))
+    figure, axes = _figure(4.9, 2.7 + 0.15 * len(shown))
     for number, (name, intervals) in enumerate(shown.items()):
         # A little apart, or the intervals of equal systems would hide one another.
         shift = 0.06 * (number - (len(shown) - 1) / 2)
@@ -104,7 +101,7 @@ def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     if not groups:
         return None
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
-    figure, axes = _figure(_WIDE, 2.7 + 0.15 * len(groups))
+    figure, axes = _figure(4.9, 2.7 + 0.15 * len(groups))
     for number, (name, values) in enumerate(groups.items()):
         colour, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
         weights = np.full(len(values), 1 / len(values))
@@ -134,7 +131,7 @@ def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
 
 def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, Axes]:
     """A dot with its interval for each name, one below the other."""
-    figure, axes = _figure(_WIDE, 0.5 + 0.42 * len(names))
+    figure, axes = _figure(4.9, 0.5 + 0.42 * len(names))
     dots = [interval.estimate for interval in intervals]
     bar: dict[str, Any] = {"color": SERIES[0], "markersize": 5, "capsize": 3, "elinewidth": 1.5}
     axes.errorbar(dots, range(len(names)), xerr=_arms(intervals), fmt="o", **bar)
@@ -163,6 +160,7 @@ def _label(text: str) -> str:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure, in inches: 72 SVG units each. A panel is read at 1 to 1.6 times its size, on a phone too."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 

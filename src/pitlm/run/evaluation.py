@@ -50,7 +50,8 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         asked = labels[: section.items] if isinstance(judge, TwoOrderJudge) else labels
         judged = run_judge(judge, [*compared, *asked])
         rows += judged[: len(compared)]
-        agreement[judge.name] = {**_label_agreement(judged[len(compared) :]), "pairs": len(asked)}
+        decided = [row.verdict for row in judged[len(compared) :] if row.verdict in (Verdict.WIN, Verdict.LOSS)]
+        agreement[judge.name] = {**share([verdict is Verdict.WIN for verdict in decided]), "pairs": len(asked)}
     tokenizer = context.tokenizer
     write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
     items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)))
@@ -120,11 +121,6 @@ def item_rows(
         }
         for item, prompt in enumerate(prompts)
     ]
-
-
-def _label_agreement(rows: Sequence[VerdictRow]) -> dict[str, float]:
-    """How often a judge prefers the chosen response of a held-out pair. Only wins and losses count."""
-    return share([row.verdict is Verdict.WIN for row in rows if row.verdict in (Verdict.WIN, Verdict.LOSS)])
 
 
 def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int) -> dict[str, Any]:

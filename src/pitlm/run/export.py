@@ -1,14 +1,22 @@
-"""Exporting a model of a run: a checkpoint that any engine loads, with a card that says what it is."""
+"""Exporting a model of a run: a checkpoint that any engine loads, with its card, into a folder or to the hub.
+
+The hub is Hugging Face's, or the server that HF_ENDPOINT names.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import HfApi, constants, get_token, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import EvaluationSection, LoopSection, Recipe
 from pitlm.data.readers import check_outside
@@ -20,19 +28,16 @@ from pitlm.models.checkpoint_export import export_adapter, export_weights, expor
 from pitlm.models.loading import Card, Kind, quiet
 from pitlm.report.pages import Origin, model_card
 from pitlm.run.folder import stage_record, stage_result, stored_recipe
-from pitlm.run.hub import open_repository, upload
 from pitlm.run.results import data_line, run_report
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to export. ``run``, ``recipe`` and ``stage`` say where the model comes from, if it lies in a run."""
+    """A model to export, with the recipe of its run; None if it does not lie in a run."""
 
     model: Path
     card: Card
-    run: Path | None = None
     recipe: Recipe | None = None
-    stage: str = ""
 
     @classmethod
     def of(cls, folder: Path, model: Kind | None = None) -> Source:
@@ -69,13 +74,16 @@ class Source:
 
     @classmethod
     def _of_stage(cls, folder: Path) -> Source:
-        run = folder.parent
+        run, model = folder.parent, folder / "model"
         stage_result(run, folder.name)
-        if (card := Card.load(folder / "model")) is None:
+        if (card := Card.load(model)) is None:
             raise InputError(f"{folder}: found a stage without a model, expected one that trains one")
-        if not (run / "recipe.json").is_file():
-            return cls(folder / "model", card)
-        return cls(folder / "model", card, run, stored_recipe(run), folder.name)
+        return cls(model, card, stored_recipe(run) if (run / "recipe.json").is_file() else None)
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run, if the model lies in a run."""
+        return self.model.parent.parent
 
 
 def deliver(
@@ -106,21 +114,19 @@ def deliver(
     if adapter:
         _check_adapter(source.model, on_hub=repository is not None)
     if repository is not None:
-        repository = open_repository(repository, private=private)
-    place = None if output is None else output.resolve()
-    with TemporaryDirectory() if place is None else atomic_folder(place) as made:
-        name = repository or (place.name if place else "")
-        _export(source, Path(made), name, on_hub=repository is not None, dtype=dtype, adapter=adapter)
-        if place is None and repository is not None:
-            yield f"Pushed {source.card.kind}: {upload(Path(made), repository)}"
-    if place is None:
-        return
-    yield f"Exported {source.card.kind}: {output}"
-    if repository is not None:
-        try:
-            yield f"Pushed: {upload(place, repository)}"
-        except InputError as error:
-            raise InputError(f"{error}. The export is in {output}") from error
+        repository = _open_repository(repository, private=private)
+    with TemporaryDirectory() as temporary:
+        place = Path(temporary, "model") if output is None else output.resolve()
+        with atomic_folder(place) as made:
+            name = repository or place.name
+            _export(source, made, name, on_hub=repository is not None, dtype=dtype, adapter=adapter)
+        if output is not None:
+            yield f"Exported {source.card.kind}: {output}"
+        if repository is not None:
+            try:
+                yield f"Pushed{'' if output else f' {source.card.kind}'}: {_upload(place, repository)}"
+            except InputError as error:
+                raise InputError(f"{error}. The export is in {output}" if output else str(error)) from error
 
 
 def _check_adapter(model: Path, *, on_hub: bool) -> None:
@@ -151,7 +157,7 @@ def _check_output(source: Source, output: Path, *, replace: bool) -> None:
         raise InputError.at(output, found="the current folder, or one around it", expected="another; give -o")
     if output.is_mount():
         raise InputError.at(output, found="a mount point", expected="a folder in it; give -o")
-    check_outside(source.run or source.model, output, option="-o")
+    check_outside(source.run if source.recipe else source.model, output, option="-o")
     if source.model.is_relative_to(place):
         raise InputError.at(output, found="a folder that holds the source", expected="another; give -o")
     if not output.exists() or not any(output.iterdir()):
@@ -180,7 +186,7 @@ def _export(source: Source, folder: Path, name: str, *, on_hub: bool, dtype: str
         shown["dtype"] = export_weights(source.model, folder, card, temperature=temperature, dtype=dtype)
     if (source.model / CALIBRATION_FILE).is_file():
         shutil.copyfile(source.model / CALIBRATION_FILE, folder / CALIBRATION_FILE)
-    gap = source.model if source.run is None else source.run / "gap" / "model"
+    gap = source.run / "gap" / "model" if source.recipe else source.model
     shown["promises"] = list(load_calibrations(gap).values()) if card.kind in ("improver", "gap") else []
     write_text(folder / "README.md", model_card(card, _origin(source), name=name, on_hub=on_hub, **shown))
 
@@ -197,8 +203,8 @@ def _temperature(source: Source) -> float:
 
 def _origin(source: Source) -> Origin | None:
     """What a run says of the model of one of its stages, without the paths of this machine."""
-    run, recipe, stage = source.run, source.recipe, source.stage
-    if run is None or recipe is None:
+    recipe, run, stage = source.recipe, source.run, source.model.parent.name
+    if recipe is None:
         return None
     data, record = stage_result(run, "data"), stage_record(run, "data") or {}
     on_hub = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
@@ -223,3 +229,59 @@ def _origin(source: Source) -> Origin | None:
         row={recipe.improver_stage: PIT, "improver-sft": SFT, recipe.policy_stage: ORIGINAL}.get(stage, ""),
         pocket=pocket,
     )
+
+
+def _open_repository(name: str, *, private: bool) -> str:
+    """Make the repository of a model, unless it exists.
+
+    Returns:
+        The whole name of the repository, with its owner.
+
+    Raises:
+        InputError: not online, no token, an impossible name, a refusal, or a public repository where a
+            private one is wanted.
+    """
+    if is_offline_mode():
+        raise InputError("--push-to-hub: found HF_HUB_OFFLINE set, expected to be online; unset it")
+    if get_token() is None:
+        raise InputError("--push-to-hub: found no token; run `hf auth login`, or set HF_TOKEN")
+    with _explained(name):
+        made = HfApi().create_repo(name, private=private or None, exist_ok=True).repo_id
+        if private and not HfApi().model_info(made).private:
+            raise InputError(f"--push-to-hub {name}: found a public repository, expected a private one (--private)")
+    return str(made)
+
+
+def _upload(folder: Path, name: str) -> str:
+    """Upload a folder as one commit; files that the repository has already are not sent.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: the hub refuses, or the connection was lost; the same command goes on.
+    """
+    with _explained(name):
+        commit = HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message=f"pit export ({__version__})")
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the errors of the hub's client into one message."""
+    try:
+        yield
+    except InputError:
+        raise
+    except HfHubHTTPError as error:
+        status, said = error.response.status_code, error.server_message or str(error)
+        hint = "; is the token one that may write there?" if status in (401, 403) else ""
+        raise InputError(f"--push-to-hub {name}: refused ({status}): {_line(said)}{hint}") from error
+    except HTTPError as error:
+        raise InputError(f"--push-to-hub {name}: cannot reach {constants.ENDPOINT}: {_line(str(error))}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a bad name; a file's transfer, whose own client is in Rust
+        raise InputError(f"--push-to-hub {name}: {_line(str(error))}") from error
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,30 +1,56 @@
-"""The results of a run, read from its folder: one summary of its verdicts, and one report for all who show it."""
+"""The results of a run, read from its folder: one summary of its verdicts, and one report for all who show it.
+
+Nothing that trains is imported, which takes seconds.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
 from pitlm.evaluate.statistics import Interval
-from pitlm.evaluate.summary import Difference, SystemFigures, summarise
+from pitlm.evaluate.summary import AnswerFigures, Difference, SystemFigures, summarise
 from pitlm.evaluate.verdict_files import read_verdicts
-from pitlm.loop.baselines.baseline import PIT
-from pitlm.method.logs import read_metrics
-from pitlm.method.probe import probe_file
+from pitlm.io.atomic import read_json_lines
+from pitlm.loop.baselines.baseline import ORIGINAL, PIT
 from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
 from pitlm.report.terminal import points
-from pitlm.run.evaluated import read_lines, run_verdicts
-from pitlm.run.folder import Status, is_current, stage_record, stage_result
+from pitlm.run.folder import Status, is_current, stage_record, stage_result, stored_recipe
 
 EXAMPLES = 400
 """Answers before and after that a report holds."""
+
+
+def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
+    """The file of a run's verdicts, and what the run knows of its systems beside the verdicts.
+
+    Raises:
+        InputError: the folder holds no run, or a run without evaluation.
+    """
+    stored_recipe(root)
+    stage_result(root, "evaluation")
+    verdicts = root / "evaluation" / "verdicts.jsonl"
+    if not verdicts.is_file():
+        raise InputError.at(verdicts, found="no such file", expected="the verdicts of a run of this version")
+    return verdicts, answered(read_json_lines(verdicts.with_name("items.jsonl")))
+
+
+def answered(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
+    """What the rows of ``items.jsonl`` say of each system, in the order of the rows' answers."""
+    found = {}
+    for name in items[0]["answers"]:
+        copies = [item["answers"][name] == item["answers"][ORIGINAL] for item in items]
+        tokens = np.mean([item["tokens"][name] for item in items], axis=0)
+        found[name] = AnswerFigures(float(np.mean(copies)), *tokens.tolist())
+    return found
 
 
 def run_report(root: Path, recipe: Recipe) -> Report:
@@ -40,7 +66,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
     summary = summarise(rows, answered=known, rank=None, resamples=recipe.evaluation.resamples)
     judge, compared = next(iter(result["judges"])), [(first, second) for first, second in result["compared"]]
     pit = next(line for line in summary.by(judge) if line.system == PIT)
-    traces = [Trace.from_dict(row) for row in read_lines(verdicts.with_name("traces.jsonl"))]
+    traces = [Trace.from_dict(row) for row in read_json_lines(verdicts.with_name("traces.jsonl"))]
     changed = zip(traces, result["gaps"][PIT], (r for r in rows if (r.first, r.judge) == (PIT, judge)), strict=True)
     stages = [stage.name for stage in recipe.curriculum.stage_list]
     return Report(
@@ -91,9 +117,9 @@ def _settings(recipe: Recipe, data: Mapping[str, Any], judges: str, items: int) 
 
 def read_curve(folder: Path, judge: str) -> dict[str, Points]:
     """The figures of one RL stage by name, from its folder."""
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "reward" in row]
+    rows = [row for row in read_json_lines(folder / "metrics.jsonl") if "reward" in row]
     # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
-    held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_metrics(probe_file(folder))]
+    held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_json_lines(folder / "probe.jsonl")]
     return {
         "reward": [(row["step"], row["reward"]) for row in rows],
         f"{judge} on held-out prompts": held_out,
