@@ -60,23 +60,21 @@ def run_recipe(
         if until not in names:
             raise InputError(f"--until: found '{until}', expected one of {', '.join(names)}")
         stages = stages[: names.index(until) + 1]
-    folder = RunFolder(out)
+    folder, context = RunFolder(out), Context(recipe, out, launch)
     record = stage_record(out, "report")
     if record and record["status"] == "done" and not (out / "report.html").exists():  # outside its stage's folder
         shutil.rmtree(out / "report")
     done: set[str] = set()
 
     def listen(name: str, event: str, seconds: float) -> None:
-        words = {"skip": "done before", "start": "", "resume": "goes on", "done": f"{seconds:.0f} s"}
-        if event == "done":
-            done.add(name)
-            if name == "data" and not recipe.data.pocket:
-                console.print(Text(f"  {data_line(stage_result(out, name))}"))
+        if event != "done":
+            words = {"skip": " (done before)", "resume": " (goes on)"}.get(event, "")
+            console.print(Text(f"[{names.index(name) + 1}/{len(names)}] {name}{words}"))
             return
-        number = f"{names.index(name) + 1}/{len(names)}"
-        console.print(Text(f"[{number}] {name}" + (f" ({words[event]})" if words[event] else "")))
+        done.add(name)
+        if name == "data" and not recipe.data.pocket:
+            console.print(Text(f"  {data_line(stage_result(out, name))}"))
 
-    context = Context(recipe, out, launch)
     folder.execute(stages, partial(do_work, context), recipe=recipe.model_dump(), update=update, listener=listen)
     if until is None:
         print_report(context.report)
