@@ -33,7 +33,7 @@ def test_figures_by_hand():
         Trace(X, "aa", (), StopReason.CANCELLED),
     ]
     found = health(traces)
-    assert (found.answers, found.copy_rate, found.drift) == (4, 0.5, None)
+    assert (found.answers, found.copy_rate, found.drift) == (4, 0.5, {})
     assert found.growth == (2 + 6 + 2 + 2) / (4 + 4 + 2 + 2)
     assert found.changed_growth == (2 + 6) / 8
     assert found.gaps == tuple(np.quantile([1.0, 3.0, -1.0], [0.05, 0.25, 0.5, 0.75, 0.95]))

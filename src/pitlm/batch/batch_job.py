@@ -7,7 +7,7 @@ finished proposal leaves free goes to the next request, of this item or another.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from pitlm.core.errors import InputError
@@ -35,10 +35,11 @@ class _Work:
     improvements: list[Improvement] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class BatchJob:
     """Improves items as they come; iterate over the job for what is finished, in the order in which it is.
 
-    Args:
+    Attributes:
         items: read as far ahead as the engine wants; a failure among them is passed on.
         margin: the gap that a proposal has to exceed.
         seed: decides with an item's number what that item becomes, whatever is improved beside it.
@@ -46,24 +47,18 @@ class BatchJob:
         answer_temperature: sampling temperature of these first answers.
     """
 
-    def __init__(
-        self,
-        items: Iterator[Item | Failure],
-        *,
-        engine: Engine,
-        gap: Gaps,
-        settings: LoopSection,
-        margin: float,
-        seed: int,
-        make_answerer: Callable[[], Engine] | None = None,
-        answer_temperature: float = 1.0,
-    ) -> None:
-        self.items = items
-        self.engine, self.gap = engine, gap
-        self.answerer: Engine | None = None
-        self._make_answerer = make_answerer
-        self.settings, self.margin, self.seed = settings, margin, seed
-        self.answer_temperature = answer_temperature
+    items: Iterator[Item | Failure]
+    _: KW_ONLY
+    engine: Engine
+    gap: Gaps
+    settings: LoopSection
+    margin: float
+    seed: int
+    make_answerer: Callable[[], Engine] | None = None
+    answer_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._answerer: Engine | None = None
         self._more = True
         self._work: dict[int, _Work] = {}
         self._ready: list[_Work] = []
@@ -77,11 +72,12 @@ class BatchJob:
         """
         while True:
             self._read()
-            for engine in (self.answerer, self.engine):
+            for engine in (self._answerer, self.engine):
                 if engine is not None and engine.pending:
                     for finished in engine.step():
                         self._take(finished)
-            if self._ready and self._time_to_score():
+            idle = not self._more and 4 * len(self._ready) >= self.engine.pending
+            if self._ready and (idle or len(self._ready) >= SCORED_TOGETHER):
                 ready, self._ready = self._ready, []
                 gaps = self.gap.gaps_apart([work.improvements for work in ready])
                 for work, own in zip(ready, gaps, strict=True):
@@ -96,9 +92,11 @@ class BatchJob:
         """Take one item through its loop: yields what it needs next, is sent that, and returns the trace."""
         response = item.response
         if response is None:
+            if self._answerer is None and self.make_answerer is not None:
+                self._answerer = self.make_answerer()
             seed = seed_of(self.seed, item.number, -1, 0)
             request = WriteRequest((item.number, 0), item.prompt, "", self.answer_temperature, seed)
-            [first] = yield self._first_answers(), [request]
+            [first] = yield self._answerer, [request]
             response = first.text
         loop = Loop(item.prompt, response, self.settings, margin=self.margin)
         while (wanted := loop.next()) is not None:
@@ -117,14 +115,9 @@ class BatchJob:
             loop.take(proposals, gaps)
         return loop.trace()
 
-    def _first_answers(self) -> Engine | None:
-        if self.answerer is None and self._make_answerer is not None:
-            self.answerer = self._make_answerer()
-        return self.answerer
-
     def _read(self) -> None:
         """Begin items until the engines have enough to do."""
-        while self._more and self.engine.hungry and (self.answerer is None or self.answerer.hungry):
+        while self._more and self.engine.hungry and (self._answerer is None or self._answerer.hungry):
             item = next(self.items, None)
             if item is None:
                 self._more = False
@@ -168,9 +161,6 @@ class BatchJob:
         work.answers[part] = finished.answer
         if None not in work.answers:
             self._go_on(work, work.answers)
-
-    def _time_to_score(self) -> bool:
-        return len(self._ready) >= SCORED_TOGETHER or (not self._more and 4 * len(self._ready) >= self.engine.pending)
 
     def _fail(self, work: _Work, reason: str) -> None:
         del self._work[work.item.number]

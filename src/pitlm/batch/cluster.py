@@ -1,9 +1,13 @@
-"""`pit improve --engine ray`: one job on the processes of a Ray cluster.
+"""`pit improve --engine ray`: one job that the processes of a Ray cluster share.
 
 The process that leads reads the input, cuts it into parts, and gives each part to an actor that is free. The actors
-hold the models and write the files of their parts themselves (:mod:`pitlm.batch.parted_job`), so no answer passes
-through the process that leads. Ray replaces an actor that is killed and gives it the same part again; the part's
-journal says where to go on.
+hold the models and write the files of their parts themselves, so no answer passes through the process that leads. Ray
+replaces an actor that is killed and gives it the same part again; the part's journal says where to go on.
+
+While the job is under way ``OUT.partial`` is a folder. ``job`` is the journal with the settings, which the process that
+leads holds open; ``journals`` has the journals of parts that are not finished, ``parts`` the finished output files and
+``failed`` the rows that could not be improved. When every part is there, ``parts`` becomes ``OUT`` in one step. Its
+files, one after the other, are the file that one process would have written.
 
 Where there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
 :class:`pitlm.engines.vllm_engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That processor is a
@@ -14,71 +18,196 @@ hand: this way is untested.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from rich.text import Text
-
-from pitlm.batch.improve_file import Setup
-from pitlm.batch.job_progress import job_progress, print_summary
-from pitlm.batch.model_choice import ModelChoice
-from pitlm.batch.parted_job import Part, PartedJob, cut
+from pitlm.batch.batch_job import BatchJob
+from pitlm.batch.finished_rows import Journal, NothingImproved, failed_path, open_alone, write_failures
+from pitlm.batch.improve_file import Setup, job_progress
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import LoopSection
-from pitlm.data.items import count_rows, read_items
+from pitlm.data.items import Failure, Item, read_items
 from pitlm.data.readers import check_outside
-from pitlm.io.console import make_console
+
+PATTERN = "part-*.jsonl"
+MADE = ("journals", "parts", "failed")
+TRIES = 10
+"""A part that was begun so often and not finished stops the job: it may be what kills the processes."""
 
 
-def improve_parts(
-    file: Path, output: Path, models: ModelChoice, loop: LoopSection, *, seed: int, force: bool = False
-) -> None:
-    """Improve each answer of a file or folder into a folder of part files, going on from where an attempt was stopped.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows that stand together in the input; their items have the numbers that the rows have there."""
 
-    Args:
-        loop: settings that are not set in it come from the run's recipe.
+    number: int
+    items: tuple[Item | Failure, ...]
+
+
+def cut(file: Path, rows: int) -> Iterator[Part]:
+    """Cut the input into parts of so many rows.
 
     Raises:
-        InputError: nothing to read, missing models, no cluster, another job under way for this output, or no row that
-            could be improved.
+        InputError: nothing readable there.
     """
-    next(read_items(file))  # what is wrong with the whole file shows before anything is started
-    # Absolute names, which hold in other processes too.
+    items = read_items(file)
+    parts = iter(lambda: tuple(islice(items, rows)), ())
+    return (Part(number, part) for number, part in enumerate(parts))
+
+
+class PartedJob:
+    """The folder of a job in parts; a context manager for the process that leads, while the others write parts.
+
+    Args:
+        output: the folder that the parts become in the end.
+        settings: everything that changes an answer or the parts. The folder of another job is refused.
+        fresh: begin anew, whatever is there, and replace ``output``.
+
+    Attributes:
+        rows: the number of rows of the input, once :meth:`unfinished` has come to its end.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.output = output
+        self.folder = output.with_name(output.name + ".partial")
+        self.failed_path = failed_path(output)
+        self.rows = self._parts = 0
+        self._settings, self._fresh = settings, fresh
+
+    def __enter__(self) -> Self:
+        """Begin the job, or go on with it.
+
+        Raises:
+            InputError: the folder has a job of other settings, or one that another process leads.
+        """
+        made = [self.folder / name for name in MADE]
+        self._job = open_alone(self.folder / "job", self._settings, fresh=self._fresh, begins_without=made)
+        shutil.rmtree(self.folder / "tries", ignore_errors=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._job.close()
+        if not any(any((self.folder / name).glob("*")) for name in MADE):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finished(self) -> frozenset[int]:
+        """The numbers of the parts that are done."""
+        ended = {path.name for name in ("parts", "failed") for path in (self.folder / name).glob(PATTERN)}
+        under_way = {path.name for path in (self.folder / "journals").glob(PATTERN)}
+        return frozenset(int(name[5:].removesuffix(".jsonl")) for name in ended - under_way)
+
+    def unfinished(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Yield the parts of the input that are not done yet."""
+        finished = self.finished()
+        for part in parts:
+            self.rows, self._parts = self.rows + len(part.items), self._parts + 1
+            if part.number not in finished:
+                yield part
+
+    def improve(self, part: Part, make_job: Callable[[Iterator[Item | Failure]], BatchJob]) -> int:
+        """Improve one part, going on from where an earlier attempt was killed. Any process may do this.
+
+        Returns:
+            The number of tokens that were generated in this attempt.
+
+        Raises:
+            InputError: another process is at this part, nothing can be had of an engine, or the part was tried too
+                often.
+        """
+        name, tokens = f"part-{part.number:06}.jsonl", 0
+        output, failures, path = (self.folder / kind / name for kind in ("parts", "failed", "journals"))
+        if (output.exists() or failures.exists()) and not path.exists():
+            return 0  # the process that finished this part was killed before it could say so
+        with Journal(output, {**self._settings, "part": part.number}, path=path, failures=failures) as journal:
+            self._count(name, part)
+            for finished in make_job(journal.unfinished(part.items)):
+                tokens += journal.add(finished)
+            with suppress(NothingImproved):  # a part may fail as a whole; the job may not
+                journal.finish()
+        return tokens
+
+    def _count(self, name: str, part: Part) -> None:
+        tries = self.folder / "tries" / name
+        tries.parent.mkdir(exist_ok=True)
+        with tries.open("a") as file:
+            file.write(".")
+        if tries.stat().st_size > TRIES:
+            where = f"{part.items[0].where} to {part.items[-1].where}"
+            raise InputError(
+                f"{where}: {TRIES} processes died over these rows (out of memory?); what is finished is kept, and the "
+                "same command goes on"
+            )
+
+    def finish(self) -> int:
+        """Write the failures, and put the parts in the place of the output.
+
+        Returns:
+            How many rows failed.
+
+        Raises:
+            NothingImproved: every row failed.
+            RuntimeError: a part is missing.
+        """
+        if missing := set(range(self._parts)) - self.finished():
+            first = f"{len(missing)} of {self._parts} parts are missing, {min(missing)} the first"
+            raise RuntimeError(f"{self.folder}: {first}")
+        failed = write_failures(self.failed_path, _lines((self.folder / "failed").glob(PATTERN)))
+        made = self.folder / "parts"
+        some = any(made.glob(PATTERN))
+        if some:
+            for left in made.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
+            if self.output.exists():
+                self.output.rename(self.folder / "replaced")
+            made.rename(self.output)
+        shutil.rmtree(self.folder)
+        if not some:
+            raise NothingImproved.of(self.failed_path, failed)
+        return failed
+
+    def made(self) -> Iterator[dict[str, Any]]:
+        """The rows of the output, in the order of the input."""
+        return map(json.loads, _lines(self.output.glob(PATTERN)))
+
+
+def _lines(files: Iterable[Path]) -> Iterator[str]:
+    for path in sorted(files):
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            yield from lines
+
+
+def improve_parts(file: Path, output: Path, setup: Setup, *, force: bool = False) -> None:
+    """Improve each answer of a file or folder into a folder of part files, going on from where an attempt was stopped.
+
+    Raises:
+        InputError: nothing to read, no cluster, another job under way for this output, or no row that could be
+            improved.
+    """
     output, source = output.absolute(), file.absolute() if file.exists() else file
-    folders = {name: value.absolute() for name, value in models if isinstance(value, Path)}
-    models = models.model_copy(update=folders)
     check_outside(source, output, option="-o")
-    setup, part_rows = Setup(models, loop, seed), models.part_rows
+    part_rows = setup.models.part_rows
     with _cluster() as resources:
         gpus = int(resources.get("GPU", 0))
-        inner = models.model_copy(update={"engine": "vllm" if gpus and find_spec("vllm") else "transformers"})
-        named = {"input": _stamp(source), "part_rows": part_rows, **setup.named, "engine": f"ray, {inner.engine}"}
+        engine = "vllm" if gpus and find_spec("vllm") else "transformers"
+        inner = setup.models.model_copy(update={"engine": engine})
+        named = {"input": _stamp(source), "part_rows": part_rows, **setup.named, "engine": f"ray, {engine}"}
+        count = inner.workers or gpus or int(resources["CPU"])
         with PartedJob(output, named, fresh=force) as job:
-            finished = job.finished()
-            if finished:
-                make_console().print(Text(f"{len(finished)} parts are finished already; going on from there."))
-            rows = parts = 0
-
-            def unfinished() -> Iterator[Part]:
-                nonlocal rows, parts
-                for part in cut(source, part_rows):
-                    rows, parts = rows + len(part.items), parts + 1
-                    if part.number not in finished:
-                        yield part
-
-            count = models.workers or gpus or int(resources["CPU"])
-            with job_progress(count_rows(source), len(finished) * part_rows) as advance:
-                for done in _improved(unfinished(), (output, named, inner, loop, seed), count, bool(gpus)):
-                    advance(*done)
-            failed = job.finish(parts)
-            print_summary(job, rows, failed, setup.calibration)
-    setup.doubt()
+            done, worker = len(job.finished()), (output, named, inner, setup.loop, setup.seed)
+            with job_progress(source, done * part_rows, f"{done} parts") as advance:
+                parts = job.unfinished(cut(source, part_rows))
+                for rows, tokens in _improved(parts, worker, count, bool(gpus)):
+                    advance(rows, tokens)
+            failed = job.finish()
+            setup.summarise(job, job.rows, failed)
 
 
 def _stamp(source: Path) -> str:
@@ -132,11 +261,8 @@ def _improved(parts: Iterator[Part], worker: tuple[Any, ...], count: int, gpus: 
 class _Worker:
     """The process that holds the models; they are loaded for the first part that wants them."""
 
-    def __init__(
-        self, output: Path, named: Mapping[str, Any], models: ModelChoice, loop: LoopSection, seed: int
-    ) -> None:
-        self._job = PartedJob(output, named)
-        self._told = models, loop, seed
+    def __init__(self, output: Path, named: Mapping[str, Any], *told: Any) -> None:
+        self._job, self._told = PartedJob(output, named), told
 
     @cached_property
     def _setup(self) -> Setup:

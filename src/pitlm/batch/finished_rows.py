@@ -25,6 +25,8 @@ from pitlm.io.atomic import atomic_writer
 SYNC_EVERY = 2.0
 """Seconds. A finished row survives a kill of the process at once, and a power cut after this time."""
 
+OTHERWISE = "another -o, or --force to begin anew"
+
 # The exclusive lock makes do without shared memory, and so works on network file systems that have locks.
 BEGIN = """
 PRAGMA locking_mode = EXCLUSIVE;
@@ -79,10 +81,10 @@ class Journal:
         self.output = output
         self.path = path or output.with_name(output.name + ".partial")
         self.failed_path = failures or failed_path(output)
-        self.settings, self.fresh = settings, fresh
+        self._settings, self._fresh = settings, fresh
 
     def __enter__(self) -> Self:
-        self._database = open_alone(self.path, self.settings, fresh=self.fresh)
+        self._database = open_alone(self.path, self._settings, fresh=self._fresh)
         self._finished = self._run("SELECT count(*) FROM rows").fetchone()[0]
         self._read, self._synced, self._over = 0, time.monotonic(), False
         return self
@@ -107,10 +109,8 @@ class Journal:
             if found is None:
                 yield item
             elif found[0] != _digest(item.row):
-                raise InputError(
-                    f"{item.where}: found another row than the one that {self.path} has; give the same input, another "
-                    "-o, or --force to begin anew"
-                )
+                other = f"{item.where}: found another row than the one that {self.path} has"
+                raise InputError(f"{other}; give the same input, {OTHERWISE}")
 
     def add(self, finished: list[tuple[Item, Trace] | Failure]) -> int:
         """Keep rows that have just been finished.
@@ -118,31 +118,27 @@ class Journal:
         Returns:
             The number of tokens that were generated for them.
         """
-        records, tokens = [], 0
-        for one in finished:
-            if isinstance(one, Failure):
-                records.append((one.number, _digest(one.row), True, json_line(one.as_dict())))
-            else:
-                item, trace = one
-                records.append((item.number, _digest(item.row), False, json_line(item.improved(trace))))
-                tokens += trace.generated_tokens
+        failures = [one for one in finished if isinstance(one, Failure)]
+        improved = [one for one in finished if not isinstance(one, Failure)]
+        records = [(one.number, _digest(one.row), True, _json_line(one.as_dict())) for one in failures]
+        records += [
+            (item.number, _digest(item.row), False, _json_line(item.improved(trace))) for item, trace in improved
+        ]
         with _errors_named(self.path):
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", records)
-            self._database.execute("COMMIT")
+            with self._database:
+                self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", records)
             if time.monotonic() - self._synced > SYNC_EVERY:
                 self._database.execute("PRAGMA wal_checkpoint")
                 self._synced = time.monotonic()
         self._finished += len(records)
-        return tokens
+        return sum(trace.generated_tokens for _, trace in improved)
 
     def made(self) -> Iterator[dict[str, Any]]:
         """The rows that did not fail, in the order of the input."""
         return map(json.loads, self._lines(failed=False))
 
     def _lines(self, *, failed: bool) -> Iterator[str]:
-        found = self._run("SELECT line FROM rows WHERE failed = ? ORDER BY number", failed)
-        return (line for (line,) in found)
+        return (line for (line,) in self._run("SELECT line FROM rows WHERE failed = ? ORDER BY number", failed))
 
     def _run(self, statement: str, *values: int) -> sqlite3.Cursor:
         with _errors_named(self.path):
@@ -159,10 +155,8 @@ class Journal:
             InputError: the journal has more rows than the input had.
         """
         if self._read < self._finished:
-            raise InputError(
-                f"{self.path}: has {self._finished} rows, but the input only {self._read}; give the same input, "
-                "another -o, or --force to begin anew"
-            )
+            more = f"{self.path}: has {self._finished} rows, but the input only {self._read}"
+            raise InputError(f"{more}; give the same input, {OTHERWISE}")
         failed = write_failures(self.failed_path, self._lines(failed=True))
         if failed < self._finished:
             with atomic_writer(self.output) as file:
@@ -186,35 +180,29 @@ def open_alone(
         InputError: the journal has other settings, another process has it open, or it cannot be read or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    now = json.loads(json_line(settings))
+    now = json.loads(_json_line(settings))
     with _errors_named(path):
-        database = sqlite3.connect(path, timeout=0, isolation_level=None)
+        database = sqlite3.connect(path, timeout=0)
         try:
             database.executescript(BEGIN)
             if fresh:
                 database.execute("DELETE FROM settings")
                 database.execute("DELETE FROM rows")
             stored = database.execute("SELECT content FROM settings").fetchone()
-            if stored is None:
+            then = json.loads(stored[0]) if stored else now
+            changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+            if changed:
+                listed = "; ".join(f"{name}: found {then.get(name)}, now {now.get(name)}" for name in changed)
+                raise InputError(f"{path}: was begun with other settings ({listed}); give the same, or {OTHERWISE}")
+            if not stored:
                 for folder in begins_without:
                     shutil.rmtree(folder, ignore_errors=True)
                 database.execute("INSERT INTO settings VALUES (?)", (json.dumps(now),))
-            else:
-                _check_settings(path, json.loads(stored[0]), now)
-            database.execute("COMMIT")
+            database.commit()
         except BaseException:
             database.close()
             raise
     return database
-
-
-def _check_settings(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [name for name in {**found, **now} if found.get(name) != now.get(name)]
-    if changed:
-        listed = "; ".join(f"{name}: found {found.get(name)}, now {now.get(name)}" for name in changed)
-        raise InputError(
-            f"{path}: was begun with other settings ({listed}); give the same, or another -o, or --force to begin anew"
-        )
 
 
 @contextmanager
@@ -225,8 +213,7 @@ def _errors_named(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
             raise InputError(f"{path}: another process is writing it") from error
-        expected = "the journal of a job, on a disk with room"
-        raise InputError.at(path, found=str(error), expected=expected) from error
+        raise InputError.at(path, found=str(error), expected="the journal of a job, on a disk with room") from error
 
 
 def write_failures(path: Path, lines: Iterable[str]) -> int:
@@ -241,7 +228,7 @@ def write_failures(path: Path, lines: Iterable[str]) -> int:
     return failed
 
 
-def json_line(row: Any) -> str:
+def _json_line(row: Any) -> str:
     """One line of JSON. Dates and other values of parquet become strings."""
     text = json.dumps(row, ensure_ascii=False, default=str)
     try:

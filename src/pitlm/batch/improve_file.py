@@ -3,73 +3,104 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
 from pitlm.batch.batch_job import BatchJob
 from pitlm.batch.finished_rows import Journal
-from pitlm.batch.job_progress import job_progress, print_summary, print_trace
+from pitlm.batch.job_health import health
 from pitlm.batch.model_choice import ModelChoice
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.core.recipe import LoopSection, Recipe, TemplateSection
 from pitlm.data.items import Failure, Item, count_rows, read_items
 from pitlm.engines.engine import Engine, ModelSource, open_engine
-from pitlm.io.console import make_console
+from pitlm.io.console import make_console, progress_bar
 from pitlm.loop.calibration import load_calibrations, margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Kind, load_card, quiet
 from pitlm.models.scorers import GapModel, GuardedGap
 from pitlm.run.folder import stored_recipe
 
+if TYPE_CHECKING:
+    from pitlm.batch.cluster import PartedJob
 
-def improve_file(
-    file: Path, output: Path, models: ModelChoice, loop: LoopSection, *, seed: int, force: bool = False
-) -> None:
+WATCHED = 10_000
+"""The health of a job is read from at most this many traces, spread over the file."""
+
+
+def improve_file(file: Path, output: Path, setup: Setup, *, force: bool = False) -> None:
     """Improve each answer of a file, going on from where an earlier attempt was stopped.
 
-    Settings that are not set in ``loop`` come from the run's recipe, or from the defaults.
-
     Raises:
-        InputError: nothing to read, missing models, another job under way for this output, or no row that could be
-            improved.
+        InputError: nothing to read, another job under way for this output, or no row that could be improved.
     """
-    next(read_items(file))  # what is wrong with the whole file shows before a model is loaded
-    setup = Setup(models, loop, seed)
     with Journal(output, {"input": str(file.resolve()), **setup.named}, fresh=force) as journal:
-        if len(journal):
-            make_console().print(Text(f"{len(journal)} rows are finished already; going on from there."))
-        with job_progress(count_rows(file), len(journal)) as advance:
+        with job_progress(file, len(journal), f"{len(journal)} rows") as advance:
             for finished in setup.job(journal.unfinished(read_items(file))):
                 advance(len(finished), journal.add(finished))
-        failed = journal.finish()
-        print_summary(journal, len(journal), failed, setup.calibration)
-    setup.doubt()
+        setup.summarise(journal, len(journal), journal.finish())
 
 
-def improve_one(prompt: str, response: str | None, models: ModelChoice, loop: LoopSection, *, seed: int) -> Trace:
+def improve_one(prompt: str, response: str | None, setup: Setup) -> None:
     """Improve one answer, and print what was done to it.
 
     Raises:
-        InputError: missing models, a prompt that is too long, or no response and no policy.
+        InputError: a prompt that is too long, or no response and no policy.
     """
-    setup = Setup(models, loop, seed)
     [[done]] = setup.job(iter([Item(0, Prompt.of(prompt), response, {}, "--prompt")]))
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
-    print_trace(make_console(), done[1])
-    setup.doubt()
-    return done[1]
+    _, trace = done
+    lines = [f"original  {trace.original}"]
+    for number, step in enumerate(trace.rounds, 1):
+        decision = "accepted" if step.accepted else "rejected"
+        lines.append(f"round {number}   {step.proposal}   (gap {step.gap:+.2f}, {decision})")
+    lines += [f"final     {trace.final}", f"stopped: {trace.stop_reason}; {trace.generated_tokens} tokens generated"]
+    console = make_console()
+    for line in lines + setup.doubts():
+        console.print(Text(line))
+
+
+@contextmanager
+def job_progress(file: Path, done: int, begun: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar over the rows of a file; yields the function that is told how many rows and tokens are done.
+
+    Args:
+        done: how many rows an earlier attempt finished; ``begun`` says the same in words.
+    """
+    if done:
+        make_console().print(Text(f"{begun} are finished already; going on from there."))
+    rows, tokens, begin = 0, 0, monotonic()
+
+    def speed() -> str:
+        passed = monotonic() - begin
+        return f"{rows / passed:.1f} rows/s, {tokens / passed:.0f} tokens/s"
+
+    with progress_bar("improving", count_rows(file), speed, done) as move:
+
+        def advance(more: int, generated: int) -> None:
+            nonlocal rows, tokens
+            rows, tokens = rows + more, tokens + generated
+            move(more)
+
+        yield advance
 
 
 class Setup:
     """The models and settings of a job. The models are loaded when they are first needed.
 
+    Settings that are not set in ``loop`` come from the run's recipe, or from the defaults.
+
     Attributes:
+        models: as given, with absolute paths, which hold in other processes too.
         settings: the settings of the loop.
         named: everything that changes an answer, by the name of the option or setting.
 
@@ -82,7 +113,8 @@ class Setup:
         # would not end with the same bytes on several threads. MKL reads it at its first product of matrices.
         os.environ.setdefault("MKL_CBWR", "AUTO")
         quiet()
-        self.models, self.seed = models, seed
+        folders = {name: value.absolute() for name, value in models if isinstance(value, Path)}
+        self.models, self.loop, self.seed = models.model_copy(update=folders), loop, seed
         self.recipe = recipe = stored_recipe(models.run) if models.run is not None else None
         self.settings = (recipe.loop if recipe else LoopSection()).model_copy(
             update=loop.model_dump(exclude_unset=True)
@@ -96,30 +128,38 @@ class Setup:
         scorer = GuardedGap if "reward" in stamps else GapModel
         self.calibration = load_calibrations(self._folders["gap"]).get(scorer.name)
         self.margin = margin_for(self.calibration, self.settings)
-        told = models.model_dump(exclude={"tokens_per_batch", "workers", "part_rows"}, exclude_none=True)
+        told = self.models.model_dump(exclude={"tokens_per_batch", "workers", "part_rows"}, exclude_none=True)
         self.named = {**told, **stamps, **self.settings.model_dump(), "margin": self.margin, "seed": seed}
         # One base carries all models that were trained with LoRA.
         self._bases = Bases(recipe.model.dtype, recipe.quantize) if recipe else Bases()
 
     @cached_property
-    def _scorer(self) -> GapModel | GuardedGap:
-        """A run's R_PIT with R_P's second opinion, or a gap model by itself."""
-        gap = self._folders["gap"]
-        if "reward" in self._folders:
-            return GuardedGap.from_pretrained(gap, self._folders["reward"], bases=self._bases)
-        return GapModel.from_pretrained(gap, bases=self._bases)
-
-    @cached_property
-    def _engine(self) -> Engine:
-        template = self.recipe.template if self.recipe else TemplateSection()
-        models = self.models
-        return self._open("improver", models.engine, model=models.model, base_url=models.base_url, ask=template.ask)
-
-    def _answerer(self) -> Callable[[], Engine] | None:
-        models = self.models
+    def job(self) -> Callable[[Iterator[Item | Failure]], BatchJob]:
+        """Makes the job that improves some items. The models are loaded when this is first asked for."""
+        models, recipe, gap = self.models, self.recipe, self._folders["gap"]
+        template = recipe.template if recipe else TemplateSection()
+        improver = self._open("improver", models.engine, model=models.model, base_url=models.base_url, ask=template.ask)
+        scorer: GapModel | GuardedGap
+        if "reward" in self._folders:  # a run's R_PIT with R_P's second opinion
+            scorer = GuardedGap.from_pretrained(gap, self._folders["reward"], bases=self._bases)
+        else:
+            scorer = GapModel.from_pretrained(gap, bases=self._bases)
+        make_answerer = None
         if models.policy_model is not None:
-            return partial(self._open, "policy", "endpoint", model=models.policy_model, base_url=models.policy_url)
-        return partial(self._open, "policy", "transformers") if "policy" in self._folders else None
+            named = {"model": models.policy_model, "base_url": models.policy_url}
+            make_answerer = partial(self._open, "policy", "endpoint", **named)
+        elif "policy" in self._folders:
+            make_answerer = partial(self._open, "policy", "transformers")
+        return partial(
+            BatchJob,
+            engine=improver,
+            gap=scorer,
+            settings=self.settings,
+            margin=self.margin,
+            seed=self.seed,
+            make_answerer=make_answerer,
+            answer_temperature=recipe.evaluation.policy_temperature if recipe else 1.0,
+        )
 
     def _open(self, kind: Literal["policy", "improver"], engine: str, **named: Any) -> Engine:
         data = self.recipe.data if self.recipe else None
@@ -127,23 +167,31 @@ class Setup:
         folder, tokens = self._folders.get(kind), self.models.tokens_per_batch
         return open_engine(engine, ModelSource(kind, folder, self._bases, tokens, max_tokens=most, **named))
 
-    def job(self, items: Iterator[Item | Failure]) -> BatchJob:
-        """Return the job that improves the items; the first call loads the models."""
-        return BatchJob(
-            items,
-            engine=self._engine,
-            gap=self._scorer,
-            settings=self.settings,
-            margin=self.margin,
-            seed=self.seed,
-            make_answerer=self._answerer(),
-            answer_temperature=self.recipe.evaluation.policy_temperature if self.recipe else 1.0,
-        )
+    def doubts(self) -> list[str]:
+        """Where the loop is not the one that the margin was calibrated for, as a line to print."""
+        doubt = self.calibration and self.calibration.doubt(self.settings)
+        return [f"Warning: {doubt}."] if doubt else []
 
-    def doubt(self) -> None:
-        """Say where the loop is not the one that the margin was calibrated for."""
-        if self.calibration and (doubt := self.calibration.doubt(self.settings)):
-            make_console().print(Text(f"Warning: {doubt}."))
+    def summarise(self, job: Journal | PartedJob, rows: int, failed: int) -> None:
+        """Say what a finished job has done.
+
+        Args:
+            rows: the number of rows of the input, of which ``failed`` could not be improved.
+        """
+        traces, stride = list[Trace](), 1 + rows // WATCHED
+        reasons, changed = Counter[str](), 0
+        for number, row in enumerate(job.made()):
+            reasons[row["stop_reason"]] += 1
+            changed += row["final"] != row["original"]
+            if number % stride == 0:
+                traces.append(Trace.from_dict({**row, "prompt": ""}))
+        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        lines = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {job.output}"]
+        if failed:
+            lines.append(f"{failed} rows failed; they and the reasons are in {job.failed_path}")
+        console = make_console()
+        for line in [*lines, *health(traces, self.calibration).sentences(), *self.doubts()]:
+            console.print(Text(line), soft_wrap=True)
 
 
 def _model_folders(models: ModelChoice, recipe: Recipe | None) -> dict[Kind, Path]:

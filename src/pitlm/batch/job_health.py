@@ -33,7 +33,7 @@ class RunHealth:
         changed_growth: the same over the changed answers; NaN if there are none.
         gaps: quantiles of the first proposals' gaps (:data:`QUANTILES`); NaN if nothing was proposed.
         drift: distance of the first proposals' gaps and lengths from those of the calibration (Kolmogorov-Smirnov, 0
-            to 1); None without a calibration.
+            to 1); empty without a calibration.
         warnings: sentences for a person to read.
     """
 
@@ -42,13 +42,13 @@ class RunHealth:
     growth: float
     changed_growth: float
     gaps: tuple[float, ...]
-    drift: dict[str, float] | None
+    drift: dict[str, float]
     warnings: tuple[str, ...]
 
     def sentences(self) -> list[str]:
         """The figures, and then the warnings, for a person to read."""
         shares = ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in zip(QUANTILES, self.gaps, strict=True))
-        distances = ", ".join(f"{name}s {distance:.2f}" for name, distance in (self.drift or {}).items())
+        distances = ", ".join(f"{name}s {distance:.2f}" for name, distance in self.drift.items())
         drift = f" Distance from the calibration's: {distances}." if distances else ""
         return [
             f"{self.copy_rate:.1%} of {self.answers} answers unchanged; length {self.growth:.2f} times that before.",
@@ -59,38 +59,30 @@ class RunHealth:
 
 def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> RunHealth:
     """Compute the figures of a run; ``calibration`` is that of the scorer that decided, if it has one."""
-    pairs = [(len(trace.original), len(trace.final), trace.final != trace.original) for trace in traces]
-    copy_rate = float(np.mean([not changed for *_, changed in pairs])) if pairs else float("nan")
-    growth = _growth([(before, after) for before, after, _ in pairs])
-    changed = _growth([(before, after) for before, after, differs in pairs if differs])
-    gaps = [trace.gaps[0] for trace in traces if trace.rounds]
-    finite = [gap for gap in gaps if np.isfinite(gap)]
-    quantiles = tuple(map(float, np.quantile(finite, QUANTILES))) if finite else (float("nan"),) * len(QUANTILES)
-    drift, drifted = _drift(traces, finite, calibration)
+    changed = [trace for trace in traces if trace.final != trace.original]
+    copy_rate = (len(traces) - len(changed)) / len(traces) if traces else float("nan")
+    growth, changed_growth = _growth(traces), _growth(changed)
+    gaps = [trace.gaps[0] for trace in traces if trace.rounds and np.isfinite(trace.gaps[0])]
+    quantiles = tuple(map(float, np.quantile(gaps, QUANTILES))) if gaps else (float("nan"),) * len(QUANTILES)
+    tests = {}
+    if calibration is not None and gaps:
+        tests["gap"] = ks_2samp(gaps, calibration.gaps)
+        tests["length"] = ks_2samp(first_growth(traces), calibration.growth)
     warnings = []
     if copy_rate >= NO_OP and len(traces) >= ENOUGH:
         warnings.append(f"This looks like a no-op: {copy_rate:.0%} of the answers came back unchanged.")
-    if changed >= PADDING and len(traces) >= ENOUGH:
-        warnings.append(f"This looks like padding: changed answers are {changed:.1f} times as long as before.")
-    return RunHealth(len(traces), copy_rate, growth, changed, quantiles, drift, (*warnings, *drifted))
+    if changed_growth >= PADDING and len(traces) >= ENOUGH:
+        warnings.append(f"This looks like padding: changed answers are {changed_growth:.1f} times as long as before.")
+    for name, test in tests.items():
+        if test.statistic > DRIFT and test.pvalue < DRIFT_P and len(gaps) >= ENOUGH:
+            warnings.append(
+                f"The {name}s of the first proposals are not those of the calibration (distance {test.statistic:.2f}): "
+                "the promise about harm may not hold for such answers. Calibrate on answers like these."
+            )
+    drift = {name: float(test.statistic) for name, test in tests.items()}
+    return RunHealth(len(traces), copy_rate, growth, changed_growth, quantiles, drift, tuple(warnings))
 
 
-def _growth(lengths: Sequence[tuple[int, int]]) -> float:
-    before = sum(length for length, _ in lengths)
-    return sum(length for _, length in lengths) / before if before else float("nan")
-
-
-def _drift(
-    traces: Sequence[Trace], gaps: Sequence[float], calibration: Calibration | None
-) -> tuple[dict[str, float] | None, list[str]]:
-    if calibration is None or not gaps:
-        return None, []
-    compared = {"gap": (gaps, calibration.gaps), "length": (first_growth(traces), calibration.growth)}
-    tests = {name: ks_2samp(now, then) for name, (now, then) in compared.items()}
-    warnings = [
-        f"The {name}s of the first proposals are not those of the calibration (distance {test.statistic:.2f}): the "
-        "promise about harm may not hold for such answers. Calibrate on answers like these."
-        for name, test in tests.items()
-        if test.statistic > DRIFT and test.pvalue < DRIFT_P and len(gaps) >= ENOUGH
-    ]
-    return {name: float(test.statistic) for name, test in tests.items()}, warnings
+def _growth(traces: Sequence[Trace]) -> float:
+    before = sum(len(trace.original) for trace in traces)
+    return sum(len(trace.final) for trace in traces) / before if before else float("nan")

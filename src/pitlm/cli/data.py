@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pitlm.cli.options import json_option, write_figures
 from pitlm.core.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pitlm.core.nouns import Preference
-    from pitlm.data.folds import Size
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
@@ -30,7 +24,7 @@ _COUNTS = {
 """Counts that ``pit data inspect`` prints, and how it calls them."""
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> Size:
+def _size(value: str) -> float:
     """Read a share (with a decimal point) or a whole number of pairs."""
     for kind in (int, float):
         try:
@@ -40,7 +34,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> Size:
     raise click.BadParameter(f"found {value!r}, expected a share such as 0.1 or a number of pairs such as 500")
 
 
-_size_option = partial(click.option, show_default=True, callback=_size, metavar="SIZE")
+_size_option = partial(click.option, show_default=True, type=_size, metavar="SIZE")
 
 
 @click.group()
@@ -72,17 +66,24 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
       pit data inspect pairs.csv --skip-invalid --json figures.json
     """
     from rich.console import Console
+    from rich.text import Text
 
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.inspection import inspect_preferences, pick_samples
 
     loaded = load_preferences(source, skip_invalid=skip_invalid, progress=True)
     figures = inspect_preferences(loaded)
-    console = Console()
     click.echo(reading(**loaded.counts()))
-    _print_figures(console, figures)
+    _print_figures(figures)
+    console = Console()
     for number, pair in enumerate(pick_samples(loaded.preferences, samples), start=1):
-        _print_sample(console, number, pair)
+        console.print()
+        console.print(Text(f"Sample {number}", style="bold"))
+        turns = len(pair.prompt.messages)
+        prompt = f"prompt (last of {turns} turns)" if turns > 1 else "prompt"
+        for name, text in ((prompt, pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+            clipped = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+            console.print(Text.assemble((f"{name}: ", "cyan"), clipped))  # no markup: brackets belong to the data
     write_figures(json_file, figures)
 
 
@@ -95,7 +96,7 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
     "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
 )
 @click.option("--force", is_flag=True, help="Replace the folds in a folder that is not empty.")
-def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: bool, force: bool) -> None:
+def prepare(source: str, out: Path, test: float, validation: float, skip_invalid: bool, force: bool) -> None:
     """Cut SOURCE into the folds sft, reward, rl, validation and test.
 
     No prompt is in two folds, and the cut does not depend on the order of the rows. Sizes are a share of the prompts
@@ -136,47 +137,27 @@ def prepare(source: str, out: Path, test: Size, validation: Size, skip_invalid: 
     click.echo(f"Written to {out}")
 
 
-def _print_figures(console: Console, figures: Mapping[str, Any]) -> None:
+def _print_figures(figures: Mapping[str, Any]) -> None:
+    from rich.console import Console
     from rich.table import Table
 
     from pitlm.io.console import make_table
 
-    console.print()
     lengths = make_table("Length in words", "", "mean", *figures["prompt_length"]["quantiles"], "longest")
     for name in ("prompt", "chosen", "rejected"):
         length = figures[f"{name}_length"]
         quantiles = (f"{value:,.0f}" for value in length["quantiles"].values())
         lengths.add_row(name, f"{length['mean']:,.1f}", *quantiles, f"{length['longest']:,}")
-    console.print(lengths)
-    console.print()
     table = Table(show_header=False, title="Pairs", title_justify="left")
     for key, name in _COUNTS.items():
         table.add_row(name, f"{figures[key]:,}")
     turns = [f"{number}: {count:,} pairs" for number, count in figures["turns"].items() if number < 5]
     many = sum(count for number, count in figures["turns"].items() if number >= 5)
     table.add_row("user turns in the prompt", "\n".join([*turns, f"5 or more: {many:,} pairs"] if many else turns))
-    table.add_row("the longer response won", _bias(**figures["length_bias"]))
-    console.print(table)
-
-
-def _bias(
-    longer_won: int, unequal: int, same_length: int, share: float | None, interval_95: tuple[float, float] | None
-) -> str:
-    if share is None or interval_95 is None:
-        return "no pair of unequal length in words"
-    low, high = interval_95
-    return (
-        f"{share:.1%}, 95% interval {low:.1%} to {high:.1%}\n(of {unequal:,} pairs; {same_length:,} have equal lengths)"
-    )
-
-
-def _print_sample(console: Console, number: int, pair: Preference) -> None:
-    from rich.text import Text
-
-    console.print()
-    console.print(Text(f"Sample {number}", style="bold"))
-    turns = len(pair.prompt.messages)
-    before = f" (last of {turns} turns)" if turns > 1 else ""
-    for name, text in ((f"prompt{before}", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-        clipped = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
-        console.print(Text.assemble((f"{name}: ", "cyan"), clipped))  # not markup: square brackets belong to the data
+    bias, won = figures["length_bias"], "no pair of unequal length in words"
+    if bias["unequal"]:
+        low, high = bias["interval_95"]
+        won = f"{bias['share']:.1%}, 95% interval {low:.1%} to {high:.1%}\n"
+        won += f"(of {bias['unequal']:,} pairs; {bias['same_length']:,} have equal lengths)"
+    table.add_row("the longer response won", won)
+    Console().print("", lengths, "", table, sep="\n")

@@ -77,13 +77,17 @@ def improve(
         parts = "part-*.jsonl" if models.engine == "ray" else None
         check_output(output, force, "the improved answers", parts)
 
-    from pitlm.batch.improve_file import improve_file, improve_one
+    from pitlm.batch.improve_file import Setup, improve_file, improve_one
+    from pitlm.data.items import read_items
 
-    if file is not None and output is not None and models.engine == "ray":
+    if file is not None:
+        next(read_items(file))  # what is wrong with the whole file shows before anything is started
+    setup = Setup(models, loop, seed)
+    if file is None or output is None:
+        improve_one(prompt or "", response, setup)
+    elif models.engine == "ray":
         from pitlm.batch.cluster import improve_parts
 
-        improve_parts(file, output, models, loop, seed=seed, force=force)
-    elif file is not None and output is not None:
-        improve_file(file, output, models, loop, seed=seed, force=force)
+        improve_parts(file, output, setup, force=force)
     else:
-        improve_one(prompt or "", response, models, loop, seed=seed)
+        improve_file(file, output, setup, force=force)

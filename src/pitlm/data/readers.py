@@ -193,13 +193,10 @@ def _hub_rows(source: str) -> Iterator[RawRow]:
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a plain or gzipped file for bytes; damage inside a gzip becomes an InputError."""
-    if not path.name.lower().endswith(".gz"):
-        with open(path, "rb") as plain:
-            yield plain
-        return
+    open_file = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with gzip.open(path, "rb") as unzipped:
-            yield cast(BinaryIO, unzipped)
+        with open_file(path, "rb") as handle:
+            yield cast(BinaryIO, handle)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError.at(path, found=f"a damaged gzip file ({error})", expected="a complete gzip file") from error
 

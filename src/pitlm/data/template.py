@@ -78,15 +78,25 @@ class Template:
         return Prompt.of(x), last[0]["content"]
 
 
-def encode_prompts(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]], *, answered: bool = False
+) -> list[list[int]]:
     """Token ids of each conversation, up to where the assistant begins to write.
+
+    Args:
+        answered: the assistant's answer ends each conversation, which is encoded to its end.
 
     Raises:
         InputError: the chat template refuses a conversation; it may not know every role, or every order of roles.
     """
     if not conversations:
         return []
-    return _render(tokenizer, list(conversations), add_generation_prompt=True)
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": not answered, **CHAT_TEMPLATE_ARGUMENTS}
+    try:
+        ids: list[list[int]] = tokenizer.apply_chat_template(list(conversations), **options)["input_ids"]
+    except (TemplateError, ValueError) as error:  # a ValueError where there are several templates, and no default
+        raise InputError(f"the chat template refuses this conversation: {error}") from error
+    return ids
 
 
 def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
@@ -169,7 +179,7 @@ def check_template(tokenizer: Tokenizer, where: str | Path) -> None:
     for messages in (asked, [*asked, {"role": "assistant", "content": reference}, {"role": "user", "content": ask}]):
         try:
             [prompt] = encode_prompts(tokenizer, [messages])
-            [whole] = _render(tokenizer, [[*messages, {"role": "assistant", "content": answer}]])
+            [whole] = encode_prompts(tokenizer, [[*messages, {"role": "assistant", "content": answer}]], answered=True)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         if whole[: len(prompt)] != prompt:
@@ -184,17 +194,6 @@ def check_template(tokenizer: Tokenizer, where: str | Path) -> None:
         if not _words(tokenizer, whole[len(prompt) :]).startswith(_words(tokenizer, completion)):
             shown = tokenizer.decode(whole[len(prompt) :][: len(completion) + 16])
             raise _unfit(where, f"writes the answer {answer!r} as {shown!r}", "the answer as it is")
-
-
-def _render(tokenizer: Tokenizer, conversations: list[list[dict[str, str]]], **options: Any) -> list[list[int]]:
-    try:
-        encoded = tokenizer.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, **options, **CHAT_TEMPLATE_ARGUMENTS
-        )
-    except (TemplateError, ValueError) as error:  # a ValueError where there are several templates, and no default
-        raise InputError(f"the chat template refuses this conversation: {error}") from error
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
 
 
 def _words(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -21,7 +21,6 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Opened by name, not with tempfile, whose 0600 mode would hide the result from others who share the folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

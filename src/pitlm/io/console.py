@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 WIDTH = 120
@@ -34,10 +26,11 @@ def make_table(title: str, *columns: str) -> Table:
     return table
 
 
-def make_progress(*more: ProgressColumn) -> Progress:
+def make_progress(*more: progress.ProgressColumn) -> progress.Progress:
     """A bar with what is done, the time that it took and the time left, and whatever columns come after."""
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("  {task.description}"), *columns, *more, console=make_console())
+    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+    columns = (progress.TextColumn("  {task.description}"), progress.BarColumn(20), progress.MofNCompleteColumn())
+    return progress.Progress(*columns, *times, *more, console=make_console())
 
 
 @contextmanager
@@ -50,11 +43,11 @@ def progress_bar(
         note: returns a text that stands behind the bar.
         done: how much was done before.
     """
-    columns = () if note is None else (TextColumn("{task.fields[note]}"),)
-    with make_progress(*columns) as progress:
-        task = progress.add_task(title, total=total, completed=done, note="")
+    columns = () if note is None else (progress.TextColumn("{task.fields[note]}"),)
+    with make_progress(*columns) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(count: int) -> None:
-            progress.update(task, advance=count, note=note() if note is not None else "")
+            bar.update(task, advance=count, note=note() if note is not None else "")
 
         yield advance
