@@ -44,7 +44,7 @@ from pitlm.core.recipe import InitSection
 from pitlm.core.recipe_file import load_recipe
 from pitlm.data.dataset import load_preferences
 from pitlm.data.template import Template
-from pitlm.method.reward import GapRow, gap_batch, gap_rows
+from pitlm.method.supervised import GapRow, gap_batch, gap_rows
 from pitlm.models.forest import shared_prefix
 from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scratch import make_from_scratch

@@ -16,7 +16,7 @@ from transformers import (
 
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.core.recipe import InitSection, RLSection, TrainSection
-from pitlm.method.common import Workbench
+from pitlm.method.setting import Workbench
 from pitlm.models.loading import Card, load_tokenizer, save
 from pitlm.models.scratch import make_from_scratch
 

@@ -20,9 +20,9 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
 from pitlm.method import common, rl
-from pitlm.method.probe import Probe
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
 from pitlm.method.supervised import LESSONS, train_on_rows
+from pitlm.method.watch import Probe
 from pitlm.models.loading import quiet
 
 WORDS = [

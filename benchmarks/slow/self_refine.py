@@ -42,10 +42,9 @@ from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.baselines.self_refine_guide import POCKET, Guide
 from pitlm.loop.chains import held_to
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
-from pitlm.method.common import Workbench
 from pitlm.method.curriculum import train_policy
-from pitlm.method.sft import TokenRow, policy_rows
-from pitlm.method.supervised import train_on_rows
+from pitlm.method.setting import Workbench
+from pitlm.method.supervised import TokenRow, policy_rows, train_on_rows
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel

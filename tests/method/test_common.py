@@ -1,8 +1,9 @@
-"""Interrupted training continues to the same result."""
+"""The order of rows, and interrupted training that continues to the same result."""
 
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,8 @@ import pitlm.method.rl as rl
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
-from pitlm.method.common import last_whole_checkpoint
-from pitlm.method.sft import improver_rows
-from pitlm.method.supervised import train_on_rows
+from pitlm.method.common import last_whole_checkpoint, length_grouped
+from pitlm.method.supervised import improver_rows, train_on_rows
 
 WORDS = (
     "the price is nine",
@@ -31,6 +31,8 @@ WORDS = (
     "lamp",
 )
 STEPS, CUT = 6, 5
+RNG = random.Random(0)
+LENGTHS = [RNG.randrange(5, 500) for _ in range(1_003)]
 
 
 class Interrupted(Exception):
@@ -178,3 +180,26 @@ def test_the_newest_whole_checkpoint_is_found_by_number(tmp_path):
     assert last_whole_checkpoint(tmp_path, delete=True) == tmp_path / "checkpoint-10"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
     assert last_whole_checkpoint(tmp_path / "none", delete=True) is None
+
+
+def test_every_row_comes_once_an_epoch_and_the_seed_decides():
+    order = length_grouped(LENGTHS, batch_size=16, epochs=2.5, seed=1)
+    rows = list(range(len(LENGTHS)))
+    assert [sorted(order[:1003]), sorted(order[1003:2006])] == [rows, rows]
+    assert len(order) == round(2.5 * 1003)
+    assert order == length_grouped(LENGTHS, batch_size=16, epochs=2.5, seed=1)
+    assert order[:1003] != order[1003:2006]
+    assert order != length_grouped(LENGTHS, batch_size=16, epochs=2.5, seed=2)
+
+
+def test_padding_is_a_small_share_of_what_random_batches_have():
+    def padding(order):
+        batches = [[LENGTHS[i] for i in order[at : at + 16]] for at in range(0, len(order), 16)]
+        return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+
+    assert padding(length_grouped(LENGTHS, batch_size=16, epochs=1, seed=0)) < 0.2 * padding(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize("epochs", [0.0001, 0.01])
+def test_a_sliver_of_an_epoch_is_one_row_at_least(epochs):
+    assert len(length_grouped([3, 4, 5], batch_size=2, epochs=epochs, seed=0)) == 1

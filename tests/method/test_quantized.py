@@ -18,10 +18,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoraSection, Recipe
 from pitlm.data.template import Template
-from pitlm.method.reward import gap_rows
 from pitlm.method.rl import AnchorCheck, train_rl
-from pitlm.method.sft import improver_rows
-from pitlm.method.supervised import train_on_rows
+from pitlm.method.supervised import gap_rows, improver_rows, train_on_rows
 from pitlm.models.adapters import OVER_BASE, Bases
 from pitlm.models.generators import Improver
 from pitlm.models.loading import load_model, load_tokenizer

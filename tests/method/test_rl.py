@@ -15,8 +15,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template, encode_prompts
-from pitlm.method.probe import Probe
 from pitlm.method.rl import sample_reward, train_rl
+from pitlm.method.watch import Probe
 from pitlm.models.loading import Card, load_tokenizer, save
 
 TEMPLATE = Template(ASK)
@@ -283,14 +283,6 @@ def test_the_reward_goes_up(bases, tmp_path):
     train(bench, anchor, reward, section)
     rewards = [row["reward"] for row in logged(bench) if "reward" in row]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 1.0
-
-
-def test_kl_is_told_per_sequence():
-    logs = {"kl": 0.02, "completions/mean_length": 30.0}
-    rl.SequenceKL().on_log(None, None, None, logs=logs)
-    assert logs["kl_sequence"] == pytest.approx(0.6)
-    rl.SequenceKL().on_log(None, None, None, logs=(other := {"loss": 1.0}))
-    assert other == {"loss": 1.0}
 
 
 def test_when_every_answer_is_cut_and_left_out_nothing_moves_and_nothing_breaks(bases, tmp_path):

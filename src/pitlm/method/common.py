@@ -1,97 +1,38 @@
-"""What all training stages share: arguments, callbacks, resuming, saving."""
+"""What all training stages share: arguments, the order of rows, callbacks, resuming, saving."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import lcm
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from peft import PeftModel
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import LoraSection, Quantization, RLSection, TrainSection
+from pitlm.core.recipe import RLSection, TrainSection
 from pitlm.io.atomic import write_text
-from pitlm.method.batches import length_grouped
-from pitlm.method.logs import MetricsWriter, ProgressBar
+from pitlm.method.setting import Workbench
+from pitlm.method.watch import MetricsWriter, ProgressBar
 from pitlm.models.adapters import save_over_base
-from pitlm.models.loading import Card, load_model, save
+from pitlm.models.loading import save
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
+CHUNK = 32
+"""Batches sorted by length together: enough to save most padding, few enough to stay random."""
+
 EVALUATION = "evaluation.json"
 """A stage writes this file last: a folder that holds it holds a trained model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workbench:
-    """Where and how one stage trains, apart from its algorithm.
-
-    Attributes:
-        folder: the stage's own folder, for checkpoints, metrics and the final model.
-        start: the checkpoint that training starts from.
-        card: the kind of model, its request and its longest answer.
-        peft: the adapter to train; None trains all weights.
-        report_to: trackers of the trainer.
-    """
-
-    folder: Path
-    start: Path
-    tokenizer: PreTrainedTokenizerBase
-    card: Card
-    seed: int
-    dtype: str = "float32"
-    peft: LoraSection | None = None
-    report_to: Sequence[str] = field(default_factory=list)
-
-    @property
-    def model_folder(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def quantize(self) -> Quantization | None:
-        """How the weights under the adapter are held while the adapter trains."""
-        return self.peft.quantize if self.peft else None
-
-    def load(self, *, quantized: bool = True) -> PreTrainedModel:
-        """The model to train: one that writes or one that scores, as the card says.
-
-        A new score head or adapter is drawn from the stage's own seed. Otherwise it would depend on what the process
-        did before, and a run that was interrupted here would end elsewhere.
-        """
-        set_seed(self.seed)
-        quantize = self.quantize if quantized else None
-        return load_model(self.start, self.tokenizer, self.dtype, quantize, writes=self.card.writes)
-
-    def lora(self) -> LoraConfig | None:
-        """The adapter's configuration; a reward head is trained and saved in full beside the adapter."""
-        if self.peft is None:
-            return None
-        return LoraConfig(
-            r=self.peft.r,
-            lora_alpha=self.peft.alpha,
-            lora_dropout=self.peft.dropout,
-            target_modules=self.peft.target_modules,
-            task_type="CAUSAL_LM" if self.card.writes else "SEQ_CLS",
-            modules_to_save=None if self.card.writes else ["score"],
-        )
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -151,6 +92,33 @@ def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, be
     return dataset.select(order)
 
 
+def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, seed: int) -> list[int]:
+    """Row indices of ``epochs`` epochs, in batches of rows of similar length. Ours.
+
+    Each epoch is shuffled anew and cut into chunks. Rows are sorted by length within a chunk, and its batches shuffled.
+    The seed fixes the whole order beforehand, so an interrupted run meets the same rows when it is resumed; a sampler
+    that draws as it goes would give others.
+
+    Returns:
+        ``round(epochs * len(lengths))`` indices, at least one; every row once in each whole epoch.
+    """
+    total = max(1, round(epochs * len(lengths)))
+    rng = random.Random(seed)
+    order: list[int] = []
+    while len(order) < total:
+        shuffled = rng.sample(range(len(lengths)), k=len(lengths))
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), CHUNK * batch_size):
+            chunk = sorted(shuffled[start : start + CHUNK * batch_size], key=lambda index: lengths[index])
+            batches += [chunk[at : at + batch_size] for at in range(0, len(chunk), batch_size)]
+        # A short batch in the middle would shift every later one across lengths.
+        short = [batch for batch in batches if len(batch) < batch_size]
+        full = [batch for batch in batches if len(batch) == batch_size]
+        rng.shuffle(full)
+        order += [index for batch in (*full, *short) for index in batch]
+    return order[:total]
+
+
 def share_of_batch(section: TrainSection, processes: int | None = None) -> int:
     """How many rows of each batch one process takes: a recipe means the same on any number of processes.
 
@@ -185,8 +153,8 @@ def make_trainer(
     held_out: Dataset | None,
     **more: Any,
 ) -> AnyTrainer:
-    """One of TRL's trainers for the model of a stage, with an adapter where the recipe has LoRA."""
-    return kind(
+    """One of TRL's trainers for the model of a stage, silent, with an adapter where the recipe has LoRA."""
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=rows,
@@ -195,6 +163,8 @@ def make_trainer(
         peft_config=bench.lora(),
         **more,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) -> dict[str, float]:
@@ -211,14 +181,16 @@ def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) 
     Returns:
         Metrics of the last evaluation; none without an evaluation set.
     """
-    trainer.remove_callback(PrinterCallback)
     for callback in (*callbacks(bench, title), *more):
         trainer.add_callback(callback)
     checkpoints = bench.folder / "checkpoints"
     if (finished := finished_metrics(bench.folder)) is not None:  # the stage was interrupted after its training
         return finished
-    if bench.quantize:
-        _widen_adapters(trainer.model)
+    for name, weight in trainer.model.named_parameters() if bench.quantize else ():
+        # TRL makes adapters over four-bit weights bfloat16, in which a weight of 0.01 cannot move by less than 3e-5. A
+        # step of RL is smaller, so they are held in float32, as PEFT does over sixteen-bit weights.
+        if weight.requires_grad and ".lora_" in name:
+            weight.data = weight.data.float()
     last = last_whole_checkpoint(checkpoints, delete=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     try:
@@ -235,16 +207,6 @@ def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) 
         write_text(bench.folder / EVALUATION, json.dumps(figures, indent=2) + "\n")
         shutil.rmtree(checkpoints, ignore_errors=True)
     return figures
-
-
-def _widen_adapters(model: PeftModel) -> None:
-    """Hold adapters over four-bit weights in float32, as PEFT does over sixteen-bit weights.
-
-    TRL makes them bfloat16, in which a weight of 0.01 cannot move by less than 3e-5; a step of RL is smaller.
-    """
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and ".lora_" in name:
-            weight.data = weight.data.float()
 
 
 def finished_metrics(folder: Path) -> dict[str, float] | None:

@@ -121,12 +121,9 @@ def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
             return f"rank {rank} of {processes} was killed ({failure.signal_name()})"
     told: dict[str, int] = {}
     for rank, failure in own.items():
-        told.setdefault(_message(failure), rank)
+        recorded: Any = failure.message  # declared str; a dict where the process recorded its exception
+        known = isinstance(recorded, dict)
+        message = str(recorded["message"]).strip().splitlines()[0] if known else f"exit code {failure.exitcode}"
+        told.setdefault(message, rank)
     lines = [f"rank {rank} of {processes} failed: {message}" for message, rank in told.items()]
     return "; ".join(lines[:SHOWN])
-
-
-def _message(failure: ProcessFailure) -> str:
-    told: Any = failure.message  # declared str; a dict where the process recorded its exception
-    known = isinstance(told, dict)
-    return str(told["message"]).strip().splitlines()[0] if known else f"exit code {failure.exitcode}"

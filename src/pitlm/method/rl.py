@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +26,10 @@ from trl.import_utils import is_vllm_available
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Quantization, RLSection
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
-from pitlm.method.common import Workbench, fit, make_trainer, trainer_arguments
-from pitlm.method.probe import Conversation, HeldOutProbe, Probe
+from pitlm.method.common import fit, make_trainer, trainer_arguments
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
+from pitlm.method.setting import Workbench
+from pitlm.method.watch import Conversation, HeldOutProbe, Probe
 from pitlm.models.loading import load_model
 
 T = TypeVar("T")
@@ -74,7 +76,6 @@ def train_rl(
         _in_order(conversations, section, bench),
         None,
         reward_funcs=sample_reward(reward, bench, section.truncated_penalty, probe),
-        callbacks=[SequenceKL()],  # before the metrics are written
     )
     if adapter is not None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
@@ -175,13 +176,13 @@ def sample_reward(
     return reward
 
 
+@dataclass(eq=False)
 class AnchorCheck(TrainerCallback):
     """Checks before the first step that the KL anchor is the SFT checkpoint, weight for weight."""
 
-    def __init__(self, trainer: RLOOTrainer, anchor: Path, bench: Workbench) -> None:
-        self.trainer = trainer
-        self.anchor = anchor
-        self.bench = bench
+    trainer: RLOOTrainer
+    anchor: Path
+    bench: Workbench
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.trainer.beta == 0.0:
@@ -205,12 +206,3 @@ class AnchorCheck(TrainerCallback):
 def _whole(weight: Tensor) -> Tensor:
     """A weight on the CPU, gathered from all processes where FSDP shards it."""
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu()
-
-
-class SequenceKL(TrainerCallback):
-    """Logs KL per sequence: TRL logs the mean per token, while the penalty is beta times the sum."""
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        if "kl" in logs and "completions/mean_length" in logs:
-            logs["kl_sequence"] = logs["kl"] * logs["completions/mean_length"]

@@ -1,29 +1,85 @@
-"""A run as its training stages see it: recipe, folds of pairs, and models by the stage that made them."""
+"""A run as its training stages see it: recipe, folds of pairs, models by stage, and the workbench of one training."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from peft import LoraConfig
+from transformers import PreTrainedModel, set_seed
+
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.core.recipe import Recipe
+from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.data.folds import read_folds
 from pitlm.data.template import Template
-from pitlm.method.common import Workbench
 from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.loading import Card, HFTokenizer, Kind, load_tokenizer
+from pitlm.models.loading import Card, HFTokenizer, Kind, load_model, load_tokenizer
 from pitlm.models.scorers import GapModel, RewardModel
 
 Quality = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 """Prompts and responses -> the quality of each response, from a judge that no model is trained on."""
 
 Model = TypeVar("Model", Policy, Improver, GapModel, RewardModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """Where and how one stage trains, apart from its algorithm.
+
+    Attributes:
+        folder: the stage's own folder, for checkpoints, metrics and the final model.
+        start: the checkpoint that training starts from.
+        card: the kind of model, its request and its longest answer.
+        peft: the adapter to train; None trains all weights.
+        report_to: trackers of the trainer.
+    """
+
+    folder: Path
+    start: Path
+    tokenizer: HFTokenizer
+    card: Card
+    seed: int
+    dtype: str = "float32"
+    peft: LoraSection | None = None
+    report_to: Sequence[str] = field(default_factory=list)
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def quantize(self) -> Quantization | None:
+        """How the weights under the adapter are held while the adapter trains."""
+        return self.peft.quantize if self.peft else None
+
+    def load(self, *, quantized: bool = True) -> PreTrainedModel:
+        """The model to train: one that writes or one that scores, as the card says.
+
+        A new score head or adapter is drawn from the stage's own seed. Otherwise it would depend on what the process
+        did before, and a run that was interrupted here would end elsewhere.
+        """
+        set_seed(self.seed)
+        quantize = self.quantize if quantized else None
+        return load_model(self.start, self.tokenizer, self.dtype, quantize, writes=self.card.writes)
+
+    def lora(self) -> LoraConfig | None:
+        """The adapter's configuration; a reward head is trained and saved in full beside the adapter."""
+        if self.peft is None:
+            return None
+        return LoraConfig(
+            r=self.peft.r,
+            lora_alpha=self.peft.alpha,
+            lora_dropout=self.peft.dropout,
+            target_modules=self.peft.target_modules,
+            task_type="CAUSAL_LM" if self.card.writes else "SEQ_CLS",
+            modules_to_save=None if self.card.writes else ["score"],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,173 @@
-"""Stages 1 and 2 of the paper: what policy, improver, R_P and R_PIT learn from pairs, and where they start."""
+"""Stages 1 and 2 of the paper: policy and improver by SFT, R_P and R_PIT by comparison, all from pairs.
+
+TRL's SFTTrainer and RewardTrainer train them. Rows come tokenized, so that all stages read the same tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import Trainer
-from trl import RewardTrainer
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
+from pitlm.core.nouns import Preference
 from pitlm.core.recipe import TrainSection
-from pitlm.method.common import Workbench, fit
-from pitlm.method.reward import GapTrainer, gap_rows, reward_rows, scorer_trainer
-from pitlm.method.setting import Setting
-from pitlm.method.sft import improver_rows, policy_rows, sft_trainer
+from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
+from pitlm.method.common import arranged, fit, make_trainer, trainer_arguments
+from pitlm.method.setting import Setting, Workbench
+from pitlm.models.forest import Forest
 from pitlm.models.loading import Kind
+from pitlm.models.trees import score_tree
+
+TokenRow = tuple[list[int], ...]
+"""Token ids that are read and that are learnt, in turn: a prompt, its completion with the end token, and so on."""
+
+
+class PairRow(NamedTuple):
+    """Token ids of (x, y_w) and (x, y_l), end tokens included."""
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class GapRow(NamedTuple):
+    """Token ids of the four rows of Eq. 2: ``wl`` has the candidate y_w and the reference y_l, and so on."""
+
+    wl: list[int]
+    ww: list[int]
+    ll: list[int]
+    lw: list[int]
+
+
+def policy_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[TokenRow]:
+    """(x, y_w): L = -sum log M_P(y_w | x)."""
+    prompts = encode_prompts(tokenizer, [template.policy_messages(pair.prompt) for pair in pairs])
+    return [(ids, encode_completion(tokenizer, pair.chosen)) for ids, pair in zip(prompts, pairs, strict=True)]
+
+
+def improver_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[TokenRow]:
+    """(x with y_l as the reference, y_w): L = -sum log M_PIT(y_w | x, y_l)."""
+    prompts = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.rejected) for pair in pairs])
+    return [(ids, encode_completion(tokenizer, pair.chosen)) for ids, pair in zip(prompts, pairs, strict=True)]
+
+
+def reward_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[PairRow]:
+    """(x, y_w) beside (x, y_l)."""
+    rows = zip(policy_rows(pairs, tokenizer, template), pairs, strict=True)
+    return [PairRow(x + w, x + encode_completion(tokenizer, pair.rejected)) for (x, w), pair in rows]
+
+
+def gap_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[GapRow]:
+    """The four rows of Eq. 2, each exactly the improver's prompt and completion."""
+    beside_w = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.chosen) for pair in pairs])
+    beside_l = encode_prompts(tokenizer, [template.improver_messages(pair.prompt, pair.rejected) for pair in pairs])
+    rows = []
+    for pair, at_w, at_l in zip(pairs, beside_w, beside_l, strict=True):
+        w, l = encode_completion(tokenizer, pair.chosen), encode_completion(tokenizer, pair.rejected)
+        rows.append(GapRow(wl=at_l + w, ww=at_w + w, ll=at_l + l, lw=at_w + l))
+    return rows
+
+
+def sft_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> SFTTrainer:
+    """A trainer that minimises the negative log-likelihood of each completion given its prompt.
+
+    A row of more than two parts is a conversation of several turns, and each of its answers is learnt.
+    """
+    arguments = SFTConfig(
+        **trainer_arguments(section, bench),
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        assistant_only_loss=False,
+        shuffle_dataset=False,
+        loss_type="nll",
+    )
+    ordered = arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench)
+    return make_trainer(SFTTrainer, model, arguments, bench, ordered, _labelled(held_out))
+
+
+def _labelled(rows: Sequence[TokenRow]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [[token for part in row for token in part] for row in rows],
+            "labels": [
+                [token if number % 2 else -100 for number, part in enumerate(row) for token in part] for row in rows
+            ],
+        }
+    )
+
+
+def scorer_trainer(
+    kind: type[RewardTrainer],
+    model: PreTrainedModel,
+    rows: Sequence[PairRow] | Sequence[GapRow],
+    held_out: Sequence[PairRow] | Sequence[GapRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> RewardTrainer:
+    """A trainer of R_P with TRL's RewardTrainer: minimise -log sigmoid(r(x, y_w) - r(x, y_l)).
+
+    Or a trainer of R_PIT with :class:`GapTrainer`: minimise Eq. 2 over (x, y_w, y_l).
+    """
+    arguments = RewardConfig(
+        **trainer_arguments(section, bench),
+        max_length=None,
+        disable_dropout=True,
+        center_rewards_coefficient=None,
+    )
+    train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
+    ordered = arranged(train, [max(map(len, row)) for row in rows], section, bench)
+    collator = gap_batch if issubclass(kind, GapTrainer) else None
+    return make_trainer(kind, model, arguments, bench, ordered, test, data_collator=collator)
+
+
+def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """B triples as a forest of their 4B rows: all wl, all ww, all ll, all lw."""
+    forest = Forest.of([example[part] for part in GapRow._fields for example in examples])
+    # The trainer takes the size of a batch from the first tensor that it finds.
+    return {"triples": torch.arange(len(examples)), "forest": forest}
+
+
+class GapTrainer(RewardTrainer):
+    """RewardTrainer with Eq. 2 in place of the pairwise loss."""
+
+    _signature_columns: list[str] | None
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # rows come tokenized
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(GapRow._fields)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Eq. 2 in float32. Logs the share of triples that satisfy each relation, over all processes."""
+        scores = score_tree(model, inputs["forest"]).float()
+        wl_B, ww_B, ll_B, lw_B = scores.chunk(4)
+        loss = gap_loss(wl_B, ww_B, ll_B, lw_B)
+        with torch.no_grad():
+            right_B5 = (gap_differences(wl_B, ww_B, ll_B, lw_B) > 0).float().T.contiguous()
+            shares = self.accelerator.gather_for_metrics(right_B5).mean(0).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, share in zip(RELATIONS, shares, strict=True):
+            metrics[f"order/{name}"].append(share)
+        metrics["accuracy"].append(shares[RELATIONS.index("wl>lw")])
+        return (loss, {"loss": loss, "scores": scores.view(4, -1).T}) if return_outputs else loss
+
 
 LESSONS: Mapping[Kind, tuple[str, Callable[..., Sequence[Any]], Callable[..., Trainer]]] = {
     "policy": ("policy SFT", policy_rows, sft_trainer),

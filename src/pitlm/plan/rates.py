@@ -33,9 +33,8 @@ from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe
-from pitlm.method.common import Workbench
-from pitlm.method.reward import GapRow, GapTrainer, PairRow, scorer_trainer
-from pitlm.method.sft import sft_trainer
+from pitlm.method.setting import Workbench
+from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer
 from pitlm.models.devices import accelerators
 from pitlm.models.loading import Card, device, quiet
 from pitlm.models.scratch import make_words_tokenizer

@@ -19,9 +19,8 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_text
 from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
-from pitlm.method.logs import read_metrics
-from pitlm.method.probe import probe_file
 from pitlm.method.supervised import train_on_pairs
+from pitlm.method.watch import PROBE, read_metrics
 from pitlm.models.generators import Policy
 from pitlm.models.loading import load_shape, load_tokenizer, window_of
 from pitlm.models.scorers import GapModel, RewardModel
@@ -52,7 +51,7 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
             result = train_policy(context, stage.rl, folder)
         else:
             result = train_stage(context, stage.curriculum, folder)
-        return {**result, "trend": quality_trend(read_metrics(probe_file(folder)))}
+        return {**result, "trend": quality_trend(read_metrics(folder / PROBE))}
     result = train_on_pairs(context, kind, stage.folds, stage.training, folder)
     return {**result, "health": _health(context, folder)} if kind == "gap" else result
 

@@ -1,0 +1,205 @@
+"""SFT: the loss is the NLL of the completion tokens only. R_P and R_PIT: rows, losses, and the count of right orders."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from builders import preference, scorer_checkpoint, train_section, workbench
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from pitlm.data.template import Template, encode_completion, encode_prompts
+from pitlm.method.supervised import (
+    GapRow,
+    GapTrainer,
+    gap_batch,
+    gap_rows,
+    improver_rows,
+    policy_rows,
+    reward_rows,
+    scorer_trainer,
+    train_on_rows,
+)
+from pitlm.models.generators import Improver
+from pitlm.models.scorers import GapModel, score_ids
+
+PAIRS = [
+    preference("is it small ?", "the price is nine .", "silly question ."),
+    preference("what is the price ?", "nine", "read it yourself ."),
+    preference("what is it ?", "happy to help . the price is nine .", "it"),
+    preference("is it it ?", "it is small .", "it"),
+]
+TRIPLES = [
+    preference("is it small ?", "the price is nine .", "silly question ."),
+    preference("what is the price ?", "nine", "read it yourself . silly question . read it yourself ."),
+    preference("what is it ?", "happy to help .", "it is it ."),
+]
+
+
+def nll(folder, rows) -> float:
+    """Mean over all completion tokens of the batch, one row at a time, no padding."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    losses: list[float] = []
+    for prompt, completion in rows:
+        with torch.no_grad():
+            logp = torch.log_softmax(model(input_ids=torch.tensor([prompt + completion])).logits[0], -1)
+        losses += [-logp[len(prompt) + t - 1, token].item() for t, token in enumerate(completion)]
+    return sum(losses) / len(losses)
+
+
+def logged(bench):
+    return [json.loads(line) for line in (bench.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("family", ["words", "llama3", "qwen3"])
+def test_the_loss_is_that_of_the_completion_tokens(bases, tmp_path, family, accumulation):
+    bench = workbench(tmp_path / "sft", bases(family))
+    rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    section = train_section(batch_size=4, accumulation=accumulation, learning_rate=1e-9)
+    metrics = train_on_rows("improver", rows, rows, section, bench)
+    expected = nll(bases(family), rows)
+    assert logged(bench)[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_reply_of_a_conversation_is_learnt_and_nothing_between(bases, tmp_path):
+    """Each reply counts as if its conversation so far were a separate row."""
+    bench = workbench(tmp_path / "sft", bases("words"))
+    rows = improver_rows(PAIRS[:2], bench.tokenizer, Template(bench.card.ask))
+    (one, two), (three, four) = rows
+    train_on_rows("improver", [(one, two, three, four)], [(one, two)], train_section(), bench)
+    apart = [(one, two), (one + two + three, four)]
+    assert logged(bench)[0]["loss"] == pytest.approx(nll(bases("words"), apart), rel=1e-4)
+
+
+def test_a_row_is_what_the_improver_will_be_shown_and_the_better_response(bases, tmp_path):
+    bench = workbench(tmp_path / "sft", bases("words"))
+    template = Template(bench.card.ask)
+    for (prompt, completion), pair in zip(improver_rows(PAIRS, bench.tokenizer, template), PAIRS, strict=True):
+        text = bench.tokenizer.decode(prompt)
+        assert text.index(pair.prompt.text) < text.index(f"<|assistant|> {pair.rejected}") < text.index(bench.card.ask)
+        assert bench.tokenizer.decode(completion) == f"{pair.chosen} <|end|>"
+    for (prompt, completion), pair in zip(policy_rows(PAIRS, bench.tokenizer, template), PAIRS, strict=True):
+        assert (
+            bench.tokenizer.decode(prompt + completion)
+            == f"<|user|> {pair.prompt.text} <|assistant|> {pair.chosen} <|end|>"
+        )
+
+
+def test_training_teaches_the_better_response(bases, tmp_path):
+    bench = workbench(tmp_path / "sft", bases("words"), max_new_tokens=12)
+    rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    metrics = train_on_rows(
+        "improver", rows, rows, train_section(batch_size=4, epochs=80.0, learning_rate=2e-2, log_every=50), bench
+    )
+    assert metrics["eval_loss"] < 0.05
+    improver = Improver.from_pretrained(bench.model_folder)
+    answers = improver.propose([p.prompt for p in PAIRS], [p.rejected for p in PAIRS], temperature=0.0)
+    assert [answer.text for answer in answers] == [pair.chosen for pair in PAIRS]
+    assert [answer.generated_tokens for answer in answers] == [len(pair.chosen.split()) + 1 for pair in PAIRS]
+
+
+def test_every_epoch_meets_every_row_once(bases, tmp_path):
+    """12 steps of 1 row are three epochs over four rows, whatever the trainer's own sampler does."""
+    bench = workbench(tmp_path / "sft", bases("words"))
+    rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    train_on_rows("improver", rows, rows[:1], train_section(batch_size=1, epochs=3.0, learning_rate=1e-9), bench)
+    losses = [round(row["loss"], 4) for row in logged(bench) if "loss" in row]
+    alone = sorted(round(nll(bases("words"), [row]), 4) for row in rows)
+    assert len(losses) == 12
+    for epoch in range(3):
+        assert sorted(losses[4 * epoch : 4 * epoch + 4]) == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.fixture(params=["words", "qwen3"])
+def bench(request, bases, tmp_path):
+    start = scorer_checkpoint(bases(request.param), tmp_path / "start", "gap")
+    return workbench(tmp_path / "gap", start, "gap")
+
+
+@pytest.fixture
+def rows(bench):
+    return gap_rows(TRIPLES, bench.tokenizer, Template(bench.card.ask))
+
+
+@pytest.fixture
+def trainer(bench, rows):
+    return scorer_trainer(GapTrainer, bench.load(), rows, rows, train_section(), bench)
+
+
+def test_a_batch_is_four_blocks_of_rows_and_says_how_many_triples_it_holds():
+    rows = [{"wl": [1], "ww": [2, 2], "ll": [3, 3, 3], "lw": [4]}, {"wl": [5, 5], "ww": [6], "ll": [7], "lw": [8, 8]}]
+    batch = gap_batch(rows)
+    assert batch["forest"].rows == [[1], [5, 5], [2, 2], [6], [3, 3, 3], [7], [4], [8, 8]]
+    assert next(iter(batch.values())).shape == (2,)
+
+
+def test_rows_are_the_improvers_prompt_and_completion(bench, rows):
+    tokenizer, pair = bench.tokenizer, TRIPLES[1]
+    shown = {}
+    for name, y_ref in (("w", pair.chosen), ("l", pair.rejected)):
+        [shown[name]] = encode_prompts(tokenizer, [Template(bench.card.ask).improver_messages(pair.prompt, y_ref)])
+    y = {"w": encode_completion(tokenizer, pair.chosen), "l": encode_completion(tokenizer, pair.rejected)}
+    for name in GapRow._fields:  # candidate, then reference
+        assert getattr(rows[1], name) == shown[name[1]] + y[name[0]]
+
+
+def test_the_loss_is_eq_2_of_four_separate_forward_passes(bench, rows, trainer):
+    model = AutoModelForSequenceClassification.from_pretrained(bench.start)
+    total, right = 0.0, [0] * 5
+    for row in rows:
+        with torch.no_grad():
+            wl, ww, ll, lw = (model(input_ids=torch.tensor([ids])).logits.item() for ids in row)
+        differences = [wl - ww, wl - ll, wl - lw, ww - lw, ll - lw]
+        total += sum(math.log1p(math.exp(-difference)) for difference in differences)
+        right = [count + (difference > 0) for count, difference in zip(right, differences, strict=True)]
+    batch = trainer.data_collator([row._asdict() for row in rows])
+    trainer.model.train()
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+    assert loss.requires_grad
+    assert outputs["scores"].shape == (3, 4)
+    counted = trainer.evaluate()
+    names = [f"eval_order/{relation}" for relation in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")]
+    assert [counted[name] for name in names] == pytest.approx([count / 3 for count in right])
+    assert counted["eval_accuracy"] == counted["eval_order/wl>lw"]
+    assert counted["eval_loss"] == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_scores_in_training_are_those_that_rl_and_the_loop_will_see(bench, rows, trainer):
+    batch = trainer.data_collator([row._asdict() for row in rows])
+    trainer.model.eval()
+    with torch.no_grad():
+        trained_on = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["scores"]
+    flat = [ids for row in rows for ids in row]
+    torch.testing.assert_close(score_ids(trainer.model, flat), trained_on.flatten(), atol=1e-5, rtol=0)
+
+
+def test_training_orders_the_pairs_and_the_checkpoint_keeps_it(bases, tmp_path):
+    bench = workbench(tmp_path / "gap", bases("words"), "gap")
+    rows = gap_rows(TRIPLES, bench.tokenizer, Template(bench.card.ask))
+    section = train_section(batch_size=3, epochs=40.0, learning_rate=3e-2, log_every=10)
+    metrics = train_on_rows("gap", rows, rows, section, bench)
+    assert metrics["eval_loss"] < 1.0 < 5 * math.log(2)
+    assert metrics["eval_accuracy"] == 1.0
+    gap = GapModel.from_pretrained(bench.model_folder)
+    for pair in TRIPLES:
+        assert gap.gap(pair.prompt, pair.chosen, pair.rejected) > 0 > gap.gap(pair.prompt, pair.rejected, pair.chosen)
+    assert [row["step"] for row in logged(bench) if "loss" in row] == [1, 10, 20, 30, 40]
+
+
+def test_the_reward_model_is_the_pairwise_loss(bases, tmp_path):
+    start = scorer_checkpoint(bases("llama3"), tmp_path / "start", "reward")
+    bench = workbench(tmp_path / "reward", start, "reward")
+    rows = reward_rows(TRIPLES, bench.tokenizer, Template(bench.card.ask))
+    model = AutoModelForSequenceClassification.from_pretrained(start)
+    total = 0.0
+    for row in rows:
+        with torch.no_grad():
+            w, l = (model(input_ids=torch.tensor([ids])).logits.item() for ids in row)
+        total += math.log1p(math.exp(l - w))
+    train_on_rows("reward", rows, rows, train_section(batch_size=3, learning_rate=1e-9), bench)
+    assert logged(bench)[0]["loss"] == pytest.approx(total / 3, rel=1e-4)
