@@ -30,8 +30,7 @@ from pitlm.core.recipe_file import load_recipe
 from pitlm.models.loading import quiet
 from pitlm.plan.plan import plan_run
 from pitlm.plan.rates import measure_rates
-from pitlm.plan.shapes import Shape
-from pitlm.plan.workloads import known_workload
+from pitlm.plan.sizes import Shape, known_workload
 from pitlm.run.context import Context
 from pitlm.run.folder import RunFolder
 from pitlm.run.stage_work import do_work

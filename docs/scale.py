@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.packaged_recipes import RECIPES, find_recipe
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.core.recipe_file import load_recipe
-from pitlm.plan.costs import Workload
 from pitlm.plan.hardware import CARDS, assumed
 from pitlm.plan.plan import Plan, plan_run
-from pitlm.plan.shapes import KNOWN, Shape
-from pitlm.plan.workloads import known_workload
+from pitlm.plan.sizes import KNOWN, Shape, Workload, known_workload
 
 DOCUMENT = Path(__file__).with_name("scale.md")
 PLANNED = re.compile(r"^# (PLANNED|Planned \(.*)$", re.MULTILINE)
@@ -47,7 +46,8 @@ def plan_of(
     recipe = recipe.model_copy(update={"peft": adapters})
     work = Workload(pairs, 169, 85, 86)
     for devices in (2**doubling for doubling in range(13)):
-        plan = plan_run(recipe, shape, work, assumed("h100", "bfloat16", devices=devices, price=PRICE))
+        cards = replace(assumed("h100", "bfloat16"), devices=devices, price=PRICE)
+        plan = plan_run(recipe, shape, work, cards)
         if plan.fits or devices >= most:
             break
     return plan

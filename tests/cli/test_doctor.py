@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pitlm.cli.main import EXTRAS, main
-from pitlm.plan import machine
+from pitlm.plan import hardware
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def pit(capsys, monkeypatch):
         out, err = capsys.readouterr()
         return stop.value.code, out, err
 
-    for name in machine.OFFLINE:
+    for name in hardware.OFFLINE:
         monkeypatch.delenv(name, raising=False)
     return call
 
@@ -48,10 +48,10 @@ def test_a_missing_extra_says_how_to_get_it(pit, monkeypatch):
 def test_a_limit_of_the_container_counts_as_memory(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
-    monkeypatch.setattr(machine, "MEMORY_LIMIT", limit)
-    assert machine.look({}, tmp_path).memory == 1_000_000
+    monkeypatch.setattr(hardware, "MEMORY_LIMIT", limit)
+    assert hardware.look({}, tmp_path).memory == 1_000_000
     limit.write_text("max\n")
-    assert machine.look({}, tmp_path).memory > 1_000_000
+    assert hardware.look({}, tmp_path).memory > 1_000_000
 
 
 def test_a_recipe_is_planned_for_a_card(pit, tmp_path):

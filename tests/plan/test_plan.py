@@ -16,11 +16,10 @@ from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import RECIPES, find_recipe, recipe_names
 from pitlm.core.recipe import TrainSection
 from pitlm.core.recipe_file import load_recipe
-from pitlm.plan.costs import Costs, StagePlan, Workload
+from pitlm.plan.costs import Costs, StagePlan
 from pitlm.plan.hardware import CARDS, Hardware, assumed
 from pitlm.plan.plan import PLANNERS, plan_run
-from pitlm.plan.shapes import KNOWN, Shape
-from pitlm.plan.workloads import POCKET, known_workload
+from pitlm.plan.sizes import KNOWN, POCKET, Shape, Workload, known_workload
 from pitlm.run.stages import Task, build_stages
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,7 @@ from pitlm.plan import rates
 from pitlm.plan.costs import tree_tokens
 from pitlm.plan.plan import plan_run
 from pitlm.plan.rates import measure_rates
-from pitlm.plan.shapes import Shape
-from pitlm.plan.workloads import known_workload
+from pitlm.plan.sizes import Shape, known_workload
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from pitlm.cli.options import overrides_option, write_figures
 from pitlm.core.errors import InputError
-from pitlm.plan.hardware import CARDS
+from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
 EXAMPLES = """
 \b
@@ -37,41 +38,8 @@ sheets' peaks. More than one device assumes that memory and work divide evenly.
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
 @click.option("--price", type=click.FloatRange(min=0), help="Price of one device for an hour, in any currency.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-def doctor(recipe: str | None, output: Path | None, **question: Any) -> None:
-    """Say what this machine can run, and estimate memory and time of RECIPE before it is started.
-
-    Nothing is downloaded and no hub is asked.
-    """
-    if recipe is None:
-        if any(value for name, value in question.items() if name != "devices"):
-            raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
-        figures = _machine()
-    else:
-        if question["devices"] > 1 and question["hardware"] is None:
-            raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
-        figures = _planned(recipe, **question)
-    write_figures(output, figures, quiet=True)
-
-
-def _machine() -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from pitlm.cli.main import EXTRAS
-    from pitlm.plan.machine import look, machine_lines
-
-    machine = look(EXTRAS, Path())
-    cards: list[tuple[str, int]] = []
-    if "torch" in machine.versions:
-        from pitlm.models.devices import accelerators
-
-        cards = accelerators()
-    for line in machine_lines(machine, cards):
-        click.echo(line)
-    return {**asdict(machine), "accelerators": [{"name": name, "memory": memory} for name, memory in cards]}
-
-
-def _planned(
-    name: str,
+def doctor(
+    recipe: str | None,
     data: str | None,
     pairs: int | None,
     overrides: tuple[str, ...],
@@ -79,30 +47,45 @@ def _planned(
     hardware: str | None,
     devices: int,
     price: float | None,
-) -> dict[str, Any]:
-    from dataclasses import asdict, replace
+    output: Path | None,
+) -> None:
+    """Say what this machine can run, and estimate memory and time of RECIPE before it is started.
 
+    Nothing is downloaded and no hub is asked.
+    """
+    if recipe is None:
+        if any((data, pairs, overrides, plan, hardware, price)):
+            raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
+        return write_figures(output, _machine(), quiet=True)
+    if devices > 1 and hardware is None:
+        raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
     from pitlm.core.recipe_file import named_recipe
-    from pitlm.plan.hardware import assumed
     from pitlm.plan.plan import plan_lines, plan_run
-    from pitlm.plan.shapes import Shape
-    from pitlm.plan.workloads import known_workload, measured_workload
+    from pitlm.plan.sizes import Shape, known_workload, measured_workload
 
-    recipe = named_recipe(name, overrides, {"data.pairs": pairs, "data.source": data})
-    shape = Shape.of_model(recipe.model)
-    source = recipe.data.source
-    local = source is not None and source != "pocket" and (data is not None or Path(source).exists())
-    work, where = measured_workload(source, recipe.data) if source and local else known_workload(recipe)
-    work = replace(work, pairs=pairs or min(work.pairs, recipe.data.pairs or work.pairs))
+    chosen = named_recipe(recipe, overrides, {"data.pairs": pairs, "data.source": data})
+    shape, source = Shape.of_model(chosen.model), chosen.data.source
+    local = source is not None and not chosen.data.pocket and (data is not None or Path(source).exists())
+    work, where = measured_workload(source, chosen.data) if source and local else known_workload(chosen)
+    work = replace(work, pairs=pairs or min(work.pairs, chosen.data.pairs or work.pairs))
     if hardware is not None:
-        machine = assumed(hardware, recipe.model.dtype, devices=devices)
+        machine = replace(assumed(hardware, chosen.model.dtype), devices=devices)
     else:
         from pitlm.plan.rates import measure_rates
 
         click.echo("Measuring this machine for some seconds ...", err=True)
-        machine = measure_rates(recipe, work)
-    made = plan_run(recipe, shape, work, replace(machine, price=price))
+        machine = measure_rates(chosen, work)
+    made = plan_run(chosen, shape, work, replace(machine, price=price))
     for line in plan_lines(made, shape, work, where, every=plan):
         click.echo(line)
     totals = {"seconds": made.seconds, "peak": made.peak, "fits": made.fits, "cost": made.cost}
-    return {**asdict(made), "workload": asdict(work), "shape": asdict(shape), **totals}
+    write_figures(output, {**asdict(made), "workload": asdict(work), "shape": asdict(shape), **totals}, quiet=True)
+
+
+def _machine() -> dict[str, Any]:
+    from pitlm.cli.main import EXTRAS
+
+    machine = look(EXTRAS, Path())
+    for line in machine_lines(machine):
+        click.echo(line)
+    return asdict(machine)

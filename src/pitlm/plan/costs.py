@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pitlm.core.recipe import Recipe, TrainSection
 from pitlm.plan.hardware import Hardware
-from pitlm.plan.shapes import Shape
+from pitlm.plan.sizes import Shape, Workload
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in nf4: four bits, and its share of the constant of its block, which takes 8 bits."""
@@ -17,23 +17,6 @@ JOINED = 2
 
 LONGEST = 2.0
 """Length of a batch's longest answer, in mean lengths; decoding waits for it. In the pocket world 1.7 to 2.3."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The number of pairs, and their mean lengths in tokens.
-
-    Attributes:
-        marks: tokens that a chat template puts around one turn and its answer.
-        prompts: distinct prompts per pair.
-    """
-
-    pairs: int
-    prompt: float
-    chosen: float
-    rejected: float
-    marks: float = 20.0
-    prompts: float = 1.0
 
 
 @dataclass

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.core.recipe import Recipe
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, chosen_baselines, work_per_item
-from pitlm.plan.costs import Costs, StagePlan, Workload, tree_tokens
+from pitlm.plan.costs import Costs, StagePlan, tree_tokens
 from pitlm.plan.hardware import GB, Hardware
-from pitlm.plan.shapes import Shape
+from pitlm.plan.sizes import Shape, Workload
 from pitlm.run.stages import PipelineStage, Task, build_stages
 
 ACCEPTED_ROUNDS = 2.2
@@ -86,7 +86,8 @@ def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
         each, longest, context = rows * row, rows * (longest_x + p.longest_y), row / 2
     p.encode(plan, pairs * (rows if head or tree else 1))
     tokens = section.batch_size * each
-    p.learn(plan, section, _steps(section, pairs), tokens, context, tokens if head else 0, tree)
+    steps = min(math.ceil(max(1, round(section.epochs * pairs)) / section.batch_size), section.max_steps or math.inf)
+    p.learn(plan, section, steps, tokens, context, tokens if head else 0, tree)
     held = min(p.validation, section.eval_rows)
     p.read(plan, held * each, context, held / section.batch_size, held * each if head else 0)
     micro = section.batch_size / section.accumulation * longest
@@ -160,11 +161,6 @@ def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     plan.peak += p.readers(len(stage.needs) - 1) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
 
 
-def _steps(section: TrainSection, rows: float) -> float:
-    whole = max(1, round(section.epochs * rows)) / section.batch_size
-    return min(math.ceil(whole), section.max_steps or math.inf)
-
-
 PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
     "data": _data,
     "policy": _on_pairs,
@@ -184,7 +180,10 @@ def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: b
     lengths = f"x {work.prompt:.0f}, chosen {work.chosen:.0f}, rejected {work.rejected:.0f} tokens"
     yield f"data        {work.pairs:,} pairs; {lengths} ({where})"
     yield f"model       {shape.parameters / 1e6:,.1f} million parameters"
-    yield _hardware(hardware)
+    known = "measured just now" if hardware.measured else "ASSUMED from its data sheet, not measured"
+    rates = f"{hardware.train_flops / 1e9:,.0f} GFLOP/s in training, {hardware.forward_flops / 1e9:,.0f} reading"
+    more = f"{hardware.bandwidth / 1e9:,.0f} GB/s, {1000 * hardware.step_seconds:.1f} ms a step"
+    yield f"hardware    {hardware.devices} x {hardware.name}, {known}: {rates}, {more}"
     if every:
         yield f"{'stage':14}{'trained':>11}{'written':>11}{'FLOP':>10}{'time':>10}{'memory':>10}"
         for stage in plan.stages:
@@ -194,13 +193,6 @@ def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: b
     yield f"memory      {_bytes(plan.peak)} at most (in {plan.largest.name}) {room}"
     cost = "" if plan.cost is None else f", {plan.cost:,.2f} at {hardware.price:g} an hour"
     yield f"time        {_time(plan.seconds)}{cost}"
-
-
-def _hardware(hardware: Hardware) -> str:
-    known = "measured just now" if hardware.measured else "ASSUMED from its data sheet, not measured"
-    rates = f"{hardware.train_flops / 1e9:,.0f} GFLOP/s in training, {hardware.forward_flops / 1e9:,.0f} reading"
-    more = f"{hardware.bandwidth / 1e9:,.0f} GB/s, {1000 * hardware.step_seconds:.1f} ms a step"
-    return f"hardware    {hardware.devices} x {hardware.name}, {known}: {rates}, {more}"
 
 
 def _time(seconds: float) -> str:

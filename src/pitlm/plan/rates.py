@@ -17,17 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 from trl import RewardTrainer
 
@@ -39,10 +29,9 @@ from pitlm.models.devices import accelerators
 from pitlm.models.loading import Card, device, quiet
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
-from pitlm.plan.costs import Costs, Workload, tree_tokens
-from pitlm.plan.hardware import Hardware, assumed
-from pitlm.plan.machine import memory_bytes
-from pitlm.plan.shapes import CONFIG_KEYS, Shape
+from pitlm.plan.costs import Costs, tree_tokens
+from pitlm.plan.hardware import Hardware, assumed, memory_bytes
+from pitlm.plan.sizes import CONFIG_KEYS, Shape, Workload
 
 LAYERS, VOCABULARY = 2, 8_192
 FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
@@ -95,11 +84,11 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         bandwidth = measure.bandwidth()
     flops, weights = costs.forward(row, row / 2), (shape.linear + shape.head) * costs.bytes
     train_flops = 3 * flops / read
+    here = f"{platform.machine()}, {torch.get_num_threads()} threads", memory_bytes()
+    name, memory = accelerators()[0] if where.type == "cuda" else here
     return Hardware(
-        torch.cuda.get_device_name()
-        if where.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        float(accelerators()[0][1] if where.type == "cuda" else memory_bytes()),
+        name,
+        float(memory),
         train_flops=train_flops,
         forward_flops=flops / forward,
         decode_flops=costs.forward(1, 0.5, 1) / token,
@@ -119,19 +108,8 @@ def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, 
     return each, of_many - many * each
 
 
-class _Stamps(TrainerCallback):
-    """When each step began."""
-
-    def __init__(self, now: Clock) -> None:
-        self.now = now
-        self.times: list[float] = []
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.times.append(self.now())
-
-
-class _Measure:
-    """Medians of a few repeats, on models with random weights."""
+class _Measure(TrainerCallback):
+    """Medians of a few repeats, on models with random weights. As a trainer's callback, it times the steps."""
 
     def __init__(self, shape: Shape, recipe: Recipe, clock: Clock) -> None:
         self.shape, self.clock, self.device = shape, clock, device()
@@ -141,10 +119,13 @@ class _Measure:
         special = {"pad_token_id": 0, "eos_token_id": 1, "num_labels": 1}
         config = AutoConfig.for_model("llama", **sizes, **special, max_position_embeddings=32_768)
         kind = getattr(torch, self.dtype)
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
-        self.scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=kind)
-        self.scorer.to(self.device)
+        self.model: Any = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
+        self.scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=kind).to(self.device)
         enable_trees(self.scorer)
+        self.times: list[float] = []
+
+    def on_step_begin(self, *told: Any, **more: Any) -> None:
+        self.times.append(self.now())
 
     def now(self) -> float:
         """The time at which all that was asked of the device is done."""
@@ -164,9 +145,6 @@ class _Measure:
         """Random tokens that neither pad nor end a row."""
         ids: list[int] = torch.randint(2, self.shape.vocabulary, (count,)).tolist()
         return ids
-
-    def batch(self, rows: int, row: int) -> torch.Tensor:
-        return torch.tensor([self.ids(row) for _ in range(rows)], device=self.device)
 
     def rewards(self, pairs: int, row: int) -> float:
         """Seconds of a step of R_P, by a stage's own trainer, whose overhead is much of a small model's step."""
@@ -188,7 +166,7 @@ class _Measure:
 
         return self._steps(triples, partial(scorer_trainer, GapTrainer, self.scorer), make)
 
-    def _steps(self, batch: int, trainer_of: Callable[..., Trainer], make: Callable[[], Any]) -> float:
+    def _steps(self, batch: int, trainer_of: Callable[..., Any], make: Callable[[], Any]) -> float:
         """Median seconds of the steps of a trainer on rows that ``make`` makes."""
         sizes = {
             "batch_size": batch,
@@ -197,26 +175,25 @@ class _Measure:
             "max_steps": None,
             "gradient_checkpointing": False,  # planned as one more pass
         }
-        stamps = _Stamps(self.now)
+        self.times = []
         rows = [make() for _ in range((REPEATS + 2) * batch)]
         with tempfile.TemporaryDirectory() as folder:
             bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
             trainer = trainer_of(rows, rows[:1], self.section.model_copy(update=sizes), bench)
-            trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(stamps)
+            trainer.add_callback(self)
             trainer.args.save_strategy = SaveStrategy.NO
             trainer.train()
-        return statistics.median(after - before for before, after in pairwise(stamps.times[1:]))  # the first warms up
+        return statistics.median(after - before for before, after in pairwise(self.times[1:]))  # the first warms up
 
     def forward(self, rows: int, row: int) -> float:
         """Seconds of a pass without gradient."""
-        ids = self.batch(rows, row)
+        ids = torch.randint(2, self.shape.vocabulary, (rows, row), device=self.device)
         with torch.inference_mode():
             return self.median(partial(self.scorer, input_ids=ids, use_cache=False))
 
     def decoding(self, rows: int, row: int) -> float:
         """Seconds of one step of decoding so many rows."""
-        ids = self.batch(rows, row)
+        ids = torch.randint(2, self.shape.vocabulary, (rows, row), device=self.device)
         mask = torch.ones_like(ids)
 
         def write(count: int) -> float:

@@ -1,4 +1,4 @@
-"""The shape of a decoder, from which its memory and its arithmetic follow. Ours.
+"""What a plan starts from: the shape of a decoder, and the number of pairs with their lengths. Ours.
 
 Decoders are those of the family of Llama and Qwen: gated feed-forward, rotary positions, grouped keys and values.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import InitSection, ModelSection
+from pitlm.core.recipe import DataSection, ModelSection, Recipe
+from pitlm.data.dataset import load_preferences
 
 ROLE_TOKENS = 6
 """Special tokens of a tokenizer that pitlm makes."""
@@ -81,14 +82,6 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     @classmethod
-    def of_init(cls, init: InitSection) -> Shape:
-        """The shape of a model made from scratch; a tokenizer of words has those of the pocket world."""
-        words = init.tokenizer == "words"
-        vocabulary = POCKET_WORDS + ROLE_TOKENS if words else init.vocabulary
-        width = init.hidden // init.heads
-        return cls(init.layers, init.hidden, init.mlp, init.heads, init.heads, width, vocabulary, tied=True)
-
-    @classmethod
     def of_config(cls, config: Mapping[str, Any], where: str) -> Shape:
         """The shape that a ``config.json`` describes.
 
@@ -111,11 +104,15 @@ class Shape:
     def of_model(cls, model: ModelSection) -> Shape:
         """The shape of the model that a recipe starts from: `init`, a folder with config.json, or a name in ``KNOWN``.
 
+        A tokenizer of words is taken to have the words of the pocket world.
+
         Raises:
             InputError: another name. No hub is asked.
         """
-        if model.init is not None:
-            return cls.of_init(model.init)
+        if (init := model.init) is not None:
+            vocabulary = POCKET_WORDS + ROLE_TOKENS if init.tokenizer == "words" else init.vocabulary
+            width = init.hidden // init.heads
+            return cls(init.layers, init.hidden, init.mlp, init.heads, init.heads, width, vocabulary, tied=True)
         assert model.base is not None
         file = Path(model.base) / "config.json"
         if file.is_file():
@@ -143,3 +140,62 @@ KNOWN = {
     "meta-llama/Llama-3.3-70B-Instruct": Shape(80, 8_192, 28_672, 64, 8, 128, 128_256, False),
 }
 """Published configurations, by hub name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The number of pairs, and their mean lengths in tokens.
+
+    Attributes:
+        marks: tokens that a chat template puts around one turn and its answer.
+        prompts: distinct prompts per pair.
+    """
+
+    pairs: int
+    prompt: float
+    chosen: float
+    rejected: float
+    marks: float = 20.0
+    prompts: float = 1.0
+
+
+POCKET = Workload(24_000, 11.5, 10.1, 10.5, marks=2.5, prompts=0.86)
+
+HUB = {
+    "Anthropic/hh-rlhf": Workload(160_800, 169, 85, 86),
+    "trl-lib/tldr-preference": Workload(92_858, 350, 35, 35),
+    "trl-lib/ultrafeedback_binarized": Workload(62_135, 200, 320, 280),
+}
+"""Rows of the split train. Lengths: HH-RLHF's are the means of 1,000 pairs (benchmarks/hh_lengths.csv); the others are
+assumed."""
+
+
+def known_workload(recipe: Recipe) -> tuple[Workload, str]:
+    """The workload of the recipe's own source, and where the figures come from."""
+    data = recipe.data
+    if data.pocket:
+        return replace(POCKET, pairs=data.pairs or POCKET.pairs), "the pocket world's own lengths"
+    if data.source in HUB:
+        return HUB[data.source], f"lengths known for {data.source}"
+    half = data.max_response_tokens / 2
+    work = Workload(data.pairs or 10_000, data.max_prompt_tokens / 2, half, half)
+    return work, "assumed: half of the lengths that the recipe allows; --data measures them"
+
+
+def measured_workload(source: str, limits: DataSection) -> tuple[Workload, str]:
+    """Count pairs, and take four characters for a token, as in English: a tokenizer may be far away.
+
+    Lengths are cut to what the recipe allows: a few long prompts would move the mean far from what is read.
+
+    Raises:
+        InputError: a source that cannot be read.
+    """
+    kept = load_preferences(source, skip_invalid=True, progress=True).preferences
+    most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
+    letters = [(sum(len(m.content) for m in p.prompt.messages), len(p.chosen), len(p.rejected)) for p in kept]
+    x, w, l = (
+        sum(min(count / 4, limit) for count in part) / len(kept)
+        for part, limit in zip(zip(*letters, strict=True), most, strict=True)
+    )
+    distinct = len({pair.prompt.key for pair in kept}) / len(kept)
+    return Workload(len(kept), x, w, l, prompts=distinct), f"{source}, four characters a token"
