@@ -49,9 +49,9 @@ def test_a_limit_of_the_container_counts_as_memory(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
     monkeypatch.setattr(hardware, "MEMORY_LIMIT", limit)
-    assert hardware.look({}, tmp_path).memory == 1_000_000
+    assert hardware.look({}, tmp_path)["memory"] == 1_000_000
     limit.write_text("max\n")
-    assert hardware.look({}, tmp_path).memory > 1_000_000
+    assert hardware.look({}, tmp_path)["memory"] > 1_000_000
 
 
 def test_a_recipe_is_planned_for_a_card(pit, tmp_path):

@@ -16,7 +16,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import RECIPES, find_recipe, recipe_names
 from pitlm.core.recipe import TrainSection
 from pitlm.core.recipe_file import load_recipe
-from pitlm.plan.costs import Costs, StagePlan
+from pitlm.plan.costs import Costs, Reading, StagePlan
 from pitlm.plan.hardware import CARDS, Hardware, assumed
 from pitlm.plan.plan import PLANNERS, plan_run
 from pitlm.plan.sizes import KNOWN, POCKET, Shape, Workload, known_workload
@@ -65,7 +65,7 @@ def test_a_small_shape_by_hand():
 def test_a_step_of_full_training_is_six_flop_a_weight_and_token():
     tally = StagePlan("any")
     costs = Costs(recipe(), SMALL, WORK, replace(FLAT, step_seconds=0.5))
-    costs.learn(tally, TrainSection(learning_rate=1e-3), steps=3, tokens=100, context=0, headed=100)
+    costs.learn(tally, TrainSection(learning_rate=1e-3), 3, Reading(100, context=0, headed=100))
     assert tally.trained == 300
     assert tally.flops == 3 * 6 * 100 * (SMALL.linear + SMALL.head)
     assert tally.seconds == pytest.approx(3 * 0.5 + tally.flops / 1e6)

@@ -88,4 +88,4 @@ def _machine() -> dict[str, Any]:
     machine = look(EXTRAS, Path())
     for line in machine_lines(machine):
         click.echo(line)
-    return asdict(machine)
+    return machine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pitlm.core.recipe import Recipe, TrainSection
 from pitlm.plan.hardware import Hardware
@@ -44,6 +45,19 @@ class StagePlan:
         self.seconds += times * part.seconds
 
 
+class Reading(NamedTuple):
+    """Tokens that a model reads in one go.
+
+    Attributes:
+        context: other tokens that each of them sees, on average.
+        headed: how many of them pass the head.
+    """
+
+    tokens: float
+    context: float
+    headed: float = 0.0
+
+
 class Costs:
     """One recipe, one shape, one workload and one kind of device. A method adds to a plan, or returns bytes."""
 
@@ -63,16 +77,14 @@ class Costs:
         self.longest_y = max(data.max_response_tokens, self.limit)
         self.longest_beside = self.longest_x + self.longest_y + work.marks
 
-    def forward(self, tokens: float, context: float, headed: float = 0.0) -> float:
-        """FLOP to read ``tokens`` that see ``context`` other tokens on average; ``headed`` of them pass the head."""
-        attention = 4 * self.shape.layers * self.shape.heads * self.shape.head_dim * context
-        return tokens * (2 * self.shape.linear + attention) + headed * 2 * self.shape.head
+    def forward(self, reading: Reading) -> float:
+        """FLOP of a pass without gradient."""
+        attention = 4 * self.shape.layers * self.shape.heads * self.shape.head_dim * reading.context
+        return reading.tokens * (2 * self.shape.linear + attention) + reading.headed * 2 * self.shape.head
 
-    def _compute(
-        self, plan: StagePlan, tokens: float, context: float, headed: float, rate: float, slower: float = 1.0
-    ) -> None:
+    def _compute(self, plan: StagePlan, reading: Reading, rate: float, slower: float = 1.0) -> None:
         """Add the arithmetic; ``rate`` is that of layers that read rows, from which heads and trees differ."""
-        flops, head = self.forward(tokens, context, headed), self.forward(0, 0, headed)
+        flops, head = self.forward(reading), self.forward(Reading(0, 0, reading.headed))
         plan.flops += flops
         weighed = (flops - head) * slower + head * self.hardware.head_factor
         plan.seconds += weighed / (rate * self.hardware.devices)
@@ -80,28 +92,20 @@ class Costs:
     def encode(self, plan: StagePlan, rows: float) -> None:
         plan.seconds += rows * self.hardware.row_seconds
 
-    def learn(
-        self,
-        plan: StagePlan,
-        section: TrainSection,
-        steps: float,
-        tokens: float,
-        context: float,
-        headed: float = 0.0,
-        tree: bool = False,
-    ) -> None:
-        """``steps`` passes forward and back, over ``tokens`` each; frozen weights have no gradient of their own."""
+    def learn(self, plan: StagePlan, section: TrainSection, steps: float, each: Reading, tree: bool = False) -> None:
+        """Take so many steps, passes forward and back, on ``each``; frozen weights have no gradient of their own."""
         hardware = self.hardware
         passes = steps * (2 + (self.recipe.peft is None) + section.gradient_checkpointing)
         slower = hardware.tree_factor if tree else 1.0
-        self._compute(plan, passes * tokens, context, passes * headed, hardware.train_flops, slower)
-        plan.trained += steps * tokens
+        every = Reading(passes * each.tokens, each.context, passes * each.headed)
+        self._compute(plan, every, hardware.train_flops, slower)
+        plan.trained += steps * each.tokens
         launches = hardware.layer_seconds * self.shape.layers * section.accumulation
         plan.seconds += steps * (hardware.step_seconds + launches)
 
-    def read(self, plan: StagePlan, tokens: float, context: float, passes: float, headed: float = 0.0) -> None:
-        """Read ``tokens`` without gradient, in so many passes."""
-        self._compute(plan, tokens, context, headed, self.hardware.forward_flops)
+    def read(self, plan: StagePlan, reading: Reading, passes: float) -> None:
+        """Read without gradient, in so many passes."""
+        self._compute(plan, reading, self.hardware.forward_flops)
         plan.seconds += passes * (self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds) / 3
 
     def write(self, plan: StagePlan, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
@@ -109,11 +113,11 @@ class Costs:
         batches = math.ceil(rows / batch)
         in_batch = rows / batches
         steps = min(self.limit, LONGEST * self.y)
-        self.read(plan, (rows if prefills is None else prefills) * prompt, prompt / 2, batches)
+        self.read(plan, Reading((rows if prefills is None else prefills) * prompt, prompt / 2), batches)
         hardware, shape = self.hardware, self.shape
         weights = (shape.linear + shape.head) * self.bytes / hardware.devices
         cache = in_batch * (prompt + steps / 2) * shape.kv_elements * self.bytes / hardware.devices
-        flops = self.forward(in_batch, prompt + steps / 2, in_batch)
+        flops = self.forward(Reading(in_batch, prompt + steps / 2, in_batch))
         step = hardware.decode_seconds * shape.layers + (weights + cache) / hardware.bandwidth
         step += flops / (hardware.decode_flops * hardware.devices)
         plan.generated += rows * self.y

@@ -108,33 +108,18 @@ def assumed(name: str, dtype: Dtype) -> Hardware:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a machine has.
+def look(extras: Mapping[str, Set[str]], folder: Path) -> dict[str, Any]:
+    """Describe this machine.
 
-    Attributes:
-        memory: bytes that the machine has, or that its container may use.
-        disk: free bytes.
-        cores: cores that this process may use.
-        threads: value of OMP_NUM_THREADS.
-        versions: versions of Python and of the installed libraries.
-        missing: modules that are not installed, by extra.
-        offline: environment variables that keep the hub's libraries from asking the hub.
-        accelerators: name, and bytes of memory, of each.
+    Args:
+        extras: the modules of each extra.
+        folder: a folder on the disk to look at.
+
+    Returns:
+        Bytes of memory (those that the container may use) and of free disk; the cores that this process may use; the
+        value of OMP_NUM_THREADS; the versions of Python and of the installed libraries; the modules that are not
+        installed, by extra; the variables that keep the hub's libraries from asking the hub; the accelerators.
     """
-
-    memory: int
-    disk: int
-    cores: int
-    threads: str | None
-    versions: dict[str, str]
-    missing: dict[str, tuple[str, ...]]
-    offline: tuple[str, ...]
-    accelerators: list[dict[str, Any]]
-
-
-def look(extras: Mapping[str, Set[str]], folder: Path) -> Machine:
-    """Describe this machine; ``extras`` has the modules of each extra, and ``folder`` is on the disk to look at."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     installed = {found.name: found.version for found in distributions()}
     cards: list[tuple[str, int]] = []
@@ -142,16 +127,16 @@ def look(extras: Mapping[str, Set[str]], folder: Path) -> Machine:
         from pitlm.models.devices import accelerators
 
         cards = accelerators()
-    return Machine(
-        memory_bytes(),
-        shutil.disk_usage(folder).free,
-        len(affinity(0)) if affinity else os.cpu_count() or 1,
-        os.environ.get("OMP_NUM_THREADS"),
-        {"python": platform.python_version(), **{name: installed[name] for name in LIBRARIES if name in installed}},
-        {extra: tuple(sorted(m for m in modules if find_spec(m) is None)) for extra, modules in extras.items()},
-        tuple(name for name in OFFLINE if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}),
-        [{"name": name, "memory": memory} for name, memory in cards],
-    )
+    return {
+        "memory": memory_bytes(),
+        "disk": shutil.disk_usage(folder).free,
+        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "versions": {"python": platform.python_version()} | {n: installed[n] for n in LIBRARIES if n in installed},
+        "missing": {extra: sorted(m for m in modules if find_spec(m) is None) for extra, modules in extras.items()},
+        "offline": [name for name in OFFLINE if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}],
+        "accelerators": [{"name": name, "memory": memory} for name, memory in cards],
+    }
 
 
 def memory_bytes() -> int:
@@ -161,20 +146,22 @@ def memory_bytes() -> int:
     return min(memory, int(limit)) if limit.isdigit() else memory
 
 
-def machine_lines(machine: Machine) -> Iterator[str]:
-    """Lines for a person: the machine, and what can be run here."""
-    cards = "; ".join(f"{card['name']}, {card['memory'] / 1e9:.0f} GB" for card in machine.accelerators)
-    threads = f", OMP_NUM_THREADS={machine.threads}" if machine.threads else ""
-    yield f"memory      {machine.memory / 1e9:.0f} GB; disk {machine.disk / 1e9:.0f} GB free here"
-    yield f"processor   {machine.cores} cores{threads}"
+def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for a person: the machine that :func:`look` describes, and what can be run on it."""
+    cards = "; ".join(f"{card['name']}, {card['memory'] / 1e9:.0f} GB" for card in machine["accelerators"])
+    threads = f", OMP_NUM_THREADS={machine['threads']}" if machine["threads"] else ""
+    yield f"memory      {machine['memory'] / 1e9:.0f} GB; disk {machine['disk'] / 1e9:.0f} GB free here"
+    yield f"processor   {machine['cores']} cores{threads}"
     yield f"GPU         {cards or 'none'}"
-    yield f"versions    {', '.join(f'{name} {number}' for name, number in machine.versions.items())}"
-    for extra, missing in machine.missing.items():
+    yield f"versions    {', '.join(f'{name} {number}' for name, number in machine['versions'].items())}"
+    for extra, missing in machine["missing"].items():
         state = f"lacks {', '.join(missing)}: pip install 'pitlm[{extra}]'" if missing else "installed"
         yield f"{extra:10}  {state}"
-    offline = f"offline ({', '.join(machine.offline)})" if machine.offline else "asked for what is not in its cache"
+    offline = (
+        f"offline ({', '.join(machine['offline'])})" if machine["offline"] else "asked for what is not in its cache"
+    )
     yield f"hub         {offline}"
-    if machine.missing["train"] or machine.missing["evaluate"]:
+    if machine["missing"]["train"] or machine["missing"]["evaluate"]:
         able = "judging, rating and serving remote models; not pit run"
     elif cards:
         able = "every recipe that fits: pit doctor RECIPE"

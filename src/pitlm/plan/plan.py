@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pitlm.core.recipe import Recipe
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, chosen_baselines, work_per_item
-from pitlm.plan.costs import Costs, StagePlan, tree_tokens
+from pitlm.plan.costs import Costs, Reading, StagePlan, tree_tokens
 from pitlm.plan.hardware import GB, Hardware
 from pitlm.plan.sizes import Shape, Workload
 from pitlm.run.stages import PipelineStage, Task, build_stages
@@ -84,12 +84,15 @@ def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
         x, longest_x = (p.beside, p.longest_beside) if stage.task == "improver" else (p.x, p.longest_x)
         rows, row = (1.0, x + p.w) if head else (2.0, x + (p.w + p.l) / 2)
         each, longest, context = rows * row, rows * (longest_x + p.longest_y), row / 2
+
+    def reading(count: float) -> Reading:
+        return Reading(count * each, context, count * each if head else 0)
+
     p.encode(plan, pairs * (rows if head or tree else 1))
-    tokens = section.batch_size * each
     steps = min(math.ceil(max(1, round(section.epochs * pairs)) / section.batch_size), section.max_steps or math.inf)
-    p.learn(plan, section, steps, tokens, context, tokens if head else 0, tree)
+    p.learn(plan, section, steps, reading(section.batch_size), tree)
     held = min(p.validation, section.eval_rows)
-    p.read(plan, held * each, context, held / section.batch_size, held * each if head else 0)
+    p.read(plan, reading(held), held / section.batch_size)
     micro = section.batch_size / section.accumulation * longest
     plan.seconds += p.hardware.stage_seconds
     plan.peak += p.states() + p.activations(section, micro) + (p.logits(micro) if head else 0)
@@ -103,7 +106,7 @@ def _gap(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     p.write(plan, 2 * fresh, p.x, evaluation.batch_size)
     p.encode(plan, 3 * p.test + 6 * fresh)
     tree = tree_tokens(p.x, p.w, p.l, p.work.marks)
-    p.read(plan, (p.test + 2 * fresh) * tree, p.beside / 2, passes=1)
+    p.read(plan, Reading((p.test + 2 * fresh) * tree, p.beside / 2), passes=1)
     health = p.readers(len(stage.needs) - 1) + p.cache(evaluation.batch_size, p.longest_x + p.limit)
     plan.peak = max(plan.peak, health + CONTEXT_BYTES)
 
@@ -120,14 +123,16 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
         p.write(plan, section.max_steps * groups, p.x, evaluation.batch_size)
     if source == "improver":
         p.write(plan, section.max_steps * groups, prompt, evaluation.batch_size)
-    read, headed, context = shared * prompt + size * p.y, size * p.y, prompt / 2 + p.y
+    context = prompt / 2 + p.y
+    reading = Reading(shared * prompt + size * p.y, context, headed=size * p.y)
     step = StagePlan("one step")
     p.write(step, size, prompt, size, prefills=shared)
-    p.learn(step, section, 1, read, context, headed, tree=True)
+    p.learn(step, section, 1, reading, tree=True)
     once = section.share_prompts and section.accumulation == 1 and not section.gradient_checkpointing
     for _ in range((0 if once else 1) + (section.beta > 0)):
-        p.read(step, read, context, 1, headed)
-    p.read(step, groups * prompt + size * (p.y + p.beside - p.x), context, 1)  # the reward model, always as trees
+        p.read(step, reading, passes=1)
+    rewarded = Reading(groups * prompt + size * (p.y + p.beside - p.x), context)  # always as trees
+    p.read(step, rewarded, passes=1)
     p.encode(step, 2 * size)
     plan.add(step, section.max_steps)
     probe = StagePlan("one probe")
@@ -136,11 +141,11 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     p.encode(probe, 2 * held)
     plan.add(probe, section.max_steps // section.probe_every + 2)
     micro = size / section.accumulation
-    reading = p.activations(section, micro / section.group * longest + micro * p.limit) + p.logits(micro * p.limit)
+    learning = p.activations(section, micro / section.group * longest + micro * p.limit) + p.logits(micro * p.limit)
     writing = p.cache(size, longest + p.limit)
     anchor = p.recipe.peft is None and section.beta > 0  # with LoRA the anchor is what lies under the adapter
     plan.seconds += p.hardware.stage_seconds
-    plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + anchor) + max(reading, writing)
+    plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + anchor) + max(learning, writing)
 
 
 def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
@@ -155,8 +160,9 @@ def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     rewards = items * work.rewards + ((items * judged + 2 * p.test) if "judge" in stage.needs else 0)
     gaps = items * (work.gaps + 3)  # the report shows the gaps of three systems
     p.encode(plan, items * work.proposals + rewards + 2 * gaps)
-    p.read(plan, rewards * (p.x + p.y), p.x / 2 + p.y, passes=judged)
-    p.read(plan, gaps * (p.beside + 2 * p.y), p.beside / 2, passes=7)  # each with its reference's own score, as a tree
+    p.read(plan, Reading(rewards * (p.x + p.y), p.x / 2 + p.y), passes=judged)
+    # Each gap is read with its reference's own score, as a tree.
+    p.read(plan, Reading(gaps * (p.beside + 2 * p.y), p.beside / 2), passes=7)
     plan.seconds += p.hardware.stage_seconds
     plan.peak += p.readers(len(stage.needs) - 1) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
 

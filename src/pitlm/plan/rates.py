@@ -22,14 +22,14 @@ from transformers.trainer_utils import SaveStrategy
 from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import Recipe
+from pitlm.core.recipe import Recipe, TrainSection
 from pitlm.method.setting import Workbench
 from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer
 from pitlm.models.devices import accelerators
 from pitlm.models.loading import Card, device, quiet
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
-from pitlm.plan.costs import Costs, tree_tokens
+from pitlm.plan.costs import Costs, Reading, tree_tokens
 from pitlm.plan.hardware import Hardware, assumed, memory_bytes
 from pitlm.plan.sizes import CONFIG_KEYS, Shape, Workload
 
@@ -43,10 +43,8 @@ CPU_PARAMETERS = 1e9
 NEW_TOKENS, REPEATS = 12, 5
 WORDS = [f"w{number}" for number in range(50)]
 
-Clock = Callable[[], float]
 
-
-def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_counter) -> Hardware:
+def measure_rates(recipe: Recipe, work: Workload, clock: Callable[[], float] = time.perf_counter) -> Hardware:
     """Rates of this machine for a recipe's model and the lengths of its pairs.
 
     Args:
@@ -73,7 +71,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
     parts = [round(length) for length in (costs.x, costs.w, costs.l, work.marks)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        measure = _Measure(shape, recipe, clock)
+        measure = _Measure(shape, recipe.model.dtype, clock)
         pair, fixed = _line(lambda pairs: measure.rewards(pairs, row), rows // 2, few)
         read = pair / 2  # a pair has two rows
         head = measure.training(rows, row) - fixed - rows * read
@@ -82,7 +80,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         tree = (measure.trees(triples, *parts) - fixed) / (triples * tree_tokens(*parts))
         token, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
         bandwidth = measure.bandwidth()
-    flops, weights = costs.forward(row, row / 2), (shape.linear + shape.head) * costs.bytes
+    flops, weights = costs.forward(Reading(row, row / 2)), (shape.linear + shape.head) * costs.bytes
     train_flops = 3 * flops / read
     here = f"{platform.machine()}, {torch.get_num_threads()} threads", memory_bytes()
     name, memory = accelerators()[0] if where.type == "cuda" else here
@@ -91,7 +89,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Clock = time.perf_count
         float(memory),
         train_flops=train_flops,
         forward_flops=flops / forward,
-        decode_flops=costs.forward(1, 0.5, 1) / token,
+        decode_flops=costs.forward(Reading(1, 0.5, 1)) / token,
         bandwidth=bandwidth,
         head_factor=max(head * train_flops / (6 * rows * row * shape.head), 0.1),
         step_seconds=fixed * whole.layers / shape.layers,
@@ -111,14 +109,13 @@ def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, 
 class _Measure(TrainerCallback):
     """Medians of a few repeats, on models with random weights. As a trainer's callback, it times the steps."""
 
-    def __init__(self, shape: Shape, recipe: Recipe, clock: Clock) -> None:
-        self.shape, self.clock, self.device = shape, clock, device()
-        self.section, self.dtype = recipe.policy_sft, recipe.model.dtype
+    def __init__(self, shape: Shape, dtype: str, clock: Callable[[], float]) -> None:
+        self.shape, self.dtype, self.clock, self.device = shape, dtype, clock, device()
         self.tokenizer = make_words_tokenizer(WORDS)
         sizes = {key: getattr(shape, name) for name, key in CONFIG_KEYS.items()}
         special = {"pad_token_id": 0, "eos_token_id": 1, "num_labels": 1}
         config = AutoConfig.for_model("llama", **sizes, **special, max_position_embeddings=32_768)
-        kind = getattr(torch, self.dtype)
+        kind = getattr(torch, dtype)
         self.model: Any = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
         self.scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=kind).to(self.device)
         enable_trees(self.scorer)
@@ -168,18 +165,12 @@ class _Measure(TrainerCallback):
 
     def _steps(self, batch: int, trainer_of: Callable[..., Any], make: Callable[[], Any]) -> float:
         """Median seconds of the steps of a trainer on rows that ``make`` makes."""
-        sizes = {
-            "batch_size": batch,
-            "accumulation": 1,
-            "epochs": 1.0,
-            "max_steps": None,
-            "gradient_checkpointing": False,  # planned as one more pass
-        }
+        section = TrainSection(learning_rate=1e-4, batch_size=batch)  # checkpointing is planned as one more pass
         self.times = []
         rows = [make() for _ in range((REPEATS + 2) * batch)]
         with tempfile.TemporaryDirectory() as folder:
             bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
-            trainer = trainer_of(rows, rows[:1], self.section.model_copy(update=sizes), bench)
+            trainer = trainer_of(rows, rows[:1], section, bench)
             trainer.add_callback(self)
             trainer.args.save_strategy = SaveStrategy.NO
             trainer.train()
