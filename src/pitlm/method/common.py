@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
@@ -144,25 +144,9 @@ def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
     return [MetricsWriter(bench.folder / "metrics.jsonl"), ProgressBar(title)]
 
 
-def make_trainer(
-    kind: Callable[..., AnyTrainer],
-    model: PreTrainedModel,
-    arguments: TrainingArguments,
-    bench: Workbench,
-    rows: Dataset,
-    held_out: Dataset | None,
-    **more: Any,
-) -> AnyTrainer:
+def make_trainer(kind: Callable[..., AnyTrainer], model: PreTrainedModel, bench: Workbench, **given: Any) -> AnyTrainer:
     """One of TRL's trainers for the model of a stage, silent, with an adapter where the recipe has LoRA."""
-    trainer = kind(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=held_out,
-        processing_class=bench.tokenizer,
-        peft_config=bench.lora(),
-        **more,
-    )
+    trainer = kind(model=model, processing_class=bench.tokenizer, peft_config=bench.lora(), **given)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -212,9 +196,7 @@ def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) 
 def finished_metrics(folder: Path) -> dict[str, float] | None:
     """Metrics of the last evaluation of a stage whose model is saved; None if there is no model yet."""
     path = folder / EVALUATION
-    if not path.is_file():
-        return None
-    metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    metrics: dict[str, float] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return metrics
 
 

@@ -71,10 +71,9 @@ def train_rl(
     trainer = make_trainer(
         SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer,
         model,
-        rl_arguments(section, bench),
         bench,
-        _in_order(conversations, section, bench),
-        None,
+        args=rl_arguments(section, bench),
+        train_dataset=_in_order(conversations, section, bench),
         reward_funcs=sample_reward(reward, bench, section.truncated_penalty, probe),
     )
     if adapter is not None:

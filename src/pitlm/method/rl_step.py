@@ -62,16 +62,8 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         **images: Any,
     ) -> LogProbs:
         if not reads_trees(model) or compute_aux_loss or any(value is not None for value in images.values()):
-            stock: LogProbs = super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **images,
-            )
+            given = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
+            stock: LogProbs = super()._get_per_token_logps_and_entropies(model, *given, **images)
             return stock
         # TRL first reads the samples with the policy, without gradient, and later again with gradient, shuffled. In
         # between it reads them with the reference model, which with PEFT is the same model without its adapter.

@@ -94,8 +94,9 @@ def sft_trainer(
         shuffle_dataset=False,
         loss_type="nll",
     )
-    ordered = arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench)
-    return make_trainer(SFTTrainer, model, arguments, bench, ordered, _labelled(held_out))
+    train, test = _labelled(rows), _labelled(held_out)
+    train = arranged(train, [sum(map(len, row)) for row in rows], section, bench)
+    return make_trainer(SFTTrainer, model, bench, args=arguments, train_dataset=train, eval_dataset=test)
 
 
 def _labelled(rows: Sequence[TokenRow]) -> Dataset:
@@ -121,16 +122,13 @@ def scorer_trainer(
 
     Or a trainer of R_PIT with :class:`GapTrainer`: minimise Eq. 2 over (x, y_w, y_l).
     """
-    arguments = RewardConfig(
-        **trainer_arguments(section, bench),
-        max_length=None,
-        disable_dropout=True,
-        center_rewards_coefficient=None,
+    args = RewardConfig(
+        **trainer_arguments(section, bench), max_length=None, disable_dropout=True, center_rewards_coefficient=None
     )
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
-    ordered = arranged(train, [max(map(len, row)) for row in rows], section, bench)
+    train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
     collator = gap_batch if issubclass(kind, GapTrainer) else None
-    return make_trainer(kind, model, arguments, bench, ordered, test, data_collator=collator)
+    return make_trainer(kind, model, bench, args=args, train_dataset=train, eval_dataset=test, data_collator=collator)
 
 
 def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
