@@ -14,7 +14,7 @@ FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in nf4: four bits, and its share of the constant of its block, which takes 8 bits."""
 
 JOINED = 2
-"""Rank of an adapter over the base of the run, in ranks of one stage: it usually joins the adapters of two stages."""
+"""Rank of an adapter over the base of the run, as a multiple of the recipe's: it joins the adapters of two stages."""
 
 LONGEST = 2.0
 """Length of a batch's longest answer, in mean lengths; decoding waits for it. In the pocket world 1.7 to 2.3."""
@@ -38,7 +38,7 @@ class StagePlan:
     peak: float = 0.0
 
     def add(self, part: StagePlan, times: float) -> None:
-        """Count a part of the stage that happens so many times."""
+        """Add a part of the stage that happens so many times."""
         self.trained += times * part.trained
         self.generated += times * part.generated
         self.flops += times * part.flops

@@ -18,13 +18,13 @@ from pitlm.plan.sizes import Shape, Workload
 from pitlm.run.stages import PipelineStage, Task, build_stages
 
 ACCEPTED_ROUNDS = 2.2
-"""Rounds that the loop takes of an answer before it stops: the quickstart's measured mean."""
+"""Rounds that the loop takes for one answer before it stops: the mean that was measured in the quickstart."""
 
 SHARE_OF_MEMORY = 0.9
-"""Assumed: the rest is lost between the pieces that are handed out."""
+"""Assumed share of a device's memory that can be used; fragmentation takes the rest."""
 
 CONTEXT_BYTES = GB
-"""Libraries and their buffers."""
+"""Bytes that libraries and their buffers take on a device."""
 
 
 @dataclass(frozen=True, slots=True)

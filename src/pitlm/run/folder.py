@@ -106,7 +106,7 @@ class RunFolder:
         *,
         recipe: Mapping[str, Any],
         update: bool = False,
-        listener: Listener | None = None,
+        listener: Listener,
     ) -> None:
         """Bring every stage up to date, in order.
 
@@ -121,7 +121,6 @@ class RunFolder:
                 found a fault in its input; then a stage that was new is gone again, and a stage that was to be replaced
                 is back.
         """
-        tell = listener or (lambda *_: None)
         with self.locked():
             prints = fingerprints(stages)
             statuses = {stage.name: self.status(stage, prints[stage.name]) for stage in stages}
@@ -132,10 +131,10 @@ class RunFolder:
             write_text(path, json.dumps(dict(recipe), indent=2, ensure_ascii=False) + "\n")
             for stage in stages:
                 if statuses[stage.name] is Status.DONE:
-                    tell(stage.name, "skip", 0.0)
+                    listener(stage.name, "skip", 0.0)
                     continue
                 try:
-                    self._execute(stage, partial(work, stage), prints[stage.name], statuses[stage.name], tell)
+                    self._execute(stage, partial(work, stage), prints[stage.name], statuses[stage.name], listener)
                 except InputError:
                     if before is not None:
                         write_text(path, before)
@@ -151,7 +150,15 @@ class RunFolder:
             folder.rename(earlier)
         folder.mkdir(parents=True, exist_ok=True)
         tell(stage.name, "resume" if status is Status.STARTED else "start", 0.0)
-        self._write(stage, fingerprint, Status.STARTED, 0.0)
+
+        about: dict[str, Any] = {"name": stage.name, "fingerprint": fingerprint, "version": __version__}
+        about |= {"needs": list(stage.needs), "settings": dict(stage.settings)}
+
+        def write(status: Status, seconds: float, result: dict[str, Any] | None) -> None:
+            record = {**about, "status": status, "seconds": round(seconds, 2), "result": result}
+            write_text(folder / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+        write(Status.STARTED, 0.0, None)
         begin = time.perf_counter()
         try:
             result = work(folder)
@@ -163,7 +170,7 @@ class RunFolder:
                 self._withdraw(folder)
             raise
         seconds = time.perf_counter() - begin
-        self._write(stage, fingerprint, Status.DONE, seconds, result)
+        write(Status.DONE, seconds, result)
         shutil.rmtree(earlier, ignore_errors=True)
         tell(stage.name, "done", seconds)
 
@@ -175,21 +182,6 @@ class RunFolder:
                 (self.root / name).unlink(missing_ok=True)
             if self._made and not any(self.root.iterdir()):
                 self.root.rmdir()
-
-    def _write(
-        self, stage: Stage, fingerprint: str, status: Status, seconds: float, result: dict[str, Any] | None = None
-    ) -> None:
-        record = {
-            "name": stage.name,
-            "status": status,
-            "fingerprint": fingerprint,
-            "version": __version__,
-            "seconds": round(seconds, 2),
-            "needs": list(stage.needs),
-            "settings": dict(stage.settings),
-            "result": result,
-        }
-        write_text(self.root / stage.name / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def _refuse_stale(self, stages: Sequence[Stage], statuses: Mapping[str, Status]) -> None:
         stale = [stage for stage in stages if statuses[stage.name] is Status.STALE]
