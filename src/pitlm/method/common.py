@@ -111,9 +111,8 @@ def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, se
         for start in range(0, len(shuffled), CHUNK * batch_size):
             chunk = sorted(shuffled[start : start + CHUNK * batch_size], key=lambda index: lengths[index])
             batches += [chunk[at : at + batch_size] for at in range(0, len(chunk), batch_size)]
-        # A short batch in the middle would shift every later one across lengths.
-        short = [batch for batch in batches if len(batch) < batch_size]
-        full = [batch for batch in batches if len(batch) == batch_size]
+        # The last batch may be short; in the middle it would shift every later one across lengths.
+        full, short = batches[: len(lengths) // batch_size], batches[len(lengths) // batch_size :]
         rng.shuffle(full)
         order += [index for batch in (*full, *short) for index in batch]
     return order[:total]
