@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Dtype = Literal["float32", "bfloat16"]
 GB = 10**9
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -89,7 +88,7 @@ CARDS = {
 }
 
 
-def assumed(name: str, dtype: Dtype) -> Hardware:
+def assumed(name: str, dtype: str) -> Hardware:
     """The rates of one card by name: its peaks times the shares assumed above."""
     card = CARDS[name]
     peak = card.bfloat16 if dtype == "bfloat16" else card.float32
