@@ -1,4 +1,4 @@
-"""AlpacaEval's figures, from its published leaderboard."""
+"""AlpacaEval's published leaderboard; length control against scikit-learn's fit, a known truth, and without a fit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.alpaca import leaderboard
+from pitlm.evaluate.alpaca import item_difficulty, leaderboard, length_controlled, preference
 from pitlm.evaluate.verdict_files import annotation_from_dict
 
 # alpaca_eval_gpt4_leaderboard.csv of tatsu-lab/alpaca_eval: win_rate, standard_error, n_wins, n_wins_base, n_draws,
@@ -32,7 +34,7 @@ DISCRETE = {
 
 
 def rows_of(preferences) -> list[VerdictRow]:
-    made = [annotation_from_dict({"preference": p, "instruction": f"{n}"}, "f", n) for n, p in enumerate(preferences)]
+    made = [annotation_from_dict({"preference": p, "instruction": f"{n}"}, n) for n, p in enumerate(preferences)]
     return [annotation.row for annotation in made]
 
 
@@ -72,3 +74,130 @@ def test_rows_without_strength_count_by_their_verdict():
     assert (found.win_rate, found.n_wins, found.n_wins_base, found.n_draws, found.n_total) == (60, 2, 1, 2, 5)
     # By hand: deviations 0.4, 0.4, -0.6, -0.1, -0.1, squares sum to 0.7; the root of 0.7 / 4 / 5.
     assert found.standard_error == pytest.approx(100 * math.sqrt(0.7 / 4 / 5))
+
+
+WIN, TIE, LOSS = Verdict.WIN, Verdict.TIE, Verdict.LOSS
+
+
+def row(item: int, strength: float, lengths: tuple[int, int] | None, first: str = "m") -> VerdictRow:
+    verdict = WIN if strength > 0.5 else LOSS if strength < 0.5 else TIE
+    return VerdictRow(f"{item:05d}", first, "base", verdict, strength=strength, lengths=lengths)
+
+
+def simulated(
+    items: int, skill: float, taste: float, seed: int, *, hard: float = 0.0, binary: bool = True
+) -> list[VerdictRow]:
+    generator = np.random.default_rng(seed)
+    mine, theirs = generator.integers(200, 900, items), generator.integers(100, 700, items)
+    gaps = (mine - theirs) / (mine - theirs).std(ddof=1)
+    p = expit(skill + taste * np.tanh(gaps) + hard * generator.normal(size=items))
+    outcomes = (generator.random(items) < p).astype(float) if binary else p
+    return [row(n, float(y), (int(a), int(b))) for n, (y, a, b) in enumerate(zip(outcomes, mine, theirs, strict=True))]
+
+
+def test_the_fit_is_scikit_learns():
+    rows = simulated(300, 0.3, 1.2, seed=2, binary=False)
+    gaps = np.array([a - b for a, b in (r.lengths for r in rows)], dtype=float)
+    x, y = np.tanh(gaps / gaps.std(ddof=1)), np.array([r.strength for r in rows])
+    # AlpacaEval's way to fit a preference between 0 and 1: each row once as a win and once as a loss, weighted.
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+    model.fit(np.r_[x, x][:, None], np.r_[np.ones(300), np.zeros(300)], sample_weight=np.r_[y, 1 - y])
+    found = length_controlled(rows)
+    assert found.length_effect == pytest.approx(model.coef_[0, 0], abs=1e-4)
+    assert found.win_rate.estimate == pytest.approx(expit(model.intercept_[0]), abs=1e-5)
+    assert found.win_rate.estimate == pytest.approx(expit(0.3), abs=1e-3)  # noiseless
+
+
+def test_a_taste_for_length_is_taken_out():
+    rows = simulated(4000, 0.0, 2.0, seed=3)
+    raw = np.mean([r.strength for r in rows])
+    found = length_controlled(rows).win_rate
+    assert raw > 0.6  # the system's answers are longer, and the judge prefers longer ones
+    assert found.low < 0.5 < found.high
+    assert found.high - found.low < 0.06
+
+
+def test_the_interval_covers():
+    found = [length_controlled(simulated(150, 0.4, 1.0, seed=seed)).win_rate for seed in range(200)]
+    covered = np.mean([interval.low <= expit(0.4) <= interval.high for interval in found])
+    # Four standard errors of a binomial with p = 0.95 and n = 200 are 0.06.
+    assert covered >= 0.89
+
+
+def test_several_rows_of_an_item_are_not_more_evidence():
+    rows = simulated(200, 0.4, 1.0, seed=1)
+    once, thrice = length_controlled(rows).win_rate, length_controlled(rows * 3).win_rate
+    assert thrice.estimate == pytest.approx(once.estimate, abs=1e-3)  # n - 1 differs
+    assert thrice.low == pytest.approx(once.low, abs=3e-3)
+
+
+def test_swapping_all_rows_turns_the_rate_round():
+    rows = simulated(120, 0.4, 1.0, seed=5)
+    forth, back = length_controlled(rows), length_controlled([r.swap() for r in rows])
+    assert back.win_rate.estimate == pytest.approx(1 - forth.win_rate.estimate)
+    assert (back.win_rate.low, back.win_rate.high) == pytest.approx((1 - forth.win_rate.high, 1 - forth.win_rate.low))
+    assert back.length_effect == pytest.approx(forth.length_effect)
+
+
+def test_equal_lengths_leave_the_raw_rate():
+    rows = [row(n, float(n < 30), (50, 50)) for n in range(40)]
+    found = length_controlled(rows)
+    assert found.win_rate.estimate == pytest.approx(0.75)
+    # The textbook interval of a proportion on the scale of log-odds.
+    reach = 1.96 * math.sqrt(40 / 39 / (40 * 0.75 * 0.25))
+    assert logit(found.win_rate.low) == pytest.approx(logit(0.75) - reach, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([row(n, 1.0, (n + 10, 5)) for n in range(20)], "all outcomes are equal"),
+        ([row(n, float(n >= 10), (n, 10)) for n in range(20)], "separated"),
+        ([row(n, float(n % 2), (30, 10)) for n in range(20)], "do not vary"),
+        ([row(0, 1.0, (30, 10)), row(0, 0.0, (20, 10))], "do not vary"),
+        ([row(0, 1.0, (30, 10)), row(1, 0.0, (20, 10))], "too few rows"),
+    ],
+)
+def test_what_has_no_fit_says_why(rows, reason):
+    found = length_controlled(rows)
+    assert math.isnan(found.win_rate.estimate)
+    assert reason in found.reason
+
+
+def test_rows_without_lengths_or_verdict_are_left_out():
+    assert length_controlled([]) is None
+    assert length_controlled([row(0, 1.0, None)]) is None
+    assert length_controlled([VerdictRow("0", "a", "b", Verdict.UNPARSABLE, lengths=(1, 2))]) is None
+    rows = simulated(60, 0.4, 1.0, seed=1)
+    more = [*rows, row(99, 1.0, None), VerdictRow("98", "m", "base", Verdict.UNPARSABLE, lengths=(10, 9000))]
+    assert length_controlled(more) == length_controlled(rows)
+
+
+def test_preference():
+    assert [preference(VerdictRow("0", "a", "b", v)) for v in (WIN, TIE, LOSS, Verdict.INCONSISTENT, Verdict.UNPARSABLE)] == [
+        1.0, 0.5, 0.0, 0.5, None,
+    ]  # fmt: skip
+    assert preference(row(0, 0.7, None)) == 0.7
+
+
+def test_difficulty_by_hand():
+    rows = [
+        row(item, p, None, first=name)
+        for item, ps in enumerate([(1, 1, 1), (1, 0, 0)])
+        for name, p in zip("xyz", ps, strict=True)
+    ]
+    found = item_difficulty(rows, ["00000", "00001"])
+    # Odds 3.5 : 0.5 and 1.5 : 2.5; standardised, two values are 1 and -1.
+    assert found == pytest.approx({"00000": 1.0, "00001": -1.0})
+    assert item_difficulty(rows, ["00000", "other"]) is None
+    assert item_difficulty([r for r in rows if r.first != "z"], ["00000", "00001"]) is None
+    assert item_difficulty([], []) is None
+
+
+def test_difficulty_goes_into_the_model():
+    rows = simulated(400, 0.4, 1.0, seed=6)
+    generator = np.random.default_rng(0)
+    found = length_controlled(rows, difficulty={r.item: float(generator.normal()) for r in rows})
+    plain = length_controlled(rows)
+    assert (found.with_difficulty, plain.with_difficulty) == (True, False)
+    assert found.win_rate.estimate == pytest.approx(plain.win_rate.estimate, abs=0.01)  # noise changes little

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.evaluate.gap_health import FreshPair, gap_health, share
+from pitlm.core.verdicts import Comparison
+from pitlm.evaluate.gap_health import gap_health, share
+from pitlm.judge.scores import ScoreJudge
 
 X = Prompt.of("x")
 QUALITY = {"bad": 0.0, "fair indeed": 1.0, "good": 2.0, "superb": 3.0, "worst": -1.0}
@@ -33,21 +35,20 @@ class Reward:
         return torch.tensor([QUALITY[y] for y in responses])
 
 
-def truth(prompts, responses):
-    return [QUALITY[y] for y in responses]
+TRUTH = ScoreJudge("truth", lambda prompts, responses: [QUALITY[y] for y in responses])
 
 
 FRESH = [
-    FreshPair(X, "good", "bad"),
-    FreshPair(X, "bad", "good"),
-    FreshPair(X, "good", "good"),
-    FreshPair(X, "worst", "bad"),
+    Comparison(X, "good", "bad"),
+    Comparison(X, "bad", "good"),
+    Comparison(X, "good", "good"),
+    Comparison(X, "worst", "bad"),
 ]
 
 
 def test_shares_by_hand():
     """The third pair is labelled against the truth, so an exact model gets two of three."""
-    health = gap_health(Gap(offset=5.0), Reward(), PAIRS, FRESH, truth)
+    health = gap_health(Gap(offset=5.0), Reward(), PAIRS, FRESH, TRUTH)
     assert {name: figure["estimate"] for name, figure in health["order"].items()} == pytest.approx(
         dict.fromkeys(("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"), 2 / 3)
     )
@@ -62,21 +63,21 @@ def test_shares_by_hand():
 
 
 def test_fresh_pairs_of_equal_quality_are_left_out():
-    right = gap_health(Gap(), Reward(), PAIRS, FRESH, truth)["fresh_pairs"]
-    wrong = gap_health(Gap(sign=-1.0), Reward(), PAIRS, FRESH, truth)["fresh_pairs"]
+    right = gap_health(Gap(), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
+    wrong = gap_health(Gap(sign=-1.0), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
     assert (right["estimate"], right["n"]) == (1.0, 3)
     assert (wrong["estimate"], wrong["n"]) == (0.0, 3)
 
 
 def test_an_offset_of_raw_scores_does_not_change_fresh_accuracy():
     assert (
-        gap_health(Gap(offset=100.0), Reward(), PAIRS, FRESH, truth)["fresh_pairs"]
-        == gap_health(Gap(), Reward(), PAIRS, FRESH, truth)["fresh_pairs"]
+        gap_health(Gap(offset=100.0), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
+        == gap_health(Gap(), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
     )
 
 
 def test_a_gap_that_does_not_vary_has_no_correlation():
-    health = gap_health(Gap(sign=0.0), Reward(), PAIRS, FRESH, truth)
+    health = gap_health(Gap(sign=0.0), Reward(), PAIRS, FRESH, TRUTH)
     assert math.isnan(health["antisymmetry"])
     assert math.isnan(health["length_correlation"])
     assert health["order"]["wl>lw"]["estimate"] == 0.0  # equal scores are not in order

@@ -29,19 +29,23 @@ SIGN = {"w": 1, "t": 0, "l": -1, "i": 0}
 ITEMS = st.lists(st.text("wtliu", min_size=1, max_size=4), min_size=1, max_size=12)
 
 
+def delta(counted: Tally) -> float:
+    return counted.share(Verdict.WIN) - counted.share(Verdict.LOSS)
+
+
 def test_tally_hand_arithmetic() -> None:
     counted = tally(rows_of("w", "w", "w", "t", "l", "i", "i", "i", "u", "u"))
     assert counted == Tally(win=3, tie=1, loss=1, inconsistent=3, unparsable=2)
     assert counted.judged == 8
-    assert counted.win_rate == 3 / 8
-    assert counted.lose_rate == 1 / 8
-    assert counted.delta == 2 / 8
+    assert counted.share(Verdict.WIN) == 3 / 8
+    assert counted.share(Verdict.LOSS) == 1 / 8
+    assert delta(counted) == 2 / 8
 
 
 @pytest.mark.parametrize("rows", [[], rows_of("u", "uu")])
 def test_nothing_judged_is_nan_not_zero(rows: list[VerdictRow]) -> None:
     counted = tally(rows)
-    assert all(math.isnan(value) for value in (counted.win_rate, counted.lose_rate, counted.delta))
+    assert all(math.isnan(counted.share(verdict)) for verdict in Verdict)
     for interval in (delta_interval(rows), win_rate_interval(rows), paired_difference(rows, rows)):
         assert all(math.isnan(value) for value in (interval.estimate, interval.low, interval.high))
         assert not interval.excludes_zero
@@ -53,7 +57,7 @@ def test_unparsable_is_never_a_tie(items: list[str]) -> None:
     with_unparsable, without = tally(rows_of(*items)), tally(rows_of(*dropped))
     assert with_unparsable.tie == without.tie
     assert with_unparsable.judged == without.judged
-    assert with_unparsable.delta == without.delta or math.isnan(without.delta)
+    assert delta(with_unparsable) == delta(without) or math.isnan(delta(without))
     a, b = delta_interval(rows_of(*items), resamples=50), delta_interval(rows_of(*dropped), resamples=50)
     assert a == b or math.isnan(b.estimate)
 
@@ -98,7 +102,7 @@ def test_swapping_every_row_negates_and_mirrors(items: list[str]) -> None:
     seen, swapped = delta_interval(rows, resamples=200), delta_interval([row.swap() for row in rows], resamples=200)
     expected = (-seen.estimate, -seen.high, -seen.low)
     assert (swapped.estimate, swapped.low, swapped.high) == pytest.approx(expected, nan_ok=True)
-    assert tally(rows).win_rate == pytest.approx(tally([row.swap() for row in rows]).lose_rate, nan_ok=True)
+    assert tally(rows).share("win") == pytest.approx(tally([row.swap() for row in rows]).share("loss"), nan_ok=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,8 +111,8 @@ def test_estimates_equal_the_tally_and_row_order_is_irrelevant(items: list[str],
     rows = rows_of(*items)
     shuffled = random.sample(rows, len(rows))
     interval = delta_interval(rows, resamples=100)
-    assert interval.estimate == pytest.approx(tally(rows).delta, nan_ok=True)
-    assert win_rate_interval(rows, resamples=100).estimate == pytest.approx(tally(rows).win_rate, nan_ok=True)
+    assert interval.estimate == pytest.approx(delta(tally(rows)), nan_ok=True)
+    assert win_rate_interval(rows, resamples=100).estimate == pytest.approx(tally(rows).share("win"), nan_ok=True)
     again = delta_interval(shuffled, resamples=100)
     assert (again.low, again.high) == pytest.approx((interval.low, interval.high), nan_ok=True)
 

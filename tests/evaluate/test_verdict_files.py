@@ -60,13 +60,13 @@ def test_annotations_are_read_and_written_back_as_they_are(tmp_path):
 
 @given(st.one_of(st.none(), st.floats(1, 2)))
 def test_a_preference_comes_back_to_the_last_digit(preference):
-    row = annotation_from_dict({"preference": preference}, "f", 1).row
+    row = annotation_from_dict({"preference": preference}, 1).row
     assert annotation_as_dict(Annotation(row))["preference"] == preference
 
 
 def test_the_item_is_the_instruction_in_every_file():
     one, two, other = (
-        annotation_from_dict({"preference": 2, "instruction": text, "generator_2": name}, "f", n).row
+        annotation_from_dict({"preference": 2, "instruction": text, "generator_2": name}, n).row
         for n, (text, name) in enumerate([("q", "a"), ("q", "b"), ("r", "a")])
     )
     assert one.item == two.item != other.item
@@ -86,7 +86,7 @@ def test_the_item_is_the_instruction_in_every_file():
     ],
 )
 def test_verdict_of_a_preference(preference, verdict):
-    assert annotation_from_dict({"preference": preference}, "f", 1).row.verdict == verdict
+    assert annotation_from_dict({"preference": preference}, 1).row.verdict == verdict
 
 
 def test_rows_and_annotations_make_the_same_figures(tmp_path):
@@ -117,7 +117,7 @@ def test_texts_that_the_caller_knows_are_written():
         "item": "i",
         "preference": 1.0,
     }
-    assert annotation_from_dict(written, "f", 1).row.lengths == (1, 4)
+    assert annotation_from_dict(written, 1).row.lengths == (1, 4)
 
 
 ROW = {"item": "1", "first": "a", "second": "b", "verdict": "win"}

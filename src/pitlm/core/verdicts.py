@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -119,8 +119,7 @@ class VerdictRow:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; fields that hold nothing are left out."""
-        kept = {name: value for name, value in asdict(self).items() if value not in (None, (), "")}
-        return {**kept, "verdict": str(self.verdict), **_replies(self.replies)}
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), "")}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> VerdictRow:
@@ -135,7 +134,3 @@ class VerdictRow:
         pairs = {name: tuple(row[name]) for name in ("scores", "lengths") if row.get(name) is not None}
         replies = tuple(Reply(**{**r, "verdict": Verdict(r["verdict"])}) for r in row.get("replies", ()))
         return cls(**{**row, **pairs, "replies": replies, "verdict": Verdict(row["verdict"])})
-
-
-def _replies(replies: Sequence[Reply]) -> dict[str, Any]:
-    return {"replies": [{**asdict(r), "verdict": str(r.verdict)} for r in replies]} if replies else {}

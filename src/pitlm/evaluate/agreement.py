@@ -1,4 +1,7 @@
-"""How far judges, or human raters, agree on the same comparisons: pure functions over verdict rows."""
+"""How far a judge agrees with itself in the other order, and with other judges: pure functions over verdict rows.
+
+A human rater is a judge here.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,48 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval, item_weights, percentile_interval
+from pitlm.evaluate.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    Floats,
+    Interval,
+    Resampling,
+    delta_interval,
+    item_weights,
+    percentile_interval,
+    win_rate_interval,
+)
 
 Level = Literal["nominal", "ordinal"]
 
 CATEGORIES = (Verdict.LOSS, Verdict.TIE, Verdict.WIN, Verdict.INCONSISTENT)
-_CODES = {verdict: float(code) for code, verdict in enumerate(CATEGORIES)}
-_ORDERED = 3
-"""The first three are in order; an inconsistent verdict has no place among them."""
+"""A verdict's code is its place here. The first three are in order; an inconsistent verdict has no place among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionBias:
+    """What one judge made of the rows that it was asked about in both orders.
+
+    Attributes:
+        rows: with a parsable reply in both orders; only these count.
+        first_both: rows on which it chose what was shown first, both times; ``second_both`` likewise.
+        consistent: share of rows with the same verdict in both orders.
+        bias: share of replies that chose the first shown less share that chose the second, in [-1, 1]; 0 without bias.
+    """
+
+    judge: str
+    rows: int
+    first_both: int
+    second_both: int
+    consistent: Interval
+    bias: Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +74,25 @@ class Agreement:
     ordinal: Interval
 
 
+def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list[PositionBias]:
+    """One line for each judge that was asked in both orders, by name; intervals are bootstraps over items (ours)."""
+    asked: dict[str, list[tuple[str, Verdict, Verdict]]] = {}
+    for row in rows:
+        # The last parsable reply in each order counts: an earlier one was asked again.
+        last = {reply.swapped: reply.verdict for reply in row.replies if reply.verdict is not Verdict.UNPARSABLE}
+        if len(last) == 2:
+            # Both verdicts as seen from the response that was shown first.
+            asked.setdefault(row.judge, []).append((row.item, last[False], last[True].swap()))
+    found = []
+    for judge, shown in sorted(asked.items()):
+        same = [(item, Verdict.WIN if a is b.swap() else Verdict.LOSS) for item, a, b in shown]
+        consistent = win_rate_interval([VerdictRow(item, "same", "other", v) for item, v in same], **how)
+        bias = delta_interval([VerdictRow(item, "first", "second", v) for item, *both in shown for v in both], **how)
+        first, second = (sum(a is b is verdict for _, a, b in shown) for verdict in (Verdict.WIN, Verdict.LOSS))
+        found.append(PositionBias(judge, len(shown), first, second, consistent, bias))
+    return found
+
+
 def agreement(
     rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Agreement | None:
@@ -56,8 +105,9 @@ def agreement(
     labels: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in rows:
         seen = row if row.first <= row.second else row.swap()
-        if seen.verdict in _CODES:
-            labels.setdefault((seen.item, seen.first, seen.second), {}).setdefault(seen.judge, _CODES[seen.verdict])
+        if seen.verdict is not Verdict.UNPARSABLE:
+            given = labels.setdefault((seen.item, seen.first, seen.second), {})
+            given.setdefault(seen.judge, CATEGORIES.index(seen.verdict))
     units = sorted(unit for unit, given in labels.items() if len(given) > 1)
     judges = tuple(sorted({judge for unit in units for judge in labels[unit]}))
     if not units:
@@ -71,7 +121,7 @@ def agreement(
         draws = [statistic(drawn) for drawn in weights.astype(int)]
         return percentile_interval(statistic(np.ones(len(units), dtype=int)), draws, confidence)
 
-    ordered = np.where(ratings < _ORDERED, ratings, np.nan)
+    ordered = np.where(ratings < CATEGORIES.index(Verdict.INCONSISTENT), ratings, np.nan)
     pairs = list(combinations(range(len(judges)), 2))
     complete = ~np.isnan(ratings).any(axis=1)
     counts = _counts(ratings[complete])
@@ -114,20 +164,16 @@ def krippendorff_alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
     def statistic(weights: Any) -> float:
         observed = np.tensordot(weights[pairable], coincidences, axes=1)
         totals = observed.sum(axis=1)
-        distance = _distances(totals, level)
+        if level == "nominal":
+            distance = 1 - np.eye(len(totals))
+        else:
+            # The squared number of ratings from one category to the other, half of both ends left out.
+            middles = np.cumsum(totals) - totals / 2
+            distance = np.subtract.outer(middles, middles) ** 2
         expected = float((np.outer(totals, totals) * distance).sum())
         return 1 - (totals.sum() - 1) * float((observed * distance).sum()) / expected if expected else math.nan
 
     return statistic
-
-
-def _distances(totals: Floats, level: Level) -> Floats:
-    """The squared distance of each two categories."""
-    if level == "nominal":
-        return 1 - np.eye(len(totals))
-    # Ordinal: the ratings from one category to the other, half of both ends left out.
-    middles = np.cumsum(totals) - totals / 2
-    return np.asarray(np.subtract.outer(middles, middles) ** 2)
 
 
 def _cohen(pair: Floats) -> Callable[[Any], float]:

@@ -1,16 +1,30 @@
-"""The figures of AlpacaEval's leaderboard. A pure function over verdict rows."""
+"""The win rate as AlpacaEval has it: the figures of its leaderboard, and the rate if both answers were equally long.
+
+Pure functions over verdict rows.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
+from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-from pitlm.core.verdicts import VerdictRow
-from pitlm.evaluate.length import preference
+from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.evaluate.statistics import CONFIDENCE, Floats, Interval
+
+MIN_SYSTEMS = 3
+"""Other systems with rows on an item that its difficulty is estimated from."""
+
+_SEPARATED = 15.0
+"""A coefficient beyond this is a fit that runs away: odds of three million to one."""
+_SCORES = {Verdict.WIN: 1.0, Verdict.LOSS: 0.0, Verdict.TIE: 0.5, Verdict.INCONSISTENT: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,32 @@ class Leaderboard:
     discrete_win_rate: float
 
 
+@dataclass(frozen=True, slots=True)
+class LengthControlled:
+    """A length-controlled win rate.
+
+    Attributes:
+        win_rate: a fraction, ties as half wins; NaN where the model cannot be fitted, for the ``reason`` given.
+        length_effect: log-odds that tanh of the standardised length difference adds.
+        with_difficulty: whether the difficulty of the items was in the model.
+    """
+
+    win_rate: Interval
+    length_effect: float
+    with_difficulty: bool
+    reason: str = ""
+
+
+def preference(row: VerdictRow) -> float | None:
+    """How far ``row`` prefers its first system, in [0, 1]: its strength where it has one, otherwise its verdict.
+
+    Ties and inconsistent verdicts are 0.5; an unparsable row is None.
+    """
+    if row.verdict is Verdict.UNPARSABLE:
+        return None
+    return row.strength if row.strength is not None else _SCORES[row.verdict]
+
+
 def leaderboard(rows: Iterable[VerdictRow]) -> Leaderboard:
     """What AlpacaEval's ``get_winrate`` makes of the same preferences; an inconsistent verdict is a draw there."""
     given = np.array([p for row in rows if (p := preference(row)) is not None], dtype=np.float64)
@@ -48,3 +88,88 @@ def leaderboard(rows: Iterable[VerdictRow]) -> Leaderboard:
         n_total=total,
         discrete_win_rate=(wins + draws / 2) / total * 100 if total else math.nan,
     )
+
+
+def length_controlled(
+    rows: Sequence[VerdictRow], *, difficulty: Mapping[str, float] | None = None, confidence: float = CONFIDENCE
+) -> LengthControlled | None:
+    """The win rate of the first system at equal lengths, after Dubois et al. (2024), "Length-Controlled AlpacaEval".
+
+    A logistic regression of the preference on a constant, tanh(length difference / its standard deviation) and, where
+    it is given, the difficulty of the item; then the mean prediction with the length difference set to 0. The same
+    formula as AlpacaEval 2's ``length_controlled_v1``, with these differences, so that figures are close but not equal:
+
+    - they penalise (L1, strength by cross-validation) and add rows of their baseline with shortened and lengthened
+      answers, at weight 0.2; here there is no penalty and no such rows;
+    - their difficulties are fixed numbers for their 805 instructions, from a joint fit over their leaderboard; here
+      they come from :func:`item_difficulty`, or are left out;
+    - they report no interval of the model's own; here it is from a covariance that is robust to several rows an item,
+      by the delta method, on the scale of log-odds. It takes the length differences' standard deviation as known.
+
+    Returns:
+        None where no judged row has lengths.
+    """
+    kept = [(row, p, row.lengths) for row in rows if (p := preference(row)) is not None and row.lengths is not None]
+    if not kept:
+        return None
+    y = np.array([p for _, p, _ in kept])
+
+    def undefined(reason: str) -> LengthControlled:
+        nothing = Interval(math.nan, math.nan, math.nan, confidence)
+        return LengthControlled(nothing, math.nan, False, "all outcomes are equal" if y.min() == y.max() else reason)
+
+    gaps = np.array([first - second for _, _, (first, second) in kept], dtype=np.float64)
+    spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
+    if len({row.item for row, _, _ in kept}) < 2 or (spread == 0 and gaps.any()):
+        return undefined("the length differences do not vary")
+    columns = [np.ones(len(kept))]
+    if gaps.any():
+        columns.append(np.tanh(gaps / spread))
+    if difficulty is not None:
+        columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
+    design = np.stack(columns, axis=1)
+    if len(design) <= len(columns):
+        return undefined("there are too few rows for the model")
+    groups = np.unique([row.item for row, _, _ in kept], return_inverse=True)[1]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        fit = GLM(y, design, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    if not np.isfinite(fit.params).all() or np.abs(fit.params).max() > _SEPARATED:
+        return undefined("wins and losses are separated, so the model has no finite fit")
+    if gaps.any():
+        design[:, 1] = 0.0
+    interval = _mean_prediction(design, fit.params, fit.cov_params(), confidence)
+    return LengthControlled(interval, float(fit.params[1]) if gaps.any() else 0.0, difficulty is not None)
+
+
+def item_difficulty(rows: Iterable[VerdictRow], items: Iterable[str]) -> dict[str, float] | None:
+    """How hard each item makes it to beat the opponent: log-odds of the other systems' mean preference, standardised.
+
+    Each system should be given the rows of the *others* alone: its own outcomes must not predict themselves. Half a win
+    and half a loss are added to each item, so that the log-odds are finite.
+
+    Returns:
+        One value per item, mean 0 and standard deviation 1; None where some item has rows of fewer than ``MIN_SYSTEMS``
+        systems, or all items are alike.
+    """
+    wins: dict[str, dict[str, list[float]]] = {item: {} for item in sorted(set(items))}
+    for row in rows:
+        if row.item in wins and (p := preference(row)) is not None:
+            wins[row.item].setdefault(row.first, []).append(p)
+    if not wins or any(len(systems) < MIN_SYSTEMS for systems in wins.values()):
+        return None
+    means = {item: [sum(ps) / len(ps) for ps in systems.values()] for item, systems in wins.items()}
+    odds = np.array([special.logit((sum(ps) + 0.5) / (len(ps) + 1)) for ps in means.values()])
+    if len(odds) < 2 or odds.std() == 0:
+        return None
+    return dict(zip(means, ((odds - odds.mean()) / odds.std()).tolist(), strict=True))
+
+
+def _mean_prediction(design: Floats, params: Floats, covariance: Floats, confidence: float) -> Interval:
+    predicted = special.expit(design @ params)
+    mean = float(predicted.mean())
+    slope = ((predicted * (1 - predicted))[:, None] * design).mean(axis=0)
+    error = math.sqrt(float(slope @ covariance @ slope)) / (mean * (1 - mean))
+    reach = stats.norm.ppf((1 + confidence) / 2) * error
+    centre = special.logit(mean)
+    return Interval(mean, float(special.expit(centre - reach)), float(special.expit(centre + reach)), confidence)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, pearsonr
 
 from pitlm.core.equations import RELATIONS, gap_differences
-from pitlm.core.nouns import Improvement, Preference, Prompt
-from pitlm.judge.scores import Score
+from pitlm.core.nouns import Improvement, Preference
+from pitlm.core.verdicts import Comparison, Verdict
+from pitlm.judge.protocol import Judge
 from pitlm.models.scorers import GapModel, RewardModel
-
-
-@dataclass(frozen=True, slots=True)
-class FreshPair:
-    """Two answers of the policy to one prompt."""
-
-    prompt: Prompt
-    first: str
-    second: str
 
 
 def share(right: Sequence[bool] | np.ndarray[Any, Any]) -> dict[str, float]:
@@ -34,14 +25,14 @@ def share(right: Sequence[bool] | np.ndarray[Any, Any]) -> dict[str, float]:
 
 
 def gap_health(
-    gap: GapModel, reward: RewardModel, held_out: Sequence[Preference], fresh: Sequence[FreshPair], truth: Score
+    gap: GapModel, reward: RewardModel, held_out: Sequence[Preference], fresh: Sequence[Comparison], truth: Judge
 ) -> dict[str, Any]:
     """How far one gap model can be trusted, as plain values.
 
     Args:
         held_out: pairs that no model was trained on.
         fresh: pairs of the policy's own answers to held-out prompts.
-        truth: the quality that fresh pairs are checked against; pairs of equal quality are left out.
+        truth: the judge that fresh pairs are checked against; pairs that it does not decide are left out.
     """
     pairs = [(p.prompt, p.chosen, p.rejected) for p in held_out]
     four = [(x, reference, y) for x, w, l in pairs for y, reference in ((w, l), (w, w), (l, l), (l, w))]
@@ -53,26 +44,21 @@ def gap_health(
     forward, backward = (wl - ll).numpy(), (lw - ww).numpy()
     lengths = np.concatenate([longer, -longer])
     gaps = np.concatenate([forward, backward])
+    verdicts = [row.verdict for row in truth.judge(fresh)]
+    signs = (gap.gaps([Improvement(pair.prompt, pair.second, pair.first) for pair in fresh]) > 0).tolist()
+    labels = {Verdict.WIN: True, Verdict.LOSS: False}
+    fresh_right = [sign is labels[v] for v, sign in zip(verdicts, signs, strict=True) if v in labels]
     return {
         "order": {name: share(right[index]) for index, name in enumerate(RELATIONS)},
         "held_out_pairs": share(forward > backward),
         "held_out_pairs_reward": share((rewards > 0).numpy()),
         "held_out_pairs_longer": share(longer[longer != 0] > 0),
-        "fresh_pairs": _fresh_accuracy(gap, fresh, truth),
+        "fresh_pairs": share(fresh_right),
         "antisymmetry": _correlation(forward, backward),
         "equal_spread": float(np.std(np.concatenate([ww.numpy(), ll.numpy()]))),
         "gap_spread": float(np.std(gaps)),
         "length_correlation": _correlation(gaps, lengths),
     }
-
-
-def _fresh_accuracy(gap: GapModel, fresh: Sequence[FreshPair], truth: Score) -> dict[str, float]:
-    """How often the sign of gap(first, reference second) agrees with the truth."""
-    prompts = [pair.prompt for pair in fresh]
-    quality = np.array(truth(prompts, [p.first for p in fresh])) - np.array(truth(prompts, [p.second for p in fresh]))
-    gaps = gap.gaps([Improvement(pair.prompt, pair.second, pair.first) for pair in fresh]).numpy()
-    differ = np.abs(quality) > 1e-6
-    return share((gaps[differ] > 0) == (quality[differ] > 0))
 
 
 def _correlation(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:

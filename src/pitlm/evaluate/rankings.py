@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Floats, Interval, item_weights, percentile_interval
+from pitlm.evaluate.statistics import (
+    CELLS_PER_BATCH,
+    CONFIDENCE,
+    RESAMPLES,
+    Floats,
+    Interval,
+    item_weights,
+    percentile_interval,
+)
 
 FREE, HELD = 100.0, 2.0
 """Standard deviation of the prior on each strength, in log-odds: no more than numerical help, or a real restraint."""
@@ -19,7 +27,6 @@ FREE, HELD = 100.0, 2.0
 ELO_START, ELO_SCALE, ELO_STEP = 1000.0, 400.0, 4.0
 SHUFFLES = 500
 
-_CELLS_PER_BATCH = 4_000_000
 _OUTCOMES = {
     Verdict.WIN: (1.0, 0.0, 0.0),
     Verdict.TIE: (0.0, 1.0, 0.0),
@@ -71,13 +78,13 @@ def bradley_terry(
     if not names:
         return Ranking({}, None, 0.0, True)
     total_CO = counts_ICO.sum(axis=0)
-    ties, position = bool(total_CO[:, 1].any()), _position_shows(cells, names)
-    design_COP = _design(cells, names, position=position, ties=ties)
+    ties = bool(total_CO[:, 1].any())
+    design_COP = _design(cells, names, ties=ties)
     exists = _strongly_connected(cells, total_CO, names)
     precision = (FREE if exists else HELD) ** -2
     estimate = _fit(total_CO[None], design_COP, ties, precision)[0]
     weights_BI = item_weights(len(items), resamples=resamples, seed=seed)
-    size = max(1, _CELLS_PER_BATCH // design_COP.size)
+    size = max(1, CELLS_PER_BATCH // design_COP.size)
     draws = np.concatenate(
         [
             _fit(np.tensordot(batch, counts_ICO, axes=1), design_COP, ties, precision)
@@ -87,7 +94,8 @@ def bradley_terry(
     intervals = [percentile_interval(float(estimate[p]), draws[:, p], confidence) for p in range(len(estimate))]
     strengths = _strongest_first(dict(zip(names, intervals, strict=False)))
     tie = float(np.exp(estimate[-1])) if ties else 0.0
-    return Ranking(strengths, intervals[len(names)] if position else None, tie, exists)
+    position = intervals[len(names)] if len(intervals) > len(names) + ties else None
+    return Ranking(strengths, position, tie, exists)
 
 
 def elo(
@@ -164,27 +172,19 @@ def _table(rows: Iterable[VerdictRow]) -> tuple[list[str], list[Cell], list[str]
     return items, cells, sorted({name for cell in cells for name in cell[:2]}), counts
 
 
-def _contrasts(cells: Sequence[Cell], names: Sequence[str]) -> Floats:
-    """+1 for the first system of each cell and -1 for the second, shape (cells, systems)."""
-    return np.array([[float(name == c[0]) - float(name == c[1]) for name in names] for c in cells])
+def _design(cells: Sequence[Cell], names: Sequence[str], *, ties: bool) -> Floats:
+    """What each parameter adds to the score of (win, tie, loss) in each cell, shape (cells, 3, parameters).
 
-
-def _position_shows(cells: Sequence[Cell], names: Sequence[str]) -> bool:
-    """Whether the cells tell the position from the strengths; not so where each pair was asked in one order only."""
-    contrasts, places = _contrasts(cells, names), np.array([[cell[2]] for cell in cells], dtype=np.float64)
-    return bool(np.linalg.matrix_rank(np.hstack([contrasts, places])) > np.linalg.matrix_rank(contrasts))
-
-
-def _design(cells: Sequence[Cell], names: Sequence[str], *, position: bool, ties: bool) -> Floats:
-    """What each parameter adds to the score of (win, tie, loss) in each cell, shape (cells, 3, parameters)."""
-    half = _contrasts(cells, names) / 2
-    columns = [np.stack([half, np.zeros_like(half), -half], axis=1)]
-    if position:
-        place = np.array([cell[2] for cell in cells]) / 2
-        columns.append(np.stack([place, np.zeros_like(place), -place], axis=1)[:, :, None])
-    if ties:
-        columns.append(np.broadcast_to(np.array([0.0, 1.0, 0.0])[None, :, None], (len(cells), 3, 1)))
-    return np.concatenate(columns, axis=2)
+    The parameters are the strengths; the position, unless each pair was asked in one order only, so that the cells do
+    not tell the position from the strengths; and the tie, where there is one.
+    """
+    half_CP = np.array([[float(name == c[0]) - float(name == c[1]) for name in names] for c in cells]) / 2
+    placed_CP = np.hstack([half_CP, np.array([[cell[2] / 2] for cell in cells])])
+    if np.linalg.matrix_rank(placed_CP) > np.linalg.matrix_rank(half_CP):
+        half_CP = placed_CP
+    design_COP = np.stack([half_CP, np.zeros_like(half_CP), -half_CP], axis=1)
+    tie_CO1 = np.broadcast_to(np.array([0.0, 1.0, 0.0])[None, :, None], (len(cells), 3, 1))
+    return np.concatenate([design_COP, tie_CO1], axis=2) if ties else design_COP
 
 
 def _strongly_connected(cells: Sequence[Cell], total_CO: Floats, names: Sequence[str]) -> bool:

@@ -29,8 +29,8 @@ CONFIDENCE = 0.95
 SIGNS = {Verdict.WIN: 1.0, Verdict.LOSS: -1.0}
 """What a verdict adds to Delta; 0 where it is not named."""
 
-# Bounds the scratch memory of one bootstrap to about 32 MB per array, whatever the number of items.
-_CELLS_PER_BATCH = 4_000_000
+CELLS_PER_BATCH = 4_000_000
+"""Bounds the scratch memory of one bootstrap to about 32 MB per array, whatever the number of items."""
 
 
 class Resampling(TypedDict, total=False):
@@ -56,20 +56,9 @@ class Tally:
         """Rows with a usable verdict: all but the unparsable ones."""
         return self.win + self.tie + self.loss + self.inconsistent
 
-    @property
-    def win_rate(self) -> float:
-        """Wins as a fraction of the judged rows; NaN when nothing was judged."""
-        return self.win / self.judged if self.judged else math.nan
-
-    @property
-    def lose_rate(self) -> float:
-        """Losses as a fraction of the judged rows; NaN when nothing was judged."""
-        return self.loss / self.judged if self.judged else math.nan
-
-    @property
-    def delta(self) -> float:
-        """Win rate minus lose rate, in [-1, 1] (paper, Section Evaluation); NaN when nothing was judged."""
-        return (self.win - self.loss) / self.judged if self.judged else math.nan
+    def share(self, verdict: str) -> float:
+        """How often a verdict came up, as a fraction of the judged rows; NaN when nothing was judged."""
+        return float(getattr(self, verdict)) / self.judged if self.judged else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +82,11 @@ def tally(rows: Iterable[VerdictRow]) -> Tally:
     return Tally(**{verdict.value: counts[verdict] for verdict in Verdict})
 
 
+def systems_of(rows: Iterable[VerdictRow]) -> list[str]:
+    """The names of all systems in ``rows``, sorted."""
+    return sorted({name for row in rows for name in (row.first, row.second)})
+
+
 def rows_for(rows: Iterable[VerdictRow], first: str, second: str) -> list[VerdictRow]:
     """The rows that compare ``first`` with ``second``, seen from ``first``, in their given order.
 
@@ -111,8 +105,8 @@ def delta_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Int
     """Delta with a percentile bootstrap interval, resampled by item (ours).
 
     All rows of an item are drawn together. The statistic of a resample is the sum of +1 (win), -1 (loss) and 0 over its
-    judged rows, divided by their number. So the estimate equals ``tally(rows).delta``, and with equally many rows per
-    item it is the mean of the items' means.
+    judged rows, divided by their number. So the estimate is the win rate less the lose rate, and with equally many rows
+    per item it is the mean of the items' means.
 
     Where every item has the same outcome, the bootstrap has nothing to vary and the interval has no width. That
     **understates** the uncertainty: 20 wins of 20 are compatible with a true win rate near 0.83 (an exact one-sample
@@ -140,8 +134,8 @@ def standard_error(rows: Iterable[VerdictRow]) -> float:
 def win_rate_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Interval:
     """The win rate with a percentile bootstrap interval, resampled by item (ours).
 
-    The estimate equals ``tally(rows).win_rate``. The warning of :func:`delta_interval` about intervals without width
-    holds here too.
+    The estimate is the share of wins in ``tally(rows)``. The warning of :func:`delta_interval` about intervals without
+    width holds here too.
     """
     return _bootstrap(_by_item(rows, {Verdict.WIN: 1.0}), _ratio, **how)
 
@@ -235,7 +229,7 @@ def _bootstrap(
         data,
         statistic,
         n_resamples=resamples,
-        batch=max(1, _CELLS_PER_BATCH // items),
+        batch=max(1, CELLS_PER_BATCH // items),
         vectorized=True,
         paired=len(data) > 1,
         confidence_level=confidence,

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Unpack
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.agreement import Agreement
-from pitlm.evaluate.alpaca import Leaderboard, leaderboard
-from pitlm.evaluate.length import LengthControlled, item_difficulty, length_controlled
-from pitlm.evaluate.position import PositionBias
+from pitlm.evaluate.agreement import Agreement, PositionBias
+from pitlm.evaluate.alpaca import Leaderboard, LengthControlled, item_difficulty, leaderboard, length_controlled
 from pitlm.evaluate.rankings import Ranking, bradley_terry, elo
 from pitlm.evaluate.significance import PairedTest, delta_test, detectable_delta, difference_test, holm, items_needed
 from pitlm.evaluate.statistics import (
     CONFIDENCE,
     RESAMPLES,
     Interval,
+    Resampling,
     Tally,
     delta_interval,
     mean_interval,
     paired_difference,
     rows_for,
     standard_error,
+    systems_of,
     tally,
     win_rate_interval,
 )
@@ -34,7 +34,7 @@ from pitlm.io.named_parts import find_part, part_names
 GROUP = "pitlm.statistics"
 """The group of entry points in which other packages name their statistics."""
 STATISTICS = {
-    "position": "pitlm.evaluate.position:position_bias",
+    "position": "pitlm.evaluate.agreement:position_bias",
     "agreement": "pitlm.evaluate.agreement:agreement",
 }
 """Statistics of all rows together. Each is a function of the rows and of the settings of
@@ -146,6 +146,68 @@ class Summary:
         return {**plain.pop("added"), **plain}
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What one judge said of each system: its rows against the baseline, seen from the system."""
+
+    judge: str
+    baseline: str
+    against: Mapping[str, list[VerdictRow]]
+    how: Resampling
+
+    def figures(self, system: str, wanted: float | None) -> SystemFigures:
+        """The figures that verdicts alone give; ``p_holm`` is not adjusted yet."""
+        rows = self.against.get(system, [])
+        counted, test = tally(rows), delta_test(rows)
+        ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
+        others = [row for other, own in self.against.items() if other != system for row in own]
+        difficulty = item_difficulty(others, {row.item for row in rows}) if others else None
+        return SystemFigures(
+            judge=self.judge,
+            system=system,
+            baseline=self.baseline,
+            tally=counted,
+            delta=delta_interval(rows, **self.how),
+            win_rate=win_rate_interval(rows, **self.how),
+            standard_error=standard_error(rows),
+            alpaca=leaderboard(rows),
+            length_controlled=length_controlled(rows, difficulty=difficulty, confidence=self.how["confidence"]),
+            test=test,
+            p_holm=test.p,
+            detectable=detectable_delta(test.items, tie_rate=ties),
+            items_needed=items_needed(wanted, tie_rate=ties) if wanted and wanted <= 1 - ties else None,
+        )
+
+    def with_answers(self, figures: SystemFigures, answered: AnswerFigures) -> SystemFigures:
+        """The same figures with what the run knows of the system, and its quality where the judge gives scores."""
+        if figures.system == self.baseline:
+            rows = [row for own in self.against.values() for row in own]
+            scores = {row.item: (row.scores[1], row.scores[1]) for row in rows if row.scores is not None}
+        else:
+            rows = self.against.get(figures.system, [])
+            scores = {row.item: row.scores for row in rows if row.scores is not None}
+        both = [scores[item] for item in sorted(scores)]
+        if not both:
+            return replace(figures, answered=answered)
+        gain, hundreds = mean_interval([a - b for a, b in both], **self.how), answered.generated_tokens / 100
+        per_100 = None
+        if hundreds:
+            per_100 = replace(
+                gain, estimate=gain.estimate / hundreds, low=gain.low / hundreds, high=gain.high / hundreds
+            )
+        quality = mean_interval([mine for mine, _ in both], **self.how)
+        return replace(figures, answered=answered, quality=quality, gain_per_100_tokens=per_100)
+
+    def differences(self) -> Iterator[Difference]:
+        """Between each two systems that have an item in common; ``p_holm`` is not adjusted yet."""
+        for first, second in combinations(self.against, 2):
+            shared = {row.item for row in self.against[first]} & {row.item for row in self.against[second]}
+            if shared:
+                a, b = ([row for row in self.against[name] if row.item in shared] for name in (first, second))
+                test = difference_test(a, b)
+                yield Difference(self.judge, first, second, paired_difference(a, b, **self.how), test, test.p)
+
+
 def summarise(
     rows: Sequence[VerdictRow],
     *,
@@ -153,9 +215,7 @@ def summarise(
     answered: Mapping[str, AnswerFigures] | None = None,
     rank: bool | None = False,
     wanted: float | None = None,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    **how: Unpack[Resampling],
 ) -> Summary:
     """All figures of ``rows``, each judge by itself. No order of the rows changes a figure.
 
@@ -168,114 +228,41 @@ def summarise(
     Raises:
         ValueError: no rows, or no row with the baseline in it.
     """
-    names = sorted({name for row in rows for name in (row.first, row.second)})
-    baseline = baseline or _usual_baseline(rows)
+    if not rows:
+        raise ValueError("found no rows, expected at least one")
+    names = systems_of(rows)
+    baseline = baseline or Counter(sorted(row.second for row in rows)).most_common(1)[0][0]
     if baseline not in names:
         raise ValueError(f"found no row with the baseline '{baseline}', expected one of {', '.join(names)}")
-    options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    how = {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0, **how}
     known = {name: own for name, own in (answered or {}).items() if name in names}
     by_judge = {judge: [row for row in rows if row.judge == judge] for judge in sorted({row.judge for row in rows})}
     systems: list[SystemFigures] = []
     differences: list[Difference] = []
     for judge, own in by_judge.items():
         against = {name: found for name in names if name != baseline and (found := rows_for(own, name, baseline))}
-        base = {row.item: row.scores[1] for found in against.values() for row in found if row.scores is not None}
+        judged = _Judged(judge, baseline, against, how)
         for name in dict.fromkeys([*known, *against]):
-            more = _measured(against.get(name, []), base, known[name], options) if name in known else {}
-            systems.append(replace(_figures(judge, name, baseline, against, wanted, options), **more))
-        differences += [d for a, b in combinations(against, 2) if (d := _difference(judge, a, b, against, options))]
+            figures = judged.figures(name, wanted)
+            systems.append(judged.with_answers(figures, known[name]) if name in known else figures)
+        differences += judged.differences()
     adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
-    ranked = {j: own for j, own in by_judge.items() if rank or (rank is not None and _systems(own) >= RANKED)}
-    made = {name: find_part(GROUP, STATISTICS, name)(rows, **options) for name in part_names(GROUP, STATISTICS)}
+    usable = {j: [row for row in own if row.verdict is not Verdict.UNPARSABLE] for j, own in by_judge.items()}
+    ranked = [j for j, own in usable.items() if rank or (rank is not None and len(systems_of(own)) >= RANKED)]
+    made = {name: find_part(GROUP, STATISTICS, name)(rows, **how) for name in part_names(GROUP, STATISTICS)}
     return Summary(
         baseline=baseline,
         items=len({row.item for row in rows}),
         rows=len(rows),
         systems=[replace(s, p_holm=p) for s, p in zip(systems, adjusted, strict=True)],
         differences=[replace(d, p_holm=p) for d, p in zip(differences, between, strict=True)],
-        rankings={judge: bradley_terry(own, **options) for judge, own in ranked.items()},
-        elo={judge: elo(own, confidence=confidence, seed=seed) for judge, own in ranked.items()},
+        rankings={judge: bradley_terry(by_judge[judge], **how) for judge in ranked},
+        elo={judge: elo(by_judge[judge], confidence=how["confidence"], seed=how["seed"]) for judge in ranked},
         position=made.pop("position"),
         agreement=made.pop("agreement"),
         added=made,
-        settings={"resamples": resamples, "confidence": confidence, "seed": seed, "wanted_delta": wanted},
+        settings={**how, "wanted_delta": wanted},
     )
-
-
-def _measured(
-    rows: Sequence[VerdictRow], base: Mapping[str, float], answered: AnswerFigures, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The fields of :class:`SystemFigures` that need more than verdicts; without ``rows`` those of the baseline.
-
-    Args:
-        base: the baseline's score on each item.
-    """
-    scores = {row.item: row.scores for row in rows if row.scores is not None}
-    both = sorted((scores if rows else {item: (score, score) for item, score in base.items()}).items())
-    if not both:
-        return {"answered": answered}
-    gain = mean_interval([mine - theirs for _, (mine, theirs) in both], **options)
-    hundreds = answered.generated_tokens / 100
-    per = {end: getattr(gain, end) / hundreds for end in ("estimate", "low", "high")} if hundreds else None
-    return {
-        "answered": answered,
-        "quality": mean_interval([mine for _, (mine, _) in both], **options),
-        "gain_per_100_tokens": None if per is None else replace(gain, **per),
-    }
-
-
-def _usual_baseline(rows: Sequence[VerdictRow]) -> str:
-    if not rows:
-        raise ValueError("found no rows, expected at least one")
-    seconds = Counter(row.second for row in rows)
-    return min(seconds, key=lambda name: (-seconds[name], name))
-
-
-def _systems(rows: Sequence[VerdictRow]) -> int:
-    judged = [row for row in rows if row.verdict is not Verdict.UNPARSABLE]
-    return len({name for row in judged for name in (row.first, row.second)})
-
-
-def _figures(
-    judge: str,
-    name: str,
-    baseline: str,
-    against: Mapping[str, Sequence[VerdictRow]],
-    wanted: float | None,
-    options: Mapping[str, Any],
-) -> SystemFigures:
-    rows = against.get(name, [])
-    counted = tally(rows)
-    ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
-    others = [row for other, own in against.items() if other != name for row in own]
-    difficulty = item_difficulty(others, {row.item for row in rows}) if others else None
-    test = delta_test(rows)
-    return SystemFigures(
-        judge=judge,
-        system=name,
-        baseline=baseline,
-        tally=counted,
-        delta=delta_interval(rows, **options),
-        win_rate=win_rate_interval(rows, **options),
-        standard_error=standard_error(rows),
-        alpaca=leaderboard(rows),
-        length_controlled=length_controlled(rows, difficulty=difficulty, confidence=options["confidence"]),
-        test=test,
-        p_holm=test.p,
-        detectable=detectable_delta(test.items, tie_rate=ties),
-        items_needed=items_needed(wanted, tie_rate=ties) if wanted and wanted <= 1 - ties else None,
-    )
-
-
-def _difference(
-    judge: str, first: str, second: str, against: Mapping[str, Sequence[VerdictRow]], options: Mapping[str, Any]
-) -> Difference | None:
-    shared = {row.item for row in against[first]} & {row.item for row in against[second]}
-    if not shared:
-        return None
-    a, b = ([row for row in against[name] if row.item in shared] for name in (first, second))
-    test = difference_test(a, b)
-    return Difference(judge, first, second, paired_difference(a, b, **options), test, test.p)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.data.readers import read_sound_rows
-from pitlm.evaluate.length import preference
+from pitlm.data.row_fields import RowError
+from pitlm.evaluate.alpaca import preference
 from pitlm.io.atomic import write_text
 
 BASELINE, MODEL = "baseline", "model"
@@ -41,7 +42,10 @@ def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
     for source in sources:
         before = len(found)
         for raw in read_sound_rows(source):
-            found.append(_verdict(raw.data, raw.file, raw.line))
+            try:
+                found.append(_verdict(raw.data, raw.line))
+            except RowError as error:
+                raise raw.error(error) from error
         if len(found) == before:
             raise InputError.at(source, found="no verdicts", expected=_EXPECTED)
     return found
@@ -52,7 +56,7 @@ def write_annotations(path: Path, annotations: Sequence[Annotation]) -> None:
     write_text(path, json.dumps([annotation_as_dict(a) for a in annotations], indent=2) + "\n")
 
 
-def annotation_from_dict(fields: Mapping[str, Any], file: object, line: int) -> Annotation:
+def annotation_from_dict(fields: Mapping[str, Any], line: int) -> Annotation:
     """Read one object of an ``annotations.json``; output_2 of generator_2 is the row's first system.
 
     preference 2 is a win of generator_2, 1 a loss, 1.5 (or 0, in older files) a draw, and null is unparsable. Any other
@@ -60,24 +64,28 @@ def annotation_from_dict(fields: Mapping[str, Any], file: object, line: int) -> 
     we write, otherwise the instruction, otherwise the line.
 
     Raises:
-        InputError: a field of another type, or a preference outside [1, 2].
+        RowError: a field of another type, or a preference outside [1, 2].
     """
     given = fields["preference"]
     if isinstance(given, float) and math.isnan(given):
         given = None
     if given is not None and not (type(given) in (int, float) and (given == 0 or 1 <= given <= 2)):
-        raise _bad(file, line, "preference", given, "a number in [1, 2] or null")
+        raise RowError("preference", _shown(given), "a number in [1, 2] or null")
     for name in _TEXTS:
         if not isinstance(fields.get(name), str | None):
-            raise _bad(file, line, name, fields[name], "text")
+            raise RowError(name, _shown(fields[name]), "text")
     strength = None if given is None else (given or 1.5) - 1.0
+    if strength is None:
+        verdict = Verdict.UNPARSABLE
+    else:
+        verdict = Verdict.TIE if strength == 0.5 else Verdict.WIN if strength > 0.5 else Verdict.LOSS
     asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
     outputs = (fields.get("output_2"), fields.get("output_1"))
     row = VerdictRow(
         item=fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}"),
         first=fields.get("generator_2") or MODEL,
         second=fields.get("generator_1") or BASELINE,
-        verdict=Verdict.UNPARSABLE if strength is None else _side(strength),
+        verdict=verdict,
         strength=strength,
         judge=fields.get("annotator") or "",
         lengths=None if None in outputs else tuple(len(str(y)) for y in outputs),  # type: ignore[arg-type]
@@ -100,37 +108,28 @@ def annotation_as_dict(annotation: Annotation) -> dict[str, Any]:
     return {**own, **named, "preference": None if value is None else value + 1.0}
 
 
-def _side(strength: float) -> Verdict:
-    return Verdict.TIE if strength == 0.5 else Verdict.WIN if strength > 0.5 else Verdict.LOSS
-
-
-def _verdict(data: object, file: str, line: int) -> Annotation:
+def _verdict(data: object, line: int) -> Annotation:
     if not isinstance(data, Mapping) or not {"verdict", "preference"} & set(data):
-        raise InputError.at(file, line=line, found=_shown(data), expected=_EXPECTED)
-    annotation = annotation_from_dict(data, file, line) if "preference" in data else _row(data, file, line)
-    row = annotation.row
-    if row.first == row.second:
-        raise InputError.at(file, line=line, found=f"'{row.first}' compared with itself", expected="two systems")
+        raise RowError(None, _shown(data), _EXPECTED)
+    annotation = annotation_from_dict(data, line) if "preference" in data else Annotation(_row(data))
+    if annotation.row.first == annotation.row.second:
+        raise RowError(None, f"'{annotation.row.first}' compared with itself", "two systems")
     return annotation
 
 
-def _row(data: Mapping[str, Any], file: str, line: int) -> Annotation:
+def _row(data: Mapping[str, Any]) -> VerdictRow:
     for name in ("item", "first", "second"):
         if not isinstance(data.get(name), str):
-            raise _bad(file, line, name, data.get(name), "text")
+            raise RowError(name, _shown(data.get(name)), "text")
     try:
         row = VerdictRow.from_dict(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError.at(file, line=line, found=f"a broken row ({error})", expected="a verdict row") from error
+        raise RowError(None, f"a broken row ({error})", "a verdict row") from error
     if row.strength is not None and not (isinstance(row.strength, int | float) and 0 <= row.strength <= 1):
-        raise _bad(file, line, "strength", row.strength, "a number in [0, 1]")
+        raise RowError("strength", _shown(row.strength), "a number in [0, 1]")
     if row.lengths is not None and [type(n) for n in row.lengths] != [int, int]:
-        raise _bad(file, line, "lengths", row.lengths, "two whole numbers")
-    return Annotation(row)
-
-
-def _bad(file: object, line: int, name: str, found: object, expected: str) -> InputError:
-    return InputError.at(file, line=line, field=name, found=_shown(found), expected=expected)
+        raise RowError("lengths", _shown(row.lengths), "two whole numbers")
+    return row
 
 
 def _shown(value: object) -> str:

@@ -164,8 +164,7 @@ def _by(judge: str) -> str:
 
 def _shares(system: SystemFigures, *verdicts: str) -> list[str]:
     """The share of each verdict among the judged rows."""
-    judged = system.tally.judged
-    return [f"{getattr(system.tally, verdict) / judged:.1%}" if judged else "-" for verdict in verdicts]
+    return [_number(system.tally.share(verdict), ".1%") for verdict in verdicts]
 
 
 def _equal_lengths(system: SystemFigures) -> str:

@@ -166,7 +166,7 @@ def _notes(
     reasons = sorted(Counter(str(trace.stop_reason) for trace in traces).items())
     stops = ", ".join(f"{reason}: {count}" for reason, count in reasons)
     found = [
-        f"The loop stopped for these reasons: {stops}. It made {100 * pit.tally.lose_rate:.1f}% of the answers worse.",
+        f"The loop stopped for these reasons: {stops}. It made {pit.tally.share('loss'):.1%} of the answers worse.",
         f"Every system was held to {result['tokens']} generated tokens per item; what went beyond them was cut off."
         if result["tokens"]
         else f"Best-of-N had {result['best_of_samples']} further samples per prompt, the whole number nearest to "

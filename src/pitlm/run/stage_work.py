@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pitlm.core.errors import InputError
+from pitlm.core.verdicts import Comparison
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.folds import cut_folds, unique_prompts, write_folds
 from pitlm.data.template import fit_preferences
-from pitlm.evaluate.gap_health import FreshPair, gap_health
+from pitlm.evaluate.gap_health import gap_health
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_text
 from pitlm.io.console import progress_bar
@@ -152,13 +153,13 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
             )
             for number in (1, 2)
         )
-    fresh = [FreshPair(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
+    fresh = [Comparison(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
     return gap_health(
         context.open(GapModel, folder.name, bases),
         context.open(RewardModel, "reward", bases),
         context.folds["test"],
         fresh,
-        context.judge(bases).score,
+        context.judge(bases),
     )
 
 
