@@ -11,7 +11,7 @@ import sys
 import pytest
 
 JUDGE = '''
-from pitlm.judge.scripted import ScriptedJudge
+from pitlm.judge.llm import ScriptedJudge
 
 
 def coin(section):

@@ -232,8 +232,8 @@ def test_elo_of_one_game_by_hand():
 def test_elo_of_equal_games_is_a_sequence():
     rating = 1000.0
     for _ in range(30):
-        rating += 32 * (1 - 1 / (1 + 10 ** ((2000 - 2 * rating) / 400)))
-    found = elo(games(("x", "y", WIN, 30)), step=32, shuffles=4)["x"]
+        rating += 4 * (1 - 1 / (1 + 10 ** ((2000 - 2 * rating) / 400)))
+    found = elo(games(("x", "y", WIN, 30)), shuffles=4)["x"]
     assert (found.estimate, found.low, found.high) == pytest.approx((rating, rating, rating))
 
 

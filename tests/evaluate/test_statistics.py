@@ -162,9 +162,11 @@ def test_paired_difference_leaves_out_items_that_one_side_lacks() -> None:
     assert paired_difference(a, b).estimate == pytest.approx(1.0)  # items 0 and 2: 0 - (-1)
 
 
-def test_paired_difference_wants_the_same_items() -> None:
-    with pytest.raises(ValueError, match="1 items only in the first rows and 0 only in the second"):
-        paired_difference(rows_of("w", "l"), rows_of("w"))
+def test_paired_difference_leaves_out_items_that_one_side_does_not_know() -> None:
+    whole, known = rows_of("w", "l", "wt"), rows_of("w", "l")
+    assert paired_difference(whole, rows_of("t", "w")) == paired_difference(known, rows_of("t", "w"))
+    assert paired_difference(rows_of("t", "w"), whole) == paired_difference(rows_of("t", "w"), known)
+    assert math.isnan(paired_difference(whole, []).estimate)
 
 
 def test_mean_interval() -> None:

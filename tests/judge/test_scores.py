@@ -27,7 +27,9 @@ def test_swapping_a_comparison_swaps_its_verdict():
     ("difference", "expected"), [(0.5, Verdict.TIE), (-0.5, Verdict.TIE), (0.51, Verdict.WIN), (-0.51, Verdict.LOSS)]
 )
 def test_scores_within_the_tie_width_are_a_tie(difference, expected):
-    assert JUDGE.verdict(1.0 + difference, 1.0) is expected
+    judge = ScoreJudge("number", lambda prompts, responses: [float(y) for y in responses], tie=0.5)
+    (row,) = judge.judge([Comparison(X, str(1.0 + difference), "1.0")])
+    assert row.verdict is expected
 
 
 def test_each_response_is_scored_beside_its_own_prompt():

@@ -144,5 +144,5 @@ def _print_plan(wanted: float) -> None:
 
     click.echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power; Connor, 1987):")
     for ties in PLANNED_TIES:
-        needed = f"{items_needed(wanted, tie_rate=ties):,}" if wanted <= 1 - ties else "not possible"
-        click.echo(f"  {ties:4.0%} ties or inconsistent  {needed}")
+        needed = items_needed(wanted, tie_rate=ties)
+        click.echo(f"  {ties:4.0%} ties or inconsistent  {f'{needed:,}' if needed else 'not possible'}")

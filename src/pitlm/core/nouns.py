@@ -14,7 +14,7 @@ from pitlm.core.errors import InputError
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 """Told how many items have just been finished; drives progress bars."""
 
 

@@ -16,17 +16,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.statistics import (
-    CONFIDENCE,
-    RESAMPLES,
-    Floats,
-    Interval,
-    Resampling,
-    delta_interval,
-    item_weights,
-    percentile_interval,
-    win_rate_interval,
-)
+from pitlm.evaluate.statistics import Floats, Interval, ItemDraws, Resampling, delta_interval, win_rate_interval
 
 Level = Literal["nominal", "ordinal"]
 
@@ -93,9 +83,7 @@ def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list
     return found
 
 
-def agreement(
-    rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
-) -> Agreement | None:
+def agreement(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Agreement | None:
     """How far the judges of ``rows`` agree; None where no comparison has two judges.
 
     A pair of systems is always seen from the same one, whichever way round its rows were stored; of several rows of one
@@ -114,12 +102,12 @@ def agreement(
         return None
     ratings = np.array([[labels[unit].get(judge, np.nan) for judge in judges] for unit in units])
     items, owner = np.unique([unit[0] for unit in units], return_inverse=True)
-    weights = item_weights(len(items), resamples=resamples, seed=seed)[:, owner]
+    drawn = ItemDraws(len(items), **how)
+    weights = drawn.weights[:, owner].astype(int)
 
     def interval(statistic: Callable[[Any], float]) -> Interval:
         """Of a statistic of integer weights of the units."""
-        draws = [statistic(drawn) for drawn in weights.astype(int)]
-        return percentile_interval(statistic(np.ones(len(units), dtype=int)), draws, confidence)
+        return drawn.interval(statistic(np.ones(len(units), dtype=int)), [statistic(draw) for draw in weights])
 
     ordered = np.where(ratings < CATEGORIES.index(Verdict.INCONSISTENT), ratings, np.nan)
     pairs = list(combinations(range(len(judges)), 2))
@@ -130,7 +118,7 @@ def agreement(
         units=len(units),
         complete=int(complete.sum()),
         cohen={(judges[a], judges[b]): interval(_cohen(ratings[:, [a, b]])) for a, b in pairs},
-        fleiss=interval(lambda drawn: _fleiss(np.repeat(counts, drawn[complete], axis=0))),
+        fleiss=interval(lambda draw: _fleiss(np.repeat(counts, draw[complete], axis=0))),
         nominal=interval(krippendorff_alpha(ratings, "nominal")),
         ordinal=interval(krippendorff_alpha(ordered, "ordinal")),
     )

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.statistics import (
-    CELLS_PER_BATCH,
-    CONFIDENCE,
-    RESAMPLES,
-    Floats,
-    Interval,
-    item_weights,
-    percentile_interval,
-)
+from pitlm.evaluate.statistics import CELLS_PER_BATCH, CONFIDENCE, Floats, Interval, ItemDraws, Resampling
 
 FREE, HELD = 100.0, 2.0
 """Standard deviation of the prior on each strength, in log-odds: no more than numerical help, or a real restraint."""
@@ -58,9 +50,7 @@ class Ranking:
     exists: bool
 
 
-def bradley_terry(
-    rows: Iterable[VerdictRow], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
-) -> Ranking:
+def bradley_terry(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Ranking:
     """Bradley-Terry with ties (Davidson, 1970) and a position term (Davidson and Beaver, 1977).
 
     "i wins", "tie" and "j wins" are as likely as exp(d / 2) to nu to exp(-d / 2), where d = s_i - s_j + position * z
@@ -83,32 +73,25 @@ def bradley_terry(
     exists = _strongly_connected(cells, total_CO, names)
     precision = (FREE if exists else HELD) ** -2
     estimate = _fit(total_CO[None], design_COP, ties, precision)[0]
-    weights_BI = item_weights(len(items), resamples=resamples, seed=seed)
+    drawn = ItemDraws(len(items), **how)
     size = max(1, CELLS_PER_BATCH // design_COP.size)
-    draws = np.concatenate(
-        [
-            _fit(np.tensordot(batch, counts_ICO, axes=1), design_COP, ties, precision)
-            for batch in np.split(weights_BI, range(size, resamples, size))
-        ]
+    batches = np.split(drawn.weights, range(size, len(drawn.weights), size))
+    draws_BP = np.concatenate(
+        [_fit(np.tensordot(batch, counts_ICO, axes=1), design_COP, ties, precision) for batch in batches]
     )
-    intervals = [percentile_interval(float(estimate[p]), draws[:, p], confidence) for p in range(len(estimate))]
-    strengths = _strongest_first(dict(zip(names, intervals, strict=False)))
+    intervals = [drawn.interval(float(value), draws) for value, draws in zip(estimate, draws_BP.T, strict=True)]
+    strengths = _strongest_first(names, intervals)
     tie = float(np.exp(estimate[-1])) if ties else 0.0
     position = intervals[len(names)] if len(intervals) > len(names) + ties else None
     return Ranking(strengths, position, tie, exists)
 
 
 def elo(
-    rows: Iterable[VerdictRow],
-    *,
-    shuffles: int = SHUFFLES,
-    step: float = ELO_STEP,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    rows: Iterable[VerdictRow], *, shuffles: int = SHUFFLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> dict[str, Interval]:
     """Elo ratings after one pass over the rows in random order, strongest first; a tie or inconsistent row is a draw.
 
-    Elo depends on the order and on ``step`` (K), and has not settled after few rows: the estimate is the mean over
+    Elo depends on the order and on K (``ELO_STEP``), and has not settled after few rows: the estimate is the mean over
     ``shuffles`` orders, and each bound is a percentile over as many resamples of items, each in its own order. Prefer
     :func:`bradley_terry`, which depends on neither; Elo is here because people ask for it.
     """
@@ -122,21 +105,19 @@ def elo(
     scores = np.stack([(outcomes[:, 0] + outcomes[:, 1] / 2) / weights, weights], axis=1)
     generator = np.random.default_rng(seed)
     once = [generator.permutation(len(players)) for _ in range(shuffles)]
-    drawn_BI = item_weights(len(items), resamples=shuffles, seed=seed).astype(int)
-    resampled = [generator.permutation(np.repeat(np.arange(len(players)), drawn[owner])) for drawn in drawn_BI]
-    straight, draws = (_play(players, scores, orders, len(names), step) for orders in (once, resampled))
-    ratings = {
-        name: percentile_interval(float(straight[:, index].mean()), draws[:, index], confidence)
-        for index, name in enumerate(names)
-    }
-    return _strongest_first(ratings)
+    drawn = ItemDraws(len(items), shuffles, confidence, seed)
+    repeats = drawn.weights.astype(int)[:, owner]
+    resampled = [generator.permutation(np.repeat(np.arange(len(players)), repeat)) for repeat in repeats]
+    straight, draws = (_play(players, scores, orders, len(names)) for orders in (once, resampled))
+    ratings = [drawn.interval(float(own.mean()), resample) for own, resample in zip(straight.T, draws.T, strict=True)]
+    return _strongest_first(names, ratings)
 
 
-def _strongest_first(found: Mapping[str, Interval]) -> dict[str, Interval]:
-    return dict(sorted(found.items(), key=lambda pair: -pair[1].estimate))
+def _strongest_first(names: Sequence[str], found: Sequence[Interval]) -> dict[str, Interval]:
+    return dict(sorted(zip(names, found, strict=False), key=lambda pair: -pair[1].estimate))
 
 
-def _play(players: Floats, scores: Floats, orders: Sequence[NDArray[Any]], systems: int, step: float) -> Floats:
+def _play(players: Floats, scores: Floats, orders: Sequence[NDArray[Any]], systems: int) -> Floats:
     """Ratings after each order of games, shape (orders, systems); all orders advance by one game at a time."""
     longest = max(len(order) for order in orders)
     padded = np.array([np.pad(order, (0, longest - len(order)), constant_values=-1) for order in orders])
@@ -145,7 +126,7 @@ def _play(players: Floats, scores: Floats, orders: Sequence[NDArray[Any]], syste
     for game in padded.T:
         first, second = players[game].T
         expected = 1 / (1 + 10 ** ((ratings[lanes, second] - ratings[lanes, first]) / ELO_SCALE))
-        move = step * scores[game, 1] * (scores[game, 0] - expected) * (game >= 0)
+        move = ELO_STEP * scores[game, 1] * (scores[game, 0] - expected) * (game >= 0)
         ratings[lanes, first] += move
         ratings[lanes, second] -= move
     return ratings

@@ -61,7 +61,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in given]
 
 
-def items_needed(delta: float, *, tie_rate: float) -> int:
+def items_needed(delta: float, *, tie_rate: float) -> int | None:
     """Items for which a two-sided test at level ``ALPHA`` finds a true Delta with probability ``POWER``.
 
     Connor (1987), the sample size of McNemar's test: (z_a sqrt(q) + z_b sqrt(q - Delta^2))^2 / Delta^2, where q is the
@@ -71,15 +71,12 @@ def items_needed(delta: float, *, tie_rate: float) -> int:
         delta: a fraction, of either sign.
         tie_rate: the share of judged items that are neither won nor lost: ties and inconsistent verdicts.
 
-    Raises:
-        ValueError: ``delta`` is 0, or larger than so many ties allow.
+    Returns:
+        None where ``delta`` is 0, or larger than so many ties allow.
     """
     decisive = 1 - tie_rate
     if not 0 < abs(delta) <= decisive:
-        raise ValueError(
-            f"items_needed: found a Delta of {delta:g} with a tie rate of {tie_rate:g}, expected one that is not 0 and "
-            f"at most {decisive:g}, the share of items that are not ties"
-        )
+        return None
     # Rounded first: an exact whole number must not become the next one for an error in the last digit.
     return math.ceil(round((_noise(abs(delta), decisive) / delta) ** 2, 6))
 
@@ -108,19 +105,14 @@ def _item_deltas(rows: Iterable[VerdictRow]) -> dict[str, Fraction]:
 
 
 def _test(values: Sequence[Fraction]) -> PairedTest:
+    """Both tests of one value an item.
+
+    ``p`` is the share of all assignments of signs to the values whose sum is at least as far from 0 as the observed
+    sum. All 2^n at once: the sum of +-m_1, +-m_2, ... has the characteristic function cos(m_1 t) cos(m_2 t) ..., and
+    the fast Fourier transform turns it into probabilities (to about 1e-15). scipy enumerates, or samples.
+    """
     if not values:
         return PairedTest(0, 0, 0, math.nan, math.nan)
-    better, worse = sum(value > 0 for value in values), sum(value < 0 for value in values)
-    sign_p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-    return PairedTest(len(values), better, worse, _sign_flip_p(values), float(sign_p))
-
-
-def _sign_flip_p(values: Sequence[Fraction]) -> float:
-    """The share of all assignments of signs to the values whose sum is at least as far from 0 as the observed sum.
-
-    All 2^n at once: the sum of +-m_1, +-m_2, ... has the characteristic function cos(m_1 t) cos(m_2 t) ..., and the
-    fast Fourier transform turns it into probabilities (to about 1e-15). scipy enumerates, or samples.
-    """
     scale = math.lcm(*(value.denominator for value in values))
     whole = [int(value * scale) for value in values]
     sizes = Counter(abs(value) for value in whole)
@@ -129,4 +121,7 @@ def _sign_flip_p(values: Sequence[Fraction]) -> float:
     characteristic = np.prod([np.cos(size * t) ** count for size, count in sorted(sizes.items())], axis=0)
     probability = np.fft.fft(characteristic).real / points  # at index s or, for s < 0, points + s
     found = abs(sum(whole))
-    return float(np.clip(probability[found : points - found + 1].sum(), 0.0, 1.0))
+    p = float(np.clip(probability[found : points - found + 1].sum(), 0.0, 1.0))
+    better, worse = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    sign_p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    return PairedTest(len(values), better, worse, p, sign_p)

@@ -141,23 +141,13 @@ def win_rate_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> 
 
 
 def paired_difference(
-    rows_a: Iterable[VerdictRow], rows_b: Iterable[VerdictRow], **how: Unpack[Resampling]
+    rows_a: Sequence[VerdictRow], rows_b: Sequence[VerdictRow], **how: Unpack[Resampling]
 ) -> Interval:
     """Delta(A against the original) minus Delta(B against the original), over the same items (ours).
 
     Both systems are resampled by the same items, so what makes an item easy or hard for both cancels. An item on which
     A or B has no judged row is left out for both: otherwise the two Deltas would be about different items.
-
-    Raises:
-        ValueError: the rows of A and of B are not about the same set of items.
     """
-    rows_a, rows_b = list(rows_a), list(rows_b)
-    items_a, items_b = {row.item for row in rows_a}, {row.item for row in rows_b}
-    if items_a != items_b:
-        raise ValueError(
-            f"paired_difference: found {len(items_a - items_b)} items only in the first rows and "
-            f"{len(items_b - items_a)} only in the second, expected the same items in both"
-        )
     shared = outcomes_by_item(rows_a, SIGNS).keys() & outcomes_by_item(rows_b, SIGNS).keys()
     data = (*_by_item(rows_a, SIGNS, shared), *_by_item(rows_b, SIGNS, shared))
     return _bootstrap(data, lambda a, n, b, m, axis: _ratio(a, n, axis) - _ratio(b, m, axis), **how)
@@ -239,24 +229,27 @@ def _bootstrap(
     return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
 
 
-def item_weights(items: int, *, resamples: int, seed: int) -> Floats:
-    """How often each item is drawn in each resample, shape (resamples, items); every row sums to ``items``.
+class ItemDraws:
+    """A bootstrap over items for statistics of weights, which scipy's bootstrap does not know.
 
-    For statistics that are computed from weights, which scipy's bootstrap does not know.
+    Attributes:
+        weights: how often each item is drawn in each resample, shape (resamples, items); each row's sum is ``items``.
     """
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(np.float64)
 
+    def __init__(self, items: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.weights: Floats = generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
+        self.confidence = confidence
 
-def percentile_interval(estimate: float, draws: Sequence[float] | Floats, confidence: float) -> Interval:
-    """The percentile interval of ``draws`` around ``estimate``.
+    def interval(self, estimate: float, draws: Sequence[float] | Floats) -> Interval:
+        """The percentile interval of one statistic's ``draws`` around its ``estimate``.
 
-    Draws that are NaN, where a resample leaves a statistic undefined, are left out. Without any other draw the bounds
-    are NaN.
-    """
-    finite = np.asarray(draws, dtype=np.float64)
-    finite = finite[np.isfinite(finite)]
-    if finite.size == 0:
-        return Interval(estimate, math.nan, math.nan, confidence)
-    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate, float(low), float(high), confidence)
+        Draws that are NaN, where a resample leaves a statistic undefined, are left out. Without any other draw the
+        bounds are NaN.
+        """
+        finite = np.asarray(draws, dtype=np.float64)
+        finite = finite[np.isfinite(finite)]
+        if finite.size == 0:
+            return Interval(estimate, math.nan, math.nan, self.confidence)
+        low, high = np.quantile(finite, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        return Interval(estimate, float(low), float(high), self.confidence)

@@ -175,7 +175,7 @@ class _Judged:
             test=test,
             p_holm=test.p,
             detectable=detectable_delta(test.items, tie_rate=ties),
-            items_needed=items_needed(wanted, tie_rate=ties) if wanted and wanted <= 1 - ties else None,
+            items_needed=items_needed(wanted, tie_rate=ties) if wanted else None,
         )
 
     def with_answers(self, figures: SystemFigures, answered: AnswerFigures) -> SystemFigures:
@@ -189,21 +189,18 @@ class _Judged:
         both = [scores[item] for item in sorted(scores)]
         if not both:
             return replace(figures, answered=answered)
-        gain, hundreds = mean_interval([a - b for a, b in both], **self.how), answered.generated_tokens / 100
-        per_100 = None
-        if hundreds:
-            per_100 = replace(
-                gain, estimate=gain.estimate / hundreds, low=gain.low / hundreds, high=gain.high / hundreds
-            )
+        gain, per_100 = mean_interval([mine - theirs for mine, theirs in both], **self.how), None
+        if tokens := answered.generated_tokens:
+            estimate, low, high = (value / (tokens / 100) for value in (gain.estimate, gain.low, gain.high))
+            per_100 = replace(gain, estimate=estimate, low=low, high=high)
         quality = mean_interval([mine for mine, _ in both], **self.how)
         return replace(figures, answered=answered, quality=quality, gain_per_100_tokens=per_100)
 
     def differences(self) -> Iterator[Difference]:
         """Between each two systems that have an item in common; ``p_holm`` is not adjusted yet."""
         for first, second in combinations(self.against, 2):
-            shared = {row.item for row in self.against[first]} & {row.item for row in self.against[second]}
-            if shared:
-                a, b = ([row for row in self.against[name] if row.item in shared] for name in (first, second))
+            a, b = self.against[first], self.against[second]
+            if {row.item for row in a} & {row.item for row in b}:
                 test = difference_test(a, b)
                 yield Difference(self.judge, first, second, paired_difference(a, b, **self.how), test, test.p)
 

@@ -17,9 +17,6 @@ from pitlm.data.row_fields import RowError
 from pitlm.evaluate.alpaca import preference
 from pitlm.io.atomic import write_text
 
-BASELINE, MODEL = "baseline", "model"
-"""Names of the systems where an annotation names none."""
-
 _EXPECTED = "a verdict row (with a field 'verdict') or an AlpacaEval annotation (with a field 'preference')"
 _TEXTS = ("item", "instruction", "input", "output_1", "output_2", "generator_1", "generator_2", "annotator")
 
@@ -66,25 +63,21 @@ def annotation_from_dict(fields: Mapping[str, Any], line: int) -> Annotation:
     Raises:
         RowError: a field of another type, or a preference outside [1, 2].
     """
-    given = fields["preference"]
-    if isinstance(given, float) and math.isnan(given):
-        given = None
-    if given is not None and not (type(given) in (int, float) and (given == 0 or 1 <= given <= 2)):
+    given, strength, verdict = fields["preference"], None, Verdict.UNPARSABLE
+    if type(given) in (int, float) and (given == 0 or 1 <= given <= 2):
+        strength = (given or 1.5) - 1.0
+        verdict = Verdict.TIE if strength == 0.5 else Verdict.WIN if strength > 0.5 else Verdict.LOSS
+    elif given is not None and not (isinstance(given, float) and math.isnan(given)):
         raise RowError("preference", _shown(given), "a number in [1, 2] or null")
     for name in _TEXTS:
         if not isinstance(fields.get(name), str | None):
             raise RowError(name, _shown(fields[name]), "text")
-    strength = None if given is None else (given or 1.5) - 1.0
-    if strength is None:
-        verdict = Verdict.UNPARSABLE
-    else:
-        verdict = Verdict.TIE if strength == 0.5 else Verdict.WIN if strength > 0.5 else Verdict.LOSS
     asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
     outputs = (fields.get("output_2"), fields.get("output_1"))
     row = VerdictRow(
         item=fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}"),
-        first=fields.get("generator_2") or MODEL,
-        second=fields.get("generator_1") or BASELINE,
+        first=fields.get("generator_2") or "model",
+        second=fields.get("generator_1") or "baseline",
         verdict=verdict,
         strength=strength,
         judge=fields.get("annotator") or "",

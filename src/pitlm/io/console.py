@@ -36,7 +36,7 @@ def make_progress(*more: progress.ProgressColumn) -> progress.Progress:
 @contextmanager
 def progress_bar(
     title: str, total: int | None, note: Callable[[], str] | None = None, done: int = 0
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[[float], None]]:
     """Show a bar while the block runs; yields the function that moves the bar on.
 
     Args:
@@ -47,7 +47,7 @@ def progress_bar(
     with make_progress(*columns) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
-        def advance(count: int) -> None:
+        def advance(count: float) -> None:
             bar.update(task, advance=count, note=note() if note is not None else "")
 
         yield advance

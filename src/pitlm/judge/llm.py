@@ -1,23 +1,85 @@
-"""A language model as the judge, asked in words through any OpenAI-compatible endpoint."""
+"""Judges that answer in words: a language model behind any OpenAI-compatible endpoint, and a file of its replies."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pitlm.core.errors import InputError
 from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict
-from pitlm.engines.endpoint import ChatEndpoint, Completion, Price
+from pitlm.data.readers import read_sound_rows
+from pitlm.data.row_fields import RowError, describe
+from pitlm.engines.endpoint import ChatEndpoint, Price
 from pitlm.engines.reply_cache import ReplyCache
-from pitlm.judge.judge_prompt import DEFAULT, JudgePrompt
 from pitlm.judge.protocol import TwoOrderJudge
 
+DEFAULT = Path(__file__).parent / "prompts" / "compare.txt.j2"
+"""The built-in template."""
+_PROBE = Comparison(Prompt.of("probe-request"), "probe-answer-one", "probe-answer-two")
 # ASCII only: a letter that merely looks like A is not A.
 _VERDICT = re.compile(r"verdict\s*:\s*(a|b|tie)\.?", re.ASCII | re.IGNORECASE)
 _MARKUP = str.maketrans("", "", "*_`#[]")
 _VERDICTS = {"a": Verdict.WIN, "b": Verdict.LOSS, "tie": Verdict.TIE}
+
+
+class JudgePrompt:
+    """A Jinja template with ``first``, ``second``, ``prompt`` (the last user turn) or ``conversation``, and ``mark``.
+
+    ``mark`` occurs in none of the texts, so no answer can forge a delimiter that holds the mark. The same texts always
+    get the same mark, whichever text is shown first. Values are never read as template code.
+
+    Raises:
+        InputError: no such file, broken template code, an unknown name, or a text that the template does not show.
+    """
+
+    def __init__(self, path: Path = DEFAULT) -> None:
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise InputError.at(path, found=str(error), expected="a template in UTF-8") from error
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+        expected = "a Jinja template with first, second, prompt or conversation, and mark"
+        try:
+            self._template = environment.from_string(source)
+            shown = self.fill(_PROBE)
+        except jinja2.TemplateError as error:
+            line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else None
+            raise InputError.at(path, line=line, found=str(error), expected=expected) from error
+        texts = {"first": _PROBE.first, "second": _PROBE.second, "prompt or conversation": _PROBE.prompt.text}
+        for name, text in texts.items():
+            if text not in shown:
+                raise InputError.at(path, found=f"nowhere that shows {name}", expected=expected)
+
+    def fill(self, comparison: Comparison) -> str:
+        """The text that a judge is asked with; the comparison's first response is A."""
+        return self._template.render(
+            first=comparison.first,
+            second=comparison.second,
+            prompt=comparison.prompt.text,
+            conversation=comparison.prompt.as_messages(),
+            mark=mark_of(comparison),
+        )
+
+
+def mark_of(comparison: Comparison) -> str:
+    """Sixteen hexadecimal digits that occur in no text of the comparison; both orders have the same digits."""
+    texts = [*sorted((comparison.first, comparison.second)), *(m.content for m in comparison.prompt.messages)]
+    everything = json.dumps(texts)
+    lowered = everything.lower()
+    for number in range(1 << 16):
+        mark = hashlib.sha256(f"{number}\n{everything}".encode()).hexdigest()[:16]
+        if mark not in lowered:
+            return mark
+    raise AssertionError("unreachable: no text holds the hashes of itself")
 
 
 @dataclass
@@ -59,7 +121,7 @@ class LLMJudge(TwoOrderJudge):
         )
         return cls(endpoint, template, section.retry_unparsable)
 
-    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance | None) -> list[Reply]:
+    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:
         """One reply per comparison, from the endpoint or its cache.
 
         Raises:
@@ -67,19 +129,51 @@ class LLMJudge(TwoOrderJudge):
         """
         texts = [self.template.fill(comparison) for comparison in shown]
         done = self.endpoint.complete([Prompt.of(text) for text in texts], attempt=attempt, advance=advance)
-        return [read_reply(completion, prompt=text) for completion, text in zip(done, texts, strict=True)]
+        same = ("text", "input_tokens", "cached_tokens", "output_tokens", "cost", "failure")
+        replies = []
+        for completion, text in zip(done, texts, strict=True):
+            usable = not completion.failure and completion.finish != "length"
+            verdict = parse_verdict(completion.text) if usable else Verdict.UNPARSABLE
+            replies.append(Reply(False, verdict, prompt=text, **{name: getattr(completion, name) for name in same}))
+        return replies
 
 
-def read_reply(completion: Completion, *, prompt: str = "") -> Reply:
-    """A completion as the reply about the comparison that was shown."""
-    usable = not completion.failure and completion.finish != "length"
-    same = ("text", "input_tokens", "cached_tokens", "output_tokens", "cost", "failure")
-    return Reply(
-        swapped=False,
-        verdict=parse_verdict(completion.text) if usable else Verdict.UNPARSABLE,
-        prompt=prompt,
-        **{name: getattr(completion, name) for name in same},
-    )
+@dataclass
+class ScriptedJudge(TwoOrderJudge):
+    """Says what a script says, in both orders: for tests, and for replies that were collected elsewhere.
+
+    Attributes:
+        script: one raw reply to each comparison, whose first response is shown as A.
+    """
+
+    script: Callable[[Sequence[Comparison]], Sequence[str]]
+    name: str = "scripted"
+
+    @classmethod
+    def of(cls, section: JudgeSection) -> ScriptedJudge:
+        """Reads the replies from JSON lines, a string each: about each pair first as it is, then swapped.
+
+        Raises:
+            InputError: the file cannot be read, or holds something else; when judging: not two replies for each pair.
+        """
+        path, replies = Path(section.model or ""), []
+        for raw in read_sound_rows(path):
+            if not isinstance(raw.data, str):
+                raise raw.error(RowError(None, describe(raw.data), "a string: one raw reply"))
+            replies.append(raw.data)
+
+        def script(shown: Sequence[Comparison]) -> list[str]:
+            if len(replies) != len(shown):
+                expected = f"{len(shown)}, two for each pair"
+                raise InputError.at(path, found=f"{len(replies)} replies", expected=expected)
+            return replies
+
+        return cls(script, path.stem)
+
+    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:
+        said = self.script(shown)
+        advance(len(said))
+        return [Reply(False, parse_verdict(text), text) for text in said]
 
 
 def parse_verdict(text: str) -> Verdict:

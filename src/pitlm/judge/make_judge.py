@@ -62,8 +62,7 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRo
     endpoint = judge.endpoint if isinstance(judge, LLMJudge) else None
     size = CHUNK if isinstance(judge, ScoreJudge | GapJudge) else max(1, len(comparisons))
     rows: list[VerdictRow] = []
-    priced = endpoint if endpoint is not None and endpoint.price is not None else None
-    cost = (lambda: f"cost {priced.spent:.4f}") if priced is not None else None
+    cost = (lambda: f"cost {endpoint.spent:.4f}") if endpoint is not None and endpoint.price is not None else None
     with progress_bar("judging", len(comparisons), cost) as advance:
         for start in range(0, len(comparisons), size):
             rows += judge.judge(comparisons[start : start + size], advance=advance)

@@ -14,7 +14,7 @@ GROUP = "pitlm.judges"
 JUDGES = {
     "llm": "pitlm.judge.llm:LLMJudge.of",
     "foreign": "pitlm.judge.scores:checkpoint_judge",
-    "scripted": "pitlm.judge.scripted:ScriptedJudge.of",
+    "scripted": "pitlm.judge.llm:ScriptedJudge.of",
 }
 """What makes a judge of each kind from its section of a recipe. A run makes the kinds ``truth`` and ``reward``."""
 
@@ -48,7 +48,7 @@ class TwoOrderJudge(ABC):
     asks_about_equals: bool = True
 
     @abstractmethod
-    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance | None) -> list[Reply]:
+    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:
         """One reply per comparison, seen from its first response.
 
         Args:
@@ -60,15 +60,19 @@ class TwoOrderJudge(ABC):
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, in their order, seen from the first response of each."""
         asked = [i for i, pair in enumerate(comparisons) if self.asks_about_equals or pair.first != pair.second]
-        if advance is not None:
-            advance(len(comparisons) - len(asked))
+        attempt = 0
+
+        def moved(count: float) -> None:
+            if advance is not None and attempt == 0:  # a pair that is asked about again has been counted
+                advance(count / 2)
+
+        moved(2 * (len(comparisons) - len(asked)))
         replies: dict[tuple[int, bool], list[Reply]] = {(i, swapped): [] for i in asked for swapped in (False, True)}
-        waiting, moved = list(replies), _pairs(advance)
+        waiting = list(replies)
         for attempt in range(1 + self.ask_again):
             shown = [comparisons[index].swap() if swapped else comparisons[index] for index, swapped in waiting]
             for (index, swapped), reply in zip(waiting, self.ask(shown, attempt, moved), strict=True):
                 replies[index, swapped].append(reply.swap() if swapped else reply)
-            moved = None  # each pair is counted once
             last = {key: replies[key][-1] for key in waiting}
             waiting = [k for k, reply in last.items() if reply.verdict is Verdict.UNPARSABLE and not reply.failure]
         return [
@@ -87,17 +91,3 @@ def row_of_replies(comparison: Comparison, replies: Sequence[Reply], judge: str)
     straight, swapped = ([r for r in replies if r.swapped is order][-1] for order in (False, True))
     verdict = Verdict.of_orders(straight.verdict, swapped.verdict)
     return VerdictRow.of(comparison, verdict, judge=judge, replies=tuple(replies))
-
-
-def _pairs(advance: Advance | None) -> Advance | None:
-    """Counts replies, and reports each two of them as a pair."""
-    if advance is None:
-        return None
-    replies = 0
-
-    def moved(count: int) -> None:
-        nonlocal replies
-        before, replies = replies // 2, replies + count
-        advance(replies // 2 - before)
-
-    return moved

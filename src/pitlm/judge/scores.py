@@ -31,10 +31,6 @@ class ScoreJudge:
     score: Score
     tie: float = 1e-6
 
-    def verdict(self, first: float, second: float) -> Verdict:
-        """The verdict on two scores; unparsable where one of them is not a number."""
-        return _sign(first - second, self.tie)
-
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
         """One row per comparison, seen from its first response; without scores where one of them is not a number."""
         texts = list(dict.fromkeys((pair.prompt, y) for pair in comparisons for y in (pair.first, pair.second)))
@@ -44,7 +40,7 @@ class ScoreJudge:
         rows = []
         for pair in comparisons:
             first, second = scores[pair.prompt, pair.first], scores[pair.prompt, pair.second]
-            verdict = self.verdict(first, second)
+            verdict = _verdict(first - second, self.tie)
             kept = None if verdict is Verdict.UNPARSABLE else (first, second)
             rows.append(VerdictRow.of(pair, verdict, judge=self.name, scores=kept))
         return rows
@@ -65,14 +61,14 @@ class GapJudge(TwoOrderJudge):
     gap: Gap
     tie: float = 1e-6
 
-    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance | None) -> list[Reply]:
+    def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:
         gaps = self.gap([Improvement(pair.prompt, pair.second, pair.first) for pair in shown])
-        if advance is not None:
-            advance(len(gaps))
-        return [Reply(False, _sign(gap, self.tie), "nan" if math.isnan(gap) else f"{gap:+.6f}") for gap in gaps]
+        advance(len(gaps))
+        return [Reply(False, _verdict(gap, self.tie), "nan" if math.isnan(gap) else f"{gap:+.6f}") for gap in gaps]
 
 
-def _sign(difference: float, tie: float) -> Verdict:
+def _verdict(difference: float, tie: float) -> Verdict:
+    """The verdict on a difference of scores, or a gap; unparsable where it is not a number."""
     if math.isnan(difference):
         return Verdict.UNPARSABLE
     return Verdict.TIE if abs(difference) <= tie else Verdict.WIN if difference > 0 else Verdict.LOSS

@@ -120,20 +120,39 @@ class Votes:
                 self.path, found=str(error), expected="a file of votes that can be written to"
             ) from error
 
-    def add(self, ballot: Ballot, rater: str, choice: Verdict, seconds: float | None = None) -> None:
-        """Keep a vote, which replaces the earlier vote of the rater; ``choice`` is seen from the left response.
+    def add(self, ballot: Ballot, rater: str, choice: Verdict | None, seconds: float | None = None) -> None:
+        """Keep a vote, which replaces the earlier vote of the rater.
+
+        Args:
+            choice: seen from the left response; None takes the earlier vote back.
 
         Raises:
             sqlite3.IntegrityError: ``choice`` is neither win, tie nor loss.
         """
-        self._insert(ballot, rater, choice.swap() if ballot.swapped else choice, seconds)
+        comparison = ballot.comparison
+        values = {
+            "comparison": _identity(comparison),
+            "item": comparison.item,
+            "first": comparison.systems[0],
+            "second": comparison.systems[1],
+            "first_length": len(comparison.first),
+            "second_length": len(comparison.second),
+            "shown_left": "second" if ballot.swapped else "first",
+            "verdict": choice.swap() if choice and ballot.swapped else choice,
+            "rater": rater,
+            "seconds": seconds,
+        }
+        with self._open() as database:
+            database.execute(
+                f"INSERT INTO votes ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
+            )
 
     def undo(self, sheet: Sequence[Ballot], rater: str) -> Ballot | None:
         """Take back the rater's last vote that counts for a ballot on the sheet; None where there is none."""
         by_identity = {_identity(ballot.comparison): ballot for ballot in sheet}
         last = next((by_identity[identity] for identity in self._voted(rater) if identity in by_identity), None)
         if last is not None:
-            self._insert(last, rater, None, None)
+            self.add(last, rater, None)
         return last
 
     def rated(self, sheet: Sequence[Ballot], rater: str) -> frozenset[str]:
@@ -149,35 +168,16 @@ class Votes:
             )
             return [identity for (identity,) in found]
 
-    def _insert(self, ballot: Ballot, rater: str, verdict: Verdict | None, seconds: float | None) -> None:
-        comparison = ballot.comparison
-        values = {
-            "comparison": _identity(comparison),
-            "item": comparison.item,
-            "first": comparison.systems[0],
-            "second": comparison.systems[1],
-            "first_length": len(comparison.first),
-            "second_length": len(comparison.second),
-            "shown_left": "second" if ballot.swapped else "first",
-            "verdict": verdict,
-            "rater": rater,
-            "seconds": seconds,
-        }
-        with self._open() as database:
-            database.execute(
-                f"INSERT INTO votes ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
-            )
-
     def rows(self) -> list[VerdictRow]:
         """One row for each rater and comparison, in the order of the votes; the judge is the rater."""
         with self._open() as database:
             found = database.execute(
-                "SELECT item, first, second, verdict, first_length, second_length, shown_left, rater FROM votes"
+                "SELECT item, first, second, verdict, shown_left, rater, first_length, second_length FROM votes"
                 f" WHERE {COUNTING} ORDER BY vote"
             ).fetchall()
         rows = []
-        for item, first, second, verdict, first_length, second_length, shown_left, rater in found:
-            reply = Reply(swapped=shown_left == "second", verdict=Verdict(verdict))
-            lengths = (first_length, second_length)
-            rows.append(VerdictRow(item, first, second, reply.verdict, replies=(reply,), judge=rater, lengths=lengths))
+        for item, first, second, verdict, shown_left, rater, *lengths in found:
+            reply = Reply(shown_left == "second", Verdict(verdict))
+            length, other = lengths
+            rows.append(VerdictRow(item, first, second, reply.verdict, None, None, (reply,), rater, (length, other)))
         return rows

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.judge_section import JudgeSection
-from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import VerdictRow
 from pitlm.data.items import read_comparisons
 from pitlm.io.console import make_console
 from pitlm.io.digest import digest
 from pitlm.io.named_parts import find_part
-from pitlm.judge.judge_prompt import DEFAULT
+from pitlm.judge.llm import DEFAULT
 from pitlm.judge.make_judge import check_section, make_judge, run_judge, spent_on
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import ScoreJudge
@@ -35,11 +34,7 @@ WITHOUT_EFFECT = {"price", "max_cost", "concurrency", "timeout", "cache"}
 
 def truth() -> ScoreJudge:
     """The judge that knows the hidden utility of the pocket world (points)."""
-
-    def utility(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return [world.utility(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-
-    return ScoreJudge("true utility", utility)
+    return ScoreJudge("true utility", lambda prompts, responses: [*map(world.utility, prompts, responses)])
 
 
 def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list[VerdictRow]:
@@ -50,22 +45,17 @@ def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list
         BudgetSpent: the cost limit was reached before the last reply.
     """
     comparisons = read_comparisons(first, second)
-    if section.kind == "truth":
-        for comparison in comparisons:
-            _check_pocket(comparison.prompt, first)
     judge = truth() if section.kind == "truth" else make_judge(section, "--judge")
+    for prompt in [pair.prompt for pair in comparisons] if section.kind == "truth" else ():
+        try:
+            world.utility(prompt, "")
+        except (ValueError, KeyError) as error:
+            expected = "prompts of the pocket world, for which alone there is an oracle"
+            raise InputError.at(first, found=repr(prompt.text[:60]), expected=expected) from error
     rows = run_judge(judge, comparisons)
     if spent := spent_on(judge):
         make_console().print(spent, markup=False, highlight=False)
     return rows
-
-
-def _check_pocket(prompt: Prompt, file: Path) -> None:
-    try:
-        world.utility(prompt, "")
-    except (ValueError, KeyError) as error:
-        found, expected = repr(prompt.text[:60]), "prompts of the pocket world, for which alone there is an oracle"
-        raise InputError.at(file, found=found, expected=expected) from error
 
 
 def judges_of(context: Context, bases: Bases) -> list[Judge]:
@@ -103,22 +93,19 @@ def check_judges(recipe: Recipe) -> None:
         if name in seen:
             raise InputError(f"{key}: found a second judge called '{name}', expected judges of different names")
         seen.add(name)
-        if section.kind not in OF_A_RUN:
-            find_part(GROUP, {**JUDGES, **dict.fromkeys(OF_A_RUN, "")}, section.kind, where=f"{key}.kind")
-            try:
-                _try_judge(section)
-            except InputError as error:
-                raise InputError(f"{key}: {error}") from error
+        if section.kind in OF_A_RUN:
+            continue
+        find_part(GROUP, {**JUDGES, **dict.fromkeys(OF_A_RUN, "")}, section.kind, where=f"{key}.kind")
+        try:
+            # The weights of a model are not loaded, and the file of replies is not opened.
+            if section.kind == "foreign":
+                from pitlm.models.foreign import check_reward_model
 
-
-def _try_judge(section: JudgeSection) -> None:
-    """Make the judge, but load no weights and open no file of replies."""
-    if section.kind == "foreign":
-        from pitlm.models.foreign import check_reward_model
-
-        check_reward_model(section.model or "")
-    else:
-        make_judge(section.model_copy(update={"cache": None}))
+                check_reward_model(section.model or "")
+            else:
+                make_judge(section.model_copy(update={"cache": None}))
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
 
 
 def judge_settings(sections: Sequence[JudgeSection] | None) -> dict[str, Any]:
@@ -127,9 +114,10 @@ def judge_settings(sections: Sequence[JudgeSection] | None) -> dict[str, Any]:
         return {}
     settings = []
     for section in sections:
-        contents = {"template": digest(section.template or DEFAULT) if section.kind == "llm" else None}
-        if section.kind in ("foreign", "scripted"):
-            contents["model"] = digest(section.model, sample=True)
         named = section.model_dump(mode="json", exclude=WITHOUT_EFFECT)
-        settings.append({**named, **{name: found for name, found in contents.items() if found}})
+        if section.kind == "llm":
+            named["template"] = digest(section.template or DEFAULT)
+        elif section.kind in ("foreign", "scripted"):
+            named["model"] = digest(section.model, sample=True) or section.model
+        settings.append(named)
     return {"judges": settings}
