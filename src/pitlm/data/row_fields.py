@@ -69,7 +69,7 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def check_text(value: object, field: str, expected: str = "a string") -> str:
+def check_text(value: object, field: str | None, expected: str = "a string") -> str:
     """Return a value that is text and can be written to a file.
 
     Raises:

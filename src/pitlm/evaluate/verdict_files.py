@@ -39,10 +39,8 @@ def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
     for source in sources:
         before = len(found)
         for raw in read_sound_rows(source):
-            try:
+            with raw.errors_named():
                 found.append(_verdict(raw.data, raw.line))
-            except RowError as error:
-                raise raw.error(error) from error
         if len(found) == before:
             raise InputError.at(source, found="no verdicts", expected=_EXPECTED)
     return found

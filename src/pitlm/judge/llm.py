@@ -17,7 +17,7 @@ from pitlm.core.judge_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict
 from pitlm.data.readers import read_sound_rows
-from pitlm.data.row_fields import RowError, describe
+from pitlm.data.row_fields import check_text
 from pitlm.engines.endpoint import ChatEndpoint, Price
 from pitlm.engines.reply_cache import ReplyCache
 from pitlm.judge.protocol import TwoOrderJudge
@@ -158,9 +158,8 @@ class ScriptedJudge(TwoOrderJudge):
         """
         path, replies = Path(section.model or ""), []
         for raw in read_sound_rows(path):
-            if not isinstance(raw.data, str):
-                raise raw.error(RowError(None, describe(raw.data), "a string: one raw reply"))
-            replies.append(raw.data)
+            with raw.errors_named():
+                replies.append(check_text(raw.data, None, "a string: one raw reply"))
 
         def script(shown: Sequence[Comparison]) -> list[str]:
             if len(replies) != len(shown):
