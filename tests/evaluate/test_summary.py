@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Reply, Verdict, VerdictRow
 from pitlm.evaluate.statistics import delta_interval, rows_for
 from pitlm.evaluate.summary import AnswerFigures, Summary, summarise
@@ -159,5 +160,5 @@ def test_all_wins():
 def test_no_rows_and_no_such_baseline():
     with pytest.raises(ValueError, match="found no rows"):
         summarise([])
-    with pytest.raises(ValueError, match="found no row with the baseline 'z', expected one of a, b"):
+    with pytest.raises(InputError, match="--baseline: found 'z', expected one of a, b"):
         summarise([VerdictRow("1", "a", "b", WIN)], baseline="z")

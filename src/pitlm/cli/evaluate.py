@@ -95,9 +95,6 @@ def evaluate(
 
     annotations, answered = _read(sources) if options is None else (_judged(sources, output, options, force), None)
     rows = [annotation.row for annotation in annotations]
-    names = sorted({name for row in rows for name in (row.first, row.second)})
-    if baseline is not None and baseline not in names:
-        raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
     summary = summarise(rows, baseline=baseline, answered=answered, wanted=wanted, **statistics.model_dump())
     print_summary(summary)
     write_figures(json_file, summary.as_dict())

@@ -37,7 +37,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two systems' responses to one prompt, of which a judge says whether the first is better."""
+    """Two systems' responses to one prompt. A judge says whether the first response is better."""
 
     prompt: Prompt
     first: str
@@ -51,7 +51,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a judge said when it was asked once, and what that cost.
+    """A judge's reply to one question, and what the reply cost.
 
     Attributes:
         swapped: the second response was shown first.

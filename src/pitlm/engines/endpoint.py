@@ -48,7 +48,8 @@ class Price(NamedTuple):
             return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             expected = "three numbers from 0, for a million tokens: input, cached, output"
-            raise InputError(f"{where}: found {given}, expected {expected}") from error
+            found = ",".join(map(str, given)) if isinstance(given, list) else given
+            raise InputError(f"{where}: found {found}, expected {expected}") from error
         except ValueError as error:
             raise InputError.at(text, found=f"broken JSON ({error})", expected="prices by model") from error
         except (KeyError, TypeError) as error:

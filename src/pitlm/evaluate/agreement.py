@@ -65,7 +65,7 @@ class Agreement:
 
 
 def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list[PositionBias]:
-    """One line for each judge that was asked in both orders, by name; intervals are bootstraps over items (ours)."""
+    """One entry for each judge that was asked in both orders, sorted by name; intervals resample items (ours)."""
     asked: dict[str, list[tuple[str, Verdict, Verdict]]] = {}
     for row in rows:
         # The last parsable reply in each order counts: an earlier one was asked again.
@@ -106,7 +106,7 @@ def agreement(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Agreemen
     weights = drawn.weights[:, owner].astype(int)
 
     def interval(statistic: Callable[[Any], float]) -> Interval:
-        """Of a statistic of integer weights of the units."""
+        """The interval of a statistic, which is a function of the units' whole weights."""
         return drawn.interval(statistic(np.ones(len(units), dtype=int)), [statistic(draw) for draw in weights])
 
     ordered = np.where(ratings < CATEGORIES.index(Verdict.INCONSISTENT), ratings, np.nan)

@@ -75,7 +75,7 @@ def preference(row: VerdictRow) -> float | None:
 
 
 def leaderboard(rows: Iterable[VerdictRow]) -> Leaderboard:
-    """What AlpacaEval's ``get_winrate`` makes of the same preferences; an inconsistent verdict is a draw there."""
+    """The figures that AlpacaEval's ``get_winrate`` computes; an inconsistent verdict counts as a draw."""
     given = np.array([p for row in rows if (p := preference(row)) is not None], dtype=np.float64)
     wins, losses, total = int((given > 0.5).sum()), int((given < 0.5).sum()), len(given)
     draws = total - wins - losses

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, Unpack
 
+from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.agreement import Agreement, PositionBias
 from pitlm.evaluate.alpaca import Leaderboard, LengthControlled, item_difficulty, leaderboard, length_controlled
@@ -46,7 +47,7 @@ RANKED = 3
 
 @dataclass(frozen=True, slots=True)
 class AnswerFigures:
-    """What a run knows of one system beside the verdicts on it; means over items.
+    """What a run knows of one system in addition to the verdicts; means over items.
 
     Attributes:
         copy_rate: share of the answers that equal the original answers of the run.
@@ -223,14 +224,15 @@ def summarise(
         wanted: a Delta in (0, 1], for ``items_needed``.
 
     Raises:
-        ValueError: no rows, or no row with the baseline in it.
+        InputError: no row has the baseline in it.
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("found no rows, expected at least one")
     names = systems_of(rows)
     baseline = baseline or Counter(sorted(row.second for row in rows)).most_common(1)[0][0]
     if baseline not in names:
-        raise ValueError(f"found no row with the baseline '{baseline}', expected one of {', '.join(names)}")
+        raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
     how = {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0, **how}
     known = {name: own for name, own in (answered or {}).items() if name in names}
     by_judge = {judge: [row for row in rows if row.judge == judge] for judge in sorted({row.judge for row in rows})}

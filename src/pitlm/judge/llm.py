@@ -110,7 +110,6 @@ class LLMJudge(TwoOrderJudge):
         Raises:
             InputError: a template, price, key or address that cannot be used, or a cost limit without a price.
         """
-        template = JudgePrompt(section.template or DEFAULT)
         same = {"temperature", "max_tokens", "seed", "body", "timeout", "concurrency", "max_cost"}
         endpoint = ChatEndpoint(
             section.model or "",
@@ -119,7 +118,7 @@ class LLMJudge(TwoOrderJudge):
             cache=ReplyCache(section.cache) if section.cache is not None else None,
             **section.model_dump(include=same),
         )
-        return cls(endpoint, template, section.retry_unparsable)
+        return cls(endpoint, JudgePrompt(section.template or DEFAULT), section.retry_unparsable)
 
     def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:
         """One reply per comparison, from the endpoint or its cache.
@@ -151,7 +150,7 @@ class ScriptedJudge(TwoOrderJudge):
 
     @classmethod
     def of(cls, section: JudgeSection) -> ScriptedJudge:
-        """Reads the replies from JSON lines, a string each: about each pair first as it is, then swapped.
+        """The judge whose replies are JSON lines, a string each: about each pair first as it is, then swapped.
 
         Raises:
             InputError: the file cannot be read, or holds something else; when judging: not two replies for each pair.

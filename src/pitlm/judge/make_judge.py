@@ -1,4 +1,4 @@
-"""From what a user asks for to a judge, and from a judge to rows."""
+"""Makes the judge that a user asks for, and lets a judge compare answers."""
 
 from __future__ import annotations
 

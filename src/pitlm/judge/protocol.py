@@ -1,4 +1,4 @@
-"""What every judge is, and what judges share that are asked about each pair in both orders."""
+"""The protocol of all judges, and the base class of judges that see each pair in both orders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ JUDGES = {
     "foreign": "pitlm.judge.scores:checkpoint_judge",
     "scripted": "pitlm.judge.llm:ScriptedJudge.of",
 }
-"""What makes a judge of each kind from its section of a recipe. A run makes the kinds ``truth`` and ``reward``."""
+"""The function that makes a judge of each kind from its section of a recipe. A run itself makes ``truth`` and ``reward``.
+"""
 
 
 class Judge(Protocol):

@@ -41,7 +41,7 @@ def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list
     """One row for each pair of answers, seen from the system of the first file; prints what the calls cost.
 
     Raises:
-        InputError: files that cannot be read or paired, or a judge that cannot be had.
+        InputError: files that cannot be read or paired, or a judge that cannot be made.
         BudgetSpent: the cost limit was reached before the last reply.
     """
     comparisons = read_comparisons(first, second)
@@ -75,7 +75,7 @@ def judges_of(context: Context, bases: Bases) -> list[Judge]:
 
 
 def check_judges(recipe: Recipe) -> None:
-    """Before anything is spent: can the judges of the recipe be had?
+    """Check that the judges of the recipe can be made, before anything is spent.
 
     Raises:
         InputError: no such kind, a judge that this run cannot have, fields that do not go together, a key, template,
@@ -109,7 +109,7 @@ def check_judges(recipe: Recipe) -> None:
 
 
 def judge_settings(sections: Sequence[JudgeSection] | None) -> dict[str, Any]:
-    """What the outcome of the evaluation depends on, with the contents of files in place of their paths."""
+    """The settings that change a verdict, with digests of files in place of their paths."""
     if sections is None:
         return {}
     settings = []
