@@ -10,7 +10,7 @@ from pitlm.core.section import FilePath, NonNegativeFloat, NonNegativeInt, Posit
 
 
 class JudgeSection(Section):
-    """One judge, and how the judge is asked. Fields from `base_url` on are for `llm`, except where they say otherwise."""
+    """One judge, and how the judge is asked. Fields from `base_url` on are for `llm`, unless they say otherwise."""
 
     kind: str = Field(
         description="truth: the hidden utility of the pocket world; reward: the run's held-out reward model; foreign: "
@@ -43,11 +43,6 @@ class JudgeSection(Section):
     concurrency: int = Field(8, ge=1, le=256, description="calls at the same time")
     timeout: PositiveFloat = Field(120.0, description="seconds that the server may be silent")
     cache: FilePath | None = Field(None, description="file where replies are kept, so that none is paid for twice")
-<<<<<<< HEAD
     retry_unparsable: NonNegativeInt = Field(
         0, description="how many more times a reply without a verdict is asked for"
-=======
-    retry_unparsable: Annotated[int, Field(ge=0)] = Field(
-        0, description="how many more times to ask where a reply has no verdict"
->>>>>>> cd6da74 (Judges and their options in plainer words; an unknown baseline is refused in one place)
     )
