@@ -16,7 +16,7 @@ JUDGES = {
     "foreign": "pitlm.judge.scores:checkpoint_judge",
     "scripted": "pitlm.judge.llm:ScriptedJudge.of",
 }
-"""The functions that make a judge from its section of a recipe, by kind. A run itself makes ``truth`` and ``reward``."""
+"""The maker of each kind of judge, from its section of a recipe. A run itself makes ``truth`` and ``reward``."""
 
 
 class Judge(Protocol):
