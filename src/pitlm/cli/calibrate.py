@@ -1,21 +1,5 @@
-"""`pit calibrate`: the margin that keeps a promise about harm."""
+"""`pit calibrate`: the margin that keeps a promise about harm.
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import click
-
-from pitlm.cli.options import PATH, json_option, section_options, write_figures
-from pitlm.loop.calibration import Promise
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from pitlm.loop.margin import Calibrated, Outcome
-
-EXAMPLES = """
 \b
 Examples:
   pit calibrate --run runs/quickstart
@@ -33,8 +17,24 @@ for answers of the kind that it was calibrated on. `pit improve --run` then uses
 --margin gives another.
 """
 
+from __future__ import annotations
 
-@click.command(epilog=EXAMPLES)
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pitlm.cli import examples
+from pitlm.cli.options import PATH, json_option, section_options, write_figures
+from pitlm.loop.calibration import Promise
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pitlm.loop.margin import Calibrated, Outcome
+
+
+@click.command(epilog=examples(__doc__))
 @click.option("--run", "run_folder", required=True, type=PATH, help="A finished run.")
 @section_options(Promise, into="promise")
 @json_option

@@ -1,18 +1,5 @@
-"""`pit doctor`: what this machine can run, and what a recipe takes before it is started."""
+"""`pit doctor`: what this machine can run, and what a recipe takes before it is started.
 
-from __future__ import annotations
-
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
-
-import click
-
-from pitlm.cli.options import overrides_option, write_figures
-from pitlm.core.errors import InputError
-from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
-
-EXAMPLES = """
 \b
 Examples:
   pit doctor
@@ -25,8 +12,21 @@ Without --hardware the machine at hand is measured for some seconds. The cards' 
 sheets' peaks. More than one device assumes that memory and work divide evenly.
 """
 
+from __future__ import annotations
 
-@click.command(epilog=EXAMPLES)
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pitlm.cli import examples
+from pitlm.cli.options import overrides_option, write_figures
+from pitlm.core.errors import InputError
+from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
+
+
+@click.command(epilog=examples(__doc__))
 @click.argument("recipe", required=False)
 @click.option("--data", help="Pairs to count and measure. Default: what is known of the recipe's source.")
 @click.option("--pairs", type=click.IntRange(min=1), help="Plan for this many pairs.")

@@ -1,4 +1,17 @@
-"""`pit evaluate`: what verdicts say about systems and judges."""
+"""`pit evaluate`: what verdicts say about systems and judges.
+
+\b
+Examples:
+  pit evaluate verdicts.jsonl
+  pit evaluate ours.jsonl theirs.jsonl --baseline original --json figures.json
+  pit evaluate results/*/annotations.json --rank
+  pit evaluate verdicts.jsonl --alpaca annotations.json
+  pit evaluate runs/mine
+  pit evaluate --plan 5
+  pit evaluate ours.json theirs.json --judge llm --model gpt-4o-mini -o verdicts.jsonl
+
+With --judge, two files of answers are judged first, as `pit judge` does: killed anywhere, the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 from pydantic import Field
 
+from pitlm.cli import examples
 from pitlm.cli.judge import judge_options, judge_to_file
 from pitlm.cli.options import FILE, json_option, section_options, write_figures
 from pitlm.core.errors import InputError
@@ -23,20 +37,6 @@ if TYPE_CHECKING:
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
 
-EXAMPLES = """
-\b
-Examples:
-  pit evaluate verdicts.jsonl
-  pit evaluate ours.jsonl theirs.jsonl --baseline original --json figures.json
-  pit evaluate results/*/annotations.json --rank
-  pit evaluate verdicts.jsonl --alpaca annotations.json
-  pit evaluate runs/mine
-  pit evaluate --plan 5
-  pit evaluate ours.json theirs.json --judge llm --model gpt-4o-mini -o verdicts.jsonl
-
-With --judge, two files of answers are judged first, as `pit judge` does: killed anywhere, the same command goes on.
-"""
-
 
 class StatisticsSection(Section):
     """How verdicts are counted."""
@@ -47,7 +47,7 @@ class StatisticsSection(Section):
     seed: int = Field(0, ge=0, description="seed of all resampling")
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(epilog=examples(__doc__))
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[SOURCE]...")
 @click.option("--baseline", metavar="NAME", help="System to compare with. Default: the most frequent second system.")
 @click.option(

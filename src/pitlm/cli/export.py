@@ -1,19 +1,5 @@
-"""`pit export`: writes a trained model for any engine, with its card."""
+"""`pit export`: writes a trained model for any engine, with its card.
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
-import click
-
-from pitlm.cli.options import PATH
-from pitlm.core.errors import InputError
-
-MODELS = ["improver", "policy", "gap", "reward"]
-DTYPES = ["float32", "bfloat16", "float16"]
-
-EXAMPLES = """
 \b
 Examples:
   pit export runs/mine -o improver
@@ -27,8 +13,22 @@ exported improver, or another OpenAI-compatible server, improves the last answer
 improver was trained with is in its chat template. docs/export.md says more.
 """
 
+from __future__ import annotations
 
-@click.command(epilog=EXAMPLES)
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pitlm.cli import examples
+from pitlm.cli.options import PATH
+from pitlm.core.errors import InputError
+
+MODELS = ["improver", "policy", "gap", "reward"]
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+@click.command(epilog=examples(__doc__))
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder to write the model to.")
 @click.option("--model", type=click.Choice(MODELS), help="Which model of a run. Default: the improver.")

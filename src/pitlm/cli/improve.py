@@ -1,17 +1,5 @@
-"""`pit improve`: better versions of one answer, or of a file of answers."""
+"""`pit improve`: better versions of one answer, or of a file of answers.
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import click
-
-from pitlm.batch.model_choice import ModelChoice
-from pitlm.cli.options import check_output, section_options
-from pitlm.core.errors import InputError
-from pitlm.core.recipe import LoopSection
-
-EXAMPLES = """
 \b
 Examples:
   pit improve --run runs/quickstart --prompt "lamp : price nine color red size small . price ?" \\
@@ -37,8 +25,20 @@ folder of part files with --part-rows rows each; joined, they are the file that 
 is killed is replaced, and no row is lost or done twice. docs/engines.md says more.
 """
 
+from __future__ import annotations
 
-@click.command(epilog=EXAMPLES)
+from pathlib import Path
+
+import click
+
+from pitlm.batch.model_choice import ModelChoice
+from pitlm.cli import examples
+from pitlm.cli.options import check_output, section_options
+from pitlm.core.errors import InputError
+from pitlm.core.recipe import LoopSection
+
+
+@click.command(epilog=examples(__doc__))
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the improved answers go (JSON lines).")
 @section_options(ModelChoice, into="models")

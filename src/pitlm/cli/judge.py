@@ -1,34 +1,5 @@
-"""`pit judge`: a judge compares two systems' answers, pair by pair."""
+"""`pit judge`: a judge compares two systems' answers, pair by pair.
 
-from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import click
-
-from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
-from pitlm.core.judge_section import JudgeSection
-from pitlm.io.named_parts import part_names
-from pitlm.judge.protocol import GROUP
-
-if TYPE_CHECKING:
-    from pitlm.core.verdicts import VerdictRow
-
-KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
-"""What `--judge` calls the kinds of judges, and what a recipe calls them."""
-
-HELPS = {
-    "kind": "A language model, a reward or gap model, the pocket world's truth, or replies from a file.",
-    "model": "llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.",
-    "body": "Further fields of each request, as a JSON object; null removes a field, as for models without a "
-    """temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.""",
-    "cache": "File where replies are kept, so that none is paid for twice. Default: beside the output.",
-}
-
-EXAMPLES = """
 \b
 Examples:
   pit judge ours.json theirs.json -o verdicts.jsonl --judge llm --model gpt-4o-mini \\
@@ -52,6 +23,35 @@ Replies are kept as they arrive, beside the output (or in --cache): after a kill
 command goes on, and no reply that arrived is paid for twice. Two equal answers are a tie, and nobody is asked. Exit
 codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 """
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pitlm.cli import examples
+from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
+from pitlm.core.judge_section import JudgeSection
+from pitlm.io.named_parts import part_names
+from pitlm.judge.protocol import GROUP
+
+if TYPE_CHECKING:
+    from pitlm.core.verdicts import VerdictRow
+
+KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
+"""What `--judge` calls the kinds of judges, and what a recipe calls them."""
+
+HELPS = {
+    "kind": "A language model, a reward or gap model, the pocket world's truth, or replies from a file.",
+    "model": "llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.",
+    "body": "Further fields of each request, as a JSON object; null removes a field, as for models without a "
+    """temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.""",
+    "cache": "File where replies are kept, so that none is paid for twice. Default: beside the output.",
+}
 
 
 def judge_options(*, required: bool) -> Callable[[Command], Command]:
@@ -80,7 +80,7 @@ def _checked(options: JudgeSection) -> JudgeSection:
     return checked
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(epilog=examples(__doc__))
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Where the verdicts go (JSON lines).")

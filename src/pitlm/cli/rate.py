@@ -1,22 +1,5 @@
-"""`pit rate`: people judge two systems' answers on a page."""
+"""`pit rate`: people judge two systems' answers on a page.
 
-from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import click
-
-from pitlm.cli.options import FILE, PATH, check_output
-from pitlm.core.errors import InputError
-
-if TYPE_CHECKING:
-    from pitlm.core.verdicts import VerdictRow
-
-EXAMPLES = """
 \b
 Examples:
   pit rate before.jsonl after.jsonl --votes votes.sqlite
@@ -28,8 +11,25 @@ system wrote which answer is shown to nobody. Several people may rate at once, e
 goes on where they stopped. With a --host other than this machine's own, the address holds a secret: pass it on whole.
 """
 
+from __future__ import annotations
 
-@click.command(epilog=EXAMPLES)
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pitlm.cli import examples
+from pitlm.cli.options import FILE, PATH, check_output
+from pitlm.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pitlm.core.verdicts import VerdictRow
+
+
+@click.command(epilog=examples(__doc__))
 @click.argument("first", type=PATH, required=False)
 @click.argument("second", type=PATH, required=False)
 @click.option(

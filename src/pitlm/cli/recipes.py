@@ -1,10 +1,5 @@
-"""`pit recipes`: lists the packaged recipes and prints one."""
+"""`pit recipes`: lists the packaged recipes and prints one.
 
-from __future__ import annotations
-
-import click
-
-EXAMPLES = """
 \b
 Examples:
   pit recipes
@@ -12,8 +7,14 @@ Examples:
   pit recipes show quickstart > mine.yaml
 """
 
+from __future__ import annotations
 
-@click.group(invoke_without_command=True, epilog=EXAMPLES)
+import click
+
+from pitlm.cli import examples
+
+
+@click.group(invoke_without_command=True, epilog=examples(__doc__))
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
     """List the packaged recipes, or print one as a start for your own."""

@@ -1,16 +1,5 @@
-"""`pit run`: carries out a recipe, from pairs to report."""
+"""`pit run`: carries out a recipe, from pairs to report.
 
-from __future__ import annotations
-
-import time
-from pathlib import Path
-from typing import Any
-
-import click
-
-from pitlm.cli.options import PATH, overrides_option
-
-EXAMPLES = """
 \b
 Examples:
   pit run quickstart
@@ -23,8 +12,19 @@ Examples:
 Give the same command again to go on where an interrupted run stopped; finished stages are skipped.
 """
 
+from __future__ import annotations
 
-@click.command(epilog=EXAMPLES)
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pitlm.cli import examples
+from pitlm.cli.options import PATH, overrides_option
+
+
+@click.command(epilog=examples(__doc__))
 @click.argument("recipe")
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
 @click.option("--out", type=PATH, help="Folder of the run. Default: runs/NAME, with the name of the recipe.")
