@@ -136,7 +136,7 @@ def test_nothing_to_improve_is_no_error():
         ({"rounds": 0}, "rounds: found 0"),
         ({"margin": -0.1}, "margin: found -0.1"),
         ({"tokens": 0}, "tokens: found 0"),
-        ({"retries": 3}, "retries: found 3"),
+        ({"retries": 3}, "unknown key 'retries'; expected one of rounds"),
     ],
 )
 def test_impossible_settings_are_refused(kwargs, message):

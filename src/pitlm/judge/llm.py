@@ -110,6 +110,7 @@ class LLMJudge(TwoOrderJudge):
         Raises:
             InputError: a template, price, key or address that cannot be used, or a cost limit without a price.
         """
+        template = JudgePrompt(section.template or DEFAULT)
         same = {"temperature", "max_tokens", "seed", "body", "timeout", "concurrency", "max_cost"}
         endpoint = ChatEndpoint(
             section.model or "",
@@ -118,7 +119,7 @@ class LLMJudge(TwoOrderJudge):
             cache=ReplyCache(section.cache) if section.cache is not None else None,
             **section.model_dump(include=same),
         )
-        return cls(endpoint, JudgePrompt(section.template or DEFAULT), section.retry_unparsable)
+        return cls(endpoint, template, section.retry_unparsable)
 
     def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:
         """One reply per comparison, from the endpoint or its cache.

@@ -197,7 +197,7 @@ def improve_many(
     Raises:
         InputError: an impossible setting.
     """
-    section = LoopSection.of(settings)
+    section = LoopSection.of(settings, spell="{}".format)
     margin = margin_for(gap, section)
     loops = [Loop(x, y, section, margin=margin) for x, y in zip(prompts, responses, strict=True)]
     run_loops(loops, improver, gap, seed=seed, advance=advance)

@@ -120,10 +120,11 @@ def read_curve(folder: Path, judge: str) -> dict[str, Points]:
     rows = [row for row in read_json_lines(folder / "metrics.jsonl") if "reward" in row]
     # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
     held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_json_lines(folder / "probe.jsonl")]
+    kl = [(row["step"], row["kl_sequence"]) for row in rows if "kl_sequence" in row]  # not logged where beta is 0
     return {
         "reward": [(row["step"], row["reward"]) for row in rows],
         f"{judge} on held-out prompts": held_out,
-        "KL to the SFT improver (nats per sequence)": [(row["step"], row["kl_sequence"]) for row in rows],
+        "KL to the SFT improver (nats per sequence)": kl,
     }
 
 
