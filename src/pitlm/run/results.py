@@ -117,14 +117,18 @@ def _settings(recipe: Recipe, data: Mapping[str, Any], judges: str, items: int) 
 
 def read_curve(folder: Path, judge: str) -> dict[str, Points]:
     """The figures of one RL stage by name, from its folder."""
-    rows = [row for row in read_json_lines(folder / "metrics.jsonl") if "reward" in row]
+    rows = read_json_lines(folder / "metrics.jsonl")
+
+    def logged(name: str) -> Points:
+        """A figure by step, without the steps that have none: KL is not logged where beta is 0."""
+        return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
     # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
     held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_json_lines(folder / "probe.jsonl")]
-    kl = [(row["step"], row["kl_sequence"]) for row in rows if "kl_sequence" in row]  # not logged where beta is 0
     return {
-        "reward": [(row["step"], row["reward"]) for row in rows],
+        "reward": logged("reward"),
         f"{judge} on held-out prompts": held_out,
-        "KL to the SFT improver (nats per sequence)": kl,
+        "KL to the SFT improver (nats per sequence)": logged("kl_sequence"),
     }
 
 
