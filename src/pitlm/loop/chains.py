@@ -9,7 +9,7 @@ from dataclasses import replace
 from pitlm.core.nouns import Advance, Improvement, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.io.console import progress_bar
-from pitlm.loop.loop import GapScorer, Loop, Proposer, run_loops
+from pitlm.loop.loop import GapScorer, Loop, Proposer, play_round
 
 
 class Unmeasured:
@@ -36,18 +36,15 @@ def always_accept(
     Args:
         answers: each x with its y_0.
         settings: rounds, proposals and temperature; budgets are ignored.
-        advance: called with the number of responses that have just finished a round.
+        advance: called with the number of responses after each round.
     """
-    one = settings.model_copy(update={"rounds": 1, "tokens": None, "seconds": None, "cost": None})
-    traces = [without_stop_rule(x, y, ()) for x, y in answers]
+    unlimited = settings.model_copy(update={"tokens": None, "seconds": None, "cost": None})
+    loops = [Loop(x, y, unlimited, margin=-math.inf) for x, y in answers]
     for number in range(settings.rounds):
-        loops = [Loop(trace.prompt, trace.final, one, margin=-math.inf) for trace in traces]
-        run_loops(loops, improver, gap, seed=seed + number, advance=advance)
-        traces = [
-            without_stop_rule(trace.prompt, trace.original, (*trace.rounds, *loop.rounds))
-            for trace, loop in zip(traces, loops, strict=True)
-        ]
-    return traces
+        play_round(loops, improver, gap, seed=seed + number)
+        if advance is not None:
+            advance(len(loops))
+    return [loop.trace() for loop in loops]
 
 
 def without_stop_rule(prompt: Prompt, original: str, rounds: Sequence[Round]) -> Trace:
@@ -85,10 +82,10 @@ def play(
     With one proposal a round no scorer has a choice, so the rounds are played once for all scorers.
     """
     played: dict[str, list[list[Trace]]] = {}
-    times = 1 if settings.proposals == 1 else len(scorers)
-    with progress_bar("calibrating", times * settings.rounds * sum(map(len, sets))) as advance:
+    shared = settings.proposals == 1
+    with progress_bar("calibrating", (1 if shared else len(scorers)) * settings.rounds * sum(map(len, sets))) as advance:
         for name, gap in scorers.items():
-            if played and settings.proposals == 1:
+            if played and shared:
                 played[name] = [rescored(traces, gap) for traces in next(iter(played.values()))]
                 continue
             played[name] = [

@@ -66,7 +66,8 @@ class Loop:
     """One response on its way through the loop: call :meth:`next`, then :meth:`take`, until next returns None.
 
     Args:
-        margin: the gap that a proposal must exceed. With infinity the loop asks for nothing and changes nothing.
+        margin: the gap that a proposal must exceed. With infinity the loop asks for nothing and changes nothing. With
+            minus infinity there is no stop rule: a round that changes nothing does not end the loop.
         clock: measures the budget of seconds, which starts with the first round.
 
     Attributes:
@@ -125,14 +126,17 @@ class Loop:
 
         tokens = sum(proposal.generated_tokens for proposal in proposals)
         read = sum(proposal.prompt_tokens for proposal in proposals)
-        self._pay(tokens, sum(proposal.cost for proposal in proposals))
+        cost = sum(proposal.cost for proposal in proposals)
+        for budget, value in zip(BUDGETS, (tokens, self._clock() - self._asked, cost), strict=True):
+            self._spent[budget] += value
+            self._dearest[budget] = max(self._dearest[budget], value)
         several = tuple(gaps) if len(gaps) > 1 else ()
         self.rounds.append(Round(proposals[best].text, gaps[best], accepted, several, tokens, read))
-
-        if not accepted:
+        if accepted:
+            self.best = proposals[best].text
+        elif self.margin > -math.inf:
             self.reason = StopReason.ACCEPTED_NONE if changed else StopReason.CONVERGED
             return
-        self.best = proposals[best].text
         if len(self.rounds) == self.settings.rounds:
             self.reason = StopReason.ROUNDS
 
@@ -151,12 +155,6 @@ class Loop:
         tokens, cost = int(self._spent[StopReason.TOKENS]), self._spent[StopReason.COST]
         read = sum(step.prompt_tokens for step in self.rounds)
         return Trace(self.prompt, self.original, tuple(self.rounds), self.reason, tokens, read, cost)
-
-    def _pay(self, tokens: int, cost: float) -> None:
-        seconds = self._clock() - self._asked
-        for budget, value in zip(BUDGETS, (tokens, seconds, cost), strict=True):
-            self._spent[budget] += value
-            self._dearest[budget] = max(self._dearest[budget], value)
 
 
 def improve(
@@ -200,42 +198,31 @@ def improve_many(
     section = LoopSection.of(settings, spell="{}".format)
     margin = margin_for(gap, section)
     loops = [Loop(x, y, section, margin=margin) for x, y in zip(prompts, responses, strict=True)]
-    run_loops(loops, improver, gap, seed=seed, advance=advance)
+    running = loops
+    while running:
+        played = play_round(running, improver, gap, seed=seed)
+        if advance is not None and len(played) < len(running):
+            advance(len(running) - len(played))
+        running, seed = played, seed + 1
     return [loop.trace() for loop in loops]
 
 
-def run_loops(
-    loops: Sequence[Loop],
-    improver: Proposer | Refiner,
-    gap: GapScorer,
-    *,
-    seed: int,
-    advance: Advance | None = None,
-) -> None:
-    """Drive loops with equal settings to their ends, round by round. Round r samples with the seed ``seed`` + r."""
-    running = list(loops)
-    while running:
-        asking = [(loop, wanted) for loop in running if (wanted := loop.next()) is not None]
-        if advance is not None and len(asking) < len(running):
-            advance(len(running) - len(asking))
-        running = [loop for loop, _ in asking]
-        requests = [wanted for _, wanted in asking for _ in range(wanted.proposals)]
-        if not requests:
-            return
-        proposals = _propose(improver, requests, temperature=loops[0].settings.temperature, seed=seed)
-        items = [item for wanted, made in zip(requests, proposals, strict=True) for item in wanted.improvements([made])]
-        gaps = [float(value) for value in gap.gaps(items)]
-        for number, loop in enumerate(running):
-            own = slice(number * loop.settings.proposals, (number + 1) * loop.settings.proposals)
-            loop.take(proposals[own], gaps[own])
-        seed += 1
-
-
-def _propose(
-    improver: Proposer | Refiner, requests: Sequence[Wanted], *, temperature: float, seed: int
-) -> list[Answer]:
+def play_round(loops: Sequence[Loop], improver: Proposer | Refiner, gap: GapScorer, *, seed: int) -> list[Loop]:
+    """Play one round of loops with equal settings; returns the loops that had a round to play."""
+    asking = [(loop, wanted) for loop in loops if (wanted := loop.next()) is not None]
+    if not asking:
+        return []
+    requests = [wanted for _, wanted in asking for _ in range(wanted.proposals)]
     prompts, references = [wanted.prompt for wanted in requests], [wanted.reference for wanted in requests]
     if hasattr(improver, "propose"):
-        return improver.propose(prompts, references, temperature=temperature, seed=seed)
-    made = [improver(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
-    return [answer if isinstance(answer, Answer) else Answer(answer) for answer in made]
+        temperature = loops[0].settings.temperature
+        proposals = improver.propose(prompts, references, temperature=temperature, seed=seed)
+    else:
+        texts = [improver(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
+        proposals = [text if isinstance(text, Answer) else Answer(text) for text in texts]
+    items = [item for wanted, made in zip(requests, proposals, strict=True) for item in wanted.improvements([made])]
+    gaps = [float(value) for value in gap.gaps(items)]
+    for number, (loop, wanted) in enumerate(asking):
+        own = slice(number * wanted.proposals, (number + 1) * wanted.proposals)
+        loop.take(proposals[own], gaps[own])
+    return [loop for loop, _ in asking]
