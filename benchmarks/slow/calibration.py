@@ -28,8 +28,7 @@ from pitlm.core.recipe import LoopSection
 from pitlm.data.folds import read_folds
 from pitlm.evaluate.gap_health import share
 from pitlm.loop.calibration import Promise
-from pitlm.loop.chains import play
-from pitlm.loop.loop import improve_many
+from pitlm.loop.loop import GapScorer, improve_many
 from pitlm.loop.margin import calibrate
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap
@@ -68,23 +67,22 @@ def calibrated(run: Path, fresh: int, further: int) -> dict[str, Any]:
 def around_another(run: Path) -> dict[str, Any]:
     """Calibrate R_PIT alone around an improver that was not trained with R_PIT: the SFT-only improver."""
     context = Context(stored_recipe(run), run)
-    scorer = {AROUND: GapModel.from_pretrained(context.model("gap"))}
+    scorer: dict[str, GapScorer] = {AROUND: GapModel.from_pretrained(context.model("gap"))}
     improver = Improver.from_pretrained(context.model("improver-sft"))
     settings = LoopSection(rounds=ROUNDS, temperature=context.recipe.loop.temperature)
-    answers, seed = fresh_answers(context, None), context.seed("calibration")
     judge = context.judge(context.bases())
-    choosing, held_out = play(scorer, answers, improver=improver, settings=settings, seed=seed)[AROUND]
-    return calibrate(
-        AROUND,
-        scorer[AROUND],
-        choosing=choosing,
-        held_out=held_out,
+    made = calibrate(
+        scorer,
+        *fresh_answers(context, None),
+        improver=improver,
         settings=settings,
         promise=Promise(harm=HARM, confidence=CONFIDENCE),
         pairs=context.folds["test"],
         judge=judge.name,
         score=judge.score,
-    ).as_dict()
+        seed=context.seed("calibration"),
+    )
+    return made[AROUND].as_dict()
 
 
 def in_use(run: Path, prompts: list[Prompt]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Preference, Prompt
 from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, Promise
-from pitlm.loop.chains import always_accept, play
+from pitlm.loop.chains import always_accept
 from pitlm.loop.loop import improve_many
 from pitlm.loop.margin import MARGINS, SHOWN, Calibrated, Chains, Outcome, calibrate, items_needed
 
@@ -83,7 +83,7 @@ def test_always_accept_goes_all_the_way_whatever_the_gaps():
             incumbent = round_.proposal
         assert trace.final == incumbent
         assert trace.generated_tokens == sum(round_.tokens for round_ in trace.rounds)
-    always = Chains.of(traces, World().score).always()
+    always = Chains.of(traces, World().score).at(-math.inf)
     change = np.subtract(World().score(PROMPTS, [trace.final for trace in traces]), World().score(PROMPTS, ORIGINALS))
     assert (always.worse, always.gain) == ((change < 0).sum(), pytest.approx(change.mean()))
     assert always.tokens == pytest.approx(np.mean([trace.generated_tokens for trace in traces]))
@@ -173,20 +173,19 @@ def pairs(chosen, rejected):
 
 def calibrated(items=300, held_out=150, harm=0.05, labels=None):
     sets = [answered("choosing", items), answered("held out", held_out)]
-    choosing, shown = play({"R_PIT": Numbers()}, sets, improver=Numbers(), settings=LoopSection(rounds=2), seed=0)[
-        "R_PIT"
-    ]
-    return calibrate(
-        "R_PIT",
-        Numbers(),
-        choosing=choosing,
-        held_out=shown,
+    made = calibrate(
+        {"R_PIT": Numbers()},
+        *sets,
+        improver=Numbers(),
         settings=LoopSection(rounds=2),
         promise=Promise(harm=harm, confidence=0.9),
         pairs=labels or pairs(10, 0),
         judge="the truth",
         score=lambda prompts, texts: [float(text) for text in texts],
+        seed=0,
     )
+    assert set(made) == {"R_PIT"}
+    return made["R_PIT"]
 
 
 def test_the_margin_is_chosen_on_one_set_and_shown_on_another():

@@ -83,7 +83,9 @@ def play(
     """
     played: dict[str, list[list[Trace]]] = {}
     shared = settings.proposals == 1
-    with progress_bar("calibrating", (1 if shared else len(scorers)) * settings.rounds * sum(map(len, sets))) as advance:
+    with progress_bar(
+        "calibrating", (1 if shared else len(scorers)) * settings.rounds * sum(map(len, sets))
+    ) as advance:
         for name, gap in scorers.items():
             if played and shared:
                 played[name] = [rescored(traces, gap) for traces in next(iter(played.values()))]

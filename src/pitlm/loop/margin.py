@@ -15,7 +15,7 @@ that stops earlier may stop at a worse answer. The promise is about the verdicts
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -27,8 +27,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, Promise
-from pitlm.loop.chains import first_growth, incumbents
-from pitlm.loop.loop import GapScorer
+from pitlm.loop.chains import first_growth, incumbents, play
+from pitlm.loop.loop import GapScorer, Proposer
 
 MARGINS = tuple(step / 16 for step in range(256, -1, -1))
 """The margins that are tested, in log odds, the safest first. They are fixed beforehand, as the guarantee asks."""
@@ -41,6 +41,8 @@ TIE = 1e-6
 
 Floats = NDArray[np.float64]
 Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+Answers = Sequence[tuple[Prompt, str]]
+"""Each x with its y_0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +125,15 @@ class Chains:
         return cls(gaps, np.ones_like(gaps, dtype=bool), np.zeros_like(gaps), quality)
 
     def at(self, margin: float) -> Outcome:
-        """The outcome of the loop with this margin."""
-        rounds = self.gap_NR.shape[1]
-        accepted = (self.changed_NR & (self.gap_NR > margin)).cumprod(1).sum(1)
-        played = np.minimum(accepted + 1, rounds)
-        # With an infinite margin the loop asks for no proposal.
-        spent = np.take_along_axis(self.token_NR.cumsum(1), played[:, None] - 1, 1).mean() if margin < math.inf else 0.0
-        return self._outcome(margin, accepted, float(spent))
-
-    def always(self) -> Outcome:
-        """The outcome of "always accept" itself."""
+        """The outcome of the loop with this margin; with minus infinity, of "always accept" itself."""
         items, rounds = self.gap_NR.shape
-        return self._outcome(-math.inf, np.full(items, rounds), float(self.token_NR.sum(1).mean()))
+        goes_on_NR = (self.changed_NR & (self.gap_NR > margin)) | (margin == -math.inf)
+        accepted_N = goes_on_NR.cumprod(1).sum(1)
+        change_N = np.take_along_axis(self.quality_NQ, accepted_N[:, None], 1)[:, 0] - self.quality_NQ[:, 0]
+        played_N = np.minimum(accepted_N + 1, rounds) if margin < math.inf else accepted_N  # infinity: asks for nothing
+        tokens_NQ = np.pad(self.token_NR.cumsum(1), ((0, 0), (1, 0)))
+        spent_N = np.take_along_axis(tokens_NQ, played_N[:, None], 1)
+        return Outcome(margin, items, int((change_N < -TIE).sum()), float(change_N.mean()), float(spent_N.mean()))
 
     def choose(self, harm: float, confidence: float) -> Outcome:
         """The outcome of the smallest margin that passes every test down to it; of an infinite margin if none does.
@@ -150,10 +149,6 @@ class Chains:
                 break
             chosen = outcome
         return chosen
-
-    def _outcome(self, margin: float, ended_N: NDArray[np.int64], tokens: float) -> Outcome:
-        change = np.take_along_axis(self.quality_NQ, ended_N[:, None], 1)[:, 0] - self.quality_NQ[:, 0]
-        return Outcome(margin, len(change), int((change < -TIE).sum()), float(change.mean()), tokens)
 
 
 @dataclass(frozen=True)
@@ -185,52 +180,50 @@ class Calibrated:
 
     def sentences(self) -> list[str]:
         """The promise and what the labels say, for a person to read."""
-        made, alone = self.calibration, self.labels_alone.margin
+        made, labels, alone = self.calibration, self.labels, self.labels_alone.margin
         needed = items_needed(made.harm, made.confidence)
-        if math.isfinite(made.margin):
-            first = (
-                f"* the margin: at most {made.harm:.1%} of such answers are made worse, with confidence "
-                f"{made.confidence:.0%}."
-            )
-        else:
-            few = f"it takes {needed} answers to promise this"
-            why = few if made.items < needed else "every margin makes too many worse"
-            first = f"No margin keeps the promise ({why}): the loop will change nothing. Ask for a larger --harm."
-        asked = f"the labels by themselves would ask for {alone:.4g}"
+        kept = f"at most {made.harm:.1%} of such answers are made worse, with confidence {made.confidence:.0%}"
+        few = f"it takes {needed} answers to promise this"
+        why = few if made.items < needed else "every margin makes too many worse"
+        broken = f"No margin keeps the promise ({why}): the loop will change nothing. Ask for a larger --harm."
+        wish = f"the labels by themselves would ask for {alone:.4g}"
+        wish = wish if math.isfinite(alone) else "no margin would do by them"
+        pairs = f"On {labels.items} held-out pairs, one response proposed in place of the other"
         return [
-            first,
-            f"On {self.labels.items} held-out pairs, one response proposed in place of the other, the labeller would "
-            f"find {self.labels.harm:.1%} made worse; "
-            f"{asked if math.isfinite(alone) else 'no margin would do by them'}.",
+            f"* the margin: {kept}." if math.isfinite(made.margin) else broken,
+            f"{pairs}, the labeller would find {labels.harm:.1%} made worse; {wish}.",
         ]
 
 
 def calibrate(
-    name: str,
-    gap: GapScorer,
+    scorers: Mapping[str, GapScorer],
+    choosing: Answers,
+    shown: Answers,
     *,
-    choosing: Sequence[Trace],
-    held_out: Sequence[Trace],
+    improver: Proposer,
     settings: LoopSection,
     promise: Promise,
     pairs: Sequence[Preference],
     judge: str,
     score: Score,
-) -> Calibrated:
-    """Choose the margin of one scorer on ``choosing``; ``held_out`` and ``pairs`` only show what the margin does.
+    seed: int,
+) -> dict[str, Calibrated]:
+    """Choose the margin of each scorer on ``choosing``; ``shown`` and ``pairs`` only show what the margin does.
 
     Args:
-        name: name of the scorer.
-        choosing, held_out: traces of "always accept" on two sets of answers (:func:`pitlm.loop.chains.play`).
+        scorers: the scorers by name.
+        choosing, shown: two sets of first answers, for which "always accept" is run.
         judge, score: name of the judge, and its quality of each (x, y).
 
     Raises:
         InputError: no answers.
     """
-    found, there, labels = Chains.of(choosing, score), Chains.of(held_out, score), Chains.of_labels(pairs, gap)
-    chosen = found.choose(promise.harm, promise.confidence)
-    return Calibrated(
-        Calibration(
+    made: dict[str, Calibrated] = {}
+    for name, played in play(scorers, (choosing, shown), improver=improver, settings=settings, seed=seed).items():
+        found, held_out = (Chains.of(traces, score) for traces in played)
+        labels = Chains.of_labels(pairs, scorers[name])
+        chosen = found.choose(promise.harm, promise.confidence)
+        calibration = Calibration(
             scorer=name,
             margin=chosen.margin,
             harm=promise.harm,
@@ -238,17 +231,20 @@ def calibrate(
             items=chosen.items,
             judge=judge,
             settings=settings,
-            gaps=tuple(round(trace.gaps[0], 4) for trace in choosing if math.isfinite(trace.gaps[0])),
-            growth=tuple(round(value, 4) for value in first_growth(choosing)),
-        ),
-        curve=[found.at(margin) for margin in SHOWN],
-        chosen=chosen,
-        always=found.always(),
-        held_out=there.at(chosen.margin),
-        held_out_always=there.always(),
-        labels=labels.at(chosen.margin),
-        labels_alone=labels.choose(promise.harm, promise.confidence),
-    )
+            gaps=tuple(round(trace.gaps[0], 4) for trace in played[0] if math.isfinite(trace.gaps[0])),
+            growth=tuple(round(value, 4) for value in first_growth(played[0])),
+        )
+        made[name] = Calibrated(
+            calibration,
+            curve=[found.at(margin) for margin in SHOWN],
+            chosen=chosen,
+            always=found.at(-math.inf),
+            held_out=held_out.at(chosen.margin),
+            held_out_always=held_out.at(-math.inf),
+            labels=labels.at(chosen.margin),
+            labels_alone=labels.choose(promise.harm, promise.confidence),
+        )
+    return made
 
 
 def items_needed(harm: float, confidence: float) -> int:

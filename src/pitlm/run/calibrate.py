@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -15,9 +15,7 @@ from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
 from pitlm.io.atomic import write_text
 from pitlm.loop.calibration import Promise, save_calibrations
-from pitlm.loop.chains import play
-from pitlm.loop.loop import GapScorer
-from pitlm.loop.margin import Calibrated, calibrate
+from pitlm.loop.margin import Answers, Calibrated, calibrate
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
@@ -40,41 +38,34 @@ def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
     """
     quiet()
     recipe = stored_recipe(run)
-    context = Context(recipe, run)
     rounds = promise.rounds or recipe.loop.rounds
-    settings = recipe.loop.model_copy(
-        update={"margin": None, "tokens": None, "seconds": None, "cost": None, "rounds": rounds}
-    )
-    answers = fresh_answers(context, promise.items, promise.prompts)
+    changes = {"margin": None, "tokens": None, "seconds": None, "cost": None, "rounds": rounds}
+    settings = recipe.loop.model_copy(update=changes)
+    context = Context(recipe, run)
+    choosing, shown = fresh_answers(context, promise.items, promise.prompts)
     bases = context.bases()
     improver = context.open(Improver, recipe.improver_stage, bases)
     gap = context.open(GapModel, "gap", bases)
     both = GuardedGap(gap, context.open(RewardModel, "reward", bases))
     judge = context.judge(bases)
-    scorers: dict[str, GapScorer] = {GapModel.name: gap, GuardedGap.name: both}
-    played = play(scorers, answers, improver=improver, settings=settings, seed=context.seed("calibration"))
-    made = {
-        name: calibrate(
-            name,
-            scorer,
-            choosing=played[name][0],
-            held_out=played[name][1],
-            settings=settings,
-            promise=promise,
-            pairs=context.folds["test"],
-            judge=judge.name,
-            score=judge.score,
-        )
-        for name, scorer in scorers.items()
-    }
+    made = calibrate(
+        {GapModel.name: gap, GuardedGap.name: both},
+        choosing,
+        shown,
+        improver=improver,
+        settings=settings,
+        promise=promise,
+        pairs=context.folds["test"],
+        judge=judge.name,
+        score=judge.score,
+        seed=context.seed("calibration"),
+    )
     draw_margins(made, run / "calibration.svg")
     save_calibrations(context.model("gap"), {name: found.calibration for name, found in made.items()})
     return made
 
 
-def fresh_answers(
-    context: Context, items: int | None, more: Path | None = None
-) -> tuple[Sequence[tuple[Prompt, str]], Sequence[tuple[Prompt, str]]]:
+def fresh_answers(context: Context, items: int | None, more: Path | None = None) -> tuple[Answers, Answers]:
     """Fresh answers of the policy to held-out prompts: those to choose a margin on, and those to show it on.
 
     Args:
@@ -100,7 +91,7 @@ def fresh_answers(
         raise InputError(f"{context.root}: found no held-out prompts, expected some in the folds validation and test")
     policy = context.open(Policy, context.recipe.policy_stage)
 
-    def answered(asked: Mapping[Prompt, str | None], name: str) -> Sequence[tuple[Prompt, str]]:
+    def answered(asked: Mapping[Prompt, str | None], name: str) -> Answers:
         seed = context.seed(f"calibration-{name}")
         unanswered = [prompt for prompt, response in asked.items() if response is None]
         made = iter(policy.answer(unanswered, temperature=evaluation.policy_temperature, seed=seed))
@@ -122,10 +113,10 @@ def draw_margins(made: Mapping[str, Calibrated], path: Path) -> None:
             at = (100 * found.chosen.harm, 100 * found.chosen.gain / scale)
             axes.plot(*at, marker="*", markersize=14, color=line.get_color(), linestyle="none")
         first = next(iter(made.values()))
+        harm, judge = 100 * first.calibration.harm, first.calibration.judge
         axes.plot(100 * first.always.harm, 100, marker="s", color="gray", linestyle="none", label="always accept")
-        promise = 100 * first.calibration.harm
-        axes.axvline(promise, color="gray", linewidth=1, linestyle="dashed", label=f"promise: {promise:g}%")
-        axes.set_xlabel(f"answers made worse (%), judge: {first.calibration.judge}")
+        axes.axvline(harm, color="gray", linewidth=1, linestyle="dashed", label=f"promise: {harm:g}%")
+        axes.set_xlabel(f"answers made worse (%), judge: {judge}")
         axes.set_ylabel('gain (% of that of "always accept")')
         axes.grid(alpha=0.3)
         axes.legend()
