@@ -37,7 +37,7 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.evaluate.summary import SystemFigures, summarise
 from pitlm.io.atomic import write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, chosen_baselines
-from pitlm.loop.baselines.sampling import resample
+from pitlm.loop.baselines.own_baselines import resample
 from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.baselines.self_refine_guide import POCKET, Guide
 from pitlm.loop.chains import held_to

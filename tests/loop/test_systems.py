@@ -7,20 +7,20 @@ import torch
 
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.recipe import LoopSection
-from pitlm.loop.baselines import improvers, sampling
+from pitlm.loop.baselines import own_baselines
 from pitlm.loop.baselines.baseline import PIT, PIT_ONE, SFT
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
 
 PROMPTS = [Prompt.of("one"), Prompt.of("two")]
 ORIGINALS = [Answer("a", 4), Answer("b", 4)]
 BASELINES = [
-    sampling.RESAMPLE,
-    sampling.BEST_OF_N,
-    sampling.BEST_OF_N_GAP,
-    improvers.SFT_ONCE,
-    improvers.SFT_LOOP,
-    improvers.REWARD_DIFFERENCE,
-    improvers.ONE_ROUND,
+    own_baselines.RESAMPLE,
+    own_baselines.BEST_OF_N,
+    own_baselines.BEST_OF_N_GAP,
+    own_baselines.SFT_ONCE,
+    own_baselines.SFT_LOOP,
+    own_baselines.REWARD_DIFFERENCE,
+    own_baselines.ONE_ROUND,
 ]
 
 
@@ -74,12 +74,12 @@ def test_each_system_does_what_its_name_says():
     made = make()
     traces = made.traces(BASELINES)
     assert finals(traces) == {
-        sampling.RESAMPLE.title: ["p1", "p1"],
-        sampling.BEST_OF_N.title: ["p1", "p1"],
-        sampling.BEST_OF_N_GAP.title: ["p1", "p1"],
+        own_baselines.RESAMPLE.title: ["p1", "p1"],
+        own_baselines.BEST_OF_N.title: ["p1", "p1"],
+        own_baselines.BEST_OF_N_GAP.title: ["p1", "p1"],
         SFT: ["a-", "b-"],
-        improvers.SFT_LOOP.title: ["a--", "b--"],
-        improvers.REWARD_DIFFERENCE.title: ["a", "b"],  # R_P sees no gain in the improver's marks
+        own_baselines.SFT_LOOP.title: ["a--", "b--"],
+        own_baselines.REWARD_DIFFERENCE.title: ["a", "b"],  # R_P sees no gain in the improver's marks
         PIT_ONE: ["a+", "b+"],
         PIT: ["a++", "b++"],
     }
@@ -91,8 +91,16 @@ def test_best_of_n_has_as_many_samples_as_cost_what_pit_costs():
     # Three rounds of 5 tokens, the last rejected, against 4 tokens for an answer.
     assert made.samples == (pytest.approx(15 / 4), 4)
     spent = {name: {answer_of(trace).generated_tokens for trace in own} for name, own in made.traces(BASELINES).items()}
-    assert (spent[PIT], spent[sampling.BEST_OF_N.title], spent[sampling.BEST_OF_N_GAP.title]) == ({15}, {16}, {16})
-    assert (spent[sampling.RESAMPLE.title], spent[PIT_ONE], spent[improvers.REWARD_DIFFERENCE.title]) == ({4}, {5}, {5})
+    assert (spent[PIT], spent[own_baselines.BEST_OF_N.title], spent[own_baselines.BEST_OF_N_GAP.title]) == (
+        {15},
+        {16},
+        {16},
+    )
+    assert (spent[own_baselines.RESAMPLE.title], spent[PIT_ONE], spent[own_baselines.REWARD_DIFFERENCE.title]) == (
+        {4},
+        {5},
+        {5},
+    )
     assert [calls for calls, *_ in made.models.policy.calls] == [2] * 4  # drawn once for all three
 
 
@@ -104,11 +112,11 @@ def test_a_budget_holds_every_system(tokens):
     rounds = {3: 0, 8: 1, 11: 2, 40: 2}[tokens]
     assert [trace.final for trace in traces[PIT]] == ["a" + "+" * rounds, "b" + "+" * rounds]
     # Best-of-N spends the whole budget, whatever PIT spends.
-    assert len(traces[sampling.BEST_OF_N.title][0].rounds) == tokens // 4
+    assert len(traces[own_baselines.BEST_OF_N.title][0].rounds) == tokens // 4
 
 
 def test_the_policy_before_rlhf_is_a_system_where_there_was_rlhf():
     before = Policy("q")
-    traces = make(before=before).traces([sampling.BEFORE_RLHF, *BASELINES])
-    assert finals(traces)[sampling.BEFORE_RLHF.title] == ["q1", "q1"]
+    traces = make(before=before).traces([own_baselines.BEFORE_RLHF, *BASELINES])
+    assert finals(traces)[own_baselines.BEFORE_RLHF.title] == ["q1", "q1"]
     assert before.calls == [(2, 0.9, before.calls[0][2])]

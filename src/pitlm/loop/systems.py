@@ -71,7 +71,15 @@ class Systems:
     @cached_property
     def chains(self) -> dict[str, list[Trace]]:
         """The SFT-only improver and M_PIT, each applied again and again without a stop rule."""
-        return {SFT: self._chain(SFT, self.models.corrector), PIT: self._chain(PIT, self.models.improver)}
+        settings = self.loop.model_copy(update={"rounds": CHAIN_ROUNDS, "proposals": 1})
+        answers, seed = list(zip(self.prompts, self.y0, strict=True)), self.seed("rounds-0")
+        made = {}
+        for title, improver in ((SFT, self.models.corrector), (PIT, self.models.improver)):
+            with progress_bar(f"{title}, {CHAIN_ROUNDS} rounds", CHAIN_ROUNDS * len(answers)) as advance:
+                made[title] = always_accept(
+                    answers, improver=improver, gap=Unmeasured(), settings=settings, seed=seed, advance=advance
+                )
+        return made
 
     @cached_property
     def samples(self) -> tuple[float, int]:
@@ -83,12 +91,9 @@ class Systems:
     @cached_property
     def further(self) -> list[list[Answer]]:
         """Further answers of the policy to each prompt: :attr:`samples`, or under a budget what spends the budget."""
-        title, policy, expected = "further answers", self.models.policy, self.samples[1]
-        if self.tokens is None:
-            return self.draw(title, policy, expected)
-        expected = math.ceil(self.tokens / self._answer_tokens)
+        expected = self.samples[1] if self.tokens is None else math.ceil(self.tokens / self._answer_tokens)
         # An answer has at least one token, so nobody draws more samples than there are tokens.
-        return self.draw(title, policy, self.tokens, expected)
+        return self.draw("further answers", self.models.policy, self.tokens or expected, expected)
 
     def traces(self, baselines: Sequence[Baseline]) -> dict[str, list[Trace]]:
         """The traces of each baseline and of PIT, by title; none is above the budget, if there is a budget."""
@@ -132,14 +137,6 @@ class Systems:
     def _answer_tokens(self) -> float:
         """Mean tokens of one answer."""
         return sum(answer.generated_tokens for answer in self.originals) / max(1, len(self.originals)) or 1.0
-
-    def _chain(self, title: str, improver: Proposer) -> list[Trace]:
-        settings = self.loop.model_copy(update={"rounds": CHAIN_ROUNDS, "proposals": 1})
-        with progress_bar(f"{title}, {CHAIN_ROUNDS} rounds", CHAIN_ROUNDS * len(self.prompts)) as advance:
-            answers, seed = list(zip(self.prompts, self.y0, strict=True)), self.seed("rounds-0")
-            return always_accept(
-                answers, improver=improver, gap=Unmeasured(), settings=settings, seed=seed, advance=advance
-            )
 
 
 def comparisons(baselines: Sequence[Baseline]) -> list[tuple[str, str]]:

@@ -271,7 +271,7 @@ def test_the_pockets_rubric_is_the_hidden_criteria():
     ("change", "message"),
     [
         ("feedback: criticise it", "prompts.yaml: key 'feedback': found 'criticise it': expected {rubric} in it"),
-        ("done: '('", "prompts.yaml: key 'done': found '(': expected a regular expression"),
+        ("done: '('", "prompts.yaml: key 'done': found '(': Input should be a valid regular expression"),
         ("score: total", "prompts.yaml: key 'score': found 'total': expected one group"),
         (
             "examples: [{prompt: x, response: y, feedback: z, refined: w}]\napart: true",

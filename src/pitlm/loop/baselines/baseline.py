@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 GROUP = "pitlm.baselines"
 BASELINES = {
-    "resample": "pitlm.loop.baselines.sampling:RESAMPLE",
-    "before-rlhf": "pitlm.loop.baselines.sampling:BEFORE_RLHF",
-    "best-of-n": "pitlm.loop.baselines.sampling:BEST_OF_N",
-    "best-of-n-gap": "pitlm.loop.baselines.sampling:BEST_OF_N_GAP",
-    "sft": "pitlm.loop.baselines.improvers:SFT_ONCE",
-    "sft-loop": "pitlm.loop.baselines.improvers:SFT_LOOP",
-    "reward-difference": "pitlm.loop.baselines.improvers:REWARD_DIFFERENCE",
-    "one-round": "pitlm.loop.baselines.improvers:ONE_ROUND",
+    "resample": "pitlm.loop.baselines.own_baselines:RESAMPLE",
+    "before-rlhf": "pitlm.loop.baselines.own_baselines:BEFORE_RLHF",
+    "best-of-n": "pitlm.loop.baselines.own_baselines:BEST_OF_N",
+    "best-of-n-gap": "pitlm.loop.baselines.own_baselines:BEST_OF_N_GAP",
+    "sft": "pitlm.loop.baselines.own_baselines:SFT_ONCE",
+    "sft-loop": "pitlm.loop.baselines.own_baselines:SFT_LOOP",
+    "reward-difference": "pitlm.loop.baselines.own_baselines:REWARD_DIFFERENCE",
+    "one-round": "pitlm.loop.baselines.own_baselines:ONE_ROUND",
 }
 """The baselines of pitlm, in the order of the tables: the name in a recipe, and where the :class:`Baseline` is."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from pitlm.core.errors import InputError
@@ -97,14 +98,14 @@ class _Draft:
         top = self.scores[0] if self.scores else 0.0
         for number, version in enumerate(self.versions[1:]):
             # With `best`, a rewrite is known to be better only after its own feedback has been paid for.
-            judged = [0, 1] if best and number == 0 else [number + best]
-            replies = [*self.rewrites[number], *(r for i in judged for own in self.feedback[i : i + 1] for r in own)]
+            first = number + best if number else 0
+            replies = [*self.rewrites[number], *chain.from_iterable(self.feedback[first : number + best + 1])]
             score = self.scores[number + 1] if number + 1 < len(self.scores) else -math.inf
             gap = score - top if math.isfinite(score) and math.isfinite(top) else 0.0
             rounds.append(Round(version, gap, not best or score > top, (), *_cost(replies)))
             top = max(top, score) if best else score
         reason = StopReason.CONVERGED if self.satisfied else StopReason.ROUNDS
-        everything = [reply for own in (*self.feedback, *self.rewrites) for reply in own]
+        everything = [*chain.from_iterable(self.feedback), *chain.from_iterable(self.rewrites)]
         return Trace(self.prompt, self.versions[0], tuple(rounds), reason, *_cost(everything))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
@@ -36,8 +36,8 @@ class Guide(Section):
     rubric: dict[str, str] = Field(description="the criteria: a name for each, and the text that the model sees")
     feedback: str = Field(description="request for feedback on the answer before it; {rubric} is filled in")
     refine: str = Field(description="request for a better answer after the feedback; {rubric} is filled in")
-    done: str = Field(description="regular expression that is found in feedback that asks for nothing more")
-    score: str | None = Field(None, description="regular expression whose group is the score in the feedback")
+    done: re.Pattern[str] = Field(description="regular expression that is found in feedback that asks for nothing more")
+    score: re.Pattern[str] | None = Field(None, description="regular expression whose group is the score")
     apart: bool = Field(False, description="ask about each criterion separately, not about all of them at once")
     history: bool = Field(True, description="show earlier answers and their feedback when asking for a better answer")
     examples: list[WorkedRound] = Field([], description="few-shot examples")
@@ -49,14 +49,10 @@ class Guide(Section):
             raise ValueError(f"expected {RUBRIC} in it: the model would never see the rubric")
         return value
 
-    @field_validator("done", "score")
+    @field_validator("score")
     @classmethod
-    def _compiles(cls, value: str | None, info: ValidationInfo) -> str | None:
-        try:
-            groups = re.compile(value or "").groups
-        except re.error as error:
-            raise ValueError(f"expected a regular expression: {error}") from error
-        if value is not None and info.field_name == "score" and groups != 1:
+    def _has_one_group(cls, value: re.Pattern[str] | None) -> re.Pattern[str] | None:
+        if value is not None and value.groups != 1:
             raise ValueError("expected one group, around the number")
         return value
 
@@ -81,9 +77,8 @@ class Guide(Section):
         Raises:
             InputError: a criterion that the rubric does not have.
         """
-        for name in names:
-            if name not in self.rubric:
-                raise InputError(f"rubric: found '{name}', expected one of {', '.join(self.rubric)}")
+        if unknown := [name for name in names if name not in self.rubric]:
+            raise InputError(f"rubric: found '{unknown[0]}', expected one of {', '.join(self.rubric)}")
         return self.model_copy(update={"rubric": {name: text for name, text in self.rubric.items() if name in names}})
 
     @property
@@ -110,13 +105,13 @@ class Guide(Section):
 
     def satisfied(self, feedback: str) -> bool:
         """Whether the feedback asks for nothing more."""
-        return re.search(self.done, feedback) is not None
+        return self.done.search(feedback) is not None
 
     def score_of(self, feedback: str) -> float | None:
         """The score in the feedback. Without ``score``: 1 if the feedback asks for nothing more, else 0."""
         if self.score is None:
             return float(self.satisfied(feedback))
-        found = re.search(self.score, feedback)
+        found = self.score.search(feedback)
         try:
             return float(found[1]) if found else None
         except ValueError:

@@ -1,4 +1,8 @@
-"""Baselines that answer again: resample, the policy before RLHF, and the best of N by R_P or by R_PIT."""
+"""The baselines of pitlm.
+
+Some answer again: resample, the policy before RLHF, and the best of N by R_P or by R_PIT. The others rewrite: the
+SFT-only improver, and PIT with another scorer or without its stop rule.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pitlm.core.nouns import Answer, Improvement, Prompt, Round, Trace
-from pitlm.loop.baselines.baseline import Baseline, Work
-from pitlm.loop.chains import without_stop_rule
+from pitlm.loop.baselines.baseline import PIT, PIT_ONE, SFT, Baseline, Work
+from pitlm.loop.chains import first_rounds, without_stop_rule
 from pitlm.loop.loop import GapScorer
 
 if TYPE_CHECKING:  # the planner reads these declarations without torch
@@ -81,4 +85,22 @@ BEST_OF_N_GAP = Baseline(
     lambda systems: pick(systems.prompts, systems.y0, systems.further, gap=systems.models.gap),
     work=lambda rounds, samples: Work(gaps=samples),
     draws=True,
+)
+SFT_ONCE = Baseline(
+    SFT,
+    lambda systems: [first_rounds(trace, 1) for trace in systems.chains[SFT]],
+)
+SFT_LOOP = Baseline(
+    f"{SFT} + loop",
+    lambda systems: systems.improved(f"{SFT} + loop", systems.models.corrector, systems.models.gap),
+    work=lambda rounds, samples: Work(proposals=rounds, gaps=rounds),
+)
+REWARD_DIFFERENCE = Baseline(
+    "PIT with R_P difference",
+    lambda systems: systems.improved("PIT with R_P difference", systems.models.improver, systems.reward_difference),
+    work=lambda rounds, samples: Work(proposals=rounds, rewards=2 * rounds),
+)
+ONE_ROUND = Baseline(
+    PIT_ONE,
+    lambda systems: [first_rounds(trace, 1) for trace in systems.chains[PIT]],
 )

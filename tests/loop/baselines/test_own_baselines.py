@@ -6,7 +6,7 @@ import torch
 
 from pitlm.core.nouns import Answer, Prompt, StopReason
 from pitlm.core.recipe import LoopSection
-from pitlm.loop.baselines.sampling import pick, resample
+from pitlm.loop.baselines.own_baselines import pick, resample
 from pitlm.loop.systems import Systems, TrainedModels
 
 PROMPTS = [Prompt.of("one"), Prompt.of("two"), Prompt.of("three")]
