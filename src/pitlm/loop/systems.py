@@ -91,7 +91,9 @@ class Systems:
     @cached_property
     def further(self) -> list[list[Answer]]:
         """Further answers of the policy to each prompt: :attr:`samples`, or under a budget what spends the budget."""
-        expected = self.samples[1] if self.tokens is None else math.ceil(self.tokens / self._answer_tokens)
+        expected = self.samples[1]
+        if self.tokens is not None:
+            expected = math.ceil(self.tokens / self._answer_tokens)
         # An answer has at least one token, so nobody draws more samples than there are tokens.
         return self.draw("further answers", self.models.policy, self.tokens or expected, expected)
 
