@@ -200,15 +200,15 @@ def improve_many(
     loops = [Loop(x, y, section, margin=margin) for x, y in zip(prompts, responses, strict=True)]
     running = loops
     while running:
-        played = play_round(running, improver, gap, seed=seed)
-        if advance is not None and len(played) < len(running):
-            advance(len(running) - len(played))
-        running, seed = played, seed + 1
+        left = play_round(running, improver, gap, seed=seed)
+        if advance is not None and len(left) < len(running):
+            advance(len(running) - len(left))
+        running, seed = left, seed + 1
     return [loop.trace() for loop in loops]
 
 
 def play_round(loops: Sequence[Loop], improver: Proposer | Refiner, gap: GapScorer, *, seed: int) -> list[Loop]:
-    """Play one round of loops with equal settings; returns the loops that had a round to play."""
+    """Play one round of loops with equal settings; returns the loops that have not ended."""
     asking = [(loop, wanted) for loop in loops if (wanted := loop.next()) is not None]
     if not asking:
         return []
@@ -225,4 +225,4 @@ def play_round(loops: Sequence[Loop], improver: Proposer | Refiner, gap: GapScor
     for number, (loop, wanted) in enumerate(asking):
         own = slice(number * wanted.proposals, (number + 1) * wanted.proposals)
         loop.take(proposals[own], gaps[own])
-    return [loop for loop, _ in asking]
+    return [loop for loop, _ in asking if loop.reason is None]
