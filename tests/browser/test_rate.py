@@ -161,6 +161,21 @@ def test_skipping_stores_nothing_and_the_pair_can_be_had_again(votes, app_url, n
     assert rater.ready().texts() == skipped
 
 
+def test_the_page_takes_no_choice_while_the_next_pair_is_on_its_way(votes, app_url, new_page):
+    rater = Rater(new_page(app_url)).open()
+    asked = []
+    rater.page.route("**/api/ballots/**", lambda route: asked.append(route), times=1)  # hold the next pair back
+    rater.page.keyboard.press("s")
+    rater.page.locator('[data-choice="left"][aria-disabled="true"]').wait_for()
+    rater.page.wait_for_timeout(400)  # longer than the pause of a new pair
+    assert rater.page.locator('[data-choice="left"]').get_attribute("aria-disabled") == "true"
+    (held,) = asked
+    held.continue_()
+    rater.ready().press("2")
+    rater.count("1 of 4")
+    assert len(votes.rows()) == 1
+
+
 def test_presses_that_nobody_can_have_meant_are_no_votes(votes, app_url, new_page):
     rater = Rater(new_page(app_url)).open()
     page = rater.page
