@@ -262,7 +262,8 @@ def test_the_token_in_the_address_opens_the_page_and_leaves_the_address(votes, s
     url = serve(rating_app(COMPARISONS, votes, token="the-right-token"))
     stranger = new_page(url)
     for path in ("/", "/?token=the-wrong-token"):
-        assert stranger.goto(path).status == 403
+        with stranger.expect_console_message():  # the console can be later than the page
+            assert stranger.goto(path).status == 403
         assert "Open the whole address" in stranger.content()
     assert watched.seen.count(
         "console: Failed to load resource: the server responded with a status of 403 (Forbidden)"
