@@ -4,8 +4,6 @@ No item waits for a round of others. What an item needs next is asked for as soo
 finished proposal leaves free goes to the next request, of this item or another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any

@@ -16,8 +16,6 @@ round would be a pass over the whole data set, and the gap model a second pool o
 hand: this way is untested.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

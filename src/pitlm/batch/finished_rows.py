@@ -5,8 +5,6 @@ it whole or not at all, whenever the process is killed. At the end the rows go t
 the rows that failed to ``OUT.failed.jsonl``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Checks of a finished job: did the loop change anything, or only lengthen answers, or meet unusual answers? Ours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

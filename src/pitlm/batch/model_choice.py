@@ -1,7 +1,5 @@
 """Which models `pit improve` uses and what runs them: the section that its options come from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

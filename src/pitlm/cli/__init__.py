@@ -1,7 +1,5 @@
 """The command line: each verb is a module, whose docstring ends with the examples that ``--help`` shows."""
 
-from __future__ import annotations
-
 
 def examples(docstring: str | None) -> str:
     """Return what the docstring of a verb's module says after its first line."""

@@ -1,7 +1,5 @@
 """`pit data`: look at preference pairs, and cut them into the folds of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

@@ -12,8 +12,6 @@ Without --hardware the machine at hand is measured for some seconds. The cards' 
 sheets' peaks. More than one device assumes that memory and work divide evenly.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any

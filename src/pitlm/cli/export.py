@@ -13,8 +13,6 @@ exported improver, or another OpenAI-compatible server, improves the last answer
 improver was trained with is in its chat template. docs/export.md says more.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -25,8 +25,6 @@ folder of part files with --part-rows rows each; joined, they are the file that 
 is killed is replaced, and no row is lost or done twice. docs/engines.md says more.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

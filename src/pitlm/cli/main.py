@@ -1,7 +1,5 @@
 """`pit`: the root command. A verb's module is imported when the verb is named, so `pit --help` answers at once."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

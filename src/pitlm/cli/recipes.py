@@ -7,8 +7,6 @@ Examples:
   pit recipes show quickstart > mine.yaml
 """
 
-from __future__ import annotations
-
 import click
 
 from pitlm.cli import examples

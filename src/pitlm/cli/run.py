@@ -12,8 +12,6 @@ Examples:
 Give the same command again to go on where an interrupted run stopped; finished stages are skipped.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

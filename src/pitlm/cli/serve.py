@@ -1,7 +1,5 @@
 """`pit serve`: a proxy in front of an OpenAI-compatible API that improves its answers."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

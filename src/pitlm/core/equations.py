@@ -4,8 +4,6 @@ Shapes: B triples in a batch.
 r_ij is r^{i,j} = r_gap(x, y_i, y_j): how much better y_i is than y_j.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid

@@ -1,7 +1,5 @@
 """The options of a judge, in a recipe and on the command line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Finds packaged recipes and packaged configurations of accelerate's launcher by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pitlm.core.errors import InputError

@@ -1,7 +1,5 @@
 """Reads a recipe: YAML in, validated settings out, and a clear message for every mistake."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A section: settings that are validated together, from a recipe, the command line or a caller."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

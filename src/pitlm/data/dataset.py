@@ -17,8 +17,6 @@ transcripts are known to agree; where one side goes on past the other, they do n
 of them goes on to a turn of the human's.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The five disjoint folds of a run, cut by prompt, and the folder that holds them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from bisect import bisect_left

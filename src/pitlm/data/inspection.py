@@ -3,8 +3,6 @@
 Lengths are in words: runs of characters without white space.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any

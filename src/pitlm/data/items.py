@@ -3,8 +3,6 @@
 Two files of answers, such as AlpacaEval's ``model_outputs.json``, become comparisons.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Files are JSON lines, JSON, CSV and parquet, gzipped or not.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 import gzip

@@ -1,7 +1,5 @@
 """The fields of one row of data: their names, how text and messages are read, and the error that names a field."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from pitlm.core.nouns import ROLES, Message, Prompt

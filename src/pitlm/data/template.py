@@ -5,8 +5,6 @@ Everything goes through the tokenizer's chat template. A tokenizer without a cha
 which is saved with the checkpoint.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A model behind an OpenAI-compatible server as an engine."""
 
-from __future__ import annotations
-
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 

@@ -1,7 +1,5 @@
 """Requests to a paid model and its replies in one SQLite file, so that no reply is paid for twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sqlite3

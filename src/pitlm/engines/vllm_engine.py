@@ -1,7 +1,5 @@
 """A model in vLLM as an engine, by vLLM's own continuous batching. Needs the extra ``vllm``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self
 

@@ -3,8 +3,6 @@
 A human rater is a judge here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

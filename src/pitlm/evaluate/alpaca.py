@@ -3,8 +3,6 @@
 Pure functions over verdict rows.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How far R_PIT can be trusted: the figures that a stage of gap training reports. Ours, after Eq. 1."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

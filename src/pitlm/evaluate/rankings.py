@@ -1,7 +1,5 @@
 """Systems on one scale from comparisons of any pairs of them: Bradley-Terry and Elo, with intervals. Pure functions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack

@@ -3,8 +3,6 @@
 All tests are paired by item: the rows of one item are one observation, their mean of +1 (win), 0 and -1 (loss).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -8,8 +8,6 @@ Rates are fractions of the *judged* rows: wins, ties, losses and inconsistent ve
 is no evidence at all: it leaves numerator and denominator, and is counted apart.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

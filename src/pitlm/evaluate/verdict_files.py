@@ -1,7 +1,5 @@
 """Files of verdicts: the rows that `pit judge` writes, and AlpacaEval's annotations."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Files that are either the old one or the whole new one, never half of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

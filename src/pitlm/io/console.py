@@ -1,7 +1,5 @@
 """How a run speaks to the person in front of it: one console, one kind of progress bar."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

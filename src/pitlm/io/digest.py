@@ -1,7 +1,5 @@
 """What a run's inputs are, in a few digits."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parts that have a name: judges, statistics, baselines, engines and readers, from pitlm and from other packages."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points

@@ -1,7 +1,5 @@
 """Makes the judge that a user asks for, and lets a judge compare answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from pitlm.core.errors import BudgetSpent, InputError

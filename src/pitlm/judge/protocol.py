@@ -1,7 +1,5 @@
 """The protocol of all judges, and the base class of judges that see each pair in both orders."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol

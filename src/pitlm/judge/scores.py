@@ -1,7 +1,5 @@
 """Judges that compare scores: the pocket world's truth, reward models, and the gap model in both orders."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A vote is never changed: a revised vote is a further row, and the last row of a 
 that was taken back is a row without a verdict.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sqlite3

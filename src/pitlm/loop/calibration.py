@@ -1,7 +1,5 @@
 """The margins that `pit calibrate` chose for a gap model, in a file beside its weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import field

@@ -1,7 +1,5 @@
 """Traces of systems that have no stop rule: made round by round, cut after so many rounds, or held to a budget."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -8,8 +8,6 @@ with the first round that changes nothing, and the incumbent is the result.
 gets proposals and gaps from anywhere, and hands them to :meth:`Loop.take`. :func:`improve_many` is the simplest driver.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence

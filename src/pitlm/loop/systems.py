@@ -1,7 +1,5 @@
 """The systems of a comparison: PIT and its baselines, on the same prompts and the same first answers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

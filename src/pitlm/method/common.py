@@ -1,7 +1,5 @@
 """What all training stages share: arguments, the order of rows, callbacks, resuming, saving."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

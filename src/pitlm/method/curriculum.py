@@ -4,8 +4,6 @@ A stage of the curriculum samples its references once, from a frozen source. The
 improver's answer and the reference. The KL anchor is the SFT improver in every stage.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 This module reads and checks a configuration, calls the launcher, and says in one line why a process died.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -5,8 +5,6 @@ model (Eq. 4, Eq. 5). This module adds two things. The reference model is the SF
 checked before the first step. The reward reads exactly the tokens that were sampled.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

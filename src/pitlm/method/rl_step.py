@@ -8,8 +8,6 @@ pass the head, and the first reading serves as the second. This is the only modu
 Shapes: B rows (prompt + completion) of P + C tokens, G rows to a prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """A run as its training stages see it: recipe, folds of pairs, models by stage, and the workbench of one training."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

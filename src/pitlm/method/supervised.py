@@ -3,8 +3,6 @@
 TRL's SFTTrainer and RewardTrainer train them. Rows come tokenized, so that all stages read the same tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a training is watched: metrics in a file, a progress bar, and an independent quality of the model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Checkpoints for other engines: everything in Hugging Face's format that they need to run a model as pitlm does."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

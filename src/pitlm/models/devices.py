@@ -1,7 +1,5 @@
 """The accelerators that torch sees."""
 
-from __future__ import annotations
-
 import gc
 
 import torch

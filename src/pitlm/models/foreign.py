@@ -1,7 +1,5 @@
 """Reward models that others have trained: any sequence-classification checkpoint with one logit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self

@@ -1,7 +1,5 @@
 """Policy and improver: models that write."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self

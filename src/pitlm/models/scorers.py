@@ -1,7 +1,5 @@
 """R_P and R_PIT: models that score, and the gaps that are made of their scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self

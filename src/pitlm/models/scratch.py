@@ -1,7 +1,5 @@
 """Small models with random weights and their tokenizers, where there are no weights to start from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

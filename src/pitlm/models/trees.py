@@ -9,8 +9,6 @@ Shapes: R rows, T tokens of a forest; H heads, E = H times their width; blocks a
 C tokens of the longest completion, N of all, U tokens from which something is predicted, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cache

@@ -3,8 +3,6 @@
 No network is used, and torch is imported only where it is installed and the machine at hand is described.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -4,8 +4,6 @@ The stages are those of :mod:`pitlm.run.stages`, and the systems of the evaluati
 The gap model reads x once and each reference once (Eq. 2): x + 3 w + 3 l tokens. RL reads a prompt once per group.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A shape of the same width, with few layers and a small vocabulary, stands in for a large one: rates are per FLOP.
 """
 
-from __future__ import annotations
-
 import platform
 import statistics
 import tempfile

@@ -6,8 +6,6 @@ a content security policy allows only the report's own script, so that not even 
 or call home.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

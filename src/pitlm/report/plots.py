@@ -5,8 +5,6 @@ are CSS variables of the page (``--fg``, ``--grid``, ``--s0`` ...), so that one 
 and the dark scheme; series also differ in line style and marker, for readers who see few colours.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence

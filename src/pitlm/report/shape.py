@@ -5,8 +5,6 @@ in [-1, 1]; lengths are tokens; gaps are calibrated (0 = as good as the original
 NaN and None both mean "not measured" and are shown as a dash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

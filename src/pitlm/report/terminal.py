@@ -1,7 +1,5 @@
 """Results on the terminal: the tables of a summary, as `pit evaluate` prints them, and what `pit run` found."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """`pit calibrate`: the margin of a finished run, chosen on fresh answers; its file and its picture."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One run: where its trainings take place, and the truth that it is judged by where there is one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

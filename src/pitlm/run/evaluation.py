@@ -1,7 +1,5 @@
 """The evaluation of a run: each system answers the held-out prompts, and each judge compares it with the original."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A run folder: one folder for each stage, with a fingerprint; done stages are skipped, interrupted ones resumed."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

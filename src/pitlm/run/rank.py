@@ -3,8 +3,6 @@
 accelerate's launcher starts it. Nothing heavy is imported before messages go to their file.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

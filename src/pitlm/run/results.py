@@ -3,8 +3,6 @@
 Nothing that trains is imported, which takes seconds.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

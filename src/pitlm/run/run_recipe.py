@@ -1,7 +1,5 @@
 """One run from beginning to end, and what it prints."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from functools import partial

@@ -1,7 +1,5 @@
 """The work of each stage of a run: the first prepares the data, the others hand folders and settings to the method."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import asdict

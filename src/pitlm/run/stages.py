@@ -4,8 +4,6 @@ Each stage says what it reads, what it depends on, and what it trains. Nothing h
 this list, and :mod:`pitlm.run.stage_work` does the work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal

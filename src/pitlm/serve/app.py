@@ -1,7 +1,5 @@
 """`pit serve`: the application with its models and routes, and how it runs."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import signal

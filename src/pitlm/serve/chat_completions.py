@@ -1,7 +1,5 @@
 """Chat completions: what a client asked for, and the upstream's answer, whose text may be replaced."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """The socket that a server listens on, the address that people open, and the HTTP server behind them."""
 
-from __future__ import annotations
-
 import ipaddress
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """One answer through the loop while its client waits: nothing blocks, and when a model fails, y_0 stands."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """What Prometheus reads at ``/metrics``."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest

@@ -1,7 +1,5 @@
 """The models over HTTP: scores and improvements, and R_PIT as the remote reward of OpenRLHF."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

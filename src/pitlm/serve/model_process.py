@@ -1,7 +1,5 @@
 """The process that holds improver and gap model, and works on whatever the server has given it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

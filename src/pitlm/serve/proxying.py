@@ -4,8 +4,6 @@ Answers of chat completions are improved, the rest is passed through. The endpoi
 layer of a framework stands between the upstream's bytes and the client's.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

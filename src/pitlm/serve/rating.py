@@ -1,7 +1,5 @@
 """The page on which people compare answers, and its small JSON interface. Neither knows the names of the systems."""
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Improver and gap model that other servers have, so that the proxy itself needs no torch."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -1,7 +1,5 @@
 """Responses that are no model's text: errors in the shape that OpenAI's clients expect, and pages for browsers."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from typing import Any

@@ -1,7 +1,5 @@
 """What `pit serve` serves, and within which limits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -4,8 +4,6 @@ A process, not a thread: torch would hold up the event loop, and a model that ru
 must not take the proxy along.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import multiprocessing

@@ -4,8 +4,6 @@ A model has to learn these tasks before it can follow a rubric (Self-Refine). Ea
 name, a true finding and a true mending, by the world's own marks. A file of prompts turns these facts into words.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ model's own scores, which the paper uses where quality goes up and down. Ours: a
 criterion at a time, for models that are too small for the whole rubric.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
