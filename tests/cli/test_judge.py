@@ -20,7 +20,7 @@ from scripted_endpoint import Fail, Say, ScriptedEndpoint, Stall
 
 from pitlm.cli.judge import judge_options
 from pitlm.cli.main import ENVIRONMENT, main
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.verdicts import VerdictRow
 
 PROMPTS = [f"question {index}" for index in range(12)]

@@ -11,7 +11,7 @@ from scripted_endpoint import Fail, Say, ScriptedEndpoint
 
 import pitlm.judge.llm
 from pitlm.core.errors import BudgetSpent, InputError
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Message, Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint, Price

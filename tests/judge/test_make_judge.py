@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.judge.make_judge import check_section, make_judge
 
 

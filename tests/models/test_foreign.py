@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from pitlm.core.errors import InputError
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Message, Prompt
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.scores import checkpoint_judge

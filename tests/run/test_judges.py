@@ -10,7 +10,7 @@ from scripted_endpoint import ScriptedEndpoint
 from tiny_run import RECIPE
 
 from pitlm.core.errors import InputError
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import Comparison

@@ -30,7 +30,7 @@ from pitlm.core.section import Fraction, PositiveInt, Section
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pitlm.core.judge_section import JudgeSection
+    from pitlm.core.evaluation_section import JudgeSection
     from pitlm.evaluate.summary import AnswerFigures
     from pitlm.evaluate.verdict_files import Annotation
 

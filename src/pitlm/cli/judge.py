@@ -35,7 +35,7 @@ import click
 
 from pitlm.cli import examples
 from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.io.named_parts import part_names
 from pitlm.judge.protocol import GROUP
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import EvaluationSection
 from pitlm.core.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 ReferenceSource = Literal["data", "policy", "improver"]
@@ -15,21 +15,29 @@ Quantization = Literal["nf4"]
 
 
 class DataSection(Section):
-    """Where pairs come from and how they are cut into folds."""
+    """Where pairs come from and how they are cut into folds.
 
-    source: str | None = Field(None, description="path, folder or hub name of preference pairs; or 'pocket'")
-    pairs: PositiveInt | None = Field(None, description="most pairs to use; the pocket world makes this many")
-    test: Fraction = Field(0.1, description="share of prompts kept for evaluation")
-    validation: Fraction = Field(0.05, description="share of prompts kept for validation")
-    skip_invalid: bool = Field(False, description="set invalid rows aside instead of stopping")
-    max_prompt_tokens: PositiveInt = Field(512, description="longest x, in tokens")
-    max_response_tokens: PositiveInt = Field(256, description="longest y, in tokens, end token included")
-    max_new_tokens: PositiveInt | None = Field(
-        None, description="longest answer that is sampled, in training and after; default: max_response_tokens"
-    )
-    over_long: Literal["drop", "trim"] = Field(
-        "drop", description="drop over-long pairs, or trim x from its oldest turn"
-    )
+    Attributes:
+        source: path, folder or hub name of preference pairs; or 'pocket'.
+        pairs: most pairs to use; the pocket world makes this many.
+        test: share of prompts kept for evaluation.
+        validation: share of prompts kept for validation.
+        skip_invalid: set invalid rows aside instead of stopping.
+        max_prompt_tokens: longest x, in tokens.
+        max_response_tokens: longest y, in tokens, end token included.
+        max_new_tokens: longest answer that is sampled, in training and after; default: max_response_tokens.
+        over_long: drop over-long pairs, or trim x from its oldest turn.
+    """
+
+    source: str | None = None
+    pairs: PositiveInt | None = None
+    test: Fraction = 0.1
+    validation: Fraction = 0.05
+    skip_invalid: bool = False
+    max_prompt_tokens: PositiveInt = 512
+    max_response_tokens: PositiveInt = 256
+    max_new_tokens: PositiveInt | None = None
+    over_long: Literal["drop", "trim"] = "drop"
 
     @model_validator(mode="after")
     def _something_left(self) -> DataSection:
@@ -62,16 +70,18 @@ class InitSection(Section):
 
 
 class ModelSection(Section):
-    """The causal language model that policy and improver start from."""
+    """The causal language model that policy and improver start from.
 
-    base: str | None = Field(None, description="local path or hub name; leave out to start from scratch with `init`")
-    reward_base: str | None = Field(
-        None, description="base of R_P and R_PIT; default: the policy for R_P, the SFT improver for R_PIT"
-    )
+    Attributes:
+        base: local path or hub name; leave out to start from scratch with `init`.
+        reward_base: base of R_P and R_PIT; default: the policy for R_P, the SFT improver for R_PIT.
+        improver_start: what improver SFT starts from; 'policy' where the base knows nothing yet.
+    """
+
+    base: str | None = None
+    reward_base: str | None = None
     init: InitSection | None = None
-    improver_start: Literal["base", "policy"] = Field(
-        "base", description="what improver SFT starts from; 'policy' where the base knows nothing yet"
-    )
+    improver_start: Literal["base", "policy"] = "base"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -82,41 +92,46 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters in place of full fine-tuning."""
+    """Low-rank adapters in place of full fine-tuning. `quantize` holds the weights under them in 4 bits (QLoRA)."""
 
     r: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
-    quantize: Quantization | None = Field(
-        None, description="QLoRA: hold the weights under the adapters in 4 bits, in training and after; needs bfloat16"
-    )
+    quantize: Quantization | None = None
 
 
 class TemplateSection(Section):
-    """How x, y_ref and y become one conversation."""
+    """How x, y_ref and y become one conversation. `ask` is the user turn after y_ref, and names no criterion."""
 
-    ask: str = Field(
-        "Please write a better answer.", min_length=1, description="the user turn after y_ref; names no criterion"
-    )
+    ask: str = Field("Please write a better answer.", min_length=1)
 
 
 class TrainSection(Section):
-    """What every training stage shares. Optimizer: AdamW."""
+    """What every training stage shares. Optimizer: AdamW.
+
+    Attributes:
+        max_steps: stop after this many steps, whatever the epochs.
+        batch_size: examples per optimizer step, over all processes.
+        accumulation: micro-batches that a step is cut into.
+        warmup: share of steps with rising learning rate.
+        save_every: steps between checkpoints to resume from.
+        eval_rows: held-out rows that a stage is evaluated on.
+    """
 
     learning_rate: PositiveFloat
     epochs: PositiveFloat = 1.0
-    max_steps: PositiveInt | None = Field(None, description="stop after this many steps, whatever the epochs")
-    batch_size: PositiveInt = Field(32, description="examples per optimizer step, over all processes")
-    accumulation: PositiveInt = Field(1, description="micro-batches that a step is cut into")
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of steps with rising learning rate")
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     gradient_checkpointing: bool = False
     log_every: PositiveInt = 10
-    save_every: PositiveInt = Field(100, description="steps between checkpoints to resume from")
-    eval_rows: PositiveInt = Field(256, description="held-out rows that a stage is evaluated on")
+    save_every: PositiveInt = 100
+    eval_rows: PositiveInt = 256
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSection:
@@ -126,29 +141,36 @@ class TrainSection(Section):
 
 
 class RLSection(TrainSection):
-    """One round of RLOO (Eq. 4, Eq. 5). `batch_size` counts completions."""
+    """One round of RLOO (Eq. 4, Eq. 5). `batch_size` counts completions.
+
+    Attributes:
+        group: G: completions per (x, y_ref).
+        beta: KL coefficient; the anchor is the SFT improver.
+        clip: epsilon of the clipped ratio.
+        truncated_penalty: penalty on the reward of an answer without end token; null leaves such answers out of the
+            group.
+        share_prompts: read a prompt once per group; false: TRL's own step.
+        rollouts: where samples are drawn: in the model in training, in vLLM beside it, or in a vLLM server.
+        rollout_server: address of the vLLM server.
+        probe_every: steps between measurements of quality on held-out items.
+        probe_items: held-out items of each measurement.
+    """
 
     epochs: PositiveFloat = 1000.0
     max_steps: PositiveInt = 100
     batch_size: PositiveInt = 64
-    group: Annotated[int, Field(ge=2)] = Field(8, description="G: completions per (x, y_ref)")
-    beta: NonNegativeFloat = Field(0.05, description="KL coefficient; the anchor is the SFT improver")
+    group: Annotated[int, Field(ge=2)] = 8
+    beta: NonNegativeFloat = 0.05
     temperature: PositiveFloat = 1.0
-    clip: PositiveFloat = Field(0.2, description="epsilon of the clipped ratio")
-    truncated_penalty: NonNegativeFloat | None = Field(
-        1.0,
-        description="penalty on the reward of an answer without end token; null leaves such answers out of the group",
-    )
-    share_prompts: bool = Field(True, description="read a prompt once per group; false: TRL's own step")
-    rollouts: Literal["transformers", "vllm-colocate", "vllm-server"] = Field(
-        "transformers",
-        description="where samples are drawn: in the model in training, in vLLM beside it, or in a vLLM server",
-    )
-    rollout_server: str = Field("http://127.0.0.1:8000", description="address of the vLLM server")
+    clip: PositiveFloat = 0.2
+    truncated_penalty: NonNegativeFloat | None = 1.0
+    share_prompts: bool = True
+    rollouts: Literal["transformers", "vllm-colocate", "vllm-server"] = "transformers"
+    rollout_server: str = "http://127.0.0.1:8000"
     log_every: PositiveInt = 1
     save_every: PositiveInt = 20
-    probe_every: PositiveInt = Field(20, description="steps between measurements of quality on held-out items")
-    probe_items: PositiveInt = Field(64, description="held-out items of each measurement")
+    probe_every: PositiveInt = 20
+    probe_items: PositiveInt = 64
 
     @model_validator(mode="after")
     def _whole_groups(self) -> RLSection:
@@ -179,15 +201,19 @@ class CurriculumStage:
 
 
 class CurriculumSection(Section):
-    """The stages of curriculum RL, each named by where its references come from."""
+    """The stages of curriculum RL, each named by where its references come from.
+
+    Attributes:
+        reward: what RL maximises: R_PIT, or R_P(y) - R_P(y_ref) in its place (an ablation).
+        steps: steps of each stage; default: rl.max_steps for all.
+        reference_temperature: temperature of sampled references.
+    """
 
     stages: list[ReferenceSource] = Field(["data", "policy"], min_length=1)
     rl: RLSection
-    reward: Literal["gap", "reward_difference"] = Field(
-        "gap", description="what RL maximises: R_PIT, or R_P(y) - R_P(y_ref) in its place (an ablation)"
-    )
-    steps: list[PositiveInt] | None = Field(None, description="steps of each stage; default: rl.max_steps for all")
-    reference_temperature: PositiveFloat = Field(1.0, description="temperature of sampled references")
+    reward: Literal["gap", "reward_difference"] = "gap"
+    steps: list[PositiveInt] | None = None
+    reference_temperature: PositiveFloat = 1.0
 
     @property
     def stage_list(self) -> list[CurriculumStage]:
@@ -209,45 +235,30 @@ class CurriculumSection(Section):
 
 
 class LoopSection(Section):
-    """Inference: how one response is improved, and when to stop."""
+    """Inference: how one response is improved, and when to stop.
 
-    rounds: PositiveInt = Field(3, description="most rounds for one response")
-    proposals: PositiveInt = Field(1, description="k: proposals of each round; the best of them by gap may be kept")
-    margin: NonNegativeFloat | None = Field(
-        None,
-        description="gap that a proposal has to exceed to replace the answer; where none is set, the margin that was "
-        "calibrated for the gap model, or 0",
-    )
-    temperature: NonNegativeFloat = Field(0.4, description="sampling temperature of the improver; 0 is greedy")
-    tokens: PositiveInt | None = Field(None, description="generated tokens that one response may take")
-    seconds: PositiveFloat | None = Field(None, description="time that one response may take, from its first round")
-    cost: PositiveFloat | None = Field(None, description="what one response may cost, in the improver's currency")
+    Attributes:
+        rounds: most rounds for one response.
+        proposals: k: proposals of each round; the best of them by gap may be kept.
+        margin: gap that a proposal has to exceed to replace the answer; where none is set, the margin that was
+            calibrated for the gap model, or 0.
+        temperature: sampling temperature of the improver; 0 is greedy.
+        tokens: generated tokens that one response may take.
+        seconds: time that one response may take, from its first round.
+        cost: what one response may cost, in the improver's currency.
+    """
 
-
-class EvaluationSection(Section):
-    """Held-out comparison of the systems."""
-
-    items: PositiveInt = 400
-    policy_temperature: NonNegativeFloat = 1.0
-    fresh_pairs: PositiveInt = Field(400, description="pairs of fresh policy answers that R_PIT is checked on")
-    tokens: PositiveInt | None = Field(
-        None, description="equal compute: what every system may generate for each item; null: as many as each takes"
-    )
-    baselines: list[str] | None = Field(
-        None, description="systems to compare PIT with; null: all of pitlm that apply to the recipe"
-    )
-    judges: list[JudgeSection] | None = Field(
-        None,
-        min_length=1,
-        description="who says which answer is better; the first judge gives the headline; default: the truth in the "
-        "pocket world, the held-out reward model elsewhere",
-    )
-    resamples: PositiveInt = 2000
-    batch_size: PositiveInt = 128
+    rounds: PositiveInt = 3
+    proposals: PositiveInt = 1
+    margin: NonNegativeFloat | None = None
+    temperature: NonNegativeFloat = 0.4
+    tokens: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
+    cost: PositiveFloat | None = None
 
 
 class Recipe(Section):
-    """A complete configuration of one run."""
+    """A complete configuration of one run. `report_to` names trackers: tensorboard, wandb, trackio, ..."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: NonNegativeInt = 0
@@ -263,7 +274,7 @@ class Recipe(Section):
     curriculum: CurriculumSection
     loop: LoopSection = LoopSection()
     evaluation: EvaluationSection = EvaluationSection()
-    report_to: list[str] = Field(["tensorboard"], description="trackers: tensorboard, wandb, trackio, ...")
+    report_to: list[str] = ["tensorboard"]
 
     @model_validator(mode="after")
     def _four_bits_of_sixteen(self) -> Recipe:

@@ -1,6 +1,8 @@
 """A section: settings that are validated together, from a recipe, the command line or a caller."""
 
 import difflib
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -16,11 +18,23 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 FilePath = Annotated[Path, PlainSerializer(str)]
 
+_ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
+"""One entry under "Attributes:" in a docstring."""
+
 
 class Section(BaseModel):
-    """Settings by name; unknown names fail, and values cannot change after validation."""
+    """Settings by name; unknown names fail, and values cannot change after validation.
+
+    What a class says of its fields under "Attributes:" becomes their description, which the command line shows as help.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        # Not pydantic's `use_attribute_docstrings`, which parses the source and doubles the time of the import.
+        for name, text in _ATTRIBUTE.findall(inspect.cleandoc(cls.__doc__ or "")):
+            cls.model_fields[name].description = " ".join(text.split()).removesuffix(".")
 
     @classmethod
     def of(cls, values: Mapping[str, Any], origin: str = "", spell: Callable[[str], str] = "key '{}'".format) -> Self:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from pitlm.core.errors import BudgetSpent, InputError
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.verdicts import Comparison, VerdictRow
 from pitlm.engines.endpoint import NOT_ASKED
 from pitlm.io.console import progress_bar

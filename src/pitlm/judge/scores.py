@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Advance, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 from pitlm.judge.protocol import Judge, TwoOrderJudge

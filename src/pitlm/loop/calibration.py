@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pitlm.core.errors import InputError
@@ -18,16 +18,21 @@ CALIBRATION_FILE = "calibration.json"
 
 
 class Promise(Section):
-    """What a calibration has to promise, and the answers that it may choose on."""
+    """What a calibration has to promise, and the answers that it may choose on.
 
-    harm: Fraction = Field(0.02, description="the share of answers that may be made worse")
-    confidence: Fraction = Field(0.9, description="how sure that promise has to be")
-    rounds: PositiveInt | None = Field(None, description="rounds of the loop that is promised for; default: the run's")
-    items: PositiveInt | None = Field(None, description="choose on at most this many answers; default: all there are")
-    prompts: Path | None = Field(
-        None,
-        description="a file of further prompts to choose on, in none of the run's folds; --items counts them too",
-    )
+    Attributes:
+        harm: the share of answers that may be made worse.
+        confidence: how sure that promise has to be.
+        rounds: rounds of the loop that is promised for; default: the run's.
+        items: choose on at most this many answers; default: all there are.
+        prompts: a file of further prompts to choose on, in none of the run's folds; --items counts them too.
+    """
+
+    harm: Fraction = 0.02
+    confidence: Fraction = 0.9
+    rounds: PositiveInt | None = None
+    items: PositiveInt | None = None
+    prompts: Path | None = None
 
 
 @dataclass(frozen=True)

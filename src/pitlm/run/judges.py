@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.judge_section import JudgeSection
+from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import VerdictRow
 from pitlm.data.items import read_comparisons

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
@@ -31,16 +31,27 @@ class WorkedRound(Section):
 
 
 class Guide(Section):
-    """The prompts of Self-Refine."""
+    """The prompts of Self-Refine.
 
-    rubric: dict[str, str] = Field(description="the criteria: a name for each, and the text that the model sees")
-    feedback: str = Field(description="request for feedback on the answer before it; {rubric} is filled in")
-    refine: str = Field(description="request for a better answer after the feedback; {rubric} is filled in")
-    done: re.Pattern[str] = Field(description="regular expression that is found in feedback that asks for nothing more")
-    score: re.Pattern[str] | None = Field(None, description="regular expression whose group is the score")
-    apart: bool = Field(False, description="ask about each criterion separately, not about all of them at once")
-    history: bool = Field(True, description="show earlier answers and their feedback when asking for a better answer")
-    examples: list[WorkedRound] = Field([], description="few-shot examples")
+    Attributes:
+        rubric: the criteria: a name for each, and the text that the model sees.
+        feedback: request for feedback on the answer before it; {rubric} is filled in.
+        refine: request for a better answer after the feedback; {rubric} is filled in.
+        done: regular expression that is found in feedback that asks for nothing more.
+        score: regular expression whose group is the score.
+        apart: ask about each criterion separately, not about all of them at once.
+        history: show earlier answers and their feedback when asking for a better answer.
+        examples: few-shot examples.
+    """
+
+    rubric: dict[str, str]
+    feedback: str
+    refine: str
+    done: re.Pattern[str]
+    score: re.Pattern[str] | None = None
+    apart: bool = False
+    history: bool = True
+    examples: list[WorkedRound] = []
 
     @field_validator("feedback")
     @classmethod

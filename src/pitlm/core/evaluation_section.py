@@ -1,0 +1,66 @@
+"""The options of an evaluation in a recipe, and of a judge also on the command line."""
+
+from typing import Any
+
+from pydantic import Field
+
+from pitlm.core.section import FilePath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class JudgeSection(Section):
+    """One judge, and how the judge is asked. Fields from `base_url` on are for `llm`, unless they say otherwise.
+
+    Attributes:
+        kind: truth: the hidden utility of the pocket world; reward: the run's held-out reward model; foreign: any
+            reward or gap model; llm: a language model behind an endpoint; scripted: replies from a file; or the name of
+            a judge that another package adds.
+        model: llm: name of the model; foreign: folder or hub name; scripted: JSON lines, two replies a pair.
+        base_url: address of any OpenAI-compatible endpoint; default: OPENAI_BASE_URL.
+        template: file with the prompt of the judge, in place of the built-in one.
+        temperature: sampling temperature of the judge; 0 is greedy.
+        max_tokens: longest reply of the judge, in tokens.
+        seed: seed that is sent with each request, for servers that heed it.
+        body: further fields of each request; null removes a field, such as temperature.
+        price: price of a million tokens: input,cached,output; or a JSON file {model: [input, cached, output]}.
+        max_cost: start no further call once this much is spent; calls under way are kept; needs a price.
+        concurrency: calls at the same time.
+        timeout: seconds that the server may be silent.
+        cache: file where replies are kept, so that none is paid for twice.
+        retry_unparsable: how many more times a reply without a verdict is asked for.
+    """
+
+    kind: str
+    model: str | None = None
+    base_url: str | None = None
+    template: FilePath | None = None
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 1024
+    seed: int | None = None
+    body: dict[str, Any] = {}
+    price: str | None = None
+    max_cost: PositiveFloat | None = None
+    concurrency: int = Field(8, ge=1, le=256)
+    timeout: PositiveFloat = 120.0
+    cache: FilePath | None = None
+    retry_unparsable: NonNegativeInt = 0
+
+
+class EvaluationSection(Section):
+    """Held-out comparison of the systems.
+
+    Attributes:
+        fresh_pairs: pairs of fresh policy answers that R_PIT is checked on.
+        tokens: equal compute: what every system may generate for each item; null: as many as each takes.
+        baselines: systems to compare PIT with; null: all of pitlm that apply to the recipe.
+        judges: who says which answer is better; the first judge gives the headline; default: the truth in the pocket
+            world, the held-out reward model elsewhere.
+    """
+
+    items: PositiveInt = 400
+    policy_temperature: NonNegativeFloat = 1.0
+    fresh_pairs: PositiveInt = 400
+    tokens: PositiveInt | None = None
+    baselines: list[str] | None = None
+    judges: list[JudgeSection] | None = Field(None, min_length=1)
+    resamples: PositiveInt = 2000
+    batch_size: PositiveInt = 128
