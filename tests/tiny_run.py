@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import subprocess
 import sys
@@ -10,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 from builders import generator_checkpoint, scorer_checkpoint
+
+from pitlm.cli.main import main
 
 SFT = {"batch_size": 8, "log_every": 1, "save_every": 3}
 RECIPE: dict[str, Any] = {
@@ -46,7 +51,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs `pit` as a separate process in its own folder."""
+    """Runs `pit` in its own folder."""
 
     folder: Path
 
@@ -58,8 +63,24 @@ class Shell:
         return {"HF_HUB_OFFLINE": "1", **os.environ, "OMP_NUM_THREADS": "1"}
 
     def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Call `pit` in this process, which has imported torch already: a process of its own takes seconds for that."""
+        words = [*map(str, arguments)]
+        with (
+            contextlib.chdir(self.folder),
+            mock.patch.dict(os.environ),  # main() sets variables; restore the old values
+            contextlib.redirect_stdout(io.StringIO()) as output,
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+            pytest.raises(SystemExit) as stop,
+        ):
+            main(words)
+        assert isinstance(stop.value.code, int)
+        return subprocess.CompletedProcess(words, stop.value.code, output.getvalue(), errors.getvalue())
+
+    def process(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `pit` as a process of its own, with these variables besides the usual environment."""
+        environment = {**self.environment, **variables}
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
+            self.command(*arguments), cwd=self.folder, env=environment, capture_output=True, text=True
         )
 
 
@@ -89,7 +110,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TinyRu
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
             recipe.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-            done = Shell(folder)("run", recipe)  # the default folder is runs/NAME
+            done = Shell(folder).process("run", recipe)  # the default folder is runs/NAME
             assert done.returncode == 0, done.stderr
             printed.write_text(done.stdout)
     return TinyRun(run, recipe, printed.read_text())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 
 import pytest
+from tiny_run import Shell
 
 JUDGE = '''
 from pitlm.judge.llm import ScriptedJudge
@@ -30,8 +29,8 @@ ENTRY_POINTS = "[pitlm.judges]\ncoin = toys:coin\n[pitlm.statistics]\nshares = t
 
 
 @pytest.fixture
-def pit(tmp_path):
-    """Calls `pit` as a process of its own that sees the package."""
+def pit(tmp_path, monkeypatch):
+    """Calls `pit` where the package is installed, in the folder of the answers."""
     package, answers = tmp_path / "package", tmp_path / "answers"
     metadata = package / "toys-0.dist-info"
     metadata.mkdir(parents=True)
@@ -42,14 +41,9 @@ def pit(tmp_path):
     for name, words in (("ours", ["same", "longer"]), ("theirs", ["same", "short"])):
         rows = [{"prompt": f"question {n}", "response": word} for n, word in enumerate(words)]
         (answers / f"{name}.json").write_text(json.dumps(rows))
-    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-    def call(*arguments):
-        command = [sys.executable, "-m", "pitlm.cli.main", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(command, cwd=answers, env=environment, capture_output=True, text=True, timeout=120)
-
-    return call
+    monkeypatch.delitem(sys.modules, "toys", raising=False)
+    monkeypatch.syspath_prepend(package)
+    return Shell(answers)
 
 
 def test_a_judge_and_a_statistic_of_another_package_work_from_the_command_line(pit, tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -199,28 +200,34 @@ POCKET = {**RECIPE, "data": {**RECIPE["data"], "source": "pocket", "pairs": 60, 
 
 
 @pytest.mark.parametrize(("kib", "stage"), [(16, "data"), (120, "policy-sft")])
-def test_a_disk_that_fills_up_loses_nothing(cli: Cli, small_disk: Callable[[int], Path], kib: int, stage: str) -> None:
+def test_a_disk_that_fills_up_loses_nothing(
+    cli: Cli, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, kib: int, stage: str
+) -> None:
     disk = small_disk(kib)
     cli.recipe.write_text(yaml.safe_dump({**POCKET, "evaluation": {"items": 4, "fresh_pairs": 4, "resamples": 20}}))
-    command = [sys.executable, "-m", "pitlm.cli.main", "run", cli.recipe, "--out", disk / "run", "--until", stage]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr + done.stdout
-    assert_one_message(done.stderr)
-    assert "the disk is full" in done.stderr
+    command = ["run", cli.recipe, "--out", disk / "run", "--until", stage]
+    in_threads: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", in_threads.append)  # the user would see a traceback
+    code, errors = cli(*command)
+    assert code == 2, errors
+    assert_one_message(errors)
+    assert "the disk is full" in errors
+    assert in_threads == []
     records = [json.loads(path.read_text()) for path in disk.rglob("stage.json")]
     assert all(record["status"] in ("started", "done") for record in records)
     assert not list(disk.rglob(".*.tmp"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    code, errors = cli(*command)
+    assert code == 0, errors
 
 
 def test_from_a_shell_it_is_one_line_and_code_two(cli: Cli) -> None:
     source = cli.source("pairs.jsonl", lines(*GOOD[:2], '{"prompt": "q", "chosen": 3, "rejected": "b"}'))
-    command = [sys.executable, "-m", "pitlm.cli.main", "run", cli.recipe, "--data", source, "--out", cli.out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
     expected = f"Error: {source}:3: field 'chosen': found a number (3), expected a string, or a list of messages"
-    assert done.stderr.startswith(expected)
-    assert len(done.stderr.splitlines()) == 1
+    command = [sys.executable, "-m", "pitlm.cli.main", "data", "inspect", source]  # a verb that starts in a moment
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for code, errors in ((done.returncode, done.stderr), cli("run", cli.recipe, "--data", source, "--out", cli.out)):
+        assert code == 2
+        assert errors.startswith(expected)
+        assert len(errors.splitlines()) == 1
     assert not cli.out.exists()

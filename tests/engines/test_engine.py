@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 from engine_requests import REFERENCES, X, requests
 from tiny_run import models
 
+from pitlm.cli.main import main
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer
 from pitlm.engines.engine import Engine, Finished, ModelSource, open_engine, seed_of
@@ -112,26 +111,33 @@ class Parrot(Engine):
 
 
 @pytest.fixture
-def parrot(tmp_path):
-    """A package outside pitlm; returns the environment of a shell in which it is installed."""
+def parrot(tmp_path, monkeypatch):
+    """A package outside pitlm that is installed here."""
     metadata = tmp_path / "site" / "parrots-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: parrots\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[pitlm.engines]\nparrot = parrots:Parrot\n")
     (tmp_path / "site" / "parrots.py").write_text(PARROT)
-    path = os.pathsep.join(filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
+    monkeypatch.delitem(sys.modules, "parrots", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
 
 
-def test_another_package_adds_an_engine_to_the_command_line(parrot, models, tmp_path):
+@pytest.mark.usefixtures("parrot")
+def test_another_package_adds_an_engine_to_the_command_line(models, tmp_path, capsys):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": f"price {n} ?", "response": "nine ."}) + "\n" for n in range(3)))
-    command = [sys.executable, "-m", "pitlm.cli.main", "improve", str(source), "-o", str(out), "--rounds", "1"]
+    command = ["improve", str(source), "-o", str(out), "--rounds", "1"]
     command += [f"--{kind}={models / kind}" for kind in ("improver", "gap")]
-    done = subprocess.run([*command, "--engine", "parrot"], env=parrot, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+
+    def pit(engine):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--engine", engine])
+        return stop.value.code, capsys.readouterr().err
+
+    code, errors = pit("parrot")
+    assert code == 0, errors
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["rounds"][0]["proposal"] for row in rows] == ["improver says nine ."] * 3
-    done = subprocess.run([*command, "--engine", "parot"], env=parrot, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--engine: found 'parot', expected one of transformers, vllm, endpoint, parrot, ray" in done.stderr
+    code, errors = pit("parot")
+    assert code == 2
+    assert "--engine: found 'parot', expected one of transformers, vllm, endpoint, parrot, ray" in errors

@@ -76,7 +76,7 @@ def test_a_killed_rank_ends_the_run_with_one_line_and_it_goes_on(shell: Any, tin
     reached = max(int(path.name.rpartition("-")[2]) for path in root.glob("policy-sft/checkpoints/checkpoint-*"))
     assert reached < 36
     assert json.loads((root / "policy-sft" / "stage.json").read_text())["status"] == "started"
-    done = shell(*arguments)
+    done = shell.process(*arguments)
     assert done.returncode == 0, done.stderr
     assert "policy-sft (goes on)" in done.stdout
     assert "36/36" in done.stdout
@@ -89,7 +89,7 @@ def test_the_ranks_of_a_killed_command_die_with_it_and_one_process_may_go_on(she
     root = shell.folder / "run"
     arguments: list[object] = ["run", tiny_run.recipe, "--out", root]
     kill_in_training(shell, [*arguments, "--accelerate", "cpu"], root / "policy-sft", None).communicate()
-    done = shell(*arguments)
+    done = shell.process(*arguments)
     assert done.returncode == 0, done.stderr
     assert "policy-sft (goes on)" in done.stdout
     for stage in ("policy-sft", "reward", "improver-sft", "gap"):
@@ -99,7 +99,7 @@ def test_the_ranks_of_a_killed_command_die_with_it_and_one_process_may_go_on(she
 @pytest.mark.slow
 def test_a_whole_run_on_two_processes(shell: Any, tiny_run: Any) -> None:
     root = shell.folder / "run"
-    done = shell("run", tiny_run.recipe, "--out", root, "--accelerate", "cpu")
+    done = shell.process("run", tiny_run.recipe, "--out", root, "--accelerate", "cpu")
     assert done.returncode == 0, done.stderr
     for stage in ("policy-sft", "reward", "improver-sft", "gap"):
         assert_as_one_process(root, tiny_run.root, stage)

@@ -41,7 +41,7 @@ def test_a_run_prints_its_stages_and_what_it_found(tiny_run: Any) -> None:
 
 def test_the_second_time_nothing_runs(tiny_run: Any, shell: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.root.rglob("*.safetensors")}
-    done = shell("run", tiny_run.recipe, "--out", tiny_run.root)
+    done = shell.process("run", tiny_run.recipe, "--out", tiny_run.root)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for number, name in enumerate(STAGES, 1):
@@ -127,7 +127,7 @@ def test_the_report_is_one_self_contained_file(tiny_run: Any) -> None:
 
 
 def test_improving_one_answer_prints_each_round_and_why_it_stopped(tiny_run: Any, shell: Any) -> None:
-    done = shell("improve", "--run", tiny_run.root, "--prompt", PROMPT, "--response", RESPONSE, "--rounds", 2)
+    done = shell.process("improve", "--run", tiny_run.root, "--prompt", PROMPT, "--response", RESPONSE, "--rounds", 2)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

@@ -514,13 +514,7 @@ def push(shell: Any, hub: HubServer, *arguments: object, **environment: str) -> 
     """Run `pit export` as a process that knows only this hub."""
     told = {"HF_ENDPOINT": hub.address, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     home = str(shell.folder / "home")  # not the token of the user who runs the tests
-    return subprocess.run(
-        shell.command("export", *arguments),
-        cwd=shell.folder,
-        env={**shell.environment, "HF_HOME": home, **told, **environment},
-        capture_output=True,
-        text=True,
-    )
+    return shell.process("export", *arguments, HF_HOME=home, **told, **environment)
 
 
 def test_pushing_brings_each_byte_to_the_hub(shell, tiny_run, tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from pitlm.run.results import run_verdicts
@@ -30,7 +29,9 @@ SHOUT = Baseline("shouting", shout)
 """
 
 
-def test_a_package_outside_pitlm_adds_a_baseline(tiny_run: Any, shell: Any, tmp_path: Path) -> None:
+def test_a_package_outside_pitlm_adds_a_baseline(
+    tiny_run: Any, shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "package"
     metadata = package / "loud-0.dist-info"
     metadata.mkdir(parents=True)
@@ -42,18 +43,12 @@ def test_a_package_outside_pitlm_adds_a_baseline(tiny_run: Any, shell: Any, tmp_
     (tmp_path / "loud.yaml").write_text(yaml.safe_dump(recipe))
     run = shutil.copytree(tiny_run.root, tmp_path / "run")
 
-    def pit(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**shell.environment, **more}
-        return subprocess.run(
-            shell.command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
-        )
-
     command = ("run", tmp_path / "loud.yaml", "--out", run, "--update")
-    refused = pit(*command)
+    refused = shell(*command)
     assert refused.returncode == 2
     assert "evaluation.baselines: found 'shout'" in " ".join(refused.stderr.split())
-    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    done = pit(*command, PYTHONPATH=path)
+    monkeypatch.syspath_prepend(package)
+    done = shell(*command)
     assert done.returncode == 0, done.stderr
     [_, answered] = run_verdicts(run)
     assert list(answered) == ["original", "SFT-only improver", "shouting", "PIT"]
