@@ -98,16 +98,9 @@ class BatchJob:
             response = first.text
         loop = Loop(item.prompt, response, self.settings, margin=self.margin)
         while (wanted := loop.next()) is not None:
-            requests = [
-                WriteRequest(
-                    (item.number, number),
-                    wanted.prompt,
-                    wanted.reference,
-                    self.settings.temperature,
-                    seed_of(self.seed, item.number, wanted.round, number),
-                )
-                for number in range(wanted.proposals)
-            ]
+            asked = (wanted.prompt, wanted.reference, self.settings.temperature)
+            seeds = [seed_of(self.seed, item.number, wanted.round, number) for number in range(wanted.proposals)]
+            requests = [WriteRequest((item.number, number), *asked, seed) for number, seed in enumerate(seeds)]
             proposals = yield self.engine, requests
             gaps = yield wanted.improvements(proposals)
             loop.take(proposals, gaps)

@@ -121,10 +121,10 @@ class PartedJob:
                 often.
         """
         name, tokens = f"part-{part.number:06}.jsonl", 0
-        output, failures, path = (self.folder / kind / name for kind in ("parts", "failed", "journals"))
+        path, output, failures = (self.folder / kind / name for kind in MADE)
         if (output.exists() or failures.exists()) and not path.exists():
             return 0  # the process that finished this part was killed before it could say so
-        with Journal(output, {**self._settings, "part": part.number}, path=path, failures=failures) as journal:
+        with Journal(output, {**self._settings, "part": part.number}, files=(path, failures)) as journal:
             self._count(name, part)
             for finished in make_job(journal.unfinished(part.items)):
                 tokens += journal.add(finished)

@@ -60,26 +60,17 @@ class Journal:
         output: the file that the rows go to in the end.
         settings: everything that changes an answer. The journal of a job with other settings is refused.
         fresh: begin anew, whatever is there.
-        path: the journal's own file; by default beside the output.
-        failures: the file for the rows that failed; by default beside the output.
+        files: the journal's own file, and the file for the rows that failed; by default both are beside the output.
 
     Raises:
         InputError: the journal has other settings, another process is writing it, or it cannot be read or written.
     """
 
     def __init__(
-        self,
-        output: Path,
-        settings: Mapping[str, Any],
-        *,
-        fresh: bool = False,
-        path: Path | None = None,
-        failures: Path | None = None,
+        self, output: Path, settings: Mapping[str, Any], *, fresh: bool = False, files: tuple[Path, Path] | None = None
     ) -> None:
-        self.output = output
-        self.path = path or output.with_name(output.name + ".partial")
-        self.failed_path = failures or failed_path(output)
-        self._settings, self._fresh = settings, fresh
+        self.output, self._settings, self._fresh = output, settings, fresh
+        self.path, self.failed_path = files or (output.with_name(output.name + ".partial"), failed_path(output))
 
     def __enter__(self) -> Self:
         self._database = open_alone(self.path, self._settings, fresh=self._fresh)

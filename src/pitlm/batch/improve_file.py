@@ -26,7 +26,7 @@ from pitlm.io.console import make_console, progress_bar
 from pitlm.loop.calibration import load_calibrations, margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Kind, load_card, quiet
-from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.models.scorers import GapModel, GuardedGap, load_gaps
 from pitlm.run.folder import stored_recipe
 
 if TYPE_CHECKING:
@@ -136,24 +136,19 @@ class Setup:
     @cached_property
     def job(self) -> Callable[[Iterator[Item | Failure]], BatchJob]:
         """Makes the job that improves some items. The models are loaded when this is first asked for."""
-        models, recipe, gap = self.models, self.recipe, self._folders["gap"]
+        models, recipe, folders = self.models, self.recipe, self._folders
         template = recipe.template if recipe else TemplateSection()
         improver = self._open("improver", models.engine, model=models.model, base_url=models.base_url, ask=template.ask)
-        scorer: GapModel | GuardedGap
-        if "reward" in self._folders:  # a run's R_PIT with R_P's second opinion
-            scorer = GuardedGap.from_pretrained(gap, self._folders["reward"], bases=self._bases)
-        else:
-            scorer = GapModel.from_pretrained(gap, bases=self._bases)
         make_answerer = None
         if models.policy_model is not None:
             named = {"model": models.policy_model, "base_url": models.policy_url}
             make_answerer = partial(self._open, "policy", "endpoint", **named)
-        elif "policy" in self._folders:
+        elif "policy" in folders:
             make_answerer = partial(self._open, "policy", "transformers")
         return partial(
             BatchJob,
             engine=improver,
-            gap=scorer,
+            gap=load_gaps(folders["gap"], folders.get("reward"), self._bases),
             settings=self.settings,
             margin=self.margin,
             seed=self.seed,

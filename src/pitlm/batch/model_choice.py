@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from pydantic import Field
-
 from pitlm.core.errors import InputError
 from pitlm.core.section import PositiveInt, Section
 from pitlm.data.row_fields import is_unicode
@@ -15,37 +13,37 @@ OF_ENGINE = {"base_url": "endpoint", "model": "endpoint", "workers": "ray", "par
 
 
 class ModelChoice(Section):
-    """The models of a batch job and what runs them. A model that is not named is the run's."""
+    """The models of a batch job and what runs them. A model that is not named is the run's.
 
-    run: Path | None = Field(None, description="A finished run; gives models and settings.")
-    improver: Path | None = Field(None, description="Folder of an improver, instead of the run's.")
-    gap: Path | None = Field(None, description="Folder of a gap model, instead of the run's.")
-    policy: Path | None = Field(
-        None, description="Folder of the model that answers rows without a response, instead of the run's policy."
-    )
-    policy_url: str | None = Field(
-        None, description="Address of an OpenAI-compatible server that answers rows without a response."
-    )
-    policy_model: str | None = Field(None, description="Name of the model on the server of --policy-url.")
-    engine: str = Field(
-        "transformers",
-        description="What runs the improver: transformers (this process), vllm (extra 'vllm'), endpoint (a server), "
-        "ray (a Ray cluster, extra 'ray'), or an engine of another package.",
-    )
-    base_url: str | None = Field(None, description="Address of the OpenAI-compatible server of --engine endpoint.")
-    model: str | None = Field(None, description="Name of the improver on the server of --engine endpoint.")
-    tokens_per_batch: PositiveInt | None = Field(
-        None,
-        description="Tokens in flight at once, prompts included; more is faster and takes more memory. Default: 16384.",
-    )
-    workers: PositiveInt | None = Field(
-        None,
-        description="Processes of --engine ray; each loads the models. Default: one for each GPU, or else for each "
-        "CPU core.",
-    )
-    part_rows: PositiveInt = Field(
-        1000, description="Rows that a worker of --engine ray takes at once; more keep vLLM fuller."
-    )
+    Attributes:
+        run: A finished run; gives models and settings.
+        improver: Folder of an improver, instead of the run's.
+        gap: Folder of a gap model, instead of the run's.
+        policy: Folder of the model that answers rows without a response, instead of the run's policy.
+        policy_url: Address of an OpenAI-compatible server that answers rows without a response.
+        policy_model: Name of the model on the server of --policy-url.
+        engine: What runs the improver: transformers (this process), vllm (extra 'vllm'), endpoint (a server), ray (a
+            Ray cluster, extra 'ray'), or an engine of another package.
+        base_url: Address of the OpenAI-compatible server of --engine endpoint.
+        model: Name of the improver on the server of --engine endpoint.
+        tokens_per_batch: Tokens in flight at once, prompts included; more is faster and takes more memory. Default:
+            16384.
+        workers: Processes of --engine ray; each loads the models. Default: one for each GPU, or else for each CPU core.
+        part_rows: Rows that a worker of --engine ray takes at once; more keep vLLM fuller.
+    """
+
+    run: Path | None = None
+    improver: Path | None = None
+    gap: Path | None = None
+    policy: Path | None = None
+    policy_url: str | None = None
+    policy_model: str | None = None
+    engine: str = "transformers"
+    base_url: str | None = None
+    model: str | None = None
+    tokens_per_batch: PositiveInt | None = None
+    workers: PositiveInt | None = None
+    part_rows: PositiveInt = 1000
 
     def check(self, prompt: str | None, response: str | None) -> None:
         """Refuse options that do not go together.

@@ -24,23 +24,18 @@ command goes on, and no reply that arrived is paid for twice. Two equal answers 
 codes: 0 done, 2 for what you can mend, 3 at the cost limit.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from pitlm.cli import examples
 from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
 from pitlm.core.evaluation_section import JudgeSection
+from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.io.named_parts import part_names
 from pitlm.judge.protocol import GROUP
-
-if TYPE_CHECKING:
-    from pitlm.core.verdicts import VerdictRow
 
 KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
 """What `--judge` calls the kinds of judges, and what a recipe calls them."""
@@ -97,7 +92,6 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     Raises:
         InputError: as :func:`pitlm.run.judges.judge_answer_files` does, and an output that exists already.
     """
-    from pitlm.core.verdicts import Verdict
     from pitlm.io.atomic import write_json_lines
     from pitlm.run.judges import judge_answer_files
 

@@ -67,25 +67,15 @@ USER_ERRNOS = {
 SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter failed")
 """Words in torch's errors when fewer bytes reached the disk than it wrote."""
 
-EXTRAS = {
-    "train": {
-        "torch",
-        "trl",
-        "transformers",
-        "accelerate",
-        "datasets",
-        "peft",
-        "tokenizers",
-        "tensorboard",
-        "safetensors",
-        "huggingface_hub",
-    },
-    "evaluate": {"numpy", "scipy", "statsmodels", "sklearn", "matplotlib", "pyarrow"},
-    "serve": {"fastapi", "uvicorn", "httpx", "prometheus_client", "starlette"},
-    "qlora": {"bitsandbytes"},
-    "vllm": {"vllm"},
-    "ray": {"ray"},
+_MODULES = {
+    "train": "torch trl transformers accelerate datasets peft tokenizers tensorboard safetensors huggingface_hub",
+    "evaluate": "numpy scipy statsmodels sklearn matplotlib pyarrow",
+    "serve": "fastapi uvicorn httpx prometheus_client starlette",
+    "qlora": "bitsandbytes",
+    "vllm": "vllm",
+    "ray": "ray",
 }
+EXTRAS = {extra: frozenset(names.split()) for extra, names in _MODULES.items()}
 """Modules that each extra of the package installs, by their import names."""
 
 EXAMPLES = """

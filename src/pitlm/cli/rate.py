@@ -11,22 +11,17 @@ system wrote which answer is shown to nobody. Several people may rate at once, e
 goes on where they stopped. With a --host other than this machine's own, the address holds a secret: pass it on whole.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from pitlm.cli import examples
 from pitlm.cli.options import FILE, PATH, check_output
 from pitlm.core.errors import InputError
-
-if TYPE_CHECKING:
-    from pitlm.core.verdicts import VerdictRow
+from pitlm.core.verdicts import VerdictRow
 
 
 @click.command(epilog=examples(__doc__))

@@ -195,6 +195,17 @@ class GuardedGap(Gaps):
         return [(self.gap, _both_orders), (self.reward, _each_alone)]
 
 
+def load_gaps(gap: Path, reward: Path | None, bases: Bases) -> GapModel | GuardedGap:
+    """Load a gap model; where there is a reward model beside it, the two have to agree.
+
+    Raises:
+        InputError: no model of its kind there.
+    """
+    if reward is None:
+        return GapModel.from_pretrained(gap, bases=bases)
+    return GuardedGap.from_pretrained(gap, reward, bases=bases)
+
+
 def _beside_no_change(item: Improvement) -> tuple[Improvement, Improvement]:
     return item, Improvement(item.prompt, item.reference, item.reference)
 
