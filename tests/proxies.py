@@ -17,7 +17,7 @@ from scripted_upstream import Upstream, served
 
 from pitlm.core.recipe import LoopSection
 from pitlm.serve.app import make_app
-from pitlm.serve.metrics import Metrics
+from pitlm.serve.outcomes import Metrics
 from pitlm.serve.proxying import Connections
 from pitlm.serve.settings import Settings
 

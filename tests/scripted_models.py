@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer
 from pitlm.engines.engine import Engine, Finished
-from pitlm.serve.live_loop import Unavailable
+from pitlm.loop.live_loop import Unavailable
 from pitlm.serve.model_process import LoadedModels
 
 
@@ -24,20 +24,12 @@ class Writer:
     failure: str = ""
     asked: list[dict] = field(default_factory=list)
 
-    async def propose(self, prompt, reference, *, temperature, seed, max_tokens):
-        self.asked.append(
-            {
-                "prompt": prompt,
-                "reference": reference,
-                "temperature": temperature,
-                "seed": seed,
-                "max_tokens": max_tokens,
-            }
-        )
+    async def propose(self, request):
+        self.asked.append(asdict(request) | {"prompt": request.prompt})
         await asyncio.sleep(self.seconds)
         if self.failure:
             raise Unavailable(self.failure)
-        return Answer(reference + self.suffix, self.tokens, 10)
+        return Answer(request.reference + self.suffix, self.tokens, 10)
 
 
 @dataclass

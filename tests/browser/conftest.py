@@ -91,7 +91,7 @@ def serve():
     """Serves an application on a free loopback port until the test ends; returns its base URL."""
     import uvicorn
 
-    from pitlm.serve.listener import bind
+    from pitlm.serve.web import bind
 
     with ExitStack() as stack:
 

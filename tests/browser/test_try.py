@@ -15,7 +15,7 @@ from proxies import proxied
 
 from pitlm.core.nouns import Answer
 from pitlm.serve.app import make_app
-from pitlm.serve.metrics import Metrics
+from pitlm.serve.outcomes import Metrics
 from pitlm.serve.settings import Settings
 
 pytestmark = pytest.mark.browser
@@ -113,8 +113,8 @@ CHANGES = [
 
 
 def test_what_is_marked_is_the_whole_difference(proxy, new_page):
-    async def propose(prompt, reference, **_):
-        return Answer(dict(CHANGES).get(reference, reference), 1, 1)
+    async def propose(request):
+        return Answer(dict(CHANGES).get(request.reference, request.reference), 1, 1)
 
     proxy.writer.propose = propose
     page = new_page(root(proxy))
@@ -283,8 +283,8 @@ def test_stopping_ends_the_work_at_the_upstream_too(proxy, new_page, watched):
 def test_it_fits_a_phone_and_can_be_read(proxy, new_page, monkeypatch, scheme):
     monkeypatch.setattr(scripted_upstream, "TEXT", "word " * 200 + "unbroken" * 100)
 
-    async def propose(prompt, reference, **_):
-        return Answer("Better " + reference.replace("word", "term", 3), 5, 5)
+    async def propose(request):
+        return Answer("Better " + request.reference.replace("word", "term", 3), 5, 5)
 
     proxy.writer.propose = propose
     phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "color_scheme": scheme}
@@ -366,9 +366,9 @@ def test_the_picture_in_the_documents(proxy, new_page, monkeypatch):
         await asyncio.sleep(0.4)
         await complete(*arguments)
 
-    async def propose(prompt, reference, **_):
+    async def propose(request):
         await asyncio.sleep(0.5)
-        return Answer(ANSWERS[ANSWERS.index(reference) + 1], 58, 171)
+        return Answer(ANSWERS[ANSWERS.index(request.reference) + 1], 58, 171)
 
     async def gap(item):
         return {1: 1.35, 2: 0.82, 3: -0.64}[ANSWERS.index(item.response)]

@@ -113,7 +113,7 @@ def test_what_cannot_be_served_is_said_at_once(arguments, message, monkeypatch):
 
 
 def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch, capsys):
-    for module in ("pitlm.serve.app", "pitlm.serve.listener"):
+    for module in ("pitlm.serve.app", "pitlm.serve.web"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     for name in ENVIRONMENT:  # main() sets these for the process; restore the old values

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
 MODULE_LINES, FUNCTION_LINES = 300, 60
 # Lines of code. Split a layer that outgrows its budget; new code makes room for itself.
-LAYER_LINES, PACKAGE_LINES = 1_400, 12_500
+LAYER_LINES, PACKAGE_LINES = 1_250, 12_500
 
 # Joined from pieces, so that this file passes its own test.
 HOSTS = "|".join(name + r"\.(?:org|com)" for name in ("pypi", "pythonhosted", "npmjs", r"download\.pytorch"))

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 from pitlm.core.errors import InputError
 from pitlm.serve.app import serving
 from pitlm.serve.gate import COOKIE, Gate
-from pitlm.serve.metrics import Metrics
+from pitlm.serve.outcomes import Metrics
 from pitlm.serve.proxying import Connections
 from pitlm.serve.rating import BODY_BYTES, gate_settings
 from pitlm.serve.settings import Settings

@@ -10,9 +10,9 @@ import pytest
 from scripted_upstream import served
 
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.serve.live_loop import Unavailable
+from pitlm.loop.live_loop import ProposalRequest, Unavailable
 from pitlm.serve.remote import RemoteImprover, RemoteScorer
+from pitlm.serve.settings import Settings
 
 X = Prompt.of("2 + 2 ?")
 
@@ -44,12 +44,13 @@ def proposed(content="Four, sir .", end="stop", usage=True):
     return 200, json.dumps(message | ({"usage": {"completion_tokens": 4, "prompt_tokens": 20}} if usage else {}))
 
 
-def improver(base, *, model, ask, key="none"):
-    return RemoteImprover(ChatEndpoint(model, base, key=key, retries=0), ask)
+def improver(base, *, model, ask, key=None):
+    there = Settings(improver=base, improver_model=model, improver_ask=ask, models_key=key)
+    return RemoteImprover(there, retries=0)
 
 
 def propose(max_tokens=None, seed=None):
-    return lambda remote: remote.propose(X, "Four .", temperature=0.4, seed=seed, max_tokens=max_tokens)
+    return lambda remote: remote.propose(ProposalRequest(X, "Four .", 0.4, seed, max_tokens))
 
 
 def test_a_remote_improver_is_asked_as_it_was_trained():

@@ -11,7 +11,7 @@ from scripted_models import bare, both, inexact, killed, missing
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.serve.live_loop import Unavailable
+from pitlm.loop.live_loop import ProposalRequest, Unavailable
 from pitlm.serve.model_process import load_models
 from pitlm.serve.settings import Settings
 from pitlm.serve.worker import Worker
@@ -35,7 +35,7 @@ def work(test, load=both, seconds=30, **settings):
 
 
 def ask(worker, text, seed=None, temperature=0.4):
-    return worker.propose(Prompt.of(text), "y", temperature=temperature, seed=seed, max_tokens=None)
+    return worker.propose(ProposalRequest(Prompt.of(text), "y", temperature, seed))
 
 
 def test_what_is_asked_at_once_is_done_together_and_each_gets_its_own():

@@ -16,21 +16,18 @@ from starlette.routing import Route
 
 from pitlm import __version__
 from pitlm.core.errors import InputError
-from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.io.console import make_console
+from pitlm.loop.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable
 from pitlm.serve.gate import Gate
-from pitlm.serve.listener import address, bind, make_server
-from pitlm.serve.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable
-from pitlm.serve.metrics import Metrics
 from pitlm.serve.model_api import router
 from pitlm.serve.model_process import load_models
+from pitlm.serve.outcomes import Metrics
 from pitlm.serve.proxying import ChatCompletions, Connections, PassThrough
 from pitlm.serve.remote import RemoteImprover, RemoteScorer
-from pitlm.serve.responses import ApiError, page
 from pitlm.serve.settings import Settings
+from pitlm.serve.web import ApiError, address, bind, make_server, page
 from pitlm.serve.worker import Worker
 
-BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # above the time after which common clients let an idle connection go
 
 
@@ -54,9 +51,8 @@ def run(settings: Settings, *, host: str, port: int, check: bool = False, access
 async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
     with bind(host, port) as listener:  # before the models are loaded: a port in use is said at once
         async with serving(settings) as app:
-            listener.listen(BACKLOG)
-            for line in _about(settings, address(listener).rstrip("/")):
-                make_console().print(Text(line), soft_wrap=True)  # to be copied whole
+            about = _about(settings, address(listener).rstrip("/"))
+            make_console().print(Text("\n".join(about)), soft_wrap=True)  # to be copied whole
             if check:
                 return
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -70,18 +66,16 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
 def _about(settings: Settings, url: str) -> list[str]:
     """The lines that are printed at the start: what is served, and how to try it."""
     improves = settings.improver is not None and settings.gap is not None
-    what = {
-        "upstream": settings.upstream or "none",
-        "improver": settings.improver or "none",
-        "gap model": " with ".join(filter(None, (settings.gap, settings.reward))) or "none",
-        "rounds": f"{settings.loop.rounds}, at most {settings.improve_seconds:g} s" if improves else "none",
-    }
+    rounds = f"{settings.loop.rounds}, at most {settings.improve_seconds:g} s" if improves else "none"
     path, data = "score", '{"prompt": "Hello", "reference": "No.", "response": "Hello to you."}'
     if settings.upstream:
         path, data = "chat/completions", '{"model": "NAME", "messages": [{"role": "user", "content": "Hello"}]}'
     return [
         f"Serving {url}/v1",
-        *(f"  {name:10} {value}" for name, value in what.items()),
+        f"  upstream   {settings.upstream or 'none'}",
+        f"  improver   {settings.improver or 'none'}",
+        f"  gap model  {' with '.join(filter(None, (settings.gap, settings.reward))) or 'none'}",
+        f"  rounds     {rounds}",
         *([f"Try: {url}/ in a browser"] if improves else []),
         f"Try: curl {url}/v1/{path} -H 'content-type: application/json' -d '{data}'",
     ]
@@ -116,18 +110,10 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
             await worker.start()
             improver, scorer = worker if "improver" in folders else None, worker if "gap" in folders else None
         if settings.improver and improver is None:
-            endpoint = ChatEndpoint(
-                settings.improver_model,
-                settings.improver,
-                key=settings.models_key or "none",  # never a key that is meant for another server
-                timeout=settings.improve_seconds,
-                retries=1,
-                concurrency=settings.concurrency,
-            )
-            improver = await stack.enter_async_context(aclosing(RemoteImprover(endpoint, settings.improver_ask)))
+            improver = await stack.enter_async_context(aclosing(RemoteImprover(settings)))
         if settings.gap and scorer is None:
             scorer = await stack.enter_async_context(aclosing(RemoteScorer(settings.gap, key=settings.models_key)))
-        yield make_app(settings, metrics, upstream, improver=improver, scorer=scorer, worker=worker)
+        yield make_app(settings, metrics, upstream, improver=improver, scorer=scorer)
 
 
 def make_app(
@@ -137,7 +123,6 @@ def make_app(
     *,
     improver: AsyncProposer | None,
     scorer: AsyncScorer | None,
-    worker: Worker | None = None,
 ) -> FastAPI:
     """The routes, over models that are there already."""
     app = FastAPI(title="pitlm", version=__version__, docs_url=None, redoc_url=None)
@@ -158,20 +143,16 @@ def make_app(
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Alive; ``degraded`` where the models are being started again and answers go out as they come."""
-        status = "ok" if worker is None or worker.ready else "degraded"
-        return {
-            "status": status,
-            "improves": improving is not None,
-            "scores": scorer is not None,
-            "version": __version__,
-        }
+        away = any(isinstance(model, Worker) and not model.ready for model in (improver, scorer))
+        able = {"improves": improving is not None, "scores": scorer is not None}
+        return {"status": "degraded" if away else "ok", **able, "version": __version__}
 
     @app.get("/metrics")
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     if upstream is not None:
-        chat = ChatCompletions(upstream, improving, metrics, heartbeat=settings.heartbeat)
+        chat = ChatCompletions(upstream, improving, metrics, settings.heartbeat)
         app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
         app.router.routes.append(Route("/v1/{path:path}", PassThrough(upstream)))
     return app

@@ -10,8 +10,9 @@ from typing import Any
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.row_fields import is_unicode
-from pitlm.serve.live_loop import Bounds, LiveOutcome
-from pitlm.serve.responses import ApiError
+from pitlm.loop.live_loop import Bounds, LiveOutcome
+from pitlm.serve.outcomes import pit_field, whole_usage
+from pitlm.serve.web import ApiError
 
 IMPROVABLE_ENDS = ("stop", "length")
 BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
@@ -180,21 +181,16 @@ class ChatReply:
 
     Attributes:
         obstacle: why the answer cannot be improved; empty as long as it can.
+        text: y_0, as far as it has come.
     """
 
     def __init__(self, *, streamed: bool) -> None:
-        self.obstacle = ""
+        self.obstacle = self.text = ""
         self._streamed, self._part = streamed, "delta" if streamed else "message"
-        self._texts: list[str] = []
         self._held: list[tuple[bytes, bool]] = []  # chunks from the first text on; whether each has text
         self._shape: dict[str, Any] = {}
         self._end: list[tuple[bytes, dict[str, Any]]] = []  # the chunk that ends the answer, and what follows
         self._done = b""
-
-    @property
-    def text(self) -> str:
-        """y_0, as far as it has come."""
-        return "".join(self._texts)
 
     def feed(self, event: bytes) -> bytes:
         """Take one event, or the whole answer; returns what goes on to the client now."""
@@ -225,7 +221,7 @@ class ChatReply:
         obstacles["not understood"] = not isinstance(text, str) or not is_unicode(text)
         if obstacle := next((name for name, is_there in obstacles.items() if is_there), ""):
             return self._give_up(obstacle, event)
-        self._texts.append(text)
+        self.text += text
         self._shape = self._shape or {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
         if end:
             self._end.append((event, chunk))
@@ -266,10 +262,10 @@ class ChatReply:
                     parts.append(self._encoded({**self._shape, "choices": [one]}))
             else:
                 choice["message"]["content"] = final
-        end["pit"] = outcome.report(usage, original=original)
+        end["pit"] = pit_field(outcome, usage, original=original)
         for chunk in (end, *tail):
             if isinstance(chunk.get("usage"), dict):
-                chunk["usage"] = outcome.whole_usage(chunk["usage"])
+                chunk["usage"] = whole_usage(outcome, chunk["usage"])
             parts.append(self._encoded(chunk))
         return b"".join([*parts, self._done])
 

@@ -7,15 +7,14 @@ import hmac
 import logging
 import re
 import time
-from http.cookies import SimpleCookie
-from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pitlm.serve.metrics import Metrics
-from pitlm.serve.responses import PAGE_HEADERS, ApiError
+from pitlm.serve.outcomes import Metrics
 from pitlm.serve.settings import Settings
+from pitlm.serve.web import PAGE_HEADERS, ApiError
 
 log = logging.getLogger("pitlm.serve")
 
@@ -41,6 +40,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, *, pages: bool = False) -> None:
         self.app, self.settings, self.metrics, self.pages = app, settings, metrics, pages
+        self.largest = int(settings.max_body * 2**20)  # bytes of a body
         self.turns = asyncio.Semaphore(settings.concurrency)
         self.inside = 0
 
@@ -72,7 +72,7 @@ class Gate:
         if not self.pages:
             return {}
         token = self.settings.token
-        if token is None or not _same(_token_in_address(scope).encode(), token):
+        if token is None or not _same(_token_in_address(HTTPConnection(scope)), token):
             return PAGE_HEADERS
         return PAGE_HEADERS | {"Set-Cookie": f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"}
 
@@ -82,20 +82,19 @@ class Gate:
         Raises:
             ApiError: 403 or 401.
         """
-        headers, hosts, token = Headers(scope=scope), self.settings.hosts, self.settings.token
-        origin, host = headers.get("origin"), headers.get("host", "")
+        request, hosts, token = HTTPConnection(scope), self.settings.hosts, self.settings.token
+        origin, host = request.headers.get("origin"), request.headers.get("host", "")
         foreign = hosts is not None and _PORT.sub("", host) not in hosts
         if foreign or (origin is not None and origin.partition("://")[2] != host):
             raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
         if token is None or scope["path"] in self.settings.open_paths:
             return
         if self.pages:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-            given = (_token_in_address(scope), cookie.value if cookie else "")
-            if not any(_same(one.encode(), token) for one in given):
+            given = (_token_in_address(request), request.cookies.get(COOKIE, "").encode())
+            if not any(_same(one, token) for one in given):
                 words = "Open the whole address that was printed, with ?token= and what follows."
                 raise ApiError(403, "token_missing", words)
-        elif not _same(headers.get("authorization", "").encode("latin-1"), f"Bearer {token}"):
+        elif not _same(request.headers.get("authorization", "").encode("latin-1"), f"Bearer {token}"):
             bearer = [(b"www-authenticate", b"Bearer")]
             raise ApiError(401, "invalid_api_key", "A bearer token is needed.", headers=bearer)
 
@@ -111,7 +110,7 @@ class Gate:
         parts, read, size, more = [], 0, int(announced), True
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                while more and size <= self.settings.body_bytes:
+                while more and size <= self.largest:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "gone", "The client went away.")
@@ -121,9 +120,9 @@ class Gate:
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
-        if size > self.settings.body_bytes:
+        if size > self.largest:
             # What is still to come is not read, so the connection is of no more use.
-            words = f"The request is larger than the {self.settings.body_bytes} bytes that are taken."
+            words = f"The request is larger than the {self.largest} bytes that are taken."
             raise ApiError(413, "request_too_large", words, headers=[(b"connection", b"close")])
         return b"".join(parts)
 
@@ -141,23 +140,18 @@ class Gate:
 
     async def _in_turn(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         """Work on a request when it is its turn, and stop when its client goes away."""
-        task = asyncio.current_task()
-        assert task is not None
-        gone = False
 
         async def watch() -> None:
-            nonlocal gone
             await receive()  # the body has been read: only the end of the connection can come
             if not reply.finished:
-                gone = True
-                task.cancel()
+                work.reschedule(0.0)  # its time is over
 
-        watcher = asyncio.ensure_future(watch())
+        work, watcher = asyncio.timeout(None), asyncio.ensure_future(watch())
         try:
-            async with self.turns:
+            async with work, self.turns:
                 await self.app(scope, _replay(scope["pit.body"]), reply)
-        except asyncio.CancelledError:
-            if not gone or task.uncancel() > 0:
+        except TimeoutError:
+            if not work.expired():
                 raise
         finally:
             watcher.cancel()
@@ -186,8 +180,8 @@ def _same(given: bytes, secret: str) -> bool:
     return hmac.compare_digest(given, secret.encode())
 
 
-def _token_in_address(scope: Scope) -> str:
-    return str(parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1])
+def _token_in_address(request: HTTPConnection) -> bytes:
+    return request.query_params.get("token", "").encode()
 
 
 def _replay(body: bytes) -> Receive:

@@ -6,14 +6,16 @@ import math
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_json
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.section import Section
-from pitlm.serve.live_loop import AsyncScorer, Bounds, Improving, Unavailable, finite
-from pitlm.serve.responses import ApiError
+from pitlm.loop.live_loop import AsyncScorer, Bounds, Improving, Unavailable
+from pitlm.serve.outcomes import finite
+from pitlm.serve.web import ApiError
 
 router = APIRouter()
 Messages = str | list[dict[str, Any]]
@@ -80,7 +82,7 @@ async def score(request: Request, body: ScoreRequest) -> dict[str, float | None]
 
 
 @router.post("/v1/improve")
-async def improve(request: Request, body: ImproveRequest) -> dict[str, Any]:
+async def improve(request: Request, body: ImproveRequest) -> Response:
     """The trace of one loop: rounds, gaps, the final response, why it stopped."""
     improving: Improving | None = request.app.state.improving
     if improving is None:
@@ -88,11 +90,8 @@ async def improve(request: Request, body: ImproveRequest) -> dict[str, Any]:
     outcome = await improving(Prompt.of(body.prompt), body.response, body)
     if outcome.failure and not outcome.trace.rounds:
         raise Unavailable(outcome.failure)
-    trace = outcome.trace.as_dict()
-    for row in trace["rounds"]:
-        row["gap"] = finite(row["gap"])
-        row |= {"gaps": list(map(finite, row["gaps"]))} if "gaps" in row else {}
-    return trace
+    trace = to_json(outcome.trace.as_dict(), inf_nan_mode="null")  # JSON has no number for a gap that was not measured
+    return Response(trace, media_type="application/json")
 
 
 @router.post("/get_reward")

@@ -15,8 +15,8 @@ from pitlm.core.nouns import Improvement
 from pitlm.core.recipe import LoopSection
 from pitlm.engines.engine import Engine, Finished, WriteRequest
 from pitlm.loop.calibration import margin_for
+from pitlm.loop.live_loop import Unavailable
 from pitlm.loop.loop import GapScorer
-from pitlm.serve.live_loop import Unavailable
 from pitlm.serve.settings import Settings
 
 SLICE_SECONDS = 0.01
@@ -63,15 +63,11 @@ def load_models(settings: Settings) -> LoadedModels:
     from pitlm.models.adapters import Bases
     from pitlm.models.generators import Improver
     from pitlm.models.loading import quiet
-    from pitlm.models.scorers import GapModel, GuardedGap
+    from pitlm.models.scorers import load_gaps
 
     quiet()
     bases, folders = Bases(settings.dtype, settings.quantize), settings.folders
-    scorer: GapScorer | None = None
-    if "gap" in folders and "reward" in folders:
-        scorer = GuardedGap.from_pretrained(folders["gap"], folders["reward"], bases=bases)
-    elif "gap" in folders:
-        scorer = GapModel.from_pretrained(folders["gap"], bases=bases)
+    scorer = load_gaps(folders["gap"], folders.get("reward"), bases) if "gap" in folders else None
     if "improver" not in folders:
         return LoadedModels(None, scorer)
     model = Improver.from_pretrained(folders["improver"], bases=bases)

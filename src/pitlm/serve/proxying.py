@@ -5,8 +5,8 @@ layer of a framework stands between the upstream's bytes and the client's.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import lru_cache, partial
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -15,10 +15,10 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from pitlm.core.errors import InputError
+from pitlm.loop.live_loop import Improving
 from pitlm.serve.chat_completions import ChatReply, Wish, events, read_wish
-from pitlm.serve.live_loop import Improving
-from pitlm.serve.metrics import Metrics
-from pitlm.serve.responses import ApiError, Headers, respond
+from pitlm.serve.outcomes import Metrics, pit_headers
+from pitlm.serve.web import ApiError, Headers, respond
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 4.0  # below the 5 s after which common servers close an idle connection: a request must not meet that
@@ -36,7 +36,7 @@ COMMENT = b": pit\n\n"
 """An event that clients skip; it keeps connections open while there is nothing to say."""
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]], leave_out: frozenset[bytes] = NOT_DOWNSTREAM) -> Headers:
+def end_to_end(headers: Headers, leave_out: frozenset[bytes] = NOT_DOWNSTREAM) -> Headers:
     """The headers of a message that go on to the next hop; names in small letters."""
     kept = [(name.lower(), value) for name, value in headers]
     named = b",".join(value for name, value in kept if name == b"connection").lower()
@@ -69,7 +69,7 @@ class Connections:
             self._own.append((b"authorization", f"Bearer {key}".encode()))
             self._leave_out |= {b"authorization"}
         self._url = lru_cache(256)(lambda path: httpx.URL(base.rstrip("/") + path))
-        self._timeout = {"connect": CONNECT_SECONDS, "pool": None, "read": seconds, "write": seconds}
+        self._extensions = {"timeout": {"connect": CONNECT_SECONDS, "pool": None, "read": seconds, "write": seconds}}
         self._new = partial(
             httpx.AsyncHTTPTransport,
             verify=httpx.create_ssl_context(),
@@ -80,9 +80,7 @@ class Connections:
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
     @asynccontextmanager
-    async def response(
-        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes
-    ) -> AsyncIterator[httpx.Response]:
+    async def response(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:
         """Pass a request on; yields the response, whose body is still to be read.
 
         Args:
@@ -94,15 +92,11 @@ class Connections:
         passed = [*self._own, *end_to_end(headers, self._leave_out)]
         if body or method not in ("GET", "HEAD"):
             passed.append((b"content-length", str(len(body)).encode()))
-        extensions = {"timeout": self._timeout}
-        request = httpx.Request(method, self._url(path), headers=passed, content=body, extensions=extensions)
+        request = httpx.Request(method, self._url(path), headers=passed, content=body, extensions=self._extensions)
         transport = self._idle.pop() if self._idle else self._new()
         try:
-            response = await transport.handle_async_request(request)
-            try:
+            async with aclosing(await transport.handle_async_request(request)) as response:
                 yield response
-            finally:
-                await response.aclose()
         except httpx.LocalProtocolError as error:
             raise ApiError(400, "invalid_request", "The request has a header that cannot be sent on.") from error
         except httpx.TimeoutException as error:
@@ -141,9 +135,7 @@ class PassThrough:
 class ChatCompletions(PassThrough):
     """``/v1/chat/completions``: the upstream's answer is y_0, the loop's is sent."""
 
-    def __init__(
-        self, upstream: Connections, improving: Improving | None, metrics: Metrics, *, heartbeat: float
-    ) -> None:
+    def __init__(self, upstream: Connections, improving: Improving | None, metrics: Metrics, heartbeat: float) -> None:
         super().__init__(upstream)
         self.improving, self.metrics, self.heartbeat = improving, metrics, heartbeat
 
@@ -175,7 +167,7 @@ class ChatCompletions(PassThrough):
         with self.metrics.added.time():
             outcome = await self.improving(wish.prompt, reply.text, wish.bounds)
         self.metrics.observe(outcome)
-        return outcome.headers(), reply.with_outcome(outcome, original=wish.original)
+        return pit_headers(outcome), reply.with_outcome(outcome, original=wish.original)
 
     async def _stream(self, response: httpx.Response, wish: Wish, send: Send) -> None:
         reply = ChatReply(streamed=True)

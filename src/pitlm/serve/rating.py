@@ -15,10 +15,9 @@ from pitlm.core.section import Section
 from pitlm.core.verdicts import Comparison, Verdict
 from pitlm.judge.votes import Ballot, Votes, ballots
 from pitlm.serve.gate import Gate
-from pitlm.serve.listener import address, bind, make_server, make_token
-from pitlm.serve.metrics import Metrics
-from pitlm.serve.responses import page
+from pitlm.serve.outcomes import Metrics
 from pitlm.serve.settings import LOOPBACK, Settings
+from pitlm.serve.web import address, bind, make_server, make_token, page
 
 BODY_BYTES = 64 * 1024
 CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}

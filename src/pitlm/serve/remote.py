@@ -1,51 +1,53 @@
 """Improver and gap model that other servers have, so that the proxy itself needs no torch."""
 
-import asyncio
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Improvement, Prompt
+from pitlm.core.nouns import Answer, Improvement
 from pitlm.data.template import Template
-from pitlm.engines.endpoint import ChatEndpoint
-from pitlm.serve.live_loop import Unavailable
+from pitlm.engines.endpoint import read_completion
+from pitlm.loop.live_loop import ProposalRequest, Unavailable
 from pitlm.serve.proxying import Connections
-from pitlm.serve.responses import ApiError
+from pitlm.serve.settings import Settings
+from pitlm.serve.web import ApiError
 
 
 class RemoteImprover:
     """An improver behind any OpenAI-compatible server.
 
     Args:
-        ask: the turn after y_ref that the improver was trained with.
+        settings: the server, the improver's name there, the turn after y_ref that it was trained with, and the key; an
+            answer that takes longer than the improvement may is given up.
+        retries: how often a call that failed is made again.
     """
 
-    def __init__(self, endpoint: ChatEndpoint, ask: str) -> None:
-        self._endpoint = endpoint
-        self._template = Template(ask)
-        self._threads = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="improver")
+    def __init__(self, settings: Settings, *, retries: int = 1) -> None:
+        import openai  # takes a second
 
-    async def aclose(self) -> None:
-        """Ask no more; calls under way end in the background."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._model, self._template = settings.improver_model, Template(settings.improver_ask)
+        key = settings.models_key or "none"  # never a key that is meant for another server
+        self._client = openai.AsyncOpenAI(
+            api_key=key, base_url=settings.improver, timeout=settings.improve_seconds, max_retries=retries
+        )
+        self.aclose = self._client.close
 
-    async def propose(
-        self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
-    ) -> Answer:
-        """See :class:`pitlm.serve.live_loop.AsyncProposer`."""
-        limit = None if max_tokens is None else max_tokens + 1  # a longer answer shows itself, and is refused
-        messages = self._template.improver_messages(prompt, reference)
-        ask = partial(self._endpoint.ask, messages, temperature=temperature, seed=seed, max_tokens=limit)
+    async def propose(self, request: ProposalRequest) -> Answer:
+        """See :class:`pitlm.loop.live_loop.AsyncProposer`."""
+        import openai
+
+        limit = None if request.max_tokens is None else request.max_tokens + 1  # a longer answer shows itself
+        messages: Any = self._template.improver_messages(request.prompt, request.reference)
+        fields = {"temperature": request.temperature, "seed": request.seed, "max_tokens": limit}
+        given = {name: value for name, value in fields.items() if value is not None}
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
-        except InputError as error:
-            self._endpoint.given_up = None  # the server may come back
-            raise Unavailable(f"the improver failed ({type(error.__cause__).__name__})") from error
-        if made.failure:  # named by its kind alone, because the server's words may quote the conversation
-            raise Unavailable(f"the improver failed ({made.failure.partition(':')[0]})")
+            create = self._client.chat.completions.with_raw_response.create
+            reply = await create(model=self._model, messages=messages, extra_body=given)
+        except openai.OpenAIError as error:  # its kind alone, because the server's words may quote the conversation
+            raise Unavailable(f"the improver failed ({type(error).__name__})") from error
+        made = read_completion(reply.text, None)
+        if made.failure:
+            raise Unavailable("the improver failed (no chat completion in the response)")
         written = made.output_tokens
         if limit is not None and made.finish == "length":
             written = max(written, limit)  # also where the server counts no tokens
@@ -65,14 +67,14 @@ class RemoteScorer:
         self.aclose = self._connections.aclose
 
     async def margin(self) -> float:
-        """See :class:`pitlm.serve.live_loop.AsyncScorer`. Asked for once."""
+        """See :class:`pitlm.loop.live_loop.AsyncScorer`. Asked for once."""
         if self._margin is None:
             margin = await self._ask("GET", None, "margin")
             self._margin = math.inf if margin is None else margin
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
-        """See :class:`pitlm.serve.live_loop.AsyncScorer`."""
+        """See :class:`pitlm.loop.live_loop.AsyncScorer`."""
         body = {"prompt": item.prompt.as_messages(), "reference": item.reference, "response": item.response}
         gap = await self._ask("POST", body, "gap")
         return math.nan if gap is None else gap

@@ -9,16 +9,15 @@ import logging
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Answer, Improvement, Prompt
+from pitlm.core.nouns import Answer, Improvement
 from pitlm.engines.engine import WriteRequest
-from pitlm.serve.live_loop import Unavailable
+from pitlm.loop.live_loop import ProposalRequest, Unavailable
 from pitlm.serve.model_process import GapRequest, LoadedModels, Reply, Request, work
 from pitlm.serve.settings import Settings
 
@@ -41,7 +40,7 @@ class Job:
 
 
 class Worker:
-    """Improver and gap model in a process of their own, as the proposer and scorer of :mod:`pitlm.serve.live_loop`.
+    """Improver and gap model in a process of their own, as the proposer and scorer of :mod:`pitlm.loop.live_loop`.
 
     Args:
         load: makes the models; called in the new process, so it has to be importable there.
@@ -58,7 +57,6 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # what the process has, by key
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "pit-worker")
         self._process: Any = None
         self._pipe: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -79,25 +77,23 @@ class Worker:
             with suppress(asyncio.CancelledError):
                 await self._task
         self._end("the server stops")
-        self._thread.shutdown(wait=False)
 
-    async def propose(
-        self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
-    ) -> Answer:
-        """See :class:`pitlm.serve.live_loop.AsyncProposer`. Nothing is cut at ``max_tokens``."""
-        key = next(self._keys)
+    async def propose(self, request: ProposalRequest) -> Answer:
+        """See :class:`pitlm.loop.live_loop.AsyncProposer`. Nothing is cut at ``max_tokens``."""
+        key, seed = next(self._keys), request.seed
         alone = seed is not None and not self._exact  # neighbours could change the rounding, and so a word
         seed = (key if seed is None else seed) % 2**31  # clients send any number
-        answer: Answer = await self._do(Job(WriteRequest(key, prompt, reference, temperature, seed), alone))
+        writing = WriteRequest(key, request.prompt, request.reference, request.temperature, seed)
+        answer: Answer = await self._do(Job(writing, alone))
         return answer
 
     async def margin(self) -> float:
-        """See :class:`pitlm.serve.live_loop.AsyncScorer`."""
+        """See :class:`pitlm.loop.live_loop.AsyncScorer`."""
         self._check()
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
-        """See :class:`pitlm.serve.live_loop.AsyncScorer`."""
+        """See :class:`pitlm.loop.live_loop.AsyncScorer`."""
         return float(await self._do(Job(GapRequest(next(self._keys), item))))
 
     async def _do(self, job: Job) -> Any:
@@ -112,13 +108,12 @@ class Worker:
 
     async def _run(self) -> None:
         """Exchange requests for replies as long as there are requests; start the models again when they fail."""
-        loop = asyncio.get_running_loop()
         while True:
             if not self._waiting and not self._inside:
                 self._arrived.clear()
                 await self._arrived.wait()
             try:
-                self._settle(await loop.run_in_executor(self._thread, self._exchange, self._take()))
+                self._settle(await asyncio.to_thread(self._exchange, self._take()))
             except Exception as error:  # whatever it is, nobody may wait for this task in vain
                 why = "hung" if isinstance(error, TimeoutError) else f"died ({type(error).__name__})"
                 log.error("the models' process %s; it is started again", why)
@@ -145,8 +140,7 @@ class Worker:
         self._pipe.send(new)
         if not self._pipe.poll(2 * self._settings.improve_seconds):
             raise TimeoutError
-        replies: list[Reply] = self._pipe.recv()
-        return replies
+        return list(self._pipe.recv())
 
     def _settle(self, replies: Iterable[Reply]) -> None:
         for key, value in replies:
@@ -165,7 +159,7 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._pipe.recv)
+            answer = await asyncio.to_thread(self._pipe.recv)
         except EOFError:
             answer = InputError("the models could not be loaded: their process ended (out of memory?)")
         if isinstance(answer, InputError):

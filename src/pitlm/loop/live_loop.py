@@ -1,11 +1,10 @@
 """One answer through the loop while its client waits: nothing blocks, and when a model fails, y_0 stands."""
 
 import asyncio
-import json
 import logging
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -15,26 +14,39 @@ from pitlm.core.recipe import LoopSection
 from pitlm.core.section import PositiveInt, Section
 from pitlm.loop.loop import Loop, Wanted
 
-log = logging.getLogger("pitlm.serve")
+log = logging.getLogger("pitlm.loop")
 
 
 class Unavailable(Exception):
     """An improver or gap model that cannot do its work now; the message says why, and quotes no conversation."""
 
 
+@dataclass(frozen=True, slots=True)
+class ProposalRequest:
+    """A request for a better answer than ``reference``.
+
+    Attributes:
+        seed: with a seed, the same answer each time.
+        max_tokens: most tokens that the answer may have; a longer answer shows that it is longer.
+    """
+
+    prompt: Prompt
+    reference: str
+    temperature: float
+    seed: int | None = None
+    max_tokens: int | None = None
+
+
 class AsyncProposer(Protocol):
     """Writes a better version of a reference."""
 
-    async def propose(
-        self, prompt: Prompt, reference: str, *, temperature: float, seed: int | None, max_tokens: int | None
-    ) -> Answer:
-        """One proposal, the same for the same seed. Its number of tokens shows whether it exceeds ``max_tokens``.
+    async def propose(self, request: ProposalRequest) -> Answer:
+        """One proposal.
 
         Raises:
             Unavailable: the improver cannot answer now.
             InputError: the improver can never answer this; the message quotes no conversation either.
         """
-        ...
 
 
 class AsyncScorer(Protocol):
@@ -46,7 +58,6 @@ class AsyncScorer(Protocol):
         Raises:
             Unavailable: the gap model cannot answer now.
         """
-        ...
 
     async def gap(self, item: Improvement) -> float:
         """How much better the response is than the reference (0: no change).
@@ -55,7 +66,6 @@ class AsyncScorer(Protocol):
             Unavailable: the gap model cannot answer now.
             InputError: the gap model can never score this.
         """
-        ...
 
 
 class Bounds(Section):
@@ -87,11 +97,6 @@ class Bounds(Section):
         return text[: min((at for s in self.stop if (at := text.find(s)) >= 0), default=len(text))].strip()
 
 
-def finite(value: float) -> float | None:
-    """The number, or None (JSON's null) for a number that JSON does not have."""
-    return value if math.isfinite(value) else None
-
-
 @dataclass(frozen=True, slots=True)
 class LiveOutcome:
     """What became of an answer.
@@ -111,39 +116,6 @@ class LiveOutcome:
     def name(self) -> str:
         """``improved``, ``kept`` (y_0 stands) or ``failed-open`` (y_0 stands because something failed)."""
         return "improved" if self.improved else "failed-open" if self.failure else "kept"
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """The improver's tokens."""
-        return {"prompt_tokens": self.trace.prompt_tokens, "completion_tokens": self.trace.generated_tokens}
-
-    def whole_usage(self, upstream: dict[str, Any]) -> dict[str, Any]:
-        """The upstream's usage with the improver's tokens added; a count that is no number is left out of the sum."""
-        spent = {**self.usage, "total_tokens": sum(self.usage.values())}
-        counted = {name: upstream[name] for name in spent if isinstance(upstream.get(name), int)}
-        return {**upstream, **{name: counted.get(name, 0) + tokens for name, tokens in spent.items()}}
-
-    def report(self, upstream: Any, *, original: bool) -> dict[str, Any]:
-        """The ``pit`` field of a response: outcome, rounds, gaps, stop reason, and who used how many tokens."""
-        fields = {
-            "outcome": self.name,
-            "rounds": len(self.trace.rounds),
-            "gaps": list(map(finite, self.trace.gaps)),
-            "stop_reason": str(self.trace.stop_reason),
-            "failure": self.failure or None,
-            "usage": {"upstream": upstream, "improver": self.usage},
-        }
-        return {**fields, "original": self.trace.original} if original else fields
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The ``pit`` field as headers, for clients whose library hides unknown fields."""
-        fields = self.report(None, original=False)
-        headers = [(b"x-pit", self.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
-        for name in ("rounds", "stop_reason", "failure"):
-            if fields[name] is not None:
-                value = str(fields[name]).encode("ascii", "replace")
-                headers.append((f"x-pit-{name.replace('_', '-')}".encode(), value))
-        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,41 +142,33 @@ class Improving:
                     loop = Loop(prompt, response, settings, margin=await self.scorer.margin())
                 while (wanted := loop.next()) is not None:
                     loop.take(*await self._round(wanted, bounds, settings.temperature))
-        except TimeoutError:
+        except* TimeoutError:
             failure = "time limit"
             loop.stop(StopReason.SECONDS)
-        except (Unavailable, InputError) as error:
-            failure = str(error)
-            loop.stop()
-        except Exception as error:  # the client has an answer coming, whatever is wrong with ours
+        except* (Unavailable, InputError) as errors:
+            failure = str(errors.exceptions[0])
+        except* Exception as errors:  # the client has an answer coming, whatever is wrong with ours
             log.exception("the loop failed")
-            failure = f"internal error ({type(error).__name__})"
-            loop.stop()
+            failure = f"internal error ({type(errors.exceptions[0]).__name__})"
+        loop.stop()  # where it has not ended
         return LiveOutcome(loop.trace(), failure)
 
     async def _round(self, wanted: Wanted, bounds: Bounds, temperature: float) -> tuple[list[Answer], list[float]]:
         """Proposals of one round and their gaps, all at once; when one fails, the others are not left running."""
-        tasks = [
-            asyncio.ensure_future(self._proposal(wanted, number, bounds, temperature))
-            for number in range(wanted.proposals)
-        ]
-        try:
-            made = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        numbers = range(wanted.proposals)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._proposal(wanted, number, bounds, temperature)) for number in numbers]
+        made = [task.result() for task in tasks]
         return [answer for answer, _ in made], [gap for _, gap in made]
 
     async def _proposal(self, wanted: Wanted, number: int, bounds: Bounds, temperature: float) -> tuple[Answer, float]:
         """One proposal, cut as y_0 would have been, and its gap: NaN, which is never accepted, if it is too long."""
+        prompt, reference = wanted.prompt, wanted.reference
         seed = None if bounds.seed is None else bounds.seed + wanted.round * wanted.proposals + number
-        made = await self.improver.propose(
-            wanted.prompt, wanted.reference, temperature=temperature, seed=seed, max_tokens=bounds.max_tokens
-        )
-        text = bounds.cut(made.text) or wanted.reference  # nothing at all is no proposal
-        answer = replace(made, text=text)
+        made = await self.improver.propose(ProposalRequest(prompt, reference, temperature, seed, bounds.max_tokens))
+        answer = replace(made, text=bounds.cut(made.text) or reference)  # nothing at all is no proposal
         if bounds.max_tokens is not None and made.generated_tokens > bounds.max_tokens:
             return answer, math.nan
-        if text == wanted.reference:
+        if answer.text == reference:
             return answer, 0.0
-        return answer, await self.scorer.gap(Improvement(wanted.prompt, wanted.reference, text))
+        return answer, await self.scorer.gap(Improvement(prompt, reference, answer.text))

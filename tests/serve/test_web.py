@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from pitlm.core.errors import InputError
-from pitlm.serve.listener import address, bind, make_token
+from pitlm.serve.web import address, bind, make_token
 
 
 def test_only_loopback_goes_without_a_token():

@@ -10,7 +10,7 @@ from scripted_models import Judge, Writer
 
 from pitlm.core.nouns import Prompt, StopReason
 from pitlm.core.recipe import LoopSection
-from pitlm.serve.live_loop import Bounds, Improving
+from pitlm.loop.live_loop import Bounds, Improving
 
 X = Prompt.of("2 + 2 ?")
 NONE = Bounds()

@@ -1,12 +1,18 @@
-"""Responses that are no model's text: errors in the shape that OpenAI's clients expect, and pages for browsers."""
+"""What the servers of pitlm share: a socket and its address, errors as OpenAI's clients expect them, and pages."""
 
+import ipaddress
 import json
 import secrets
+import socket
 from typing import Any
 
+import uvicorn
 from jinja2 import Environment, PackageLoader
 from starlette.responses import HTMLResponse
-from starlette.types import Send
+from starlette.types import ASGIApp, Send
+
+from pitlm.core.errors import InputError
+from pitlm.serve.settings import LOOPBACK_HOSTS
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -58,3 +64,41 @@ def page(name: str, **about: Any) -> HTMLResponse:
     )
     text = TEMPLATES.get_template(name).render(nonce=nonce, **about)
     return HTMLResponse(text, headers={**PAGE_HEADERS, "Content-Security-Policy": policy})
+
+
+def make_token(host: str) -> str | None:
+    """The secret that a server bound to ``host`` asks for; None where only this machine can reach the server."""
+    return None if host in LOOPBACK_HOSTS else secrets.token_urlsafe(24)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free port. Clients that come before the server runs wait.
+
+    Raises:
+        InputError: the address is taken, or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
+        # Inherited by each connection; asyncio sets it itself only where the protocol is named. Without it the last
+        # part of a reply waits for the client's delayed acknowledgement, 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]  # the library repeats the address in brackets
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({why})") from error
+
+
+def address(listener: socket.socket, token: str | None = None) -> str:
+    """The URL to give to people, with the token."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
+
+
+def make_server(app: ASGIApp, **more: Any) -> uvicorn.Server:
+    """uvicorn around an application, without an access log, which would hold secrets of addresses."""
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, **quiet, **more))
