@@ -16,20 +16,21 @@ class ModelChoice(Section):
     """The models of a batch job and what runs them. A model that is not named is the run's.
 
     Attributes:
-        run: A finished run; gives models and settings.
+        run: Folder of a finished run, which gives the models and the settings.
         improver: Folder of an improver, instead of the run's.
         gap: Folder of a gap model, instead of the run's.
         policy: Folder of the model that answers rows without a response, instead of the run's policy.
         policy_url: Address of an OpenAI-compatible server that answers rows without a response.
         policy_model: Name of the model on the server of --policy-url.
-        engine: What runs the improver: transformers (this process), vllm (extra 'vllm'), endpoint (a server), ray (a
-            Ray cluster, extra 'ray'), or an engine of another package.
+        engine: Engine that runs the improver: transformers (this process), vllm (needs the extra 'vllm'), endpoint (a
+            server), ray (a Ray cluster, needs the extra 'ray'), or an engine of another package.
         base_url: Address of the OpenAI-compatible server of --engine endpoint.
         model: Name of the improver on the server of --engine endpoint.
-        tokens_per_batch: Tokens in flight at once, prompts included; more is faster and takes more memory. Default:
+        tokens_per_batch: Tokens in one batch, prompts included; more is faster and takes more memory. Default:
             16384.
-        workers: Processes of --engine ray; each loads the models. Default: one for each GPU, or else for each CPU core.
-        part_rows: Rows that a worker of --engine ray takes at once; more keep vLLM fuller.
+        workers: Processes of --engine ray; each loads the models. Default: one for each GPU, or one for each CPU core
+            where there are no GPUs.
+        part_rows: Rows in each part that a worker of --engine ray takes. Larger parts keep vLLM busier.
     """
 
     run: Path | None = None

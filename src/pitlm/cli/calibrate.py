@@ -7,14 +7,16 @@ Examples:
   pit calibrate --run runs/quickstart --confidence 0.95 --json curve.json
   pit calibrate --run runs/mine --prompts logged.jsonl
 
-A promise of 2% takes about 1.3% of 1,000 answers made worse, and 1.7% of 5,000: further --prompts, which need no
-labels, keep more of the gain. A row of them has "prompt" (a string or chat messages), and "response" where the loop
-will improve the answers of another model than the run's policy.
+The margin is the gap that a new version has to exceed to replace the answer. The promise is: of all answers that the
+loop gets, it makes at most --harm worse. The judge decides which answers are worse: in the pocket world the true
+utility, elsewhere the run's held-out reward model. The promise holds with probability --confidence, over the draw of
+the answers that the margin was chosen on. It holds for answers of the same kind as these.
 
-The promise: of all answers that the loop gets, at most --harm become worse in the eyes of the judge (the truth in the
-pocket world, else the run's held-out R_P), with --confidence over the answers that the margin was chosen on. It holds
-for answers of the kind that it was calibrated on. `pit improve --run` then uses that margin, unless the recipe or
---margin gives another.
+More prompts keep more of the gain. To promise 2%, the loop may make about 1.3% worse if the margin is chosen on 1,000
+answers, and 1.7% if it is chosen on 5,000. --prompts adds prompts, which need no labels. Each row has "prompt" (a
+string or chat messages). Add "response" if the loop will improve the answers of a model other than the run's policy.
+
+`pit improve --run` then uses the chosen margin, unless the recipe or --margin gives another.
 """
 
 from __future__ import annotations
@@ -35,14 +37,15 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=examples(__doc__))
-@click.option("--run", "run_folder", required=True, type=PATH, help="A finished run.")
+@click.option("--run", "run_folder", required=True, type=PATH, help="Folder of a finished run.")
 @section_options(Promise, into="promise")
 @json_option
 def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> None:
-    """Choose the margin of the loop so that at most a wanted share of answers is made worse.
+    """Choose the margin of the loop, so that the loop makes at most a given share of answers worse.
 
-    The margin is chosen on fresh answers to held-out prompts that no model was trained or evaluated on, shown on the
-    prompts of the evaluation, and stored beside the gap model.
+    The command chooses the margin on new answers to held-out prompts. No model was trained or evaluated on these
+    prompts. It then shows the effect of the margin on the prompts of the evaluation, and stores the margin beside the
+    gap model.
     """
     from pitlm.io.console import make_console
     from pitlm.run.calibrate import calibrate_run

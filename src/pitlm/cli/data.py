@@ -42,8 +42,8 @@ def data() -> None:
     SOURCE is a .jsonl, .json or .csv file (also gzipped), a .parquet file, a folder of such files, or the name of a
     data set on the hub (org/name or org/name:split).
 
-    Each row needs the fields chosen and rejected. Either they hold only the responses, beside a field prompt, or they
-    hold the whole conversation. Each is text, a list of chat messages, or a Human/Assistant transcript.
+    Each row needs the fields "chosen" and "rejected". They hold either two answers to a third field, "prompt", or two
+    whole conversations. Each field is a text, a list of chat messages, or a Human/Assistant transcript.
     """
 
 
@@ -55,7 +55,7 @@ def data() -> None:
 def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | None) -> None:
     """Show what SOURCE holds: counts, lengths, length bias, samples.
 
-    The samples are printed as they are, and preference data can be offensive: --samples 0 prints none.
+    The samples are printed unchanged, and preference data can be offensive. Use --samples 0 to print no samples.
 
     \b
     Examples:
@@ -88,8 +88,8 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
 @data.command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write the folds to.")
-@_size_option("--test", default="0.1", help="Held out for evaluation.")
-@_size_option("--validation", default="0.05", help="Held out for choices made in training.")
+@_size_option("--test", default="0.1", help="Pairs to hold out for the evaluation.")
+@_size_option("--validation", default="0.05", help="Pairs to hold out for choices during training.")
 @click.option(
     "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
 )
@@ -97,8 +97,8 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
 def prepare(source: str, out: Path, test: float, validation: float, skip_invalid: bool, force: bool) -> None:
     """Cut SOURCE into the folds sft, reward, rl, validation and test.
 
-    No prompt is in two folds, and the cut does not depend on the order of the rows. Sizes are a share of the prompts
-    (0.1) or a number of pairs (500); what is left goes to sft, reward and rl in equal parts.
+    No prompt is in two folds, and the cut does not depend on the order of the rows. A SIZE is a share of the prompts
+    (0.1) or a number of pairs (500). The folds sft, reward and rl get equal parts of the other pairs.
 
     \b
     Examples:

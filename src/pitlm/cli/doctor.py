@@ -8,8 +8,9 @@ Examples:
   pit doctor ultrafeedback-llama-8b --hardware h200 --price 3.5 --plan
   pit doctor hh-llama-8b --hardware h100 --devices 2 --pairs 1000000 --json plan.json
 
-Without --hardware the machine at hand is measured for some seconds. The cards' rates are assumed shares of their data
-sheets' peaks. More than one device assumes that memory and work divide evenly.
+Without --hardware the command measures this machine for some seconds. With --hardware the estimate assumes that the
+card reaches a fixed share of the peak rates in its data sheet. With several devices the estimate assumes that memory
+and work divide evenly.
 """
 
 from dataclasses import asdict, replace
@@ -26,13 +27,11 @@ from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
 @click.command(epilog=examples(__doc__))
 @click.argument("recipe", required=False)
-@click.option("--data", help="Pairs to count and measure. Default: what is known of the recipe's source.")
+@click.option("--data", help="Pairs to count and measure. Default: the known figures of the recipe's own data.")
 @click.option("--pairs", type=click.IntRange(min=1), help="Plan for this many pairs.")
 @overrides_option
-@click.option("--plan", is_flag=True, help="Show every stage, not only the whole.")
-@click.option(
-    "--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure the machine at hand."
-)
+@click.option("--plan", is_flag=True, help="Show every stage, not only the total.")
+@click.option("--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure this machine.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
 @click.option("--price", type=click.FloatRange(min=0), help="Price of one device for an hour, in any currency.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the figures to this file.")
@@ -47,9 +46,9 @@ def doctor(
     price: float | None,
     output: Path | None,
 ) -> None:
-    """Say what this machine can run, and estimate memory and time of RECIPE before it is started.
+    """Say what this machine can run, and estimate the memory and time that RECIPE needs.
 
-    Nothing is downloaded and no hub is asked.
+    The command downloads nothing and asks no hub.
     """
     if recipe is None:
         if any((data, pairs, overrides, plan, hardware, price)):

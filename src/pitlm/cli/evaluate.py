@@ -10,7 +10,8 @@ Examples:
   pit evaluate --plan 5
   pit evaluate ours.json theirs.json --judge llm --model gpt-4o-mini -o verdicts.jsonl
 
-With --judge, two files of answers are judged first, as `pit judge` does: killed anywhere, the same command goes on.
+With --judge, the command first judges two files of answers, as `pit judge` does. If the command is killed, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 class StatisticsSection(Section):
     """How verdicts are counted."""
 
-    rank: bool = Field(False, description="also rank fewer than three systems")
-    resamples: PositiveInt = Field(2000, description="draws of each bootstrap")
+    rank: bool = Field(False, description="also show rankings of fewer than three systems")
+    resamples: PositiveInt = Field(2000, description="number of draws of each bootstrap")
     confidence: Fraction = Field(0.95, description="confidence of each interval")
     seed: int = Field(0, ge=0, description="seed of all resampling")
 
@@ -55,13 +56,13 @@ class StatisticsSection(Section):
     "points",
     type=click.FloatRange(0, 100, min_open=True),
     metavar="POINTS",
-    help="Say how many items would show a Delta of so many points; works without files.",
+    help="Say how many items are needed to show a Delta of POINTS; needs no SOURCE.",
 )
 @json_option
 @click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
 @section_options(StatisticsSection, into="statistics")
 @click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
-@click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Replies that were kept stay.")
+@click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Stored replies are used again.")
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],
@@ -74,11 +75,11 @@ def evaluate(
     force: bool,
     options: JudgeSection | None,
 ) -> None:
-    """Win rates, Deltas, tests, rankings and agreement from verdicts. Nothing is asked again.
+    """Compute win rates, Deltas, tests, rankings and agreement from verdicts. No judge is asked again.
 
-    A SOURCE is a file of verdict rows, as `pit judge` writes them (.jsonl), a file of AlpacaEval's annotations (.json),
-    or the folder of a finished run. Several are read as one. Intervals resample items, so several verdicts on one item
-    are one piece of evidence.
+    A SOURCE is a file of verdicts that `pit judge` wrote (.jsonl), a file of AlpacaEval's annotations (.json), or the
+    folder of a finished run. The verdicts of several sources are taken together. Intervals resample items, so several
+    verdicts on one item count as one piece of evidence.
     """
     if options is None and (output is not None or force):
         raise click.UsageError("-o and --force: found without --judge")

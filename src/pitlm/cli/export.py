@@ -8,9 +8,9 @@ Examples:
   pit export runs/mine --adapter -o adapter        # for vllm serve BASE --enable-lora
   pit export runs/mine/improver-sft -o sft-only
 
-SOURCE is the folder of a run (then --model says which model), of one of its stages, or of a model. `vllm serve` of an
-exported improver, or another OpenAI-compatible server, improves the last answer of a conversation: the turn that the
-improver was trained with is in its chat template. docs/export.md says more.
+SOURCE is the folder of a run, of a stage, or of a model. For the folder of a run, --model says which model to export.
+`vllm serve`, or another OpenAI-compatible server, can run the exported improver, which then improves the last answer of
+a conversation. The request for a better answer is part of the exported chat template. See docs/export.md.
 """
 
 from pathlib import Path
@@ -29,9 +29,9 @@ DTYPES = ["float32", "bfloat16", "float16"]
 @click.command(epilog=examples(__doc__))
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder to write the model to.")
-@click.option("--model", type=click.Choice(MODELS), help="Which model of a run. Default: the improver.")
+@click.option("--model", type=click.Choice(MODELS), help="Which model of a run to export. Default: the improver.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the weights. Default: unchanged.")
-@click.option("--adapter", is_flag=True, help="Write the LoRA adapter over the base of the run, not whole weights.")
+@click.option("--adapter", is_flag=True, help="Write the LoRA adapter over the run's base model, not whole weights.")
 @click.option("--force", "replace", is_flag=True, help="Replace an earlier export.")
 @click.option(
     "--push-to-hub",
@@ -39,9 +39,9 @@ DTYPES = ["float32", "bfloat16", "float16"]
     metavar="NAME",
     help="Upload the model to the hub under this name; works with and without -o.",
 )
-@click.option("--private", is_flag=True, help="Make a repository that --push-to-hub creates private.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: create the repository as a private one.")
 def export(source: Path, model: Any, output: Path | None, **how: Any) -> None:
-    """Write a trained model as a checkpoint of Hugging Face's format, with a model card."""
+    """Write a trained model as a checkpoint in Hugging Face's format, with a model card."""
     if output is None and how["repository"] is None:
         raise InputError("give -o (a folder), or --push-to-hub (a name), or both")
     if how["private"] and how["repository"] is None:

@@ -11,18 +11,17 @@ Examples:
   pit improve answers/ -o better/ --run runs/mine --engine ray --workers 8
 
 FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
-and "response", or AlpacaEval's "instruction" and "output". A row without a response is answered first, by the run's
-policy or by the model that --policy names. The output has the rows in their order, with their own fields and "final",
-"original", "rounds" and "stop_reason".
+and "response", or AlpacaEval's "instruction" and "output". If a row has no response, the run's policy answers first, or
+the model of --policy or --policy-url. The output keeps the rows, their order and their fields, and adds the fields
+"final", "original", "rounds" and "stop_reason".
 
-Give the same command again to go on with a job that was stopped; OUT.partial keeps the finished rows. A row that cannot
-be improved is set aside in OUT.failed.jsonl with the reason, and the other rows go on. The exit code is 0 unless every
-row failed.
+If a job is interrupted, give the same command again: OUT.partial keeps the finished rows. Rows that cannot be improved
+go to OUT.failed.jsonl with the reason, and the job goes on. The exit code is 0 unless every row failed.
 
-With --engine ray the processes of a Ray cluster share the work: the cluster at RAY_ADDRESS, which has to see the same
-folders, or a cluster that is started on this machine and ends with the command. FILE may be a folder of files. OUT is a
-folder of part files with --part-rows rows each; joined, they are the file that one process would write. A worker that
-is killed is replaced, and no row is lost or done twice. docs/engines.md says more.
+With --engine ray the processes of a Ray cluster share the work. RAY_ADDRESS names the cluster, which has to see the
+same folders. Without RAY_ADDRESS the command starts a cluster on this machine, and stops it at the end. FILE may be a
+folder of files. OUT is a folder of part files with --part-rows rows each. Joined, the part files equal the file that
+one process would write. Ray replaces a killed worker, and no row is lost or written twice. See docs/engines.md.
 """
 
 from pathlib import Path
@@ -38,7 +37,7 @@ from pitlm.core.recipe import LoopSection
 
 @click.command(epilog=examples(__doc__))
 @click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the improved answers go (JSON lines).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File for the improved answers (JSON lines).")
 @section_options(ModelChoice, into="models")
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")
@@ -50,7 +49,7 @@ from pitlm.core.recipe import LoopSection
     show_default=True,
     help="Seed of the sampling: the same seed gives the same answers.",
 )
-@click.option("--force", is_flag=True, help="Replace the output file, and begin anew what was stopped.")
+@click.option("--force", is_flag=True, help="Replace the output file, and begin an interrupted job anew.")
 def improve(
     file: Path | None,
     output: Path | None,

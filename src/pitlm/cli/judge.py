@@ -11,17 +11,18 @@ Examples:
   pit judge better.jsonl answers.jsonl -o verdicts.jsonl --judge reward --model runs/mine/gap/model
   pit evaluate verdicts.jsonl
 
-FIRST and SECOND hold one system's answers each: AlpacaEval's model_outputs.json, or .jsonl, .json, .csv or .parquet
-rows with "prompt" (or "messages", "instruction") and "response" (or "final", "output"); the output of `pit improve`
-is such a file. They are paired by "id" where every row has one, else by prompt.
+FIRST and SECOND each hold the answers of one system. Either file is AlpacaEval's model_outputs.json, the output of
+`pit improve`, or another .jsonl, .json, .csv or .parquet file. A row has "prompt" (or "messages" or "instruction") and
+"response" (or "final" or "output"). Rows of the two files are paired by "id" if every row has an "id", else by prompt.
 
-An LLM is asked about each pair in both orders; orders that disagree are "inconsistent". It must end on a line
-"Verdict: A", "Verdict: B" or "Verdict: tie", and a template of your own has to ask for that. In the template, Jinja
-puts {{ first }}, {{ second }}, {{ prompt }} or {{ conversation }}, and {{ mark }}, which occurs in none of them.
+An LLM judge gets each pair twice, once in each order. If its two verdicts disagree, the pair is "inconsistent". Two
+equal answers are a tie, and the judge is not asked. A reply has to end with the line "Verdict: A", "Verdict: B" or
+"Verdict: tie"; a template of your own has to ask for this line. The template is Jinja and may use {{ first }},
+{{ second }}, {{ prompt }} and {{ conversation }}. {{ mark }} is a delimiter that occurs in none of these texts.
 
-Replies are kept as they arrive, beside the output (or in --cache): after a kill, an error or the cost limit, the same
-command goes on, and no reply that arrived is paid for twice. Two equal answers are a tie, and nobody is asked. Exit
-codes: 0 done, 2 for what you can mend, 3 at the cost limit.
+Each reply is stored beside the output (or in --cache) when it arrives. After a kill, an error or the cost limit, the
+same command goes on, and you pay for no stored reply again. Exit codes: 0 done, 2 an error that you can mend, 3 the
+cost limit.
 """
 
 from collections import Counter
@@ -45,7 +46,7 @@ HELPS = {
     "model": "llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.",
     "body": "Further fields of each request, as a JSON object; null removes a field, as for models without a "
     """temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.""",
-    "cache": "File where replies are kept, so that none is paid for twice. Default: beside the output.",
+    "cache": "File that stores the replies, so that you pay for no reply twice. Default: beside the output.",
 }
 
 
@@ -78,9 +79,9 @@ def _checked(options: JudgeSection) -> JudgeSection:
 @click.command(epilog=examples(__doc__))
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Where the verdicts go (JSON lines).")
+@click.option("-o", "--output", type=PATH, required=True, help="File for the verdicts (JSON lines).")
 @judge_options(required=True)
-@click.option("--force", is_flag=True, help="Replace the output file. Replies that were kept are not asked for again.")
+@click.option("--force", is_flag=True, help="Replace the output file. Stored replies are used again.")
 def judge(first: Path, second: Path, output: Path, options: JudgeSection, force: bool) -> None:
     """Compare the answers in FIRST with those in SECOND, and say how often the first system wins."""
     judge_to_file(first, second, output, options, force=force)

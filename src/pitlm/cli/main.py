@@ -23,17 +23,17 @@ class Verb:
 
 
 VERBS = {
-    "run": Verb("Train an improver from preference pairs and compare it honestly.", "pitlm.run.run_recipe:run_recipe"),
+    "run": Verb("Train and evaluate an improver from preference pairs.", "pitlm.run.run_recipe:run_recipe"),
     "data": Verb("Look at preference pairs, and cut them into folds.", "pitlm.data.dataset:load_preferences"),
     "calibrate": Verb("Choose the loop's margin for a promised rate of harm.", "pitlm.run.calibrate:calibrate_run"),
     "improve": Verb("Improve answers with a trained improver and gap model.", "pitlm.batch.improve_file:improve_file"),
     "judge": Verb("Let a judge compare two systems' answers, in both orders.", "pitlm.run.judges:judge_answer_files"),
     "rate": Verb("Let people compare two systems' answers, blinded, on a page.", "pitlm.serve.rating:serve_rating"),
-    "evaluate": Verb("Say what verdicts show about systems and judges.", "pitlm.evaluate.summary:summarise"),
-    "serve": Verb("Improve the answers of an OpenAI-compatible API: a proxy.", "pitlm.serve.app:run"),
+    "evaluate": Verb("Compute win rates, tests and agreement from verdicts.", "pitlm.evaluate.summary:summarise"),
+    "serve": Verb("Run an OpenAI-compatible proxy that improves answers.", "pitlm.serve.app:run"),
     "export": Verb("Write a trained model for other engines, or push it to a hub.", "pitlm.run.export:deliver"),
     "recipes": Verb("List the packaged recipes, or print one.", "pitlm.core.packaged_recipes:recipe_names"),
-    "doctor": Verb("Say what this machine can run, and what a recipe takes.", "pitlm.plan.plan:plan_run"),
+    "doctor": Verb("Check this machine, and estimate a recipe's time and memory.", "pitlm.plan.plan:plan_run"),
 }
 """Each verb is a function of its own name in ``pitlm.cli.NAME``: options, examples, and one call of its work."""
 

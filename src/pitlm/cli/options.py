@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 overrides_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace one value of the recipe: loop.rounds=5."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of the recipe, e.g. loop.rounds=5."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
 

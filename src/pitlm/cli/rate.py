@@ -6,9 +6,10 @@ Examples:
   pit rate before.jsonl after.jsonl --votes votes.sqlite --host 0.0.0.0
   pit rate --export verdicts.jsonl --votes votes.sqlite
 
-FIRST and SECOND hold two systems' answers to the same prompts. Open the address that is printed; Ctrl-C ends. Which
-system wrote which answer is shown to nobody. Several people may rate at once, each under a name; the same command later
-goes on where they stopped. With a --host other than this machine's own, the address holds a secret: pass it on whole.
+FIRST and SECOND hold two systems' answers to the same prompts. Open the address that is printed; Ctrl-C ends the
+server. Nobody sees which system wrote which answer. Several people may rate at once, each under a name. If you give
+the same command later, they go on where they stopped. With a --host other than this machine's own, the address holds a
+secret: give raters the whole address.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ from pitlm.core.verdicts import VerdictRow
 @click.argument("first", type=PATH, required=False)
 @click.argument("second", type=PATH, required=False)
 @click.option(
-    "--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; made where it is missing."
+    "--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; created if it is missing."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(

@@ -9,7 +9,7 @@ Examples:
   pit run quickstart --accelerate cpu
   pit run hh-llama-8b --data mypairs.jsonl --accelerate fsdp2
 
-Give the same command again to go on where an interrupted run stopped; finished stages are skipped.
+If a run is interrupted, give the same command again. Finished stages are skipped, and the run goes on where it stopped.
 """
 
 import time
@@ -24,13 +24,13 @@ from pitlm.cli.options import PATH, overrides_option
 
 @click.command(epilog=examples(__doc__))
 @click.argument("recipe")
-@click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see pit data --help).")
-@click.option("--out", type=PATH, help="Folder of the run. Default: runs/NAME, with the name of the recipe.")
+@click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see `pit data --help`).")
+@click.option("--out", type=PATH, help="Folder of the run. Default: runs/NAME, where NAME is the recipe's name.")
 @click.option("--seed", type=click.IntRange(min=0), help="Replace the recipe's seed.")
 @overrides_option
 @click.option("--update", is_flag=True, help="Redo stages whose settings or data have changed.")
 @click.option("--skip-invalid", is_flag=True, help="Set invalid rows aside in data/rejects.jsonl, instead of stopping.")
-@click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap; an unknown name lists them.")
+@click.option("--until", metavar="STAGE", help="Stop after this stage, e.g. gap. An unknown name lists the stages.")
 @click.option(
     "--accelerate",
     metavar="CONFIG",
@@ -46,10 +46,10 @@ def run(
     accelerate: str | None,
     **how: Any,
 ) -> None:
-    """Train an improver from preference pairs and compare it honestly.
+    """Train an improver from preference pairs, and compare it with baselines.
 
-    RECIPE is a packaged name (see `pit recipes`) or a YAML file. The run folder then holds report.html, a folder for
-    each stage with its model, and what `pit improve --run` needs.
+    RECIPE is the name of a packaged recipe (see `pit recipes`) or a YAML file. The folder of the run gets a folder for
+    each stage, with the stage's model, and report.html. Give the folder to `pit improve --run` and other verbs.
     """
     from pitlm.core.packaged_recipes import find_launch
     from pitlm.core.recipe_file import named_recipe

@@ -22,9 +22,9 @@ Examples:
       --upstream https://api.example.com/v1
   pit serve --gap path/to/model --port 8003     # only scores, for others to use: /v1/score, /get_reward
 
-Then give your client this server as its base_url. Secrets come from the environment: clients have to send {TOKEN} as
-bearer token, and {MODELS_KEY} goes to a remote improver and gap model. docs/serve.md says what is improved, what is
-passed through, and what happens when something fails.
+Then give your client the address of this server as its base_url. Secrets come from the environment. Clients have to
+send {TOKEN} as bearer token. The proxy sends {MODELS_KEY} to a remote improver and to a remote gap model. docs/serve.md
+says which answers are improved, which are passed through, and what happens when something fails.
 """
 
 
@@ -36,12 +36,12 @@ passed through, and what happens when something fails.
     into="settings",
     names={"improve_seconds": "improve_timeout", "upstream_seconds": "upstream_timeout"},
 )
-@click.option("--upstream-key-env", metavar="NAME", help="Variable with the upstream's key. Default: the client's own.")
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="A finished run; gives models and settings.")
+@click.option("--upstream-key-env", metavar="NAME", help="Variable with the upstream's key. Default: the client's key.")
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Use the models and settings of this run.")
 @section_options(LoopSection, "rounds", "proposals", "margin", "temperature", into="loop", of_run=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 finds a free port.")
-@click.option("--access-log", is_flag=True, help="Write a line for each request: path, status, time; no more.")
+@click.option("--access-log", is_flag=True, help="Log each request's path, status and time, and nothing else.")
 @click.option("--check", is_flag=True, help="Load the models, say what would be served, and stop.")
 def serve(
     settings: Settings,

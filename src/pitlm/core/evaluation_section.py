@@ -11,7 +11,7 @@ class JudgeSection(Section):
     """One judge, and how the judge is asked. Fields from `base_url` on are for `llm`, unless they say otherwise.
 
     Attributes:
-        kind: truth: the hidden utility of the pocket world; reward: the run's held-out reward model; foreign: any
+        kind: truth: the true utility of the pocket world; reward: the run's held-out reward model; foreign: any
             reward or gap model; llm: a language model behind an endpoint; scripted: replies from a file; or the name of
             a judge that another package adds.
         model: llm: name of the model; foreign: folder or hub name; scripted: JSON lines, two replies a pair.
@@ -19,14 +19,14 @@ class JudgeSection(Section):
         template: file with the prompt of the judge, in place of the built-in one.
         temperature: sampling temperature of the judge; 0 is greedy.
         max_tokens: longest reply of the judge, in tokens.
-        seed: seed that is sent with each request, for servers that heed it.
+        seed: seed to send with each request, for servers that use it.
         body: further fields of each request; null removes a field, such as temperature.
         price: price of a million tokens: input,cached,output; or a JSON file {model: [input, cached, output]}.
-        max_cost: start no further call once this much is spent; calls under way are kept; needs a price.
+        max_cost: start no further call once this much is spent; calls under way still finish; needs a price.
         concurrency: calls at the same time.
         timeout: seconds that the server may be silent.
-        cache: file where replies are kept, so that none is paid for twice.
-        retry_unparsable: how many more times a reply without a verdict is asked for.
+        cache: file that stores the replies, so that you pay for no reply twice.
+        retry_unparsable: how often to ask again after a reply without a verdict.
     """
 
     kind: str
@@ -49,11 +49,11 @@ class EvaluationSection(Section):
     """Held-out comparison of the systems.
 
     Attributes:
-        fresh_pairs: pairs of fresh policy answers that R_PIT is checked on.
-        tokens: equal compute: what every system may generate for each item; null: as many as each takes.
-        baselines: systems to compare PIT with; null: all of pitlm that apply to the recipe.
-        judges: who says which answer is better; the first judge gives the headline; default: the truth in the pocket
-            world, the held-out reward model elsewhere.
+        fresh_pairs: pairs of new policy answers to check R_PIT on.
+        tokens: equal compute: tokens that every system may generate for each item; null: no limit.
+        baselines: baselines to compare PIT with; null: all baselines of pitlm that apply to the recipe.
+        judges: judges that say which answer is better; the headline shows the first; default: the true utility in the
+            pocket world, the held-out reward model elsewhere.
     """
 
     items: PositiveInt = 400

@@ -25,7 +25,7 @@ class DataSection(Section):
         skip_invalid: set invalid rows aside instead of stopping.
         max_prompt_tokens: longest x, in tokens.
         max_response_tokens: longest y, in tokens, end token included.
-        max_new_tokens: longest answer that is sampled, in training and after; default: max_response_tokens.
+        max_new_tokens: longest answer to sample, in training and after; default: max_response_tokens.
         over_long: drop over-long pairs, or trim x from its oldest turn.
     """
 
@@ -52,7 +52,7 @@ class DataSection(Section):
 
 
 class InitSection(Section):
-    """A small model made from scratch, where there are no weights to start from."""
+    """A small model with random weights, for a run without a pretrained model."""
 
     architecture: Literal["llama", "qwen3"] = "llama"
     layers: PositiveInt = 2
@@ -75,7 +75,7 @@ class ModelSection(Section):
     Attributes:
         base: local path or hub name; leave out to start from scratch with `init`.
         reward_base: base of R_P and R_PIT; default: the policy for R_P, the SFT improver for R_PIT.
-        improver_start: what improver SFT starts from; 'policy' where the base knows nothing yet.
+        improver_start: model that improver SFT starts from; 'policy' if the base has random weights.
     """
 
     base: str | None = None
@@ -92,7 +92,7 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters in place of full fine-tuning. `quantize` holds the weights under them in 4 bits (QLoRA)."""
+    """Low-rank adapters in place of full fine-tuning. `quantize` holds the base in 4 bits (QLoRA)."""
 
     r: PositiveInt = 16
     alpha: PositiveInt = 32
@@ -113,10 +113,10 @@ class TrainSection(Section):
     Attributes:
         max_steps: stop after this many steps, whatever the epochs.
         batch_size: examples per optimizer step, over all processes.
-        accumulation: micro-batches that a step is cut into.
-        warmup: share of steps with rising learning rate.
+        accumulation: number of micro-batches in each step.
+        warmup: share of the steps in which the learning rate rises.
         save_every: steps between checkpoints to resume from.
-        eval_rows: held-out rows that a stage is evaluated on.
+        eval_rows: held-out rows to evaluate a stage on.
     """
 
     learning_rate: PositiveFloat
@@ -150,7 +150,7 @@ class RLSection(TrainSection):
         truncated_penalty: penalty on the reward of an answer without end token; null leaves such answers out of the
             group.
         share_prompts: read a prompt once per group; false: TRL's own step.
-        rollouts: where samples are drawn: in the model in training, in vLLM beside it, or in a vLLM server.
+        rollouts: engine that samples: the model in training, vLLM on the same devices, or a vLLM server.
         rollout_server: address of the vLLM server.
         probe_every: steps between measurements of quality on held-out items.
         probe_items: held-out items of each measurement.
@@ -204,7 +204,7 @@ class CurriculumSection(Section):
     """The stages of curriculum RL, each named by where its references come from.
 
     Attributes:
-        reward: what RL maximises: R_PIT, or R_P(y) - R_P(y_ref) in its place (an ablation).
+        reward: reward of RL: R_PIT, or as an ablation R_P(y) - R_P(y_ref).
         steps: steps of each stage; default: rl.max_steps for all.
         reference_temperature: temperature of sampled references.
     """
@@ -239,13 +239,13 @@ class LoopSection(Section):
 
     Attributes:
         rounds: most rounds for one response.
-        proposals: k: proposals of each round; the best of them by gap may be kept.
-        margin: gap that a proposal has to exceed to replace the answer; where none is set, the margin that was
-            calibrated for the gap model, or 0.
+        proposals: k: proposals of each round; the one with the largest gap may replace the answer.
+        margin: gap that a proposal has to exceed to replace the answer; if no margin is set: the margin that `pit
+            calibrate` stored beside the gap model, else 0.
         temperature: sampling temperature of the improver; 0 is greedy.
-        tokens: generated tokens that one response may take.
-        seconds: time that one response may take, from its first round.
-        cost: what one response may cost, in the improver's currency.
+        tokens: most tokens to generate for one response.
+        seconds: most seconds for one response, from its first round.
+        cost: highest cost of one response, in the currency of the improver's prices.
     """
 
     rounds: PositiveInt = 3

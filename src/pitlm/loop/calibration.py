@@ -21,11 +21,11 @@ class Promise(Section):
     """What a calibration has to promise, and the answers that it may choose on.
 
     Attributes:
-        harm: the share of answers that may be made worse.
-        confidence: how sure that promise has to be.
-        rounds: rounds of the loop that is promised for; default: the run's.
-        items: choose on at most this many answers; default: all there are.
-        prompts: a file of further prompts to choose on, in none of the run's folds; --items counts them too.
+        harm: share of answers that the loop may make worse.
+        confidence: probability with which the promise has to hold.
+        rounds: rounds of the loop that the promise is for; default: the run's.
+        items: most answers to choose the margin on; default: all.
+        prompts: file of further prompts to choose the margin on, outside the run's folds; --items counts them too.
     """
 
     harm: Fraction = 0.02

@@ -19,25 +19,25 @@ class Settings(Section):
     """What `pit serve` serves; several fields are options of the command.
 
     Attributes:
-        upstream: base URL of the API behind the proxy, as a client would have it (with its /v1).
+        upstream: base URL of the API behind the proxy, as its clients use it (with /v1).
         upstream_key: key for the upstream, in place of the client's own.
-        improver: folder of an improver, or URL of an OpenAI-compatible server that has it.
+        improver: folder of an improver, or URL of an OpenAI-compatible server that runs the improver.
         improver_model: name of a remote improver on its server.
-        improver_ask: turn that a remote improver was trained with ('ask' in its pit.json).
-        gap: folder of a gap model, or URL of another `pit serve` that has it.
-        reward: folder of an R_P that has to agree with a gap model of this machine.
-        dtype: dtype of the weights of models of this machine.
-        quantize: how weights of models of this machine are held.
+        improver_ask: user turn that asks a remote improver for a better answer ('ask' in its pit.json).
+        gap: folder of a gap model, or URL of another `pit serve` that runs the gap model.
+        reward: folder of an R_P that has to agree with a local gap model.
+        dtype: dtype of the weights of local models.
+        quantize: how the weights of local models are held in memory.
         models_key: bearer token for a remote improver and gap model.
         token: bearer token that clients have to send; null asks for none.
-        open_paths: paths that need no token; the page at / asks for the token, and is of no use without it.
+        open_paths: paths that need no token; the page at / asks for the token and does nothing without it.
         hosts: names by which clients may call this server; null allows any name.
-        improve_seconds: seconds for the improvement of one answer; then the best so far is sent.
+        improve_seconds: seconds for the improvement of one answer; then the client gets the best answer so far.
         upstream_seconds: seconds that the upstream may be silent before the client gets a 504.
         heartbeat: seconds between comments in a stream that waits for text.
-        batch: most proposals or gaps that the models make together.
-        concurrency: most requests that are worked on at once.
-        queue: most requests that wait; further ones get a 429.
+        batch: most proposals or gaps in one batch of the models.
+        concurrency: most requests to work on at once.
+        queue: most requests that may wait; further requests get a 429.
         max_body: largest request, in MiB.
     """
 
