@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,12 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # a slow example is no failure: the machine may be busy
 sys.path.insert(0, str(Path(__file__).parent))  # for `builders`, because test files are no package
+
+
+def pytest_collection_finish():
+    """Take the imported libraries out of every later garbage collection: statsmodels starts one in each table."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
