@@ -116,9 +116,7 @@ class Setup:
         folders = {name: value.absolute() for name, value in models if isinstance(value, Path)}
         self.models, self.loop, self.seed = models.model_copy(update=folders), loop, seed
         self.recipe = recipe = stored_recipe(models.run) if models.run is not None else None
-        self.settings = (recipe.loop if recipe else LoopSection()).model_copy(
-            update=loop.model_dump(exclude_unset=True)
-        )
+        self.settings = loop.over(recipe.loop if recipe else LoopSection())
         self._folders = _model_folders(models, recipe)
         stamps: dict[str, str] = {}
         for kind, folder in self._folders.items():

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pitlm.cli import examples
 from pitlm.cli.options import PATH, json_option, section_options, write_figures
 from pitlm.loop.calibration import Promise
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from pitlm.loop.margin import Calibrated, Outcome
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.option("--run", "run_folder", required=True, type=PATH, help="Folder of a finished run.")
 @section_options(Promise, into="promise")
 @json_option

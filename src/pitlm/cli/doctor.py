@@ -19,13 +19,12 @@ from typing import Any
 
 import click
 
-from pitlm.cli import examples
 from pitlm.cli.options import overrides_option, write_figures
 from pitlm.core.errors import InputError
 from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("recipe", required=False)
 @click.option("--data", help="Pairs to count and measure. Default: the known figures of the recipe's own data.")
 @click.option("--pairs", type=click.IntRange(min=1), help="Plan for this many pairs.")

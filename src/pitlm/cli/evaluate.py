@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import click
 from pydantic import Field
 
-from pitlm.cli import examples
 from pitlm.cli.judge import judge_options, judge_to_file
 from pitlm.cli.options import FILE, json_option, section_options, write_figures
 from pitlm.core.errors import InputError
@@ -48,7 +47,7 @@ class StatisticsSection(Section):
     seed: int = Field(0, ge=0, description="seed of all resampling")
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[SOURCE]...")
 @click.option("--baseline", metavar="NAME", help="System to compare with. Default: the most frequent second system.")
 @click.option(

@@ -18,7 +18,6 @@ from typing import Any
 
 import click
 
-from pitlm.cli import examples
 from pitlm.cli.options import PATH
 from pitlm.core.errors import InputError
 
@@ -26,7 +25,7 @@ MODELS = ["improver", "policy", "gap", "reward"]
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder to write the model to.")
 @click.option("--model", type=click.Choice(MODELS), help="Which model of a run to export. Default: the improver.")

@@ -29,13 +29,12 @@ from pathlib import Path
 import click
 
 from pitlm.batch.model_choice import ModelChoice
-from pitlm.cli import examples
 from pitlm.cli.options import check_output, section_options
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import LoopSection
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File for the improved answers (JSON lines).")
 @section_options(ModelChoice, into="models")

@@ -31,7 +31,6 @@ from pathlib import Path
 
 import click
 
-from pitlm.cli import examples
 from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.verdicts import Verdict, VerdictRow
@@ -76,7 +75,7 @@ def _checked(options: JudgeSection) -> JudgeSection:
     return checked
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="File for the verdicts (JSON lines).")

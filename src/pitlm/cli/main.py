@@ -39,8 +39,10 @@ VERBS = {
 
 
 def load_verb(name: str) -> click.Command:
-    """Import the command of a verb."""
-    command: click.Command = getattr(import_module(f"pitlm.cli.{name}"), name)
+    """Import the command of a verb. Its help ends with what the docstring of its module says after the first line."""
+    module = import_module(f"pitlm.cli.{name}")
+    command: click.Command = getattr(module, name)
+    command.epilog = command.epilog or (module.__doc__ or "").partition("\n")[2]
     return command
 
 

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import click
 
-from pitlm.cli import examples
 from pitlm.cli.options import FILE, PATH, check_output
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import VerdictRow
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("first", type=PATH, required=False)
 @click.argument("second", type=PATH, required=False)
 @click.option(

@@ -9,10 +9,8 @@ Examples:
 
 import click
 
-from pitlm.cli import examples
 
-
-@click.group(invoke_without_command=True, epilog=examples(__doc__))
+@click.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
     """List the packaged recipes, or print one as a start for your own."""

@@ -18,11 +18,10 @@ from typing import Any
 
 import click
 
-from pitlm.cli import examples
 from pitlm.cli.options import PATH, overrides_option
 
 
-@click.command(epilog=examples(__doc__))
+@click.command()
 @click.argument("recipe")
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see `pit data --help`).")
 @click.option("--out", type=PATH, help="Folder of the run. Default: runs/NAME, where NAME is the recipe's name.")

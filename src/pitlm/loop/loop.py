@@ -5,7 +5,8 @@ k proposals. The proposal with the largest gap to the incumbent replaces it, if 
 with the first round that changes nothing, and the incumbent is the result.
 
 :class:`Loop` is this rule for one response. It knows no models, files or threads. Its driver calls :meth:`Loop.next`,
-gets proposals and gaps from anywhere, and hands them to :meth:`Loop.take`. :func:`improve_many` is the simplest driver.
+gets proposals and gaps from anywhere, and hands them to :meth:`Loop.take`. :func:`improve_many` is the simplest driver;
+:mod:`pitlm.loop.live_loop` has the one for a client that waits.
 """
 
 import math
