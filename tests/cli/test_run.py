@@ -39,7 +39,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["'data': found a section: test 0.6 + validation 0.5", "below 1"],
     ),
     "no learning rate": (["gap.learning_rate=0"], ["'gap.learning_rate': found 0"]),
-    "heads that do not divide": (["model.init.heads=3"], ["model.init", "hidden 16", "heads 3"]),
+    "heads of odd width": (["model.init.head_dim=7"], ["model.init.head_dim", "found 7"]),
     "unknown schedule": (["gap.schedule=quadratic"], ["'gap.schedule': found 'quadratic'", "'linear', 'cosine'"]),
     "unknown source of references": (["curriculum.stages=[data, human]"], ["curriculum.stages", "'human'"]),
     "improver first": (["curriculum.stages=[improver]"], ["the first stage cannot take references from the improver"]),

@@ -58,15 +58,10 @@ class InitSection(Section):
     layers: PositiveInt = 2
     hidden: PositiveInt = 96
     heads: PositiveInt = 4
+    head_dim: int = Field(default=32, gt=0, multiple_of=2)  # 32: the fewest that vLLM serves
     mlp: PositiveInt = 256
     tokenizer: Literal["words", "bpe"] = "words"
     vocabulary: PositiveInt = 512
-
-    @model_validator(mode="after")
-    def _whole_heads(self) -> InitSection:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
-        return self
 
 
 class ModelSection(Section):

@@ -40,7 +40,7 @@ def make_from_scratch(
         num_hidden_layers=init.layers,
         num_attention_heads=init.heads,
         num_key_value_heads=init.heads,
-        head_dim=init.hidden // init.heads,
+        head_dim=init.head_dim,
         max_position_embeddings=max_tokens,
         # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
         initializer_range=init.hidden**-0.5,

@@ -111,8 +111,7 @@ class Shape:
         """
         if (init := model.init) is not None:
             vocabulary = POCKET_WORDS + ROLE_TOKENS if init.tokenizer == "words" else init.vocabulary
-            width = init.hidden // init.heads
-            return cls(init.layers, init.hidden, init.mlp, init.heads, init.heads, width, vocabulary, tied=True)
+            return cls(init.layers, init.hidden, init.mlp, init.heads, init.heads, init.head_dim, vocabulary, tied=True)
         assert model.base is not None
         file = Path(model.base) / "config.json"
         if file.is_file():
