@@ -275,7 +275,7 @@ def test_empty_turns_of_a_transcript_are_kept() -> None:
 def test_prompts_that_differ_are_dropped(row: dict[str, Any]) -> None:
     with pytest.raises(RowDropped) as caught:
         parse_preference(row)
-    assert caught.value.reason == PROMPTS_DIFFER
+    assert str(caught.value) == PROMPTS_DIFFER
 
 
 @pytest.mark.parametrize(

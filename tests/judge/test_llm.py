@@ -17,7 +17,7 @@ from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.engines.endpoint import ChatEndpoint, Price
 from pitlm.engines.reply_cache import ReplyCache
 from pitlm.judge.llm import JudgePrompt, LLMJudge, ScriptedJudge, mark_of, parse_verdict
-from pitlm.judge.make_judge import make_judge, run_judge, spent_on
+from pitlm.run.judges import make_judge, run_judge, spent_on
 
 X = Prompt.of("q")
 W, T, L, I, U = Verdict

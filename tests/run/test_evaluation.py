@@ -7,10 +7,10 @@ import pytest
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.summary import AnswerFigures, summarise
-from pitlm.judge.make_judge import run_judge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL
 from pitlm.run.evaluation import against_original, item_rows
+from pitlm.run.judges import run_judge
 from pitlm.run.results import answered
 
 QUALITY = {"bad": 0.0, "fair": 1.0, "good": 2.0}

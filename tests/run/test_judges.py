@@ -14,10 +14,9 @@ from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import Comparison
-from pitlm.judge.make_judge import run_judge
 from pitlm.models.adapters import Bases
 from pitlm.run.context import Context
-from pitlm.run.judges import check_judges, judge_settings, judges_of
+from pitlm.run.judges import check_judges, judge_settings, judges_of, run_judge
 
 LLM = {"kind": "llm", "model": "m", "base_url": "http://localhost:9/v1"}
 PROMPT = "lamp : price nine color red size small . price ?"

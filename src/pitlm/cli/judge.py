@@ -68,7 +68,7 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
 
 def _checked(options: JudgeSection) -> JudgeSection:
     """The section with the kind as a recipe calls it."""
-    from pitlm.judge.make_judge import check_section
+    from pitlm.run.judges import check_section
 
     checked = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
     check_section(checked, f"--judge {options.kind}", option_name)

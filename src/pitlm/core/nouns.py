@@ -118,6 +118,10 @@ class Improvement:
     response: str
 
 
+Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+"""Prompts and responses -> the quality of each response, from a judge that no model is trained on."""
+
+
 class StopReason(StrEnum):
     """Why the loop stopped: nothing better was proposed, or a budget was spent, or somebody stopped it.
 

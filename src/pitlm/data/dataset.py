@@ -47,11 +47,7 @@ Kind = Literal["text", "transcript", "messages"]
 
 
 class RowDropped(Exception):
-    """A sound row with nothing to learn from; ``reason`` is what it is counted under."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """A sound row with nothing to learn from; its text is the reason, under which it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +108,7 @@ def load_preferences(
                 _check_worth(preference)
                 kept.append(preference)
             except RowDropped as drop:
-                dropped[drop.reason] += 1
+                dropped[str(drop)] += 1
             except RowError as error:
                 if not skip_invalid:
                     raise InputError(f"{row.where}: {error}") from error

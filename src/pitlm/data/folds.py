@@ -118,7 +118,7 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
                 with row.errors_named():
                     preference = parse_preference(row.value())
             except RowDropped as error:
-                raise InputError.at(path, line=row.line, found=error.reason, expected="one prompt") from error
+                raise InputError.at(path, line=row.line, found=str(error), expected="one prompt") from error
             other = home.setdefault(preference.prompt.key, fold)
             if other != fold:
                 found = f"a prompt that is in fold '{other}' too"

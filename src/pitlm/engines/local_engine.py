@@ -20,9 +20,9 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 
 from pitlm.core.nouns import Answer
 from pitlm.engines.engine import AHEAD, Engine, Finished, ModelSource, WriteRequest
-from pitlm.engines.places import PLACES_ATTENTION, ROWS, Places, rounded
+from pitlm.engines.places import ROWS, Places, rounded
 from pitlm.models.generators import WRITERS, Generator, write_batch
-from pitlm.models.trees import ARCHITECTURES, warn_once
+from pitlm.models.trees import enable_trees
 
 TOKENS_PER_BATCH = 16_384
 REFILL = 8
@@ -79,11 +79,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, *, end: int, pad: int, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
         self.model = model
         self.end, self.pad, self.tokens = end, pad, tokens_per_batch
-        self.own = model.config.model_type in ARCHITECTURES
-        if self.own:
-            model.set_attn_implementation(PLACES_ATTENTION)  # without places it reads as before
-        else:
-            warn_once(f"{model.config.model_type}: its places cannot be refilled; writing batch after batch")
+        self.own = enable_trees(model, "its places cannot be refilled; writing batch after batch")
         self._places = Places()
         self.rows: list[DecodingRow | None] = []
         self.waiting: list[DecodingRow] = []  # by room, then in the order of arrival

@@ -1,4 +1,4 @@
-"""A cache in which each row has a place for its keys and values, and the attention that reads the places. Ours.
+"""A cache in which each row has a place for its keys and values. :mod:`pitlm.models.trees` has its attention. Ours.
 
 A row fills the columns 0, 1, ... of its place, and places are read as wide as the longest row, to the next 16. So what
 a row sees lies at the same columns whoever its neighbours are, and on a CPU its numbers are the same to the last bit:
@@ -15,42 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from pitlm.models.forest import additive_mask
-
-PLACES_ATTENTION = "pitlm_places"
-"""A model with this attention can read places."""
 
 STEP = 16
 """Widths are multiples of this."""
 
 ROWS = 4
 """The rows of a pass are a multiple of this."""
-
-
-def _places_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    places: Places | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one new token a row to its place; without places transformers' own SDPA."""
-    if places is not None:
-        attention_mask = places.mask(kwargs.get("sliding_window"), query.dtype)
-    output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return output
-
-
-AttentionInterface.register(PLACES_ATTENTION, _places_attention)
-AttentionMaskInterface.register(PLACES_ATTENTION, sdpa_mask)
 
 
 def rounded(length: int) -> int:

@@ -90,13 +90,8 @@ def rows_for(rows: Iterable[VerdictRow], first: str, second: str) -> list[Verdic
 
     A row that was stored the other way round is swapped; all other rows are left out.
     """
-    found: list[VerdictRow] = []
-    for row in rows:
-        if (row.first, row.second) == (first, second):
-            found.append(row)
-        elif (row.first, row.second) == (second, first):
-            found.append(row.swap())
-    return found
+    own = (row for row in rows if {row.first, row.second} == {first, second})
+    return [row if row.first == first else row.swap() for row in own]
 
 
 def delta_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Interval:

@@ -24,25 +24,20 @@ def make_table(title: str, *columns: str) -> Table:
     return table
 
 
-def make_progress(*more: progress.ProgressColumn) -> progress.Progress:
-    """A bar with what is done, the time that it took and the time left, and whatever columns come after."""
-    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
-    columns = (progress.TextColumn("  {task.description}"), progress.BarColumn(20), progress.MofNCompleteColumn())
-    return progress.Progress(*columns, *times, *more, console=make_console())
-
-
 @contextmanager
 def progress_bar(
     title: str, total: int | None, note: Callable[[], str] | None = None, done: int = 0
 ) -> Iterator[Callable[[float], None]]:
-    """Show a bar while the block runs; yields the function that moves the bar on.
+    """Show what is done and the time left while the block runs; yields the function that moves the bar on.
 
     Args:
         note: returns a text that stands behind the bar.
         done: how much was done before.
     """
-    columns = () if note is None else (progress.TextColumn("{task.fields[note]}"),)
-    with make_progress(*columns) as bar:
+    columns = (progress.TextColumn("  {task.description}"), progress.BarColumn(20), progress.MofNCompleteColumn())
+    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+    notes = () if note is None else (progress.TextColumn("{task.fields[note]}"),)
+    with progress.Progress(*columns, *times, *notes, console=make_console()) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(count: float) -> None:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pitlm.core.evaluation_section import JudgeSection
-from pitlm.core.nouns import Advance, Improvement, Prompt
+from pitlm.core.nouns import Advance, Improvement, Score
 from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 from pitlm.judge.protocol import Judge, TwoOrderJudge
 
-Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 Gap = Callable[[Sequence[Improvement]], list[float]]
 
 
@@ -90,4 +90,9 @@ def checkpoint_judge(section: JudgeSection) -> Judge:
         gap = GapModel.from_pretrained(path)
         return GapJudge(path, lambda items: gap.gaps(items).tolist())
     reward = RewardModel.from_pretrained(path) if card is not None else ForeignRewardModel.from_pretrained(path)
-    return ScoreJudge(path, lambda prompts, responses: reward.scores(prompts, responses).tolist())
+    return reward_judge(path, reward)
+
+
+def reward_judge(name: str, model: Any) -> ScoreJudge:
+    """A reward model as a judge: :class:`pitlm.models.scorers.RewardModel`, or one whose ``scores`` are alike."""
+    return ScoreJudge(name, lambda prompts, responses: model.scores(prompts, responses).tolist())

@@ -174,8 +174,7 @@ class Votes:
                 f" WHERE {COUNTING} ORDER BY vote"
             ).fetchall()
         rows = []
-        for item, first, second, verdict, shown_left, rater, *lengths in found:
+        for item, first, second, verdict, shown_left, rater, length, other in found:
             reply = Reply(shown_left == "second", Verdict(verdict))
-            length, other = lengths
             rows.append(VerdictRow(item, first, second, reply.verdict, None, None, (reply,), rater, (length, other)))
         return rows

@@ -15,7 +15,7 @@ that stops earlier may stop at a worse answer. The promise is about the verdicts
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
+from pitlm.core.nouns import Improvement, Preference, Prompt, Score, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, Promise
 from pitlm.loop.chains import first_growth, incumbents, play
@@ -40,7 +40,6 @@ TIE = 1e-6
 """Qualities closer than this are equal."""
 
 Floats = NDArray[np.float64]
-Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 Answers = Sequence[tuple[Prompt, str]]
 """Each x with its y_0."""
 

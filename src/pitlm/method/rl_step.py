@@ -72,7 +72,16 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         first = model is self.model and self.model.training and places is None and not torch.is_grad_enabled()
         keep = self._reads_once and first
         with torch.set_grad_enabled(keep or torch.is_grad_enabled()), self.accelerator.autocast():
-            logp_BC, entropy_BC = self._read_trees(model, input_ids, attention_mask, logits_to_keep, batch_size)
+            seen = attention_mask.bool()
+            rows = [ids[mask].tolist() for ids, mask in zip(input_ids, seen, strict=True)]
+            prompts = seen[:, :-logits_to_keep].sum(1).tolist()
+            parts: list[tuple[Tensor, Tensor]] = []
+            for start in range(0, len(rows), batch_size or len(rows)):
+                own = slice(start, start + (batch_size or len(rows)))
+                parts.append(completion_log_probs(model, Forest.of(rows[own]), prompts[own], float(self.temperature)))
+            logp_BC, entropy_BC = (
+                torch.cat([pad(x, (0, logits_to_keep - x.shape[1])) for x in part]) for part in zip(*parts, strict=True)
+            )
         if keep:
             self.kept = input_ids, (logp_BC, entropy_BC)
         return logp_BC.detach() if keep else logp_BC, entropy_BC, None
@@ -84,21 +93,6 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         kept = {tuple(row): place for place, row in enumerate(self.kept[0].tolist())}
         places = [kept.get(tuple(row)) for row in input_ids.tolist()]
         return None if None in places else torch.tensor(places, device=input_ids.device)
-
-    def _read_trees(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None
-    ) -> tuple[Tensor, Tensor]:
-        seen = attention_mask.bool()
-        rows = [ids[mask].tolist() for ids, mask in zip(input_ids, seen, strict=True)]
-        prompts = seen[:, :-logits_to_keep].sum(1).tolist()
-        parts: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(rows), batch_size or len(rows)):
-            chosen = slice(start, start + (batch_size or len(rows)))
-            parts.append(completion_log_probs(model, Forest.of(rows[chosen]), prompts[chosen], float(self.temperature)))
-        logp_BC, entropy_BC = (
-            torch.cat([pad(x, (0, logits_to_keep - x.shape[1])) for x in part]) for part in zip(*parts, strict=True)
-        )
-        return logp_BC, entropy_BC
 
 
 @contextmanager

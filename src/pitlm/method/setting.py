@@ -11,7 +11,7 @@ from typing import TypeVar
 from peft import LoraConfig
 from transformers import PreTrainedModel, set_seed
 
-from pitlm.core.nouns import Preference, Prompt
+from pitlm.core.nouns import Preference, Score
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.data.folds import read_folds
 from pitlm.data.template import Template
@@ -19,9 +19,6 @@ from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_model, load_tokenizer
 from pitlm.models.scorers import GapModel, RewardModel
-
-Quality = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
-"""Prompts and responses -> the quality of each response, from a judge that no model is trained on."""
 
 Model = TypeVar("Model", Policy, Improver, GapModel, RewardModel)
 
@@ -92,7 +89,7 @@ class Setting(ABC):
         """Call ``work``, here or in several processes that train together; return the last evaluation's metrics."""
 
     @abstractmethod
-    def quality(self, bases: Bases) -> Quality:
+    def quality(self, bases: Bases) -> Score:
         """The quality that RL is watched by; ``bases`` opens the judge where it is a model."""
 
     def model(self, stage: str) -> Path:

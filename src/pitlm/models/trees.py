@@ -12,7 +12,7 @@ C tokens of the longest completion, N of all, U tokens from which something is p
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,12 @@ ARCHITECTURES = frozenset(
 rows: Gemma 2 soft-caps its attention, and the attention of Bloom and Falcon cannot be replaced."""
 
 
+class Columns(Protocol):
+    """A cache that says which of its columns each row sees, as :class:`pitlm.engines.places.Places` does."""
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor: ...
+
+
 def _tree_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -56,9 +62,12 @@ def _tree_attention(
     attention_mask: Tensor | None,
     *,
     forest: Forest | None = None,
+    places: Columns | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of (1, H, T, D) along the forest's paths; without a forest transformers' own SDPA."""
+    """Attention of (1, H, T, D) along the forest's paths; of one token a row to its place; else transformers' SDPA."""
+    if places is not None:
+        attention_mask = places.mask(kwargs.get("sliding_window"), query.dtype)
     if forest is None:
         output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output
@@ -86,12 +95,20 @@ AttentionInterface.register(TREE_ATTENTION, _tree_attention)
 AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
 
 
-def enable_trees(model: PreTrainedModel) -> None:
-    """Let :func:`score_tree` read trees where the architecture allows it; one log line where it does not."""
-    if model.config.model_type in ARCHITECTURES:
+def enable_trees(
+    model: PreTrainedModel, otherwise: str = "its rows cannot be scored as trees; scoring separate rows"
+) -> bool:
+    """Let a model read trees and places where its architecture allows it; rows are read as before. Returns whether.
+
+    Args:
+        otherwise: what to log where the architecture does not allow it.
+    """
+    able = model.config.model_type in ARCHITECTURES
+    if able:
         model.set_attn_implementation(TREE_ATTENTION)
     else:
-        warn_once(f"{model.config.model_type}: its rows cannot be scored as trees; scoring separate rows")
+        warn_once(f"{model.config.model_type}: {otherwise}")
+    return able
 
 
 @cache

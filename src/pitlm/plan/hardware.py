@@ -121,8 +121,6 @@ def look(extras: Mapping[str, Set[str]], folder: Path) -> dict[str, Any]:
     installed = {found.name: found.version for found in distributions()}
     cards: list[tuple[str, int]] = []
     if "torch" in installed:
-        from pitlm.models.devices import accelerators
-
         cards = accelerators()
     return {
         "memory": memory_bytes(),
@@ -134,6 +132,15 @@ def look(extras: Mapping[str, Set[str]], folder: Path) -> dict[str, Any]:
         "offline": [name for name in OFFLINE if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}],
         "accelerators": [{"name": name, "memory": memory} for name, memory in cards],
     }
+
+
+def accelerators() -> list[tuple[str, int]]:
+    """Name and bytes of memory of each accelerator that torch sees."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [torch.cuda.get_device_properties(number) for number in range(count)]
+    return [(card.name, int(card.total_memory)) for card in found]
 
 
 def memory_bytes() -> int:

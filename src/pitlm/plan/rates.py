@@ -23,12 +23,11 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe, TrainSection
 from pitlm.method.setting import Workbench
 from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer
-from pitlm.models.devices import accelerators
 from pitlm.models.loading import Card, device, quiet
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
 from pitlm.plan.costs import Costs, Reading, tree_tokens
-from pitlm.plan.hardware import Hardware, assumed, memory_bytes
+from pitlm.plan.hardware import Hardware, accelerators, assumed, memory_bytes
 from pitlm.plan.sizes import CONFIG_KEYS, Shape, Workload
 
 LAYERS, VOCABULARY = 2, 8_192

@@ -1,18 +1,18 @@
 """One run: where its trainings take place, and the truth that it is judged by where there is one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pitlm.core.errors import RankFailed
-from pitlm.core.nouns import Prompt
-from pitlm.judge.scores import ScoreJudge
+from pitlm.core.nouns import Score
+from pitlm.judge.scores import ScoreJudge, reward_judge
 from pitlm.method.common import finished_metrics
 from pitlm.method.launch import Launch, run_ranks
-from pitlm.method.setting import Quality, Setting
+from pitlm.method.setting import Setting
 from pitlm.models.adapters import Bases
-from pitlm.models.devices import release_memory
+from pitlm.models.loading import release_memory
 from pitlm.models.scorers import RewardModel
 from pitlm.report.shape import Report
 from pitlm.run.judges import truth
@@ -75,13 +75,7 @@ class Context(Setting):
         """
         if self.recipe.data.pocket:
             return truth()
-        model = self.open(RewardModel, "judge", bases)
+        return reward_judge("held-out R_P", self.open(RewardModel, "judge", bases))
 
-        def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-            scores: list[float] = model.scores(prompts, responses).tolist()
-            return scores
-
-        return ScoreJudge("held-out R_P", score)
-
-    def quality(self, bases: Bases) -> Quality:
+    def quality(self, bases: Bases) -> Score:
         return self.judge(bases).score

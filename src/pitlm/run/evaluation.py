@@ -11,7 +11,6 @@ from pitlm.evaluate.gap_health import share
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
-from pitlm.judge.make_judge import run_judge
 from pitlm.judge.protocol import Judge, TwoOrderJudge
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_baselines
@@ -20,7 +19,7 @@ from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.judges import judges_of
+from pitlm.run.judges import judges_of, run_judge
 
 
 def evaluate(context: Context, folder: Path) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import pytest
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
 from pitlm.engines.engine import Engine, Finished
-from pitlm.loop.baselines.self_refine import self_refine
-from pitlm.loop.baselines.self_refine_guide import POCKET, Guide
+from pitlm.loop.baselines.self_refine import POCKET, Guide, self_refine
 from pitlm.models.generators import Policy
 
 X = Prompt.of("x")

@@ -6,7 +6,7 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.core.evaluation_section import JudgeSection
-from pitlm.judge.make_judge import check_section, make_judge
+from pitlm.run.judges import check_section, make_judge
 
 
 def option(field):
