@@ -26,7 +26,7 @@ from typing import Any
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoopSection
 from pitlm.data.folds import read_folds
-from pitlm.evaluate.gap_health import share
+from pitlm.evaluate.statistics import share
 from pitlm.loop.calibration import Promise
 from pitlm.loop.loop import GapScorer, improve_many
 from pitlm.loop.margin import calibrate

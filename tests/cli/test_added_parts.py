@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import sys
+from functools import partial
 
 import pytest
 from tiny_run import Shell
@@ -29,8 +30,8 @@ ENTRY_POINTS = "[pitlm.judges]\ncoin = toys:coin\n[pitlm.statistics]\nshares = t
 
 
 @pytest.fixture
-def pit(tmp_path, monkeypatch):
-    """Calls `pit` where the package is installed, in the folder of the answers."""
+def pit(tmp_path):
+    """Calls `pit` in a process that sees the package: the options of a verb are fixed when its module is loaded."""
     package, answers = tmp_path / "package", tmp_path / "answers"
     metadata = package / "toys-0.dist-info"
     metadata.mkdir(parents=True)
@@ -41,9 +42,8 @@ def pit(tmp_path, monkeypatch):
     for name, words in (("ours", ["same", "longer"]), ("theirs", ["same", "short"])):
         rows = [{"prompt": f"question {n}", "response": word} for n, word in enumerate(words)]
         (answers / f"{name}.json").write_text(json.dumps(rows))
-    monkeypatch.delitem(sys.modules, "toys", raising=False)
-    monkeypatch.syspath_prepend(package)
-    return Shell(answers)
+    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return partial(Shell(answers).process, PYTHONPATH=path)
 
 
 def test_a_judge_and_a_statistic_of_another_package_work_from_the_command_line(pit, tmp_path):

@@ -59,6 +59,14 @@ def test_inspect_writes_figures(source: Path, tmp_path: Path) -> None:
     assert (figures["read"], figures["kept"], figures["equal_responses"]) == (41, 40, 1)
 
 
+def test_inspect_shows_what_a_bag_of_words_gets_right(source: Path, tmp_path: Path) -> None:
+    output = done("inspect", source, "--floor", "--json", tmp_path / "figures.json")
+    assert "a bag of words is right on" in output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["floor"]["estimate"] == 1.0  # "yes" always wins
+    assert "bag of words" not in done("inspect", source)
+
+
 def test_prepare_writes_folds_that_read_back(source: Path, tmp_path: Path) -> None:
     output = done("prepare", source, "--out", tmp_path / "out", "--test", 8, "--validation", "0.2")
     folds = read_folds(tmp_path / "out")

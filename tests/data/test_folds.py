@@ -58,6 +58,15 @@ def test_shares_are_met() -> None:
     assert abs(len(folds["validation"]) - 400) < 57
 
 
+def test_the_rest_is_cut_by_the_shares_of_sft_reward_and_rl() -> None:
+    sizes = {"test": 10, "validation": 10}
+    eighty = cut_folds(many(100), **sizes, shares=(0.1, 0.8, 0.1))
+    assert [len(eighty[fold]) for fold in FOLDS] == [8, 64, 8, 10, 10]
+    assert cut_folds(many(100), **sizes, shares=(2.5, 2.5, 2.5)) == cut_folds(many(100), **sizes)
+    least = cut_folds(many(100), **sizes, shares=(1e-9, 1, 1e-9))
+    assert [len(least[fold]) for fold in FOLDS] == [1, 78, 1, 10, 10]
+
+
 def test_numbers_of_pairs_are_met_with_whole_prompts() -> None:
     folds = cut_folds(many(100), test=30, validation=10)
     assert [len(folds[fold]) for fold in FOLDS] == [20, 20, 20, 10, 30]

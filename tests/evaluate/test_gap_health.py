@@ -9,12 +9,16 @@ import torch
 
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.core.verdicts import Comparison
-from pitlm.evaluate.gap_health import gap_health, share
+from pitlm.evaluate.gap_health import gap_health
+from pitlm.evaluate.statistics import share
 from pitlm.judge.scores import ScoreJudge
 
 X = Prompt.of("x")
 QUALITY = {"bad": 0.0, "fair indeed": 1.0, "good": 2.0, "superb": 3.0, "worst": -1.0}
 PAIRS = [Preference(X, "good", "bad"), Preference(X, "superb", "fair indeed"), Preference(X, "bad", "superb")]
+
+
+TRAIN = [Preference(X, "good", "bad"), Preference(X, "superb", "worst")]
 
 
 class Gap:
@@ -48,12 +52,15 @@ FRESH = [
 
 def test_shares_by_hand():
     """The third pair is labelled against the truth, so an exact model gets two of three."""
-    health = gap_health(Gap(offset=5.0), Reward(), PAIRS, FRESH, TRUTH)
+    health = gap_health(Gap(offset=5.0), Reward(), TRAIN, PAIRS, FRESH, TRUTH)
     assert {name: figure["estimate"] for name, figure in health["order"].items()} == pytest.approx(
         dict.fromkeys(("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"), 2 / 3)
     )
     assert health["held_out_pairs"]["estimate"] == pytest.approx(2 / 3)
     assert health["held_out_pairs_reward"]["estimate"] == pytest.approx(2 / 3)
+    # Words: of the three pairs the bag knows good over bad, superb over an unknown text, and so not bad over superb.
+    assert health["held_out_pairs_floor"]["estimate"] == pytest.approx(2 / 3)
+    assert health["above_floor"]["R_P"]["estimate"] == health["above_floor"]["R_PIT"]["estimate"] == 0.0
     # In words: the first and third pair have equal lengths and are left out; in the second the winner is shorter.
     assert (health["held_out_pairs_longer"]["estimate"], health["held_out_pairs_longer"]["n"]) == (0.0, 1)
     assert health["antisymmetry"] == pytest.approx(-1.0)
@@ -63,21 +70,21 @@ def test_shares_by_hand():
 
 
 def test_fresh_pairs_of_equal_quality_are_left_out():
-    right = gap_health(Gap(), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
-    wrong = gap_health(Gap(sign=-1.0), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
+    right = gap_health(Gap(), Reward(), TRAIN, PAIRS, FRESH, TRUTH)["fresh_pairs"]
+    wrong = gap_health(Gap(sign=-1.0), Reward(), TRAIN, PAIRS, FRESH, TRUTH)["fresh_pairs"]
     assert (right["estimate"], right["n"]) == (1.0, 3)
     assert (wrong["estimate"], wrong["n"]) == (0.0, 3)
 
 
 def test_an_offset_of_raw_scores_does_not_change_fresh_accuracy():
     assert (
-        gap_health(Gap(offset=100.0), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
-        == gap_health(Gap(), Reward(), PAIRS, FRESH, TRUTH)["fresh_pairs"]
+        gap_health(Gap(offset=100.0), Reward(), TRAIN, PAIRS, FRESH, TRUTH)["fresh_pairs"]
+        == gap_health(Gap(), Reward(), TRAIN, PAIRS, FRESH, TRUTH)["fresh_pairs"]
     )
 
 
 def test_a_gap_that_does_not_vary_has_no_correlation():
-    health = gap_health(Gap(sign=0.0), Reward(), PAIRS, FRESH, TRUTH)
+    health = gap_health(Gap(sign=0.0), Reward(), TRAIN, PAIRS, FRESH, TRUTH)
     assert math.isnan(health["antisymmetry"])
     assert math.isnan(health["length_correlation"])
     assert health["order"]["wl>lw"]["estimate"] == 0.0  # equal scores are not in order

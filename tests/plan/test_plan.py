@@ -102,6 +102,12 @@ def test_more_pairs_are_read_in_proportion_and_rl_by_its_steps():
     assert tenfold["rl-0-data"].trained == once["rl-0-data"].trained
 
 
+def test_the_shares_of_the_folds_are_planned() -> None:
+    even, mostly_reward = (stages(recipe(data__folds=folds)) for folds in ("[1, 1, 1]", "[1, 4, 1]"))
+    assert mostly_reward["gap"].trained / even["gap"].trained == pytest.approx(2, rel=0.05)  # whole steps
+    assert mostly_reward["policy-sft"].trained / even["policy-sft"].trained == pytest.approx(0.5, rel=0.05)
+
+
 def test_devices_divide_arithmetic_and_weights():
     given, shape = recipe("hh-llama-8b"), KNOWN["meta-llama/Llama-3.1-8B-Instruct"]
     one, four = (stages(given, shape, WORK, replace(FLAT, devices=n, stage_seconds=0, row_seconds=0)) for n in (1, 4))

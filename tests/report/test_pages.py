@@ -23,7 +23,8 @@ from pitlm.report.shape import HEALTH, BeforeAfter, Report, health_figures
 SHARE = {"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 MEASURED = {
     "order": dict.fromkeys(RELATIONS, SHARE),
-    **dict.fromkeys(("held_out_pairs", "held_out_pairs_reward", "held_out_pairs_longer", "fresh_pairs"), SHARE),
+    **dict.fromkeys(("held_out_pairs", "held_out_pairs_reward", "held_out_pairs_floor"), SHARE),
+    **dict.fromkeys(("held_out_pairs_longer", "fresh_pairs"), SHARE),
     **dict.fromkeys(("antisymmetry", "equal_spread", "gap_spread", "length_correlation"), -0.25),
 }
 HOSTILE = [

@@ -51,8 +51,9 @@ def data() -> None:
 @click.argument("source")
 @click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="How many pairs to print.")
 @click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
+@click.option("--floor", is_flag=True, help="Also train a bag of words and show how many held-out pairs it gets right.")
 @json_option
-def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | None) -> None:
+def inspect(source: str, samples: int, skip_invalid: bool, floor: bool, json_file: Path | None) -> None:
     """Show what SOURCE holds: counts, lengths, length bias, samples.
 
     The samples are printed unchanged, and preference data can be offensive. Use --samples 0 to print no samples.
@@ -62,6 +63,7 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
       pit data inspect pairs.jsonl
       pit data inspect folder/of/parquet --samples 5
       pit data inspect pairs.csv --skip-invalid --json figures.json
+      pit data inspect pairs.jsonl --floor --samples 0
     """
     from rich.console import Console
     from rich.text import Text
@@ -71,6 +73,10 @@ def inspect(source: str, samples: int, skip_invalid: bool, json_file: Path | Non
 
     loaded = load_preferences(source, skip_invalid=skip_invalid, progress=True)
     figures = inspect_preferences(loaded)
+    if floor:
+        from pitlm.evaluate.floor import floor_share
+
+        figures["floor"] = floor_share(loaded.preferences)
     click.echo(reading(**loaded.counts()))
     _print_figures(figures)
     console = Console()
@@ -158,4 +164,8 @@ def _print_figures(figures: Mapping[str, Any]) -> None:
         won = f"{bias['share']:.1%}, 95% interval {low:.1%} to {high:.1%}\n"
         won += f"(of {bias['unequal']:,} pairs; {bias['same_length']:,} have equal lengths)"
     table.add_row("the longer response won", won)
+    if (floor := figures.get("floor")) is not None:
+        low, high = floor["low"], floor["high"]
+        right = f"{floor['estimate']:.1%}, 95% interval {low:.1%} to {high:.1%}\n(of {floor['n']:,} held-out pairs)"
+        table.add_row("a bag of words is right on", right)
     Console().print("", lengths, "", table, sep="\n")

@@ -22,6 +22,7 @@ class DataSection(Section):
         pairs: most pairs to use; the pocket world makes this many.
         test: share of prompts kept for evaluation.
         validation: share of prompts kept for validation.
+        folds: relative shares of SFT, reward models and RL in the other prompts.
         skip_invalid: set invalid rows aside instead of stopping.
         max_prompt_tokens: longest x, in tokens.
         max_response_tokens: longest y, in tokens, end token included.
@@ -33,6 +34,7 @@ class DataSection(Section):
     pairs: PositiveInt | None = None
     test: Fraction = 0.1
     validation: Fraction = 0.05
+    folds: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1, 1, 1)
     skip_invalid: bool = False
     max_prompt_tokens: PositiveInt = 512
     max_response_tokens: PositiveInt = 256

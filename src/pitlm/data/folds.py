@@ -21,17 +21,20 @@ Size = int | float
 """The size of a fold: an int is a number of pairs, a float a share of the prompts."""
 
 
-def cut_folds(preferences: Iterable[Preference], *, test: Size, validation: Size) -> dict[str, list[Preference]]:
+def cut_folds(
+    preferences: Iterable[Preference], *, test: Size, validation: Size, shares: Sequence[float] = (1, 1, 1)
+) -> dict[str, list[Preference]]:
     """Cut preferences into the five folds so that no prompt (by ``Prompt.key``) is in two of them.
 
     Each prompt has a place between 0 and 1, the hash of its key. ``test`` takes the lowest places, ``validation`` the
-    next, and sft, reward and rl a third each of the prompts that are left. So the cut depends neither on chance nor on
+    next, and sft, reward and rl the prompts that are left, by their shares. So the cut depends neither on chance nor on
     the order of the rows, and a prompt that is held out by share stays held out when data is added.
 
     Args:
         test: a float is a share of the prompts, between 0 and 1; an int is a number of pairs, reached with whole
             prompts.
         validation: likewise. Each takes one prompt at least.
+        shares: of sft, reward and rl; positive numbers of any sum. Each fold takes one prompt at least.
 
     Raises:
         InputError: a share or number out of range, or too few prompts for every fold to have one.
@@ -62,7 +65,9 @@ def cut_folds(preferences: Iterable[Preference], *, test: Size, validation: Size
             f"validation ({validation}) take {min(second, len(placed))}; expected 3 or more left, one each for sft, "
             "reward and rl"
         )
-    bounds = [0, first, *(second + rest * part // 3 for part in range(4))]
+    ends = [int(rest * part // sum(shares)) for part in accumulate(shares)]
+    ends = [min(max(end, number), rest - 3 + number) for number, end in enumerate(ends, start=1)]
+    bounds = [0, first, second, *(second + end for end in ends)]
     spans = dict(zip(("test", "validation", "sft", "reward", "rl"), pairwise(bounds), strict=True))
     for pairs in groups.values():  # so that equal data gives equal files whatever order it came in
         pairs.sort(key=lambda pair: (pair.chosen, pair.rejected))

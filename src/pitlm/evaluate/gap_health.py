@@ -1,33 +1,33 @@
 """How far R_PIT can be trusted: the figures that a stage of gap training reports. Ours, after Eq. 1."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, pearsonr
+from scipy.stats import pearsonr
 
 from pitlm.core.equations import RELATIONS, gap_differences
 from pitlm.core.nouns import Improvement, Preference
 from pitlm.core.verdicts import Comparison, Verdict
+from pitlm.evaluate.floor import floor_scores
+from pitlm.evaluate.statistics import mean_interval, share
 from pitlm.judge.protocol import Judge
 from pitlm.models.scorers import GapModel, RewardModel
 
 
-def share(right: Sequence[bool] | np.ndarray[Any, Any]) -> dict[str, float]:
-    """A share with its exact binomial (Clopper-Pearson) 95% interval."""
-    n, k = len(right), int(np.sum(right))
-    if n == 0:
-        return {"estimate": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    interval = binomtest(k, n).proportion_ci(0.95)
-    return {"estimate": k / n, "low": float(interval.low), "high": float(interval.high), "n": n}
-
-
 def gap_health(
-    gap: GapModel, reward: RewardModel, held_out: Sequence[Preference], fresh: Sequence[Comparison], truth: Judge
+    gap: GapModel,
+    reward: RewardModel,
+    train: Sequence[Preference],
+    held_out: Sequence[Preference],
+    fresh: Sequence[Comparison],
+    truth: Judge,
 ) -> dict[str, Any]:
     """How far one gap model can be trusted, as plain values.
 
     Args:
+        train: the pairs that both models were trained on; the bag of words learns from them, too.
         held_out: pairs that no model was trained on.
         fresh: pairs of the policy's own answers to held-out prompts.
         truth: the judge that fresh pairs are checked against; pairs that it does not decide are left out.
@@ -38,6 +38,7 @@ def gap_health(
     right = (gap_differences(wl, ww, ll, lw) > 0).numpy()
     prompts = [x for x, _, _ in pairs]
     rewards = reward.scores(prompts, [w for _, w, _ in pairs]) - reward.scores(prompts, [l for _, _, l in pairs])
+    floor = floor_scores(train, held_out)
     longer = np.array([len(w.split()) - len(l.split()) for _, w, l in pairs])
     forward, backward = (wl - ll).numpy(), (lw - ww).numpy()
     lengths = np.concatenate([longer, -longer])
@@ -50,6 +51,11 @@ def gap_health(
         "order": {name: share(right[index]) for index, name in enumerate(RELATIONS)},
         "held_out_pairs": share(forward > backward),
         "held_out_pairs_reward": share((rewards > 0).numpy()),
+        "held_out_pairs_floor": share(floor > 0),
+        "above_floor": {
+            name: asdict(mean_interval(np.subtract(right, floor > 0, dtype=float)))
+            for name, right in (("R_P", (rewards > 0).numpy()), ("R_PIT", forward > backward))
+        },
         "held_out_pairs_longer": share(longer[longer != 0] > 0),
         "fresh_pairs": share(fresh_right),
         "antisymmetry": _correlation(forward, backward),

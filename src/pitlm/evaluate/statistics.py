@@ -246,3 +246,12 @@ class ItemDraws:
             return Interval(estimate, math.nan, math.nan, self.confidence)
         low, high = np.quantile(finite, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
         return Interval(estimate, float(low), float(high), self.confidence)
+
+
+def share(right: Sequence[bool] | np.ndarray[Any, Any]) -> dict[str, float]:
+    """A share with its exact binomial (Clopper-Pearson) 95% interval."""
+    n, k = len(right), int(np.sum(right))
+    if n == 0:
+        return {"estimate": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
+    interval = stats.binomtest(k, n).proportion_ci(0.95)
+    return {"estimate": k / n, "low": float(interval.low), "high": float(interval.high), "n": n}

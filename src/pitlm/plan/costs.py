@@ -67,7 +67,8 @@ class Costs:
         data = recipe.data
         pairs = min(work.pairs, data.pairs or work.pairs)
         self.test, self.validation = pairs * data.test, pairs * data.validation
-        self.fold = (pairs - self.test - self.validation) / 3
+        rest = (pairs - self.test - self.validation) / sum(data.folds)
+        self.folds = {name: rest * part for name, part in zip(("sft", "reward", "rl"), data.folds, strict=True)}
         self.limit = data.max_new_tokens or data.max_response_tokens
         self.x = min(work.prompt, data.max_prompt_tokens) + work.marks
         self.w, self.l = (min(y, data.max_response_tokens) + 1 for y in (work.chosen, work.rejected))

@@ -73,7 +73,7 @@ def _data(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
 def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     """SFT, R_P or R_PIT: one pass over the pairs of the folds, and one over held-out pairs."""
     section, tree, head = stage.training, stage.task == "gap", stage.task in ("policy", "improver")
-    pairs = len(stage.folds) * p.fold
+    pairs = sum(p.folds[name] for name in stage.folds)
     if tree:
         each = tree_tokens(p.x, p.w, p.l, p.work.marks)
         longest = tree_tokens(p.longest_x, p.longest_y, p.longest_y, p.work.marks)

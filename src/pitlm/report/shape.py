@@ -92,6 +92,10 @@ HEALTH: Mapping[str, tuple[str, str]] = {
         "Held-out pairs: ordinary reward model R_P",
         "The same pairs, by subtracting two ordinary rewards. R_PIT should not be below this.",
     ),
+    "held_out_pairs_floor": (
+        "Held-out pairs: bag of words",
+        "TF-IDF and length, trained on the same pairs. A reward model that is not above this line learnt only words.",
+    ),
     "held_out_pairs_longer": (
         "Held-out pairs: always prefer the longer",
         "What length alone would get right. A gap model near this line may have learnt nothing but length.",

@@ -7,8 +7,7 @@ from typing import Any
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.data.folds import unique_prompts
-from pitlm.evaluate.gap_health import share
-from pitlm.evaluate.statistics import mean_interval
+from pitlm.evaluate.statistics import mean_interval, share
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
 from pitlm.judge.protocol import Judge, TwoOrderJudge

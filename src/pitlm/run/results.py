@@ -80,6 +80,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
             ),
             f"R_PIT picks the better of two fresh policy answers in {_percent(gap['fresh_pairs'])} pairs; "
             "chance is 50%.",
+            *(_floor(name, lead) for name, lead in gap["above_floor"].items() if lead["low"] <= 0),
         ],
         summary=summary,
         judges={name: share_interval(found) for name, found in result["judges"].items()},
@@ -143,6 +144,14 @@ def data_line(result: Mapping[str, Any]) -> str:
 def _difference(found: Difference) -> str:
     sign = "a difference" if found.delta.excludes_zero else "no clear difference"
     return f"Delta of {found.first} minus Delta of the {found.second}: {points(found.delta)} points ({sign} at 95%)."
+
+
+def _floor(model: str, lead: Mapping[str, float]) -> str:
+    estimate, low, high = (f"{100 * lead[name]:+.1f}" for name in ("estimate", "low", "high"))
+    return (
+        f"{model} is not clearly better than a bag of words on held-out pairs: {estimate} [{low}, {high}] points of "
+        "accuracy. Read every figure that rests on it with care."
+    )
 
 
 def _percent(share: Mapping[str, float]) -> str:

@@ -64,7 +64,7 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     longest = data.max_prompt_tokens + 2 * max(data.max_response_tokens, data.max_new_tokens or 0) + TEMPLATE_TOKENS
     loaded = _load(context, folder)
     if recipe.model.init is not None:
-        raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation)
+        raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation, shares=data.folds)
         pairs = [pair for name in ("sft", "reward", "rl") for pair in raw[name]]
         make_from_scratch(
             recipe.model.init,
@@ -83,7 +83,7 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
             "data.max_response_tokens"
         )
     # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
-    folds = cut_folds(fitted, test=data.test, validation=data.validation)
+    folds = cut_folds(fitted, test=data.test, validation=data.validation, shares=data.folds)
     summary = write_folds(folder, folds, loaded)
     return {**summary, "over_long": {"dropped": len(loaded.preferences) - len(fitted), "trimmed": trimmed}}
 
@@ -155,6 +155,7 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
     return gap_health(
         context.open(GapModel, folder.name, bases),
         context.open(RewardModel, "reward", bases),
+        context.folds["reward"],
         context.folds["test"],
         fresh,
         context.judge(bases),
