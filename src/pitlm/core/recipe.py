@@ -70,7 +70,7 @@ class ModelSection(Section):
     """The causal language model that policy and improver start from.
 
     Attributes:
-        base: local path or hub name; leave out to start from scratch with `init`.
+        base: folder, GGUF file or hub name; leave out to start from scratch with `init`.
         reward_base: base of R_P and R_PIT; default: the policy for R_P, the SFT improver for R_PIT.
         improver_start: model that improver SFT starts from; 'policy' if the base has random weights.
     """

@@ -24,7 +24,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Quantization
 from pitlm.data.template import Template
-from pitlm.models.loading import Card, Kind, device, load_card, load_model, load_shape, load_tokenizer
+from pitlm.models.loading import Card, Kind, checkpoint_of, device, load_card, load_model, load_shape, load_tokenizer
 from pitlm.models.trees import enable_trees
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def save_over_base(adapter: Path, start: Path, model: Path) -> None:
         return
     settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     own = {n: w * (settings["lora_alpha"] / settings["r"]) if n.endswith(B) else w for n, w in own.items()}
+    start = Path(checkpoint_of(start))
     base, before = str(start.resolve() if start.is_dir() else start), dict[str, Tensor]()
     if (start / OVER_BASE).is_dir():
         base, before = base_name(start), load_file(start / OVER_BASE / WEIGHTS)

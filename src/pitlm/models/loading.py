@@ -31,10 +31,18 @@ from pitlm.core.errors import InputError
 from pitlm.core.recipe import Quantization
 from pitlm.data.template import PLAIN_CHAT_TEMPLATE, check_template
 from pitlm.io.atomic import write_text
+from pitlm.models.gguf import converted
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
 
-SPARE_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", PAD)
+SPARE_PAD_TOKENS = (
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<pad>",
+    "[PAD]",
+    "<|endoftext|>",  # of models that end a turn with another token, as SmolLM2 does
+    PAD,
+)
 
 HFTokenizer = PreTrainedTokenizerBase
 Kind = Literal["policy", "improver", "reward", "gap"]
@@ -99,6 +107,18 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def checkpoint_of(path: str | Path) -> str | Path:
+    """What a model is loaded from: ``path`` itself, but the converted checkpoint of a GGUF file.
+
+    Raises:
+        InputError: the GGUF file cannot be converted.
+    """
+    if Path(path).suffix.lower() != ".gguf":
+        return path
+    with loading(path, "GGUF file"):
+        return converted(Path(path))
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer whose pad differs from its end token, with a chat template, padding on the right.
 
@@ -109,8 +129,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         InputError: nothing loadable there, no end token, or a chat template under which prompt and completion are not
             the conversation.
     """
+    source = checkpoint_of(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # a damaged tokenizer.json raises no narrower type
         found = "cannot load a tokenizer" if Path(path).exists() else "found no such folder, and no model on the hub"
         raise InputError(f"{path}: {found}: {first_line(error)}") from error
@@ -118,7 +139,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         known = tokenizer.get_vocab()
-        spare = next((token for token in SPARE_PAD_TOKENS if token in known), PAD)
+        spare = next((token for token in SPARE_PAD_TOKENS if token in known and token != tokenizer.eos_token), PAD)
         tokenizer.add_special_tokens({"pad_token": spare})
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
@@ -165,7 +186,11 @@ def load_model(
         )
     with loading(path, "model"):
         model: PreTrainedModel = auto.from_pretrained(
-            str(path), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
+            str(checkpoint_of(path)),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
         )
     for module in model.modules() if quantize is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -195,7 +220,7 @@ def load_shape(path: str | Path) -> PreTrainedModel:
         InputError: no configuration of a causal language model there.
     """
     with loading(path, "model"), torch.device("meta"):
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(checkpoint_of(path)), trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
 
