@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pitlm.cli.evaluate import evaluate
+from pitlm.cli.main import load_verb
 from pitlm.core.errors import InputError
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
+    return CliRunner().invoke(load_verb("evaluate"), [str(argument) for argument in arguments])
 
 
 def done(*arguments: object) -> str:

@@ -70,7 +70,7 @@ SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter faile
 """Words in torch's errors when fewer bytes reached the disk than it wrote."""
 
 _MODULES = {
-    "train": "torch trl transformers accelerate datasets peft tokenizers tensorboard safetensors huggingface_hub",
+    "train": "torch trl transformers accelerate datasets peft tokenizers gguf tensorboard safetensors huggingface_hub",
     "evaluate": "numpy scipy statsmodels sklearn matplotlib pyarrow",
     "serve": "fastapi uvicorn httpx prometheus_client starlette",
     "qlora": "bitsandbytes",

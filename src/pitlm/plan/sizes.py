@@ -113,9 +113,12 @@ class Shape:
             vocabulary = POCKET_WORDS + ROLE_TOKENS if init.tokenizer == "words" else init.vocabulary
             return cls(init.layers, init.hidden, init.mlp, init.heads, init.heads, init.head_dim, vocabulary, tied=True)
         assert model.base is not None
-        from pitlm.models.loading import checkpoint_of  # here, because it takes torch and seconds
+        folder = Path(model.base)
+        if folder.suffix.lower() == ".gguf":
+            from pitlm.models.loading import checkpoint_of  # here, because it takes torch and seconds
 
-        file = Path(checkpoint_of(model.base)) / "config.json"
+            folder = Path(checkpoint_of(folder))
+        file = folder / "config.json"
         if file.is_file():
             try:
                 config = json.loads(file.read_text(encoding="utf-8"))
