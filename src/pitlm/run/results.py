@@ -147,10 +147,9 @@ def _difference(found: Difference) -> str:
 
 
 def _floor(model: str, lead: Mapping[str, float]) -> str:
-    estimate, low, high = (f"{100 * lead[name]:+.1f}" for name in ("estimate", "low", "high"))
     return (
-        f"{model} is not clearly better than a bag of words on held-out pairs: {estimate} [{low}, {high}] points of "
-        "accuracy. Read every figure that rests on it with care."
+        f"{model} is not clearly better than a bag of words on held-out pairs: {points(share_interval(lead))} points "
+        "of accuracy. Read every figure that rests on it with care."
     )
 
 
