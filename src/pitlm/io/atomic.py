@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never half of it."""
+"""Write files and folders whole: a reader finds the old content or the new content, never a part of the new."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         OSError: the folder cannot be written to, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Opened by name, not with tempfile, whose 0600 mode would hide the result from others who share the folder.
+    # The file is opened by name: tempfile would give it mode 0600, which hides it from others who share the folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "x", encoding="utf-8", newline="\n") as handle:
@@ -61,7 +61,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` when the block ends without an error; what was there is then gone.
+    """Yield an empty folder, which replaces ``path`` when the block ends without an error.
 
     When the block raises, ``path`` stays as it was.
 

@@ -1,4 +1,4 @@
-"""How a run speaks to the person in front of it: one console, one kind of progress bar."""
+"""Output on the terminal: one console, one kind of table and one kind of progress bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,11 +28,11 @@ def make_table(title: str, *columns: str) -> Table:
 def progress_bar(
     title: str, total: int | None, note: Callable[[], str] | None = None, done: int = 0
 ) -> Iterator[Callable[[float], None]]:
-    """Show what is done and the time left while the block runs; yields the function that moves the bar on.
+    """Show progress and the time left while the block runs. Yield the function that moves the bar on.
 
     Args:
-        note: returns a text that stands behind the bar.
-        done: how much was done before.
+        note: returns a text to show on the right of the bar.
+        done: the part of ``total`` that is finished when the block starts.
     """
     columns = (progress.TextColumn("  {task.description}"), progress.BarColumn(20), progress.MofNCompleteColumn())
     times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())

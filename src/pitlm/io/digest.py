@@ -1,4 +1,4 @@
-"""What a run's inputs are, in a few digits."""
+"""Short hashes of files and folders, by which a run recognizes its inputs."""
 
 import hashlib
 import os
@@ -10,11 +10,13 @@ PART = 1 << 20
 
 
 def digest(source: str | Path | None, *, sample: bool = False) -> str | None:
-    """A hash of a file, or of the files of a folder; None for what is not a local path.
+    """A hash of a file, or of the names and contents of all files in a folder: 16 hexadecimal digits.
+
+    None if ``source`` is not a local path.
 
     Args:
-        sample: of a file over 64 MiB read the size, the beginning and the end only. For weights, which training changes
-            all over; data may be changed in the middle.
+        sample: read only the size, the beginning and the end of a file over 64 MiB. This is enough for weights, which
+            training changes everywhere. Data may change in the middle of a file only.
     """
     path = Path(source) if source else None
     if path is None or not path.exists():

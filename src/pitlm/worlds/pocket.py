@@ -1,8 +1,8 @@
 """A shop-desk world of about fifty words, with a known truth.
 
 A prompt holds the facts of one item and what the customer asks for. A response is a few short sentences. A hidden
-utility makes the preferences, with Bradley-Terry noise. Nothing that is trained ever sees the utility: it only labels
-pairs, and judges at the end.
+utility makes the preferences, with Bradley-Terry noise. No trained model sees the utility. The utility only labels the
+pairs, and judges the answers at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOISE = 0.4
 
 
 class Marks(NamedTuple):
-    """One number for each kind of sentence that the utility tells apart: a count, or the points that it adds."""
+    """One number for each kind of sentence: a count of sentences, or the points that each adds to the utility."""
 
     right: float = 0
     wrong: float = 0
@@ -44,7 +44,7 @@ class Marks(NamedTuple):
 
 
 WEIGHTS = Marks(right=1.0, wrong=-1.0, rude=-1.0, padding=-0.5, repeated=-0.5, courtesy=0.5)
-"""The hidden utility, in points."""
+"""The points that one sentence of each kind adds to the hidden utility."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class ShopRequest:
 def kinds(request: ShopRequest, response: str) -> list[tuple[str, str]]:
     """Each sentence of a response, with the name of its kind in :class:`Marks`.
 
-    A sentence that is none of the known things is padding, and so is a second courtesy.
+    An unknown sentence and a second courtesy count as padding.
     """
     told: list[tuple[str, str]] = []
     seen: set[str] = set()
@@ -96,7 +96,7 @@ def mark(prompt: Prompt, response: str) -> Marks:
 
 
 def utility(prompt: Prompt, response: str) -> float:
-    """The truth, in points: the weighted marks."""
+    """The true utility of a response, in points: the weighted sum of its marks."""
     return sum((points * count for points, count in zip(WEIGHTS, mark(prompt, response), strict=True)), 0.0)
 
 
@@ -120,8 +120,8 @@ def draw_request(rng: random.Random) -> ShopRequest:
 def draw_response(rng: random.Random, request: ShopRequest) -> str:
     """Write as a shop clerk does: an opening, the facts, a closing, and sometimes a sentence out of place.
 
-    About half of the winners also have rude openings and padded closings. So imitating winners does not remove them:
-    only the direction of preference shows what is better.
+    More than a third of the winners have a rude opening, and about half have a padded closing. So a model that imitates
+    winners keeps these faults. Only the direction of preference shows that an answer without them is better.
     """
     sentences: list[str] = []
     for attribute in request.asked:

@@ -1,7 +1,7 @@
 """Small instruction tasks of the pocket world: find the sentences that break one criterion, and mend them.
 
-A model has to learn these tasks before it can follow a rubric (Self-Refine). Each criterion of the hidden utility has a
-name, a true finding and a true mending, by the world's own marks. A file of prompts turns these facts into words.
+A model has to learn these tasks before it can follow a rubric (Self-Refine). For each criterion of the hidden utility
+this module finds the faulty sentences and mends them by the true marks. A file of prompts puts the tasks into words.
 """
 
 import random
@@ -15,17 +15,18 @@ CRITERIA = ("wrong", "missing", "rude", "padding", "repeated", "curt")
 """The criteria of the utility, each named after its fault. ``curt`` is an answer without courtesy."""
 
 MENDED_BEFORE = 0.3
-"""Chance that each other criterion is mended before a lesson, as earlier rewrites would have done."""
+"""Probability that a response is mended by each other criterion before a lesson, as earlier rewrites would do."""
 
 TRIES = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One criterion and one response: the sentences that break or would mend the criterion, and the mended response.
+    """One criterion and one response, with the sentences to remove or to add, and the mended response.
 
     Attributes:
-        found: the sentences, or an empty text where the criterion holds; ``mended`` is then the response itself.
+        found: the sentences that break the criterion, or that the response lacks. If the response meets the criterion,
+            ``found`` is empty and ``mended`` is the response itself.
     """
 
     prompt: Prompt
@@ -36,7 +37,7 @@ class Lesson:
 
 
 def lesson(prompt: Prompt, response: str, criterion: str) -> Lesson:
-    """The truth about one criterion.
+    """The lesson on one criterion of one response, from the true marks.
 
     Raises:
         ValueError: no such criterion.
