@@ -60,7 +60,7 @@ class JudgePrompt:
                 raise InputError.at(path, found=f"nowhere that shows {name}", expected=expected)
 
     def fill(self, comparison: Comparison) -> str:
-        """The text that a judge is asked with; the comparison's first response is A."""
+        """The question to the judge, as text; the comparison's first response is A."""
         return self._template.render(
             first=comparison.first,
             second=comparison.second,
@@ -86,12 +86,12 @@ def mark_of(comparison: Comparison) -> str:
 class LLMJudge(TwoOrderJudge):
     """Asks a language model about each pair in both orders and keeps both raw replies.
 
-    Two equal responses are a tie, and nobody is asked. A reply that was cut off at its length limit is unparsable,
-    whatever its last line; so is a failed call, whose reply keeps the reason.
+    Two equal responses are a tie, without a question to the model. A reply that was cut off at its length limit is
+    unparsable, whatever its last line says. A failed call is unparsable too, and its reply keeps the reason.
 
     Attributes:
-        endpoint: who is asked.
-        template: the text that the judge is asked with.
+        endpoint: the language model to ask.
+        template: makes the question of a comparison.
     """
 
     endpoint: ChatEndpoint
@@ -140,10 +140,10 @@ class LLMJudge(TwoOrderJudge):
 
 @dataclass
 class ScriptedJudge(TwoOrderJudge):
-    """Says what a script says, in both orders: for tests, and for replies that were collected elsewhere.
+    """Takes the replies in both orders from a script: for tests, and for replies that were collected elsewhere.
 
     Attributes:
-        script: one raw reply to each comparison, whose first response is shown as A.
+        script: returns one raw reply to each comparison; A is the comparison's first response.
     """
 
     script: Callable[[Sequence[Comparison]], Sequence[str]]
@@ -151,10 +151,13 @@ class ScriptedJudge(TwoOrderJudge):
 
     @classmethod
     def of(cls, section: JudgeSection) -> ScriptedJudge:
-        """The judge whose replies are JSON lines, a string each: about each pair first as it is, then swapped.
+        """The judge whose raw replies stand in a file of JSON lines, one string on each line.
+
+        The file has two replies for each pair: the first for the pair as it is, the second for the swapped pair.
 
         Raises:
-            InputError: the file cannot be read, or holds something else; when judging: not two replies for each pair.
+            InputError: the file cannot be read or holds something else. The judge itself also raises InputError when it
+                is asked and the file does not hold two replies for each pair.
         """
         path, replies = Path(section.model or ""), []
         for raw in read_sound_rows(path):
@@ -179,10 +182,11 @@ def parse_verdict(text: str) -> Verdict:
     """The verdict on the last line that is not empty: ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie``.
 
     Win means that the answer shown as A is better. Case, Markdown around the verdict and a full stop do not matter.
-    Anything else on that line, or no such line, is unparsable. No other line counts, so a verdict that the judge quotes
-    from an answer, or considers on the way, is none.
+    Anything else on that line, or no such line, is unparsable. No other line counts, because the judge may quote a
+    verdict from an answer there, or consider a verdict that it then rejects.
     """
-    # Not splitlines: a separator that no judge writes, out of an answer that it quotes, would begin a line of its own.
+    # Not splitlines, which also splits at rare separators such as U+2028. An answer may hold one, and if the judge
+    # quotes that answer, the text after the separator would count as the last line.
     lines = [line for line in text.split("\n") if line.strip()]
     match = _VERDICT.fullmatch(lines[-1].translate(_MARKUP).strip()) if lines else None
     return _VERDICTS[match[1].lower()] if match else Verdict.UNPARSABLE

@@ -14,7 +14,7 @@ JUDGES = {
     "foreign": "pitlm.judge.scores:checkpoint_judge",
     "scripted": "pitlm.judge.llm:ScriptedJudge.of",
 }
-"""The maker of each kind of judge, from its section of a recipe. A run itself makes ``truth`` and ``reward``."""
+"""Functions that make each kind of judge from a section of a recipe. A run itself makes ``truth`` and ``reward``."""
 
 
 class Judge(Protocol):
@@ -27,7 +27,7 @@ class Judge(Protocol):
         """One row per comparison, in their order, seen from the first response of each.
 
         Args:
-            advance: told how many comparisons have just been judged.
+            advance: called with the number of comparisons that have just been judged.
         """
         ...
 
@@ -37,7 +37,7 @@ class TwoOrderJudge(ABC):
 
     Attributes:
         name: the name of the judge in rows and tables.
-        ask_again: how many more times an unparsable reply is asked for. A failed call is not repeated.
+        ask_again: how many times the judge is asked again after an unparsable reply. A failed call is not repeated.
         asks_about_equals: whether two equal responses are shown to the judge; otherwise they are a tie.
     """
 
@@ -52,7 +52,7 @@ class TwoOrderJudge(ABC):
         Args:
             shown: both orders of each pair, one after the other.
             attempt: 0 at first; another number asks for another reply to the same comparisons.
-            advance: told how many replies have just arrived.
+            advance: called with the number of replies that have just arrived.
         """
 
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
@@ -61,7 +61,7 @@ class TwoOrderJudge(ABC):
         attempt = 0
 
         def moved(count: float) -> None:
-            if advance is not None and attempt == 0:  # a pair that is asked about again has been counted
+            if advance is not None and attempt == 0:  # later attempts repeat pairs that are counted already
                 advance(count / 2)
 
         moved(2 * (len(comparisons) - len(asked)))
@@ -80,9 +80,9 @@ class TwoOrderJudge(ABC):
 
 
 def row_of_replies(comparison: Comparison, replies: Sequence[Reply], judge: str) -> VerdictRow:
-    """The row of a comparison that was asked about in both orders, or not at all: then it is a tie.
+    """The row of a comparison, from the replies in both orders. Without any reply the verdict is a tie.
 
-    The last reply of each order counts.
+    Of several replies in one order the last counts.
     """
     if not replies:
         return VerdictRow.of(comparison, Verdict.TIE, judge=judge)

@@ -30,7 +30,7 @@ class ScoreJudge:
     tie: float = 1e-6
 
     def judge(self, comparisons: Sequence[Comparison], *, advance: Advance | None = None) -> list[VerdictRow]:
-        """One row per comparison, seen from its first response; without scores where one of them is not a number."""
+        """One row per comparison, seen from its first response; the row has no scores if one of the two is NaN."""
         texts = list(dict.fromkeys((pair.prompt, y) for pair in comparisons for y in (pair.first, pair.second)))
         scores = dict(zip(texts, self.score([x for x, _ in texts], [y for _, y in texts]), strict=True))
         if advance is not None:
@@ -66,19 +66,21 @@ class GapJudge(TwoOrderJudge):
 
 
 def _verdict(difference: float, tie: float) -> Verdict:
-    """The verdict on a difference of scores, or a gap; unparsable where it is not a number."""
+    """The verdict on a difference of scores, or on a gap; unparsable if the difference is NaN."""
     if math.isnan(difference):
         return Verdict.UNPARSABLE
     return Verdict.TIE if abs(difference) <= tie else Verdict.WIN if difference > 0 else Verdict.LOSS
 
 
 def checkpoint_judge(section: JudgeSection) -> Judge:
-    """R_P, R_PIT or any other reward model. The file ``pit.json`` says what a checkpoint of pitlm is.
+    """The judge of a checkpoint: R_P, R_PIT or any other reward model.
+
+    A checkpoint of pitlm has a file ``pit.json``, which says whether the checkpoint is R_P or R_PIT.
 
     Raises:
-        InputError: there is no model that scores answers.
+        InputError: ``section.model`` names no model that scores answers.
     """
-    # Imported here, because an endpoint as the judge needs neither torch nor the seconds that its import takes.
+    # Imported here, because these modules import torch for seconds, and the other judges need no torch.
     from pitlm.models.foreign import ForeignRewardModel
     from pitlm.models.loading import Card, quiet
     from pitlm.models.scorers import GapModel, RewardModel
@@ -94,5 +96,5 @@ def checkpoint_judge(section: JudgeSection) -> Judge:
 
 
 def reward_judge(name: str, model: Any) -> ScoreJudge:
-    """A reward model as a judge: :class:`pitlm.models.scorers.RewardModel`, or one whose ``scores`` are alike."""
+    """A reward model as a judge: :class:`pitlm.models.scorers.RewardModel`, or a model with such ``scores``."""
     return ScoreJudge(name, lambda prompts, responses: model.scores(prompts, responses).tolist())

@@ -1,7 +1,7 @@
-"""People as judges: who is shown what in which order, and the votes, which are kept in one SQLite file.
+"""People as judges: the order in which each rater sees the comparisons, and the votes in one SQLite file.
 
-A vote is never changed: a revised vote is a further row, and the last row of a rater on a comparison counts. A vote
-that was taken back is a row without a verdict.
+No row of the file is ever changed. A rater who revises a vote adds a row, and the rater's last row on a comparison
+counts. A rater who takes a vote back adds a row without a verdict.
 """
 
 import hashlib
@@ -62,7 +62,9 @@ class Ballot:
 
 
 def ballots(comparisons: Sequence[Comparison], rater: str, seed: str) -> list[Ballot]:
-    """The comparisons in the rater's own order, each with the rater's own sides; the same for the same seed. Ours.
+    """The comparisons in an order of the rater's own, each with left and right as drawn for this rater.
+
+    The same seed gives the same order and the same sides. This shuffling is ours, not the paper's.
 
     Order and sides depend neither on which of the two systems is called the first, nor on the other comparisons.
     """
@@ -76,7 +78,7 @@ def ballots(comparisons: Sequence[Comparison], rater: str, seed: str) -> list[Ba
 
 
 def _identity(comparison: Comparison) -> str:
-    """A hash of all that is compared, the same for the swapped comparison; other texts have another hash."""
+    """A hash of the item, the prompt, both systems and both texts. The swapped comparison has the same hash."""
     text = json.dumps([comparison.item, comparison.prompt.as_messages(), _sides(comparison)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -90,7 +92,7 @@ class Votes:
     """The votes in ``path``. Several programs may have the file open at once.
 
     Raises:
-        InputError: the file is there and no file of votes, or it cannot be opened.
+        InputError: the file exists but is no file of votes, or the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,11 +105,11 @@ class Votes:
             if not tables:
                 database.executescript(SCHEMA)
             self.seed: str = database.execute("SELECT seed FROM secret").fetchone()[0]
-            """Seed of all orders. It stays secret: with it, a rater could work out which system is on the left."""
+            """The seed of all ballots. It stays secret: a rater who knows it could tell the systems apart."""
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction. That is cheap beside a human, and no two threads share a connection."""
+        """A connection for one transaction, so that no two threads share one. People vote slowly enough for that."""
         try:
             with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
                 yield database
@@ -119,7 +121,7 @@ class Votes:
             ) from error
 
     def add(self, ballot: Ballot, rater: str, choice: Verdict | None, seconds: float | None = None) -> None:
-        """Keep a vote, which replaces the earlier vote of the rater.
+        """Add a vote. It counts in place of the rater's earlier vote on the same comparison.
 
         Args:
             choice: seen from the left response; None takes the earlier vote back.
@@ -146,7 +148,7 @@ class Votes:
             )
 
     def undo(self, sheet: Sequence[Ballot], rater: str) -> Ballot | None:
-        """Take back the rater's last vote that counts for a ballot on the sheet; None where there is none."""
+        """Take back the rater's latest vote on the sheet. Return its ballot, or None if there is no vote."""
         by_identity = {_identity(ballot.comparison): ballot for ballot in sheet}
         last = next((by_identity[identity] for identity in self._voted(rater) if identity in by_identity), None)
         if last is not None:
@@ -159,7 +161,7 @@ class Votes:
         return frozenset(ballot.key for ballot in sheet if _identity(ballot.comparison) in identities)
 
     def _voted(self, rater: str) -> list[str]:
-        """The comparisons with a vote of the rater that counts, the latest vote first."""
+        """The hashes of the comparisons on which a vote of the rater counts, the latest vote first."""
         with self._open() as database:
             found = database.execute(
                 f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC", (rater,)
