@@ -28,37 +28,37 @@ from pitlm.serve.settings import Settings
 from pitlm.serve.web import ApiError, address, bind, make_server, page
 from pitlm.serve.worker import Worker
 
-KEEP_ALIVE_SECONDS = 75  # above the time after which common clients let an idle connection go
+KEEP_ALIVE_SECONDS = 75  # longer than common clients keep an idle connection
 
 
 def run(settings: Settings, *, host: str, port: int, check: bool = False, access_log: bool = False) -> None:
     """Serve until SIGINT or SIGTERM; requests in flight are finished first, unless the signal comes again.
 
     Args:
-        check: load the models, say what would be served, and stop.
+        check: load the models, print what would be served, and stop.
         access_log: write a line for each request.
 
     Raises:
         InputError: models that cannot be loaded, or an address that cannot be listened on.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    # A stream that the upstream breaks off has no end here either: no error of ours.
+    # When the upstream breaks a stream off, our stream ends without its last message. That is no error of this server.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
     logging.getLogger("pitlm").setLevel(logging.INFO if access_log else logging.WARNING)
     asyncio.run(_serve(settings, host, port, check))
 
 
 async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
-    with bind(host, port) as listener:  # before the models are loaded: a port in use is said at once
+    with bind(host, port) as listener:  # before the models load, so that a port in use fails at once
         async with serving(settings) as app:
             about = _about(settings, address(listener).rstrip("/"))
-            make_console().print(Text("\n".join(about)), soft_wrap=True)  # to be copied whole
+            make_console().print(Text("\n".join(about)), soft_wrap=True)  # so that a command can be copied
             if check:
                 return
             for number in (signal.SIGINT, signal.SIGTERM):
-                # uvicorn raises the signal again when it is done; by then the models are still to be let go.
+                # uvicorn raises the signal again when it has stopped. This process must go on, to end the models.
                 signal.signal(number, lambda *_: None)
-            # The header Date is the upstream's to say: twice is once too often.
+            # No Date header from uvicorn, because the upstream's response has one already.
             server = make_server(app, lifespan="off", date_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
             await server.serve(sockets=[listener])
 
@@ -83,7 +83,7 @@ def _about(settings: Settings, url: str) -> list[str]:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
-    """The application with its models loaded; they are let go when the block ends.
+    """Yield the application with its models loaded. The end of the block ends the models.
 
     Raises:
         InputError: models that cannot be loaded, or settings that contradict one another.
@@ -95,7 +95,7 @@ async def serving(settings: Settings) -> AsyncIterator[FastAPI]:
         )
     folders = settings.folders
     for folder in folders.values():
-        if not folder.is_dir():  # known at once, where loading would first import torch
+        if not folder.is_dir():  # an error at once; loading would first import torch
             raise InputError(f"{folder}: found no such folder, expected a trained model's, or a URL")
     metrics, upstream, worker = Metrics(), None, None
     improver: AsyncProposer | None = None
@@ -124,7 +124,7 @@ def make_app(
     improver: AsyncProposer | None,
     scorer: AsyncScorer | None,
 ) -> FastAPI:
-    """The routes, over models that are there already."""
+    """The application and its routes. The upstream and the models are connected and loaded already."""
     app = FastAPI(title="pitlm", version=__version__, docs_url=None, redoc_url=None)
     improving = None
     if improver is not None and scorer is not None:
@@ -142,7 +142,7 @@ def make_app(
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Alive; ``degraded`` where the models are being started again and answers go out as they come."""
+        """The server is alive. ``degraded``: the models are starting again, and answers go out unchanged meanwhile."""
         away = any(isinstance(model, Worker) and not model.ready for model in (improver, scorer))
         able = {"improves": improving is not None, "scores": scorer is not None}
         return {"status": "degraded" if away else "ok", **able, "version": __version__}

@@ -16,7 +16,7 @@ from pitlm.serve.web import ApiError
 
 IMPROVABLE_ENDS = ("stop", "length")
 BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
-"""Parts of a message that belong to its text, or stand in its place."""
+"""Parts of a message that depend on the message's text, or replace the text."""
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
@@ -32,18 +32,18 @@ CONTROLS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rounds": ("a whole number from 1", _is_count),
     "original": ("true or false", lambda value: isinstance(value, bool)),
 }
-"""What a request's ``pit`` field may hold: what is expected, and whether a value is that."""
+"""The keys of a request's ``pit`` field: the expected value in words, and a check of a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A request for a chat completion: what the upstream is sent, and how its answer may be improved.
+    """A request for a chat completion: the body for the upstream, and the bounds for an improved answer.
 
     Attributes:
-        body: what the upstream is sent: the client's own bytes, unless they held a ``pit`` field.
+        body: the body for the upstream: the client's own bytes or, if they had a ``pit`` field, JSON without it.
         prompt: x; None where the answer may not be improved.
         obstacle: why the answer may not be improved.
-        bounds: what an improved answer has to keep.
+        bounds: limits that an improved answer has to keep.
         original: the client wants y_0 as well.
     """
 
@@ -60,7 +60,7 @@ def read_wish(body: bytes, switch: bytes) -> Wish:
     A request that is not understood is passed on as it is, for the upstream to judge.
 
     Raises:
-        ApiError: 400, a ``pit`` field that is wrong.
+        ApiError: 400 for a wrong ``pit`` field.
     """
     off = switch.strip().lower() == b"off"
     if off and b'"pit"' not in body:
@@ -88,7 +88,7 @@ def _checked_control(control: Any) -> dict[str, Any]:
     """The ``pit`` field of a request, checked.
 
     Raises:
-        ApiError: 400, something else than mode, rounds and original, or a value that makes no sense.
+        ApiError: 400 for a key other than mode, rounds and original, or for a value that makes no sense.
     """
 
     def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
@@ -106,7 +106,7 @@ def _checked_control(control: Any) -> dict[str, Any]:
 
 
 def _obstacle(request: Mapping[str, Any]) -> str:
-    """What the client asked for that an improved text could not keep; empty where there is nothing."""
+    """The name of a parameter that an improved text could not obey; empty if the request has no such parameter."""
     response_format = request.get("response_format")
     asked = {
         "n": request.get("n") not in (None, 1),
@@ -120,13 +120,13 @@ def _obstacle(request: Mapping[str, Any]) -> str:
 
 
 def _prompt(messages: Any) -> Prompt:
-    """x of a request's messages. ``developer`` is OpenAI's newer name of the system role.
+    """The prompt x from a request's messages. ``developer`` is OpenAI's newer name of the system role.
 
-    A message whose content is one text part has that text. Several parts cannot be shown: only the upstream knows how
-    it joins them.
+    A list with one text part counts as this text. A list of several parts is refused, because only the upstream knows
+    how it joins them.
 
     Raises:
-        InputError: a conversation that the improver cannot be shown as it is.
+        InputError: the improver cannot read this conversation as the upstream does.
     """
     if not isinstance(messages, list):
         raise InputError("no messages")
@@ -147,7 +147,7 @@ def _prompt(messages: Any) -> Prompt:
 
 
 def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
-    """What the client asked for; values that make no sense are the upstream's to refuse."""
+    """The bounds in a request. Values that make no sense set no bound here: the upstream may refuse them."""
     stop, temperature, seed = request.get("stop"), request.get("temperature"), request.get("seed")
     stops = [stop] if isinstance(stop, str) else stop
     limits: list[Any] = [request.get("max_tokens"), request.get("max_completion_tokens")]
@@ -161,7 +161,7 @@ def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
 
 
 async def events(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cut a stream into server-sent events, each with the blank line that ends it; joined, they are the stream."""
+    """Cut a stream into server-sent events. Each keeps its final blank line, so the joined events equal the stream."""
     rest = b""
     async for part in stream:
         rest += part
@@ -175,13 +175,13 @@ async def events(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 class ChatReply:
     """The upstream's chat completion, in one piece or streamed in chunks.
 
-    Chunks with text are held back until the loop has ended. Whatever comes before the text (the role, a model's
-    reasoning) goes on at once. As soon as something shows that the answer cannot be improved, the held chunks go on as
-    they came, and everything after them.
+    Chunks with text are held back until the loop has ended. Chunks before the text (the role, a model's reasoning) go
+    to the client at once. When a chunk shows that the answer cannot be improved, the held chunks and all later chunks
+    go to the client unchanged.
 
     Attributes:
         obstacle: why the answer cannot be improved; empty as long as it can.
-        text: y_0, as far as it has come.
+        text: the part of y_0 that has arrived.
     """
 
     def __init__(self, *, streamed: bool) -> None:
@@ -189,11 +189,11 @@ class ChatReply:
         self._streamed, self._part = streamed, "delta" if streamed else "message"
         self._held: list[tuple[bytes, bool]] = []  # chunks from the first text on; whether each has text
         self._shape: dict[str, Any] = {}
-        self._end: list[tuple[bytes, dict[str, Any]]] = []  # the chunk that ends the answer, and what follows
+        self._end: list[tuple[bytes, dict[str, Any]]] = []  # the chunk that ends the answer, and later chunks
         self._done = b""
 
     def feed(self, event: bytes) -> bytes:
-        """Take one event, or the whole answer; returns what goes on to the client now."""
+        """Take one event of a stream, or the whole answer. Return the bytes to send to the client now."""
         data = event.strip()
         if self.obstacle or (self._streamed and not data.startswith(b"data:")):
             return event
@@ -205,7 +205,7 @@ class ChatReply:
         try:
             chunk = json.loads(data)
             choices = chunk["choices"]
-            if not choices and not self._end:  # what some servers say about the prompt
+            if not choices and not self._end:  # some servers first send an event about the prompt
                 return event
             if self._end:
                 self._end.append((event, chunk))
@@ -236,19 +236,22 @@ class ChatReply:
         return self.rest() + event
 
     def rest(self) -> bytes:
-        """What is still held, as it came."""
+        """The bytes that are still held, unchanged."""
         held = b"".join(event for event, _ in (*self._held, *self._end)) + self._done
         self._held, self._end, self._done = [], [], b""
         return held
 
     def is_improvable(self) -> bool:
-        """Whether an answer that has come to its end has a text to improve; otherwise ``obstacle`` says why not."""
+        """Whether a finished answer has a text to improve; if not, ``obstacle`` says why."""
         if not self.obstacle and not (self._end and self.text.strip()):
             self.obstacle = "finish_reason" if self.text.strip() else "no text"
         return not self.obstacle
 
     def with_outcome(self, outcome: LiveOutcome, *, original: bool) -> bytes:
-        """The rest of the answer: the final text, the end with its ``pit`` field, the whole usage if it was there."""
+        """The rest of the answer: the final text, and the end with the ``pit`` field.
+
+        If the upstream sent its usage, this usage now includes the improver's tokens.
+        """
         end, *tail = (chunk for _, chunk in self._end)
         usage = next((chunk["usage"] for chunk in (end, *tail) if chunk.get("usage") is not None), None)
         parts = [event for event, has_text in self._held if not (has_text and outcome.improved)]

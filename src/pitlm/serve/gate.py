@@ -1,4 +1,4 @@
-"""The gate of every server of pitlm: who may ask, from where, how much, and how many at once."""
+"""The gate of every server of pitlm: checks names, sites and tokens, and limits the size and the number of requests."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _PORT = re.compile(r":\d+\Z")
 class Gate:
     """ASGI middleware: refuses requests, limits them, and ends work that nobody waits for.
 
-    Requests are refused when they come by a foreign name (DNS rebinding), from another site's page, or without the
-    token. The body is read whole before a request takes its turn, so that a slow client holds up nobody.
+    The gate refuses a request that names a foreign host (DNS rebinding), that another site's page sends, or that lacks
+    the token. The body is read whole before a request takes its turn, so that a slow client holds up nobody.
 
     Args:
         settings: the token, the names, the paths without token, the largest body, and how many requests at once.
-        pages: the server's clients are browsers. The token comes once, in a page's address, and then as a cookie that
-            no script reads and no other site sends; every response tells the browser what it may do; errors are text.
-            Otherwise the token is a bearer token, and errors are JSON.
+        pages: the server's clients are browsers. The first request has the token in its address. Later requests have
+            the token in a cookie, which no script reads and no other site sends. Every response has ``PAGE_HEADERS``,
+            and errors are text. Without ``pages`` the token is a bearer token, and errors are JSON.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, *, pages: bool = False) -> None:
@@ -45,9 +45,9 @@ class Gate:
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here uses them
+        if scope["type"] == "websocket":  # no server of pitlm uses websockets
             return await send({"type": "websocket.close"})
-        if scope["type"] != "http":  # the start and the end of the server
+        if scope["type"] != "http":  # the server starts or ends
             return await self.app(scope, receive, send)
         began = time.perf_counter()
         reply = _Reply(send, self._headers(scope))
@@ -64,7 +64,7 @@ class Gate:
             if reply.status is None:
                 await error.send(reply, as_text=self.pages)
         self.metrics.responses.labels(str(reply.status or "gone")).inc()
-        # Neither query, headers nor bodies: keys and conversations stay out of the log.
+        # The log has no query, header or body, because these hold keys and conversations.
         log.info("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
 
     def _headers(self, scope: Scope) -> dict[str, str]:
@@ -80,7 +80,7 @@ class Gate:
         """Check where a request comes from, and its token.
 
         Raises:
-            ApiError: 403 or 401.
+            ApiError: 403 for a foreign name or site; 403 (pages) or 401 without the token.
         """
         request, hosts, token = HTTPConnection(scope), self.settings.hosts, self.settings.token
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
@@ -121,13 +121,17 @@ class Gate:
         except TimeoutError as error:
             raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
         if size > self.largest:
-            # What is still to come is not read, so the connection is of no more use.
+            # The rest of the body is not read, so no other request can follow on this connection.
             words = f"The request is larger than the {self.largest} bytes that are taken."
             raise ApiError(413, "request_too_large", words, headers=[(b"connection", b"close")])
         return b"".join(parts)
 
     async def _counted(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
-        """Take a place among the requests that are worked on, waiting, or still on their way in."""
+        """Work on a request, and count it from the arrival of its body to the end of the work.
+
+        Raises:
+            ApiError: 429, the server has as many requests as it may.
+        """
         if self.inside >= self.settings.concurrency + self.settings.queue:
             raise ApiError(429, "too_many_requests", "The server is full.", headers=[(b"retry-after", b"1")])
         self.inside += 1
@@ -144,7 +148,7 @@ class Gate:
         async def watch() -> None:
             await receive()  # the body has been read: only the end of the connection can come
             if not reply.finished:
-                work.reschedule(0.0)  # its time is over
+                work.reschedule(0.0)  # the client is gone: end the work now
 
         work, watcher = asyncio.timeout(None), asyncio.ensure_future(watch())
         try:
@@ -176,7 +180,7 @@ class _Reply:
 
 
 def _same(given: bytes, secret: str) -> bool:
-    """In constant time, so that how long a refusal takes tells nothing about the secret."""
+    """Compare in constant time, so that the time of a refusal tells nothing about the secret."""
     return hmac.compare_digest(given, secret.encode())
 
 
@@ -185,7 +189,7 @@ def _token_in_address(request: HTTPConnection) -> bytes:
 
 
 def _replay(body: bytes) -> Receive:
-    """A ``receive`` that gives a body that has been read, and then the end of the connection."""
+    """A ``receive`` that first returns the given body, and then the end of the connection."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:

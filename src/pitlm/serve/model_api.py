@@ -21,7 +21,7 @@ router = APIRouter()
 Messages = str | list[dict[str, Any]]
 WANTED = 'JSON with "prompt" (a string or chat messages) and "reference"'
 _END = re.compile(r"(?:<\|[^|<>\s]+\|>|</s>|<eos>|<end_of_turn>|<pad>|\s)+$")
-"""Marks that tokenizers put at the end of an answer; the text comes with them, and R_PIT sets its own."""
+"""Marks that tokenizers put at the end of an answer. OpenRLHF sends the answer with these; R_PIT adds its own mark."""
 
 
 class ScoreRequest(Section):
@@ -33,16 +33,20 @@ class ScoreRequest(Section):
 
 
 class ImproveRequest(Bounds):
-    """A response to improve, within the bounds that it was asked for with; ``rounds`` at most as many as the
-    server's."""
+    """A response to improve, and the bounds for the improved response. The server's own ``rounds`` is the maximum."""
 
     prompt: Messages
     response: Annotated[str, Field(min_length=1)]
 
 
 class RewardRequest(BaseModel):
-    """What OpenRLHF posts to ``remote_rm_url``: for each sample prompt and answer as one text, the prompt as the policy
-    was shown it, and the data set's label. What else comes with them is ignored."""
+    """The request that OpenRLHF posts to ``remote_rm_url``; other fields of that request are ignored.
+
+    Attributes:
+        query: prompt and answer of each sample, as one text.
+        prompts: prompt of each sample, as the policy read it.
+        labels: label of each sample in the data set, as :class:`Label` or as its JSON text.
+    """
 
     query: Annotated[list[str], Field(min_length=1)]
     prompts: list[str]
@@ -50,7 +54,7 @@ class RewardRequest(BaseModel):
 
 
 class Label(BaseModel):
-    """What a data set's label has to say: x and y_ref, both as they are, without a chat template."""
+    """The label of a sample: x and y_ref, both without a chat template."""
 
     prompt: Messages
     reference: str
@@ -60,7 +64,7 @@ def _scorer(request: Request) -> AsyncScorer:
     """The server's gap model.
 
     Raises:
-        ApiError: 404, it has none.
+        ApiError: 404, the server has no gap model.
     """
     scorer: AsyncScorer | None = request.app.state.scorer
     if scorer is None:
@@ -70,7 +74,7 @@ def _scorer(request: Request) -> AsyncScorer:
 
 @router.get("/v1/score")
 async def margin(request: Request) -> dict[str, float | None]:
-    """The margin that the gap model was calibrated to, 0 where it was not; null: nothing is to be accepted."""
+    """The calibrated margin of the gap model; 0 without a calibration. Null means: accept no proposal."""
     return {"margin": finite(await _scorer(request).margin())}
 
 
@@ -83,7 +87,7 @@ async def score(request: Request, body: ScoreRequest) -> dict[str, float | None]
 
 @router.post("/v1/improve")
 async def improve(request: Request, body: ImproveRequest) -> Response:
-    """The trace of one loop: rounds, gaps, the final response, why it stopped."""
+    """The trace of one loop: rounds, gaps, the final response and the reason to stop."""
     improving: Improving | None = request.app.state.improving
     if improving is None:
         raise ApiError(404, "no_improver", "This server has no improver and gap model.")

@@ -1,4 +1,4 @@
-"""The process that holds improver and gap model, and works on whatever the server has given it."""
+"""The process that holds the improver and the gap model, and answers the requests of the server."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ class LoadedModels:
     """The models that the process has loaded; either may be missing.
 
     Attributes:
-        make_engine: makes an engine around the improver, and a new engine after that failed.
+        make_engine: makes an engine around the improver; called again when that engine has failed.
     """
 
     make_engine: Callable[[], Engine] | None
@@ -50,12 +50,13 @@ class LoadedModels:
 
 
 def load_models(settings: Settings) -> LoadedModels:
-    """Load the models of this machine, over one base where they are adapters; R_P has to agree with the gap model.
+    """Load the models that run on this machine. Adapters over the same base share the base's weights.
 
-    Imports torch, so the server itself must not call it.
+    With an R_P in the settings, the scorer asks the gap model and R_P, and both have to agree. This function imports
+    torch, so only the models' own process may call it.
 
     Raises:
-        InputError: no checkpoint of the right kind there.
+        InputError: a folder has no checkpoint of the right kind.
     """
     # Otherwise MKL's sums depend on where a buffer lies, and the same seed could give another answer.
     os.environ.setdefault("MKL_CBWR", "AUTO")
@@ -77,8 +78,9 @@ def load_models(settings: Settings) -> LoadedModels:
 def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
     """Load the models, then work on requests until the server's end of the pipe is gone.
 
-    What is sent first is the gap model's margin and whether the improver's engine is exact, or why loading failed. Each
-    list of new requests that comes then, empty ones too, is answered with the replies that are ready after a while.
+    First the process sends the gap model's margin and whether the improver's engine is exact; or, if loading failed, an
+    InputError. Then it receives lists of new requests. It answers each list, also an empty list, with the replies that
+    are ready after about ``SLICE_SECONDS``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends this process when its requests are done
     try:
@@ -104,7 +106,7 @@ def work(pipe: Connection, load: Callable[[], LoadedModels]) -> None:
 
 
 class _Writing:
-    """The improver's engine; a request that fails spoils no other."""
+    """The improver's engine. A request that fails leaves the other requests unharmed."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self.engine, self._make = make_engine(), make_engine
@@ -123,7 +125,7 @@ class _Writing:
         while self.engine.pending and not replies and time.monotonic() < until:
             try:
                 replies = list(map(_reply, self.engine.step()))
-            except Exception:  # out of memory, or a request that the model cannot bear: then each by itself
+            except Exception:  # out of memory, or a request on which the model fails: write each by itself
                 self.engine = self._make()
                 for request in self._begun.values():
                     replies += _replies(self._anew, [request], "improver")
@@ -132,7 +134,7 @@ class _Writing:
         return replies
 
     def _anew(self, requests: Sequence[WriteRequest]) -> list[Reply]:
-        """Answers that nothing left over from earlier requests can spoil."""
+        """Answer requests in a new engine, which holds nothing of earlier requests."""
         return list(map(_reply, self._make().write(requests)))
 
 
@@ -146,9 +148,10 @@ def _gaps(scorer: GapScorer, requests: Sequence[GapRequest]) -> list[Reply]:
 
 
 def _replies(work: Callable[[Any], list[Reply]], requests: Sequence[Request], model: str) -> list[Reply]:
-    """Work on requests together or, where that fails (out of memory, a pair that is too long), on each by itself.
+    """Work on requests together. If that fails (out of memory, a pair that is too long), work on each by itself.
 
-    The exception that a client gets must not quote a conversation; messages of InputErrors name lengths only.
+    No exception may quote a conversation to a client. So the client gets the message of an InputError, which names
+    lengths only, and of any other exception just the type.
     """
     try:
         return work(requests)

@@ -1,4 +1,4 @@
-"""What became of each answer, said to its client in a field and in headers, and to Prometheus in figures."""
+"""The outcome of each answer: a field and headers for its client, and figures for Prometheus."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def whole_usage(outcome: LiveOutcome, upstream: dict[str, Any]) -> dict[str, Any
 
 
 def pit_field(outcome: LiveOutcome, upstream: Any, *, original: bool) -> dict[str, Any]:
-    """The ``pit`` field of a response: outcome, rounds, gaps, stop reason, and who used how many tokens."""
+    """The ``pit`` field of a response: outcome, rounds, gaps, stop reason, and the tokens of upstream and improver."""
     fields = {
         "outcome": outcome.name,
         "rounds": len(outcome.trace.rounds),
@@ -71,7 +71,7 @@ class Metrics:
         self.inside = Gauge("pit_requests_inside", "Requests worked on or waiting for their turn.", registry=registry)
 
     def observe(self, outcome: LiveOutcome) -> None:
-        """Count one chat completion that was improved, or could have been."""
+        """Count one chat completion that went through the loop, and its rounds and gaps."""
         trace = outcome.trace
         self.requests.labels(outcome.name, outcome.failure).inc()
         self.rounds.observe(len(trace.rounds))
@@ -81,5 +81,5 @@ class Metrics:
                 self.gaps.observe(gap)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """The figures in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -21,7 +21,7 @@ from pitlm.serve.outcomes import Metrics, pit_headers
 from pitlm.serve.web import ApiError, Headers, respond
 
 CONNECT_SECONDS = 10.0
-IDLE_SECONDS = 4.0  # below the 5 s after which common servers close an idle connection: a request must not meet that
+IDLE_SECONDS = 4.0  # common servers close an idle connection after 5 s; no request may start while they do
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
@@ -33,11 +33,11 @@ NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length"}
 
 
 COMMENT = b": pit\n\n"
-"""An event that clients skip; it keeps connections open while there is nothing to say."""
+"""An event that clients skip. The proxy sends it to keep a connection open while no text goes out."""
 
 
 def end_to_end(headers: Headers, leave_out: frozenset[bytes] = NOT_DOWNSTREAM) -> Headers:
-    """The headers of a message that go on to the next hop; names in small letters."""
+    """The headers of a message that go on to the next hop, with names in lower case."""
     kept = [(name.lower(), value) for name, value in headers]
     named = b",".join(value for name, value in kept if name == b"connection").lower()
     gone = leave_out | {token.strip() for token in named.split(b",")} if named else leave_out
@@ -45,15 +45,15 @@ def end_to_end(headers: Headers, leave_out: frozenset[bytes] = NOT_DOWNSTREAM) -
 
 
 class Connections:
-    """Connections to the API at ``base``, the URL that its clients have as ``base_url``; one for each request at once.
+    """Connections to the API at ``base``, which OpenAI's clients call ``base_url``: one for each request in flight.
 
-    Uses httpx's transport, not its client: no cookies kept from one user for the next, no redirects followed, no second
-    attempt at what may have been done; and one transport for each connection, because httpx's own pool looks at every
-    connection that it has for each request.
+    The connections use httpx's transport, not its client. So no user gets a cookie of another user, no redirect is
+    followed, and no request is sent twice. Each connection is a transport of its own, because httpx's pool looks at all
+    its connections for each request.
 
     Args:
         key: replaces the client's Authorization header; None passes the client's header on.
-        seconds: how long the server may be silent; None for ever.
+        seconds: how long the server may be silent; None sets no limit.
 
     Raises:
         InputError: not an http(s) URL.
@@ -75,19 +75,19 @@ class Connections:
             verify=httpx.create_ssl_context(),
             limits=httpx.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS),
             proxy=None if proxy_bypass(url.hostname) else getproxies().get(url.scheme),
-            retries=1,  # of connecting, nothing else
+            retries=1,  # only connecting is tried again, never a request
         )
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
     @asynccontextmanager
     async def response(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:
-        """Pass a request on; yields the response, whose body is still to be read.
+        """Pass a request on. Yield the response; the caller reads its body.
 
         Args:
             path: below ``base``, with its query.
 
         Raises:
-            ApiError: 502 or 504, where there was no response, or not to its end; 400 for headers that cannot be sent.
+            ApiError: 502 or 504, no response came, or it broke off; 400, a header cannot be sent.
         """
         passed = [*self._own, *end_to_end(headers, self._leave_out)]
         if body or method not in ("GET", "HEAD"):
@@ -133,7 +133,7 @@ class PassThrough:
 
 
 class ChatCompletions(PassThrough):
-    """``/v1/chat/completions``: the upstream's answer is y_0, the loop's is sent."""
+    """``/v1/chat/completions``: the upstream's answer is y_0, and the client gets the answer of the loop."""
 
     def __init__(self, upstream: Connections, improving: Improving | None, metrics: Metrics, heartbeat: float) -> None:
         super().__init__(upstream)
@@ -154,12 +154,12 @@ class ChatCompletions(PassThrough):
                 await respond(send, 200, end_to_end(response.headers.raw) + about, begin + rest)
 
     def _passed(self, obstacle: str) -> Headers:
-        """Say, in metrics and headers, that an answer was not touched and why."""
+        """Count an answer that goes out unchanged, and return headers that give the reason."""
         self.metrics.requests.labels("passed", obstacle.partition(":")[0]).inc()
         return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle[:100].encode("ascii", "replace"))]
 
     async def _rest(self, reply: ChatReply, wish: Wish) -> tuple[Headers, bytes]:
-        """Headers that say what became of a reply that has come to its end, and what is still to be sent of it."""
+        """The outcome of a finished reply as headers, and the bytes of the reply that are still to be sent."""
         if not reply.is_improvable():
             return self._passed(reply.obstacle), reply.rest()
         assert self.improving is not None  # else nothing is improvable
@@ -183,7 +183,7 @@ class ChatCompletions(PassThrough):
             _, rest = await self._rest(reply, wish)
         except httpx.RequestError:
             self._passed("upstream broke off")
-            return await _more(send, reply.rest())  # without an end: the client's stream breaks off as this one did
+            return await _more(send, reply.rest())  # no last message: the client's stream breaks off too
         finally:
             beating.cancel()
         await send({"type": "http.response.body", "body": rest})
@@ -195,7 +195,11 @@ class ChatCompletions(PassThrough):
 
 
 async def relay(response: httpx.Response, more: Headers, send: Send) -> None:
-    """Send an upstream's response on; a stream as it comes, anything else whole or, with a 502 or 504, not at all."""
+    """Pass the upstream's response on to the client: a stream part by part, any other response whole.
+
+    Raises:
+        httpx.RequestError: a response that is no stream broke off; the client has not got any of it.
+    """
     headers = end_to_end(response.headers.raw) + more
     if not _is_stream(response):
         return await respond(send, response.status_code, headers, await _content(response))
@@ -204,7 +208,7 @@ async def relay(response: httpx.Response, more: Headers, send: Send) -> None:
         async for part in response.aiter_raw():
             await _more(send, part)
     except httpx.RequestError:
-        return  # without an end: the client's stream breaks off as this one did
+        return  # no last message: the client's stream breaks off too
     await send({"type": "http.response.body", "body": b""})
 
 

@@ -1,4 +1,4 @@
-"""The page on which people compare answers, and its small JSON interface. Neither knows the names of the systems."""
+"""The page on which people compare answers, and its small JSON interface. Neither shows the names of the systems."""
 
 import logging
 import unicodedata
@@ -24,7 +24,7 @@ CHOICES = {"left": Verdict.WIN, "tie": Verdict.TIE, "right": Verdict.LOSS}
 
 
 def _tidy(name: str) -> str:
-    """One way to write a name, so that a rater who types it again is the same rater."""
+    """Normalize a name, so that a rater who types the name again is the same rater."""
     tidied = " ".join(unicodedata.normalize("NFC", name).split())
     if not tidied or not tidied.isprintable():
         raise ValueError("a name has at least one character, and only characters that can be seen")
@@ -35,13 +35,13 @@ Rater = Annotated[str, Field(max_length=60), AfterValidator(_tidy)]
 
 
 class Undo(Section):
-    """What the page sends to take back a rater's last vote."""
+    """The request to take back a rater's last vote."""
 
     rater: Rater
 
 
 class Vote(Undo):
-    """What the page sends for a vote."""
+    """The request to save a vote."""
 
     ballot: str
     choice: Literal["left", "tie", "right"]
@@ -49,7 +49,7 @@ class Vote(Undo):
 
 
 def gate_settings(token: str | None) -> Settings:
-    """What the gate of a server for raters asks for: the token or, without one, a loopback name; and short bodies."""
+    """Settings for the gate: clients need the token or, if there is none, a loopback name. Bodies are short."""
     hosts = LOOPBACK if token is None else None
     return Settings(token=token, hosts=hosts, open_paths=frozenset(), max_body=BODY_BYTES / 2**20)
 
@@ -57,9 +57,9 @@ def gate_settings(token: str | None) -> Settings:
 def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | None = None) -> FastAPI:
     """The page at ``/`` and its interface below ``/api``, for any number of raters at once.
 
-    Without a ``token`` it answers only to requests that name a loopback address.
+    Without a ``token`` the application answers only requests that name a loopback address.
     """
-    app = FastAPI(openapi_url=None)  # and so no page of documentation, which would load scripts from elsewhere
+    app = FastAPI(openapi_url=None)  # no page of documentation, which loads scripts from other sites
     app.add_middleware(Gate, settings=gate_settings(token), metrics=Metrics(), pages=True)
 
     @lru_cache(maxsize=64)
@@ -106,7 +106,7 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
 def serve_rating(
     comparisons: Sequence[Comparison], votes: Votes, *, host: str, port: int, ready: Callable[[str], None]
 ) -> None:
-    """Serve the page until SIGINT or SIGTERM; ``ready`` is told its address.
+    """Serve the page until SIGINT or SIGTERM. When the server listens, ``ready`` is called with the page's address.
 
     Raises:
         InputError: the address cannot be bound.

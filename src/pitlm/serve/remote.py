@@ -1,4 +1,4 @@
-"""Improver and gap model that other servers have, so that the proxy itself needs no torch."""
+"""An improver and a gap model on other servers, for a proxy that needs no torch."""
 
 import json
 import math
@@ -17,16 +17,17 @@ class RemoteImprover:
     """An improver behind any OpenAI-compatible server.
 
     Args:
-        settings: the server, the improver's name there, the turn after y_ref that it was trained with, and the key; an
-            answer that takes longer than the improvement may is given up.
-        retries: how often a call that failed is made again.
+        settings: has the server's URL (``improver``), the improver's name there (``improver_model``), the turn that
+            follows y_ref (``improver_ask``), the key (``models_key``) and the time limit of a call
+            (``improve_seconds``).
+        retries: how often a failed call is repeated.
     """
 
     def __init__(self, settings: Settings, *, retries: int = 1) -> None:
         import openai  # takes a second
 
         self._model, self._template = settings.improver_model, Template(settings.improver_ask)
-        key = settings.models_key or "none"  # never a key that is meant for another server
+        key = settings.models_key or "none"  # else openai sends OPENAI_API_KEY, a key for another server
         self._client = openai.AsyncOpenAI(
             api_key=key, base_url=settings.improver, timeout=settings.improve_seconds, max_retries=retries
         )
@@ -36,29 +37,30 @@ class RemoteImprover:
         """See :class:`pitlm.loop.live_loop.AsyncProposer`."""
         import openai
 
-        limit = None if request.max_tokens is None else request.max_tokens + 1  # a longer answer shows itself
+        # One token more than allowed, so that an answer that is too long can be told from an answer that just fits.
+        limit = None if request.max_tokens is None else request.max_tokens + 1
         messages: Any = self._template.improver_messages(request.prompt, request.reference)
         fields = {"temperature": request.temperature, "seed": request.seed, "max_tokens": limit}
         given = {name: value for name, value in fields.items() if value is not None}
         try:
             create = self._client.chat.completions.with_raw_response.create
             reply = await create(model=self._model, messages=messages, extra_body=given)
-        except openai.OpenAIError as error:  # its kind alone, because the server's words may quote the conversation
+        except openai.OpenAIError as error:  # only the type: messages may quote the conversation
             raise Unavailable(f"the improver failed ({type(error).__name__})") from error
         made = read_completion(reply.text, None)
         if made.failure:
             raise Unavailable("the improver failed (no chat completion in the response)")
         written = made.output_tokens
         if limit is not None and made.finish == "length":
-            written = max(written, limit)  # also where the server counts no tokens
+            written = max(written, limit)  # the server may count no tokens
         return Answer(made.text, written, made.input_tokens)
 
 
 class RemoteScorer:
-    """A gap model behind another ``pit serve``; how long to wait for it is the loop's matter.
+    """A gap model behind another ``pit serve``. Calls have no time limit of their own, because the loop has one.
 
     Args:
-        base: that server's URL, with its ``/v1``.
+        base: URL of the other server, with ``/v1``.
     """
 
     def __init__(self, base: str, *, key: str | None = None) -> None:
@@ -67,7 +69,7 @@ class RemoteScorer:
         self.aclose = self._connections.aclose
 
     async def margin(self) -> float:
-        """See :class:`pitlm.loop.live_loop.AsyncScorer`. Asked for once."""
+        """See :class:`pitlm.loop.live_loop.AsyncScorer`. The other server is asked only once."""
         if self._margin is None:
             margin = await self._ask("GET", None, "margin")
             self._margin = math.inf if margin is None else margin

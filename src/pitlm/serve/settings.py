@@ -1,4 +1,4 @@
-"""What `pit serve` serves, and within which limits."""
+"""Settings of `pit serve`: models, upstream and limits."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ URLS = ("http://", "https://")
 
 
 class Settings(Section):
-    """What `pit serve` serves; several fields are options of the command.
+    """Models, upstream and limits of `pit serve`. Several fields are options of the command.
 
     Attributes:
         upstream: base URL of the API behind the proxy, as its clients use it (with /v1).

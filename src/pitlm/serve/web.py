@@ -1,4 +1,4 @@
-"""What the servers of pitlm share: a socket and its address, errors as OpenAI's clients expect them, and pages."""
+"""Parts that the servers of pitlm share: sockets and their addresses, errors in OpenAI's format, and pages."""
 
 import ipaddress
 import json
@@ -25,7 +25,7 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""What a browser may do with a response of a server for browsers."""
+"""Headers of every response to a browser. They limit what the browser does with the response."""
 
 
 class ApiError(Exception):
@@ -55,7 +55,7 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes) -> Non
 def page(name: str, **about: Any) -> HTMLResponse:
     """The page made from the template ``name`` and the values in ``about``.
 
-    Nothing loads or runs in the page but its own script and style, which carry a nonce; it asks its own server only.
+    The browser loads only the page's own script and style, which carry a nonce. The page calls only its own server.
     """
     nonce = secrets.token_urlsafe(16)
     policy = (
@@ -72,17 +72,17 @@ def make_token(host: str) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free port. Clients that come before the server runs wait.
+    """A listening socket; port 0 takes a free port. A client that connects before the server runs waits.
 
     Raises:
-        InputError: the address is taken, or not this machine's.
+        InputError: the address is in use, or belongs to another machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
         listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
-        # Inherited by each connection; asyncio sets it itself only where the protocol is named. Without it the last
-        # part of a reply waits for the client's delayed acknowledgement, 40 ms.
+        # Each connection inherits this option. (asyncio sets the option only on sockets that name their protocol.)
+        # Without it the last part of a reply waits 40 ms for the client's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
@@ -99,6 +99,6 @@ def address(listener: socket.socket, token: str | None = None) -> str:
 
 
 def make_server(app: ASGIApp, **more: Any) -> uvicorn.Server:
-    """uvicorn around an application, without an access log, which would hold secrets of addresses."""
+    """A uvicorn server for an application. It has no access log, because addresses may hold a token."""
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     return uvicorn.Server(uvicorn.Config(app, **quiet, **more))

@@ -1,7 +1,7 @@
-"""The server's end of the process that holds the models: gives it requests, and replaces it when it dies or hangs.
+"""The server's side of the models' process: sends it requests, and replaces a process that died or hangs.
 
-A process, not a thread: torch would hold up the event loop, and a model that runs out of memory, hangs or is killed
-must not take the proxy along.
+The models run in a process, not in a thread, because torch in a thread would hold up the event loop. And when a model
+runs out of memory, hangs or is killed, the proxy goes on.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ class Worker:
     """Improver and gap model in a process of their own, as the proposer and scorer of :mod:`pitlm.loop.live_loop`.
 
     Args:
-        load: makes the models; called in the new process, so it has to be importable there.
+        load: loads the models. The new process imports and calls this function.
         settings: the most requests that the process has at once (``batch``). A process that says nothing for twice the
             time limit of an answer (``improve_seconds``) counts as hung, and is replaced.
-        observe: told how many requests the process has, whenever it is given new requests.
+        observe: called with the number of requests in the process, whenever the process gets new requests.
     """
 
     def __init__(self, load: Callable[[], LoadedModels], settings: Settings, observe: Callable[[int], object]) -> None:
@@ -55,7 +55,7 @@ class Worker:
         self._margin, self._exact = 0.0, True
         self._keys = count()
         self._waiting: deque[Job] = deque()
-        self._inside: dict[int, Job] = {}  # what the process has, by key
+        self._inside: dict[int, Job] = {}  # the jobs that the process works on, by key
         self._arrived = asyncio.Event()
         self._process: Any = None
         self._pipe: Any = None
@@ -65,13 +65,13 @@ class Worker:
         """Load the models.
 
         Raises:
-            InputError: they cannot be loaded.
+            InputError: the models cannot be loaded.
         """
         await self._begin()
         self._task = asyncio.create_task(self._run())
 
     async def aclose(self) -> None:
-        """End the process; requests that are still there are refused."""
+        """End the process. Requests without a reply fail with Unavailable."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -79,10 +79,10 @@ class Worker:
         self._end("the server stops")
 
     async def propose(self, request: ProposalRequest) -> Answer:
-        """See :class:`pitlm.loop.live_loop.AsyncProposer`. Nothing is cut at ``max_tokens``."""
+        """See :class:`pitlm.loop.live_loop.AsyncProposer`. ``max_tokens`` does not cut the answer."""
         key, seed = next(self._keys), request.seed
-        alone = seed is not None and not self._exact  # neighbours could change the rounding, and so a word
-        seed = (key if seed is None else seed) % 2**31  # clients send any number
+        alone = seed is not None and not self._exact  # other requests in the batch could change the rounding
+        seed = (key if seed is None else seed) % 2**31  # a client may send any number
         writing = WriteRequest(key, request.prompt, request.reference, request.temperature, seed)
         answer: Answer = await self._do(Job(writing, alone))
         return answer
@@ -114,14 +114,14 @@ class Worker:
                 await self._arrived.wait()
             try:
                 self._settle(await asyncio.to_thread(self._exchange, self._take()))
-            except Exception as error:  # whatever it is, nobody may wait for this task in vain
+            except Exception as error:  # any error: if this task ended, its requests would wait for ever
                 why = "hung" if isinstance(error, TimeoutError) else f"died ({type(error).__name__})"
                 log.error("the models' process %s; it is started again", why)
                 self._end(f"the models' process {why}")
                 await self._begin_again()
 
     def _take(self) -> list[Request]:
-        """The oldest requests that somebody still waits for, as many as the process may have more."""
+        """The oldest waiting requests, as many as the process may take. Requests whose client is gone are dropped."""
         new = []
         while self._waiting:
             alone = any(job.alone for job in (self._waiting[0], *self._inside.values()))
@@ -136,7 +136,11 @@ class Worker:
         return new
 
     def _exchange(self, new: list[Request]) -> list[Reply]:
-        """Hand over new requests, and let the process work for a while; returns its replies."""
+        """Send new requests to the process. Return the replies that are ready after a short time.
+
+        Raises:
+            TimeoutError: the process hangs.
+        """
         self._pipe.send(new)
         if not self._pipe.poll(2 * self._settings.improve_seconds):
             raise TimeoutError
