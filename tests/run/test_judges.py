@@ -16,7 +16,8 @@ from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import Comparison
 from pitlm.models.adapters import Bases
 from pitlm.run.context import Context
-from pitlm.run.judges import check_judges, judge_settings, judges_of, run_judge
+from pitlm.run.evaluation import judges_of
+from pitlm.run.judges import check_judges, judge_settings, run_judge
 
 LLM = {"kind": "llm", "model": "m", "base_url": "http://localhost:9/v1"}
 PROMPT = "lamp : price nine color red size small . price ?"

@@ -1,6 +1,5 @@
 """`pit calibrate`: the margin of a finished run, chosen on fresh answers; its file and its picture."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
-from pitlm.io.atomic import write_text
+from pitlm.io.atomic import atomic_writer
 from pitlm.loop.calibration import Promise, save_calibrations
 from pitlm.loop.margin import Answers, Calibrated, calibrate
 from pitlm.models.generators import Improver, Policy
@@ -118,6 +117,5 @@ def draw_margins(made: Mapping[str, Calibrated], path: Path) -> None:
         axes.set_ylabel('gain (% of that of "always accept")')
         axes.grid(alpha=0.3)
         axes.legend()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    write_text(path, text.getvalue())
+        with atomic_writer(path) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})

@@ -15,10 +15,14 @@ from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_baselines
 from pitlm.loop.chains import incumbents
 from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
+from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.judges import judges_of, run_judge
+from pitlm.run.judges import OF_A_RUN, make_judge, run_judge
+
+REPLIES = "judge-replies.sqlite"
+"""Where a run keeps replies: outside its stages, so that an evaluation that is made again pays for nothing twice."""
 
 
 def evaluate(context: Context, folder: Path) -> dict[str, Any]:
@@ -65,6 +69,22 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     }
 
 
+def judges_of(context: Context, bases: Bases) -> list[Judge]:
+    """The judges that the recipe of a run names, ready to use; the first gives the headline.
+
+    By default the judge of :meth:`Context.judge`. Replies of language models are kept in a file of the run. Hand
+    :func:`run_judge` all comparisons at once: then a scripted judge can count its replies.
+
+    Raises:
+        InputError: a model, template, price or file that cannot be read.
+    """
+    sections = context.recipe.evaluation.judges
+    if sections is None:
+        return [context.judge(bases)]
+    kept = [s.model_copy(update={"cache": s.cache or context.root / REPLIES}) for s in sections]
+    return [context.judge(bases) if s.kind in OF_A_RUN else make_judge(s) for s in kept]
+
+
 def _systems(context: Context) -> Systems:
     """All systems on the held-out prompts, the original answers drawn."""
     recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
@@ -92,12 +112,11 @@ def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[A
     Args:
         answers: one answer per prompt and system; ``original`` must be among the systems.
     """
-    items = {name: zip(prompts, given, answers[ORIGINAL], strict=True) for name, given in answers.items()}
-    del items[ORIGINAL]
+    systems = {name: own for name, own in answers.items() if name != ORIGINAL}
     return [
-        Comparison(prompt, mine.text, theirs.text, f"{item:05d}", (name, ORIGINAL))
-        for item, row in enumerate(zip(*items.values(), strict=True))
-        for name, (prompt, mine, theirs) in zip(items, row, strict=True)
+        Comparison(prompt, mine.text, original.text, f"{item:05d}", (name, ORIGINAL))
+        for item, (prompt, original, *row) in enumerate(zip(prompts, answers[ORIGINAL], *systems.values(), strict=True))
+        for name, mine in zip(systems, row, strict=True)
     ]
 
 

@@ -1,10 +1,8 @@
 """Makes the judges of a run and of `pit judge`, the pocket world's truth among them, and lets them compare answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.evaluation_section import JudgeSection
@@ -20,14 +18,8 @@ from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import GapJudge, ScoreJudge
 from pitlm.worlds import pocket as world
 
-if TYPE_CHECKING:
-    from pitlm.models.adapters import Bases
-    from pitlm.run.context import Context
-
 OF_A_RUN = ("truth", "reward")
 """The kinds of judges that a run has without a further model."""
-REPLIES = "judge-replies.sqlite"
-"""Where a run keeps replies: outside its stages, so that an evaluation that is made again pays for nothing twice."""
 WITHOUT_EFFECT = {"price", "max_cost", "concurrency", "timeout", "cache"}
 """Fields of a judge that change no verdict."""
 MODELS = {"llm": "the model's name", "foreign": "a checkpoint", "scripted": "a file of replies"}
@@ -126,22 +118,6 @@ def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list
     if spent := spent_on(judge):
         make_console().print(spent, markup=False, highlight=False)
     return rows
-
-
-def judges_of(context: Context, bases: Bases) -> list[Judge]:
-    """The judges that the recipe of a run names, ready to use; the first gives the headline.
-
-    By default the judge of :meth:`Context.judge`. Replies of language models are kept in a file of the run. Hand
-    :func:`run_judge` all comparisons at once: then a scripted judge can count its replies.
-
-    Raises:
-        InputError: a model, template, price or file that cannot be read.
-    """
-    sections = context.recipe.evaluation.judges
-    if sections is None:
-        return [context.judge(bases)]
-    kept = [s.model_copy(update={"cache": s.cache or context.root / REPLIES}) for s in sections]
-    return [context.judge(bases) if s.kind in OF_A_RUN else make_judge(s) for s in kept]
 
 
 def check_judges(recipe: Recipe) -> None:
