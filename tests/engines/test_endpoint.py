@@ -133,7 +133,7 @@ def test_nothing_is_bought_twice(server, endpoint, tmp_path):
     again = endpoint(cache=ReplyCache(cache.path), price=PRICE)
     second = again.complete(prompts(4))
     assert len(server.calls) == 4
-    assert [c.from_cache for c in second] == [True, True, True, False]
+    assert server.calls[-1].request["messages"] == prompts(4)[3].as_messages()
     assert [(c.text, c.cost) for c in second[:3]] == [(c.text, c.cost) for c in first]
     assert (again.calls, again.hits) == (1, 3)
     assert again.spent == pytest.approx(260e-6)

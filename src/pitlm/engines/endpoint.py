@@ -70,7 +70,6 @@ class Completion:
         finish: why the server ended the reply: ``stop``, ``length``, ...
         failure: why there is no reply; empty where there is a reply.
         cost: price of the reply when it was bought, in the currency of the endpoint's price.
-        from_cache: the reply was bought earlier, or by an equal request of the same call.
     """
 
     text: str = ""
@@ -80,7 +79,6 @@ class Completion:
     cached_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
-    from_cache: bool = False
 
 
 @dataclass
@@ -162,7 +160,7 @@ class ChatEndpoint:
         with self._lock:
             if raw is not None:
                 self.hits += 1
-                return replace(read_completion(raw, self.price), from_cache=True)
+                return read_completion(raw, self.price)
             if self.given_up is not None:
                 raise self.given_up
             if self.max_cost is not None and self.spent >= self.max_cost:
@@ -202,7 +200,7 @@ class ChatEndpoint:
                 first, *others = asked[future]
                 done[first] = future.result()
                 for other in others:
-                    done[other] = replace(done[first], cost=0.0, from_cache=True)
+                    done[other] = replace(done[first], cost=0.0)
                 if advance is not None and done[first].failure != NOT_ASKED:
                     advance(1 + len(others))
         finally:

@@ -3,7 +3,6 @@
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
-from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.data.template import Template
 from pitlm.engines.endpoint import ChatEndpoint, Completion
@@ -53,11 +52,7 @@ class EndpointEngine(Engine):
         finished = []
         for asking in done:
             key = self._asked.pop(asking)
-            try:
-                made = asking.result()
-            except InputError:
-                self._pool.shutdown(cancel_futures=True)
-                raise
+            made = asking.result()
             answer = Answer(made.text.strip(), made.output_tokens, made.input_tokens, made.cost)
             finished.append(Finished(key, None if made.failure else answer, made.failure))
         return finished

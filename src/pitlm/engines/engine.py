@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Advance, Answer, Prompt
+from pitlm.core.nouns import Answer, Prompt
 from pitlm.io.named_parts import find_part
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Engine(ABC):
             InputError: the engine can answer nothing at all.
         """
 
-    def write(self, requests: Sequence[WriteRequest], advance: Advance | None = None) -> list[Finished]:
+    def write(self, requests: Sequence[WriteRequest]) -> list[Finished]:
         """Answer all requests, failures included, in their order. Nothing else may be pending.
 
         Raises:
@@ -124,46 +124,16 @@ class Engine(ABC):
             self.submit(replace(request, key=number))
         done: dict[int, Finished] = {}
         while len(done) < len(requests):
-            finished = self.step()
-            done |= {one.key: one for one in finished}
-            if advance is not None and finished:
-                advance(len(finished))
+            done |= {finished.key: finished for finished in self.step()}
         return [replace(done[number], key=request.key) for number, request in enumerate(requests)]
 
-    def propose(
-        self,
-        prompts: Sequence[Prompt],
-        references: Sequence[str],
-        *,
-        temperature: float = 0.4,
-        seed: int = 0,
-        advance: Advance | None = None,
-    ) -> list[Answer]:
-        """One proposal per (x, y_ref), as :meth:`pitlm.Improver.propose`.
+    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer | None]:
+        """One first answer per prompt; None for an answer that failed.
 
-        Raises:
-            InputError: a proposal cannot be had.
+        So Self-Refine can ask an engine in place of a :class:`pitlm.models.generators.Policy`.
         """
-        answers = []
-        for number, finished in enumerate(self.write(_requests(prompts, references, temperature, seed), advance), 1):
-            if finished.answer is None:
-                raise InputError(f"item {number}: {finished.failure}")
-            answers.append(finished.answer)
-        return answers
-
-    def answer(
-        self, prompts: Sequence[Prompt], *, temperature: float = 1.0, seed: int = 0, advance: Advance | None = None
-    ) -> list[Answer | None]:
-        """One first answer per prompt, as :meth:`pitlm.models.generators.Policy.answer`; None for one that failed."""
-        requests = _requests(prompts, [""] * len(prompts), temperature, seed)
-        return [finished.answer for finished in self.write(requests, advance)]
-
-
-def _requests(
-    prompts: Sequence[Prompt], references: Sequence[str], temperature: float, seed: int
-) -> list[WriteRequest]:
-    pairs = enumerate(zip(prompts, references, strict=True))
-    return [WriteRequest(n, x, reference, temperature, seed_of(seed, n)) for n, (x, reference) in pairs]
+        requests = [WriteRequest(n, prompt, "", temperature, seed_of(seed, n)) for n, prompt in enumerate(prompts)]
+        return [finished.answer for finished in self.write(requests)]
 
 
 def open_engine(name: str, source: ModelSource) -> Engine:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,21 @@ class ReplyCache:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        with self._locked():
-            self._database = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
         self._run("PRAGMA journal_mode = WAL")
         self._run(
             "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, response TEXT NOT NULL, "
             "at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
         )
 
-    def _run(self, statement: str, *values: str) -> Any:
-        """The first row of a statement's result, None if the result is empty."""
-        with self._locked():
-            return self._database.execute(statement, values).fetchone()
+    @cached_property
+    def _database(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One thread at a time; errors of SQLite name the file."""
+    def _run(self, statement: str, *values: str) -> Any:
+        """The first row of a statement's result, None if the result is empty. One thread at a time runs a statement."""
         try:
             with self._lock:
-                yield
+                return self._database.execute(statement, values).fetchone()
         except sqlite3.Error as error:
             expected = "a cache of replies, or a new file, on a disk with room"
             raise InputError.at(self.path, found=str(error), expected=expected) from error
