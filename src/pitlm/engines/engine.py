@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.io.named_parts import find_part
 
