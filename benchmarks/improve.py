@@ -203,11 +203,11 @@ def plain(bench: Bench, items: list[Item], batch: int, clock: Clock) -> list[Tra
 
     propose, score = clock.timed("writing", propose), clock.timed("scoring", score)
     for start in range(0, len(loops), batch):
-        while asking := [(loop, w) for loop in loops[start : start + batch] if (w := loop.next()) is not None]:
-            made = propose([w.prompt for _, w in asking], [w.reference for _, w in asking])
-            for (loop, w), answer in zip(asking, made, strict=True):
-                equal = score(w.prompt, w.reference, w.reference)
-                loop.take([answer], [score(w.prompt, w.reference, answer.text) - equal])
+        while asking := [loop for loop in loops[start : start + batch] if loop.begin_round()]:
+            made = propose([loop.prompt for loop in asking], [loop.best for loop in asking])
+            for loop, answer in zip(asking, made, strict=True):
+                equal = score(loop.prompt, loop.best, loop.best)
+                loop.take([answer], [score(loop.prompt, loop.best, answer.text) - equal])
     return [loop.trace() for loop in loops]
 
 

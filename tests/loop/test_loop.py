@@ -161,21 +161,22 @@ class Clock:
 def started(clock=None, **settings):
     margin = settings.pop("margin", 0.0)
     loop = Loop(Prompt.of("x"), "a", LoopSection(**settings), margin=margin, clock=clock or Clock())
-    return loop, loop.next()
+    assert loop.begin_round()
+    return loop
 
 
-def test_a_loop_says_what_it_wants_and_ends_with_a_trace():
-    loop, wanted = started(proposals=2, rounds=2)
-    assert (wanted.prompt, wanted.reference, wanted.proposals, wanted.round) == (Prompt.of("x"), "a", 2, 0)
-    assert loop.next() == wanted  # asking twice changes nothing
+def test_a_loop_has_its_reference_and_ends_with_a_trace():
+    loop = started(proposals=2, rounds=2)
+    assert (loop.prompt, loop.best, loop.rounds) == (Prompt.of("x"), "a", [])
+    assert loop.begin_round()  # asking twice changes nothing
+    assert (loop.best, loop.rounds) == ("a", [])
     with pytest.raises(ValueError, match="has not ended"):
         loop.trace()
     loop.take([Answer("b", 3, 10, 0.5), Answer("c", 4, 10, 0.25)], [1.0, 2.0])
-    wanted = loop.next()
-    assert (wanted.reference, wanted.round) == ("c", 1)
-    assert [item.response for item in wanted.improvements([Answer("d")])] == ["d"]
+    assert loop.begin_round()
+    assert (loop.best, len(loop.rounds)) == ("c", 1)
     loop.take([Answer("d", 1), Answer("c", 1)], [-1.0, 0.0])
-    assert loop.next() is None
+    assert not loop.begin_round()
     trace = loop.trace()
     assert (trace.final, trace.stop_reason, trace.cost) == ("c", StopReason.ACCEPTED_NONE, 0.75)
     assert (trace.generated_tokens, trace.prompt_tokens) == (9, 20)
@@ -201,9 +202,9 @@ def test_a_loop_says_what_it_wants_and_ends_with_a_trace():
     ],
 )
 def test_the_best_of_several_proposals_is_the_one_that_may_be_kept(texts, gaps, kept, reason):
-    loop, _ = started(proposals=2, rounds=1)
+    loop = started(proposals=2, rounds=1)
     loop.take([Answer(text) for text in texts], gaps)
-    assert loop.next() is None
+    assert not loop.begin_round()
     assert (loop.trace().final, loop.trace().stop_reason) == (kept, reason)
 
 
@@ -219,11 +220,11 @@ def test_the_best_of_several_proposals_is_the_one_that_may_be_kept(texts, gaps, 
 )
 def test_no_round_is_begun_that_would_go_over_a_budget(budget, spent, rounds):
     clock = Clock()
-    loop, _ = started(clock, rounds=9, **budget)
+    loop = started(clock, rounds=9, **budget)
     for text in "bcdefgh":
         clock.now += 10
         loop.take([Answer(text, spent.generated_tokens, cost=spent.cost)], [1.0])
-        if loop.next() is None:
+        if not loop.begin_round():
             break
     trace = loop.trace()
     assert (len(trace.rounds), trace.stop_reason) == (rounds, StopReason(next(iter(budget))))
@@ -231,10 +232,10 @@ def test_no_round_is_begun_that_would_go_over_a_budget(budget, spent, rounds):
 
 
 def test_the_dearest_round_is_what_the_next_one_is_expected_to_take():
-    loop, _ = started(rounds=9, tokens=125)
+    loop = started(rounds=9, tokens=125)
     for text, tokens in (("b", 60), ("c", 10)):
         loop.take([Answer(text, tokens)], [1.0])
-        ended = loop.next() is None
+        ended = not loop.begin_round()
     assert ended
     assert (loop.trace().stop_reason, loop.trace().final) == (StopReason.TOKENS, "c")
 
@@ -243,25 +244,25 @@ def test_waiting_counts_against_the_seconds_once_the_first_round_has_begun():
     clock = Clock()
     loop = Loop(Prompt.of("x"), "a", LoopSection(seconds=5.0), margin=0.0, clock=clock)
     clock.now += 60
-    assert loop.next() is not None
+    assert loop.begin_round()
     loop.take([Answer("b")], [1.0])
     clock.now += 6
-    assert loop.next() is None
+    assert not loop.begin_round()
     assert loop.trace().stop_reason is StopReason.SECONDS
 
 
 def test_a_cancelled_loop_keeps_the_best_so_far():
-    loop, _ = started()
+    loop = started()
     loop.take([Answer("b", 5)], [1.0])
     loop.stop()
-    assert loop.next() is None
+    assert not loop.begin_round()
     assert (loop.trace().final, loop.trace().stop_reason) == ("b", StopReason.CANCELLED)
     loop.stop(StopReason.COST)  # too late: the reason stays
     assert loop.trace().stop_reason is StopReason.CANCELLED
 
 
 def test_proposals_and_gaps_go_together():
-    loop, _ = started(proposals=2)
+    loop = started(proposals=2)
     for proposals, gaps in (([], []), ([Answer("b")], [1.0, 2.0])):
         with pytest.raises(ValueError, match=f"found {len(proposals)} proposals and {len(gaps)} gaps"):
             loop.take(proposals, gaps)

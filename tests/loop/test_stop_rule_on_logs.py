@@ -57,11 +57,11 @@ def test_the_loop_ends_one_call_after_the_target_and_never_leaves_it(records):
         if len(levels) < 2 or math.isnan(levels[0]):
             continue
         loop = Loop(Prompt.of("a review"), "0", LoopSection(rounds=len(levels) - 1), margin=0.0)
-        while wanted := loop.next():
-            number = wanted.round + 1
-            loop.take([Answer(str(number))], [levels[number] - levels[int(wanted.reference)]])
+        while loop.begin_round():
+            number, reference = len(loop.rounds) + 1, levels[int(loop.best)]
+            loop.take([Answer(str(number))], [levels[number] - reference])
             calls += 1
-            late += levels[int(wanted.reference)] == TARGET
+            late += reference == TARGET
         played = levels[: len(loop.rounds) + 1]
         final = levels[int(loop.trace().final)]
         assert final == max(value for value in played if not math.isnan(value))  # the loop keeps the best so far

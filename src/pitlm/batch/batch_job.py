@@ -97,12 +97,12 @@ class BatchJob:
             [first] = yield self._answerer, [request]
             response = first.text
         loop = Loop(item.prompt, response, self.settings, margin=self.margin)
-        while (wanted := loop.next()) is not None:
-            asked = (wanted.prompt, wanted.reference, self.settings.temperature)
-            seeds = [seed_of(self.seed, item.number, wanted.round, number) for number in range(wanted.proposals)]
+        while loop.begin_round():
+            asked, played = (item.prompt, loop.best, self.settings.temperature), len(loop.rounds)
+            seeds = [seed_of(self.seed, item.number, played, number) for number in range(self.settings.proposals)]
             requests = [WriteRequest((item.number, number), *asked, seed) for number, seed in enumerate(seeds)]
             proposals = yield self.engine, requests
-            gaps = yield wanted.improvements(proposals)
+            gaps = yield [Improvement(item.prompt, loop.best, proposal.text) for proposal in proposals]
             loop.take(proposals, gaps)
         return loop.trace()
 

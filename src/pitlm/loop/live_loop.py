@@ -12,7 +12,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Improvement, Prompt, StopReason, Trace
 from pitlm.core.recipe import LoopSection
 from pitlm.core.section import PositiveInt, Section
-from pitlm.loop.loop import Loop, Wanted
+from pitlm.loop.loop import Loop
 
 log = logging.getLogger("pitlm.loop")
 
@@ -140,8 +140,8 @@ class Improving:
             async with asyncio.timeout(self.seconds):
                 if settings.margin is None:
                     loop = Loop(prompt, response, settings, margin=await self.scorer.margin())
-                while (wanted := loop.next()) is not None:
-                    loop.take(*await self._round(wanted, bounds, settings.temperature))
+                while loop.begin_round():
+                    loop.take(*await self._round(loop, bounds))
         except* TimeoutError:
             failure = "time limit"
             loop.stop(StopReason.SECONDS)
@@ -153,19 +153,20 @@ class Improving:
         loop.stop()  # where it has not ended
         return LiveOutcome(loop.trace(), failure)
 
-    async def _round(self, wanted: Wanted, bounds: Bounds, temperature: float) -> tuple[list[Answer], list[float]]:
+    async def _round(self, loop: Loop, bounds: Bounds) -> tuple[list[Answer], list[float]]:
         """Proposals of one round and their gaps, all at once; when one fails, the others are not left running."""
-        numbers = range(wanted.proposals)
+        numbers = range(loop.settings.proposals)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._proposal(wanted, number, bounds, temperature)) for number in numbers]
+            tasks = [group.create_task(self._proposal(loop, number, bounds)) for number in numbers]
         made = [task.result() for task in tasks]
         return [answer for answer, _ in made], [gap for _, gap in made]
 
-    async def _proposal(self, wanted: Wanted, number: int, bounds: Bounds, temperature: float) -> tuple[Answer, float]:
+    async def _proposal(self, loop: Loop, number: int, bounds: Bounds) -> tuple[Answer, float]:
         """One proposal, cut as y_0 would have been, and its gap: NaN, which is never accepted, if it is too long."""
-        prompt, reference = wanted.prompt, wanted.reference
-        seed = None if bounds.seed is None else bounds.seed + wanted.round * wanted.proposals + number
-        made = await self.improver.propose(ProposalRequest(prompt, reference, temperature, seed, bounds.max_tokens))
+        prompt, reference, settings = loop.prompt, loop.best, loop.settings
+        seed = None if bounds.seed is None else bounds.seed + len(loop.rounds) * settings.proposals + number
+        request = ProposalRequest(prompt, reference, settings.temperature, seed, bounds.max_tokens)
+        made = await self.improver.propose(request)
         answer = replace(made, text=bounds.cut(made.text) or reference)  # nothing at all is no proposal
         if bounds.max_tokens is not None and made.generated_tokens > bounds.max_tokens:
             return answer, math.nan

@@ -4,15 +4,14 @@ The paper iterates without a stop rule, and says that it needs one. This rule is
 k proposals. The proposal with the largest gap to the incumbent replaces it, if that gap exceeds a margin. The loop ends
 with the first round that changes nothing, and the incumbent is the result.
 
-:class:`Loop` is this rule for one response. It knows no models, files or threads. Its driver calls :meth:`Loop.next`,
-gets proposals and gaps from anywhere, and hands them to :meth:`Loop.take`. :func:`improve_many` is the simplest driver;
+:class:`Loop` is this rule for one response. It knows no models, files or threads. Its driver begins a round, gets
+proposals and gaps from anywhere, and hands them to the loop. :func:`improve_many` is the simplest driver;
 :mod:`pitlm.loop.live_loop` has the one for a client that waits.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pitlm.core.nouns import Advance, Answer, AnyPrompt, Improvement, Prompt, Round, StopReason, Trace
@@ -47,22 +46,8 @@ class GapScorer(Protocol):
     def gaps(self, items: Sequence[Improvement]) -> Iterable[float]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a loop asks for: so many proposals for the reference, and the gap of each. Rounds count from 0."""
-
-    prompt: Prompt
-    reference: str
-    proposals: int
-    round: int
-
-    def improvements(self, proposals: Sequence[Answer]) -> list[Improvement]:
-        """The proposals as items for the gap model."""
-        return [Improvement(self.prompt, self.reference, proposal.text) for proposal in proposals]
-
-
 class Loop:
-    """One response on its way through the loop: call :meth:`next`, then :meth:`take`, until next returns None.
+    """One response on its way through the loop: call :meth:`begin_round`, then :meth:`take`, until no round begins.
 
     Args:
         margin: the gap that a proposal must exceed. With infinity the loop asks for nothing and changes nothing. With
@@ -70,7 +55,8 @@ class Loop:
         clock: measures the budget of seconds, which starts with the first round.
 
     Attributes:
-        best: the incumbent.
+        best: the incumbent, which is the reference of the next proposals.
+        rounds: the rounds that were played.
         reason: why the loop has ended; None while it runs.
     """
 
@@ -89,8 +75,8 @@ class Loop:
         self._spent = dict.fromkeys(BUDGETS, 0.0)
         self._dearest = dict.fromkeys(BUDGETS, 0.0)
 
-    def next(self) -> Wanted | None:
-        """The next round's request, or None if the loop has ended.
+    def begin_round(self) -> bool:
+        """Begin the next round; False if the loop has ended.
 
         No round begins if another round like the dearest so far would exceed a budget. So a budget is exceeded only by
         the first round, or by a round that costs more than every round before it.
@@ -102,9 +88,7 @@ class Loop:
             limit = getattr(self.settings, budget)
             if limit is not None and self._spent[budget] + self._dearest[budget] > limit:
                 self.reason = budget
-        if self.reason is not None:
-            return None
-        return Wanted(self.prompt, self.best, self.settings.proposals, len(self.rounds))
+        return self.reason is None
 
     def take(self, proposals: Sequence[Answer], gaps: Sequence[float]) -> None:
         """Decide on the proposals of one round: accept the best one, or end the loop.
@@ -208,20 +192,21 @@ def improve_many(
 
 def play_round(loops: Sequence[Loop], improver: Proposer | Refiner, gap: GapScorer, *, seed: int) -> list[Loop]:
     """Play one round of loops with equal settings; returns the loops that have not ended."""
-    asking = [(loop, wanted) for loop in loops if (wanted := loop.next()) is not None]
+    asking = [loop for loop in loops if loop.begin_round()]
     if not asking:
         return []
-    requests = [wanted for _, wanted in asking for _ in range(wanted.proposals)]
-    prompts, references = [wanted.prompt for wanted in requests], [wanted.reference for wanted in requests]
+    settings = asking[0].settings
+    requests = [loop for loop in asking for _ in range(settings.proposals)]
+    prompts, references = [loop.prompt for loop in requests], [loop.best for loop in requests]
     if hasattr(improver, "propose"):
-        temperature = loops[0].settings.temperature
-        proposals = improver.propose(prompts, references, temperature=temperature, seed=seed)
+        proposals = improver.propose(prompts, references, temperature=settings.temperature, seed=seed)
     else:
-        texts = [improver(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
-        proposals = [text if isinstance(text, Answer) else Answer(text) for text in texts]
-    items = [item for wanted, made in zip(requests, proposals, strict=True) for item in wanted.improvements([made])]
+        made = [improver(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
+        proposals = [answer if isinstance(answer, Answer) else Answer(answer) for answer in made]
+    texts = [proposal.text for proposal in proposals]
+    items = [Improvement(*triple) for triple in zip(prompts, references, texts, strict=True)]
     gaps = [float(value) for value in gap.gaps(items)]
-    for number, (loop, wanted) in enumerate(asking):
-        own = slice(number * wanted.proposals, (number + 1) * wanted.proposals)
+    for number, loop in enumerate(asking):
+        own = slice(number * settings.proposals, (number + 1) * settings.proposals)
         loop.take(proposals[own], gaps[own])
-    return [loop for loop, _ in asking if loop.reason is None]
+    return [loop for loop in asking if loop.reason is None]
