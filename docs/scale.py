@@ -11,7 +11,7 @@ from typing import Any
 from pitlm.core.packaged_recipes import RECIPES, find_recipe
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.core.recipe_file import load_recipe
-from pitlm.plan.hardware import CARDS, assumed
+from pitlm.plan.hardware import assumed
 from pitlm.plan.plan import Plan, plan_run
 from pitlm.plan.sizes import KNOWN, Shape, Workload, known_workload
 
@@ -69,7 +69,7 @@ def memory_table() -> str:
             [
                 size,
                 f"{shape.parameters / 1e9:.2f}",
-                *(f"{plan.peak / 1e9:,.0f} ({plan.largest.name})" for plan in one),
+                *(f"{plan.largest.peak / 1e9:,.0f} ({plan.largest.name})" for plan in one),
                 *(str(plan.hardware.devices) for plan in held),
             ]
         )
@@ -127,10 +127,10 @@ def recipe_note(recipe: Recipe) -> str:
     work, shape = known_workload(recipe)[0], Shape.of_model(recipe.model)
     plans = [plan_run(recipe, shape, work, assumed(name, recipe.model.dtype)) for name in CARD_ORDER]
     plan = next((plan for plan in plans if plan.fits), plans[-1])
-    name, memory = plan.hardware.name, CARDS[plan.hardware.name].memory / 1e9
+    name, memory = plan.hardware.name, plan.hardware.memory / 1e9
     return (
         f"# Planned (pit doctor {recipe.name} --hardware {name}): {plan.seconds / 3600:.1f} hours and at most "
-        f"{plan.peak / 1e9:.0f} of {memory:.0f} GB (in {plan.largest.name}), at assumed rates."
+        f"{plan.largest.peak / 1e9:.0f} of {memory:.0f} GB (in {plan.largest.name}), at assumed rates."
     )
 
 

@@ -15,10 +15,10 @@ and work divide evenly.
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
+from pitlm.cli.main import EXTRAS
 from pitlm.cli.options import overrides_option, write_figures
 from pitlm.core.errors import InputError
 from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
@@ -52,7 +52,9 @@ def doctor(
     if recipe is None:
         if any((data, pairs, overrides, plan, hardware, price)):
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
-        return write_figures(output, _machine(), quiet=True)
+        found = look(EXTRAS, Path())
+        click.echo("\n".join(machine_lines(found)))
+        return write_figures(output, found, quiet=True)
     if devices > 1 and hardware is None:
         raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
     from pitlm.core.recipe_file import named_recipe
@@ -72,16 +74,6 @@ def doctor(
         click.echo("Measuring this machine for some seconds ...", err=True)
         machine = measure_rates(chosen, work)
     made = plan_run(chosen, shape, work, replace(machine, price=price))
-    for line in plan_lines(made, shape, work, where, every=plan):
-        click.echo(line)
-    totals = {"seconds": made.seconds, "peak": made.peak, "fits": made.fits, "cost": made.cost}
+    click.echo("\n".join(plan_lines(made, shape, work, where, every=plan)))
+    totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
     write_figures(output, {**asdict(made), "workload": asdict(work), "shape": asdict(shape), **totals}, quiet=True)
-
-
-def _machine() -> dict[str, Any]:
-    from pitlm.cli.main import EXTRAS
-
-    machine = look(EXTRAS, Path())
-    for line in machine_lines(machine):
-        click.echo(line)
-    return machine

@@ -21,7 +21,8 @@ def recipes(ctx: click.Context) -> None:
     names = recipe_names()
     width = max(map(len, names))
     for name in names:
-        click.echo(f"{name:{width}}  {_about(find_recipe(name).read_text(encoding='utf-8'))}".rstrip())
+        about = find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        click.echo(f"{name:{width}}  {about}")
 
 
 @recipes.command(epilog="Example: pit recipes show quickstart > mine.yaml")
@@ -31,9 +32,3 @@ def show(name: str) -> None:
     from pitlm.core.packaged_recipes import find_recipe
 
     click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
-
-
-def _about(text: str) -> str:
-    """The first comment line of a recipe."""
-    comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-    return next(comments, "")

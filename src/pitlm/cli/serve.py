@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,14 +45,7 @@ says which answers are improved, which are passed through, and what happens when
 @click.option("--access-log", is_flag=True, help="Log each request's path, status and time, and nothing else.")
 @click.option("--check", is_flag=True, help="Load the models, say what would be served, and stop.")
 def serve(
-    settings: Settings,
-    loop: LoopSection,
-    upstream_key_env: str | None,
-    run_folder: Path | None,
-    host: str,
-    port: int,
-    access_log: bool,
-    check: bool,
+    settings: Settings, loop: LoopSection, upstream_key_env: str | None, run_folder: Path | None, host: str, **how: Any
 ) -> None:
     """Improve the answers of an OpenAI-compatible API on their way to the client."""
     key, token = _secret(upstream_key_env), os.environ.get(TOKEN) or None
@@ -74,7 +68,7 @@ def serve(
     secrets = {"upstream_key": key, "token": token, "models_key": os.environ.get(MODELS_KEY) or None}
     hosts = settings.hosts if local and token is None else None
     served = settings.model_copy(update={**secrets, "hosts": hosts, "loop": loop})
-    run(served, host=host, port=port, check=check, access_log=access_log)
+    run(served, host=host, **how)
 
 
 def _secret(variable: str | None) -> str | None:

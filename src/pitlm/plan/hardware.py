@@ -67,36 +67,27 @@ class Hardware:
     measured: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DataSheet:
-    """A data sheet: bytes of memory, bytes per second, and dense FLOP per second in each type."""
-
-    memory: float
-    bandwidth: float
-    bfloat16: float
-    float32: float
-
-
 CARDS = {
-    "l4": DataSheet(24 * GB, 300 * GB, 121e12, 30.3e12),
-    "rtx4090": DataSheet(24 * GB, 1_008 * GB, 165e12, 82.6e12),
-    "a100": DataSheet(80 * GB, 2_039 * GB, 312e12, 19.5e12),
-    "h100": DataSheet(80 * GB, 3_350 * GB, 989e12, 67e12),
-    "h200": DataSheet(141 * GB, 4_800 * GB, 989e12, 67e12),
+    "l4": {"memory": 24 * GB, "bandwidth": 300 * GB, "bfloat16": 121e12, "float32": 30.3e12},
+    "rtx4090": {"memory": 24 * GB, "bandwidth": 1_008 * GB, "bfloat16": 165e12, "float32": 82.6e12},
+    "a100": {"memory": 80 * GB, "bandwidth": 2_039 * GB, "bfloat16": 312e12, "float32": 19.5e12},
+    "h100": {"memory": 80 * GB, "bandwidth": 3_350 * GB, "bfloat16": 989e12, "float32": 67e12},
+    "h200": {"memory": 141 * GB, "bandwidth": 4_800 * GB, "bfloat16": 989e12, "float32": 67e12},
 }
+"""Data sheets: bytes of memory, bytes per second, and dense FLOP per second in each type."""
 
 
 def assumed(name: str, dtype: str) -> Hardware:
     """The rates of one card by name: its peaks times the shares assumed above."""
     card = CARDS[name]
-    peak = card.bfloat16 if dtype == "bfloat16" else card.float32
+    peak = card[dtype]
     return Hardware(
         name,
-        card.memory,
+        card["memory"],
         train_flops=TRAIN_SHARE * peak,
         forward_flops=FORWARD_SHARE * peak,
         decode_flops=FORWARD_SHARE * peak,
-        bandwidth=BANDWIDTH_SHARE * card.bandwidth,
+        bandwidth=BANDWIDTH_SHARE * card["bandwidth"],
         step_seconds=0.02,
         layer_seconds=3 * LAYER_PASS,
         decode_seconds=LAYER_DECODE,
@@ -119,9 +110,6 @@ def look(extras: Mapping[str, Set[str]], folder: Path) -> dict[str, Any]:
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     installed = {found.name: found.version for found in distributions()}
-    cards: list[tuple[str, int]] = []
-    if "torch" in installed:
-        cards = accelerators()
     return {
         "memory": memory_bytes(),
         "disk": shutil.disk_usage(folder).free,
@@ -130,17 +118,17 @@ def look(extras: Mapping[str, Set[str]], folder: Path) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {n: installed[n] for n in LIBRARIES if n in installed},
         "missing": {extra: sorted(m for m in modules if find_spec(m) is None) for extra, modules in extras.items()},
         "offline": [name for name in OFFLINE if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}],
-        "accelerators": [{"name": name, "memory": memory} for name, memory in cards],
+        "accelerators": accelerators() if "torch" in installed else [],
     }
 
 
-def accelerators() -> list[tuple[str, int]]:
+def accelerators() -> list[dict[str, Any]]:
     """Name and bytes of memory of each accelerator that torch sees."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [torch.cuda.get_device_properties(number) for number in range(count)]
-    return [(card.name, int(card.total_memory)) for card in found]
+    return [{"name": card.name, "memory": int(card.total_memory)} for card in found]
 
 
 def memory_bytes() -> int:

@@ -37,17 +37,13 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     @property
-    def peak(self) -> float:
-        return max(stage.peak for stage in self.stages)
-
-    @property
     def largest(self) -> StagePlan:
         """The stage that needs the most memory."""
         return max(self.stages, key=lambda stage: stage.peak)
 
     @property
     def fits(self) -> bool:
-        return self.peak <= SHARE_OF_MEMORY * self.hardware.memory
+        return self.largest.peak <= SHARE_OF_MEMORY * self.hardware.memory
 
     @property
     def cost(self) -> float | None:
@@ -194,7 +190,7 @@ def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: b
             counts = f"{stage.trained:11,.0f}{stage.generated:11,.0f}{stage.flops:10.1e}"
             yield f"{stage.name:14}{counts}{_time(stage.seconds):>10}{_bytes(stage.peak):>10}"
     room = f"of {_bytes(hardware.memory)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
-    yield f"memory      {_bytes(plan.peak)} at most (in {plan.largest.name}) {room}"
+    yield f"memory      {_bytes(plan.largest.peak)} at most (in {plan.largest.name}) {room}"
     cost = "" if plan.cost is None else f", {plan.cost:,.2f} at {hardware.price:g} an hour"
     yield f"time        {_time(plan.seconds)}{cost}"
 

@@ -79,11 +79,9 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Callable[[], float] = t
         bandwidth = measure.bandwidth()
     flops, weights = costs.forward(Reading(row, row / 2)), (shape.linear + shape.head) * costs.bytes
     train_flops = 3 * flops / read
-    here = f"{platform.machine()}, {torch.get_num_threads()} threads", memory_bytes()
-    name, memory = accelerators()[0] if where.type == "cuda" else here
+    here = {"name": f"{platform.machine()}, {torch.get_num_threads()} threads", "memory": memory_bytes()}
     return Hardware(
-        name,
-        float(memory),
+        **(accelerators()[0] if where.type == "cuda" else here),
         train_flops=train_flops,
         forward_flops=flops / forward,
         decode_flops=costs.forward(Reading(1, 0.5, 1)) / token,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pitlm.core.errors import InputError
@@ -197,9 +198,6 @@ def measured_workload(source: str, limits: DataSection) -> tuple[Workload, str]:
     kept = load_preferences(source, skip_invalid=True, progress=True).preferences
     most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
     letters = [(sum(len(m.content) for m in p.prompt.messages), len(p.chosen), len(p.rejected)) for p in kept]
-    x, w, l = (
-        sum(min(count / 4, limit) for count in part) / len(kept)
-        for part, limit in zip(zip(*letters, strict=True), most, strict=True)
-    )
+    x, w, l = (fmean(min(row[part] / 4, limit) for row in letters) for part, limit in enumerate(most))
     distinct = len({pair.prompt.key for pair in kept}) / len(kept)
     return Workload(len(kept), x, w, l, prompts=distinct), f"{source}, four characters a token"

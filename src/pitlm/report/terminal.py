@@ -1,4 +1,4 @@
-"""Results on the terminal: the tables of a summary, as `pit evaluate` prints them, and what `pit run` found."""
+"""Results on the terminal, as `pit run`, `pit evaluate` and `pit calibrate` print them."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ from pitlm.evaluate.agreement import Agreement
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
 from pitlm.io.console import make_console
+from pitlm.loop.margin import Calibrated, Outcome
 from pitlm.report.shape import HEALTH, Report
 
 EXAMPLES = 3
@@ -79,6 +80,36 @@ def print_summary(summary: Summary) -> None:
     _print_agreement(console, summary.agreement)
     for name, figures in summary.added.items():
         _print(console, name, ("", "estimate"), [(label, _range(value, ".3f")) for label, value in figures.items()])
+
+
+def print_margins(found: Calibrated) -> None:
+    """Print what each margin does to the answers, then the promise that the chosen margin keeps.
+
+    Below the margins the table has "always accept", and both on the items that had no part in the choice.
+    """
+    console, known, chosen = make_console(), found.calibration, found.chosen.margin
+    chosen_on = f"chosen on {known.items} fresh answers, up to {known.settings.rounds} rounds"
+    console.print(f"\n{known.scorer}: {chosen_on}, judge: {known.judge}", style="bold")
+    curve = sorted({*found.curve, found.chosen}, key=lambda one: one.margin)
+    rows = [_outcome(f"{one.margin:.4g}{' *' if one.margin == chosen else ''}", one, found.always) for one in curve]
+    headings = ("margin", "made worse [95%]", "gain", "of always", "tokens", "of always")
+    table = _table(headings, rows, names=0)
+    table.add_section()
+    table.add_row(*_outcome("always accept", found.always, found.always))
+    table.add_row(*_outcome("held out: *", found.held_out, found.held_out_always))
+    table.add_row(*_outcome("held out: always", found.held_out_always, found.held_out_always))
+    console.print(table)
+    for sentence in found.sentences():
+        console.print(sentence, highlight=False)
+
+
+def _outcome(name: str, outcome: Outcome, always: Outcome) -> tuple[str, ...]:
+    """A row of the table of margins."""
+    harm = outcome.as_dict()["harm"]
+    worse = f"{harm['estimate']:.1%} [{100 * harm['low']:.1f}, {100 * harm['high']:.1f}]"
+    gain = f"{outcome.gain / always.gain:.0%}" if always.gain else "-"
+    tokens = f"{outcome.tokens / always.tokens:.0%}" if always.tokens else "-"
+    return name, worse, f"{outcome.gain:+.3f}", gain, f"{outcome.tokens:.1f}", tokens
 
 
 def _print_systems(console: Console, summary: Summary, judge: str) -> None:
