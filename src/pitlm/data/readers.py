@@ -126,18 +126,6 @@ def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
         raise InputError.at(out, found=found, expected=f"one outside it; give {option}")
 
 
-def read_sound_rows(source: str | Path) -> Iterator[RawRow]:
-    """Yield every row of ``source`` as :func:`read_rows` does, up to a line that cannot be decoded.
-
-    Raises:
-        InputError: as :func:`read_rows` does, and for such a line.
-    """
-    for raw in read_rows(source):
-        with raw.errors_named():
-            raw.value()
-        yield raw
-
-
 def _files_below(folder: Path) -> list[Path]:
     """The data files under ``folder``, sorted by path."""
 

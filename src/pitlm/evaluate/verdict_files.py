@@ -10,7 +10,7 @@ from typing import Any
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.data.readers import read_sound_rows
+from pitlm.data.readers import read_rows
 from pitlm.data.row_fields import RowError
 from pitlm.evaluate.alpaca import preference
 from pitlm.io.atomic import write_text
@@ -36,9 +36,9 @@ def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
     found: list[Annotation] = []
     for source in sources:
         before = len(found)
-        for raw in read_sound_rows(source):
+        for raw in read_rows(source):
             with raw.errors_named():
-                found.append(_verdict(raw.data, raw.line))
+                found.append(_verdict(raw.value(), raw.line))
         if len(found) == before:
             raise InputError.at(source, found="no verdicts", expected=_EXPECTED)
     return found

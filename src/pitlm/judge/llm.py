@@ -16,7 +16,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict
-from pitlm.data.readers import read_sound_rows
+from pitlm.data.readers import read_rows
 from pitlm.data.row_fields import check_text
 from pitlm.engines.endpoint import ChatEndpoint, Price
 from pitlm.engines.reply_cache import ReplyCache
@@ -160,9 +160,9 @@ class ScriptedJudge(TwoOrderJudge):
                 is asked and the file does not hold two replies for each pair.
         """
         path, replies = Path(section.model or ""), []
-        for raw in read_sound_rows(path):
+        for raw in read_rows(path):
             with raw.errors_named():
-                replies.append(check_text(raw.data, None, "a string: one raw reply"))
+                replies.append(check_text(raw.value(), None, "a string: one raw reply"))
 
         def script(shown: Sequence[Comparison]) -> list[str]:
             if len(replies) != len(shown):
