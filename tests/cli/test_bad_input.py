@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
     ),
     "a prompt that ends on the assistant": (
         lines(pair(1, prompt=chat("user", "assistant"))),
-        ["{at}:1: field 'prompt':", "'assistant' comes last"],
+        ["{at}:1: field 'prompt': found a conversation that ends on 'assistant', expected it to end on 'user'"],
     ),
     "a conversation that ends on the user": (
         lines({"chosen": chat("user", "assistant", "user"), "rejected": chat("user", "assistant", "user")}),

@@ -45,7 +45,7 @@ ANSWER_ROWS: dict[str, tuple[bytes, list[str]]] = {
     ),
     "prompt ends on the assistant": (
         lines(ANSWERS[0], {"prompt": chat("user", "assistant"), "response": "a"}),
-        ["{at}:2: field 'prompt': found a conversation in which 'assistant' comes last"],
+        ["{at}:2: field 'prompt': found a conversation that ends on 'assistant'"],
     ),
     "an unknown role": (
         lines({"messages": [{"role": "bot", "content": "q"}], "response": "a"}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, describe
 from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Comparison, Verdict
 
@@ -42,20 +44,33 @@ def test_a_prompt_is_made_of_what_users_have(value, roles):
         ([ANSWER], "found role 'assistant' in turn 1, expected 'user'"),
         ([USER, USER], "found role 'user' in turn 2, expected 'assistant'"),
         ([USER, SYSTEM], "found role 'system' in turn 2"),
-        ([SYSTEM, SYSTEM, USER], "found role 'system' in turn 1"),
+        ([SYSTEM, SYSTEM, USER], "found role 'system' in turn 2, expected 'user'"),
         ([USER, ANSWER], "ends on 'assistant', expected it to end on 'user'"),
-        ([{"role": "human", "content": "q"}], "message 1: found role 'human', expected one of system, user, assistant"),
-        ([USER, {"role": "assistant"}], "message 2: found content of type NoneType, expected a string"),
-        ([{"role": "user", "content": [{"type": "text", "text": "q"}]}], "message 1: found content of type list"),
-        (["q"], "message 1: found str, expected an object with role and content"),
-        (7, "found int, expected a string or a list of messages"),
-        (None, "found NoneType, expected"),
-        ({"role": "user", "content": "q"}, "found dict, expected"),
+        (
+            [{"role": "human", "content": "q"}],
+            "found a string ('human') as the role of message 1, expected one of system",
+        ),
+        ([USER, {"role": "assistant"}], "found nothing as the content of message 2, expected a string"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
+            "found a list of 1 as the content of message 1",
+        ),
+        (["q"], "found a string ('q') as message 1, expected an object with role and content"),
+        (7, "found a number (7), expected a string or a list of messages"),
+        (None, "found null, expected"),
+        ({"role": "user", "content": "q"}, "found an object with the fields role, content, expected"),
     ],
 )
 def test_what_is_no_prompt_is_refused_with_its_reason(value, message):
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(message)):
         Prompt.of(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10_000, 10**4000, {"k" * 5000: 1}, {str(k): k for k in range(999)}, ["x"] * 999]
+)
+def test_errors_never_quote_whole_texts(value: object) -> None:
+    assert len(describe(value)) < 150
 
 
 def test_the_key_of_a_prompt_never_changes():

@@ -1,6 +1,8 @@
-"""Exceptions that are shown to the user as one message."""
+"""Exceptions that are shown to the user as one message, and the words that say what was found."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 
 class InputError(ValueError):
@@ -29,6 +31,14 @@ class InputError(ValueError):
         return cls(f"{where}: found {found}, expected {expected}")
 
 
+class ConversationError(InputError):
+    """A message that cannot be read, or a conversation that is no prompt: what was found, what was expected."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(f"prompt: found {found}, expected {expected}")
+        self.found, self.expected = found, expected
+
+
 class RankFailed(RuntimeError):
     """A process that trained together with others ended early: shown as one message, exit code 1, no traceback.
 
@@ -42,3 +52,27 @@ class BudgetSpent(InputError):
     """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""
 
     exit_code = 3
+
+
+def describe(value: object) -> str:
+    """A few words for an error message: the kind of value and at most its first 30 characters."""
+    match value:
+        case None:
+            return "null"
+        case str():
+            start = value[:30] + ("…" if len(value) > 30 else "")
+            return f"a string ({start!r})"
+        case bool() | int() | float():
+            return f"a {'boolean' if isinstance(value, bool) else 'number'} ({str(value)[:30]})"
+        case Mapping():
+            return f"an object with the fields {list_fields(value)}"
+        case Sequence():
+            return f"a list of {len(value)}"
+        case _:
+            return f"a value of type {type(value).__name__}"
+
+
+def list_fields(row: Mapping[str, object]) -> str:
+    """The names of a row's first six fields, for an error message."""
+    names = [str(name)[:30] for name in row]
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") if names else "none"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import ConversationError, describe, list_fields
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -25,6 +25,29 @@ class Message:
     role: Role
     content: str
 
+    @classmethod
+    def of(cls, value: object, number: int) -> Message:
+        """Make a message of an object with ``role`` and ``content``, or of a Message.
+
+        Args:
+            number: place of the message in its conversation, from 1, for the error.
+
+        Raises:
+            ConversationError: something else, an unknown role, or content that is no text.
+        """
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConversationError(f"{describe(value)} as message {number}", "an object with role and content")
+        role, content = value.get("role"), value.get("content")
+        if role not in ROLES:
+            found = describe(role) if "role" in value else f"no role (the message has {list_fields(value)})"
+            raise ConversationError(f"{found} as the role of message {number}", f"one of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            found = describe(content) if "content" in value else "nothing"
+            raise ConversationError(f"{found} as the content of message {number}", "a string")
+        return cls(role, content)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -36,34 +59,31 @@ class Prompt:
     messages: tuple[Message, ...]
 
     def __post_init__(self) -> None:
-        turns = self.messages[1:] if self.messages[:1] and self.messages[0].role == "system" else self.messages
-        if not turns:
-            raise InputError("prompt: found no user turn, expected a conversation that ends with one")
-        for index, message in enumerate(turns):
-            expected = "user" if index % 2 == 0 else "assistant"
+        begin = 1 if self.messages and self.messages[0].role == "system" else 0
+        if not self.messages[begin:]:
+            raise ConversationError("no user turn", "a conversation that ends with one")
+        for number, message in enumerate(self.messages[begin:], start=begin + 1):
+            expected = "assistant" if (number - begin) % 2 == 0 else "user"
             if message.role != expected:
-                raise InputError(
-                    f"prompt: found role '{message.role}' in turn {index + 1}, expected '{expected}' "
-                    "(turns alternate, user first, after an optional system turn)"
-                )
-        if turns[-1].role != "user":
-            raise InputError("prompt: found a conversation that ends on 'assistant', expected it to end on 'user'")
+                rule = "the turns of a conversation alternate, the user's first, after an optional system turn"
+                raise ConversationError(f"role '{message.role}' in turn {number}", f"'{expected}': {rule}")
+        if self.messages[-1].role != "user":
+            raise ConversationError("a conversation that ends on 'assistant'", "it to end on 'user'")
 
     @classmethod
     def of(cls, value: AnyPrompt) -> Prompt:
         """Make a prompt of a string, chat messages, or a Prompt.
 
         Raises:
-            InputError: a message without string ``role`` and ``content``, an unknown role, or
-                turns that do not alternate.
+            ConversationError: a message that cannot be read, or turns that do not alternate.
         """
         if isinstance(value, Prompt):
             return value
         if isinstance(value, str):
             return cls((Message("user", value),))
         if not isinstance(value, Sequence):
-            raise InputError(f"prompt: found {type(value).__name__}, expected a string or a list of messages")
-        return cls(tuple(_message(item, index) for index, item in enumerate(value)))
+            raise ConversationError(describe(value), "a string or a list of messages")
+        return cls(tuple(Message.of(item, number) for number, item in enumerate(value, start=1)))
 
     def as_messages(self) -> list[dict[str, str]]:
         return [{"role": message.role, "content": message.content} for message in self.messages]
@@ -82,19 +102,6 @@ class Prompt:
 
 AnyPrompt = str | Prompt | Sequence[Mapping[str, Any] | Message]
 """What a prompt is made of."""
-
-
-def _message(item: Any, index: int) -> Message:
-    if isinstance(item, Message):
-        return item
-    if not isinstance(item, Mapping):
-        raise InputError(f"message {index + 1}: found {type(item).__name__}, expected an object with role and content")
-    role, content = item.get("role"), item.get("content")
-    if role not in ROLES:
-        raise InputError(f"message {index + 1}: found role {role!r}, expected one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise InputError(f"message {index + 1}: found content of type {type(content).__name__}, expected a string")
-    return Message(role, content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, describe, list_fields
 from pitlm.core.nouns import Message, Preference, Role
 from pitlm.data.readers import read_rows
-from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, describe, list_fields, read_messages
+from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, read_messages
 from pitlm.io.atomic import atomic_writer
 
 EQUAL_RESPONSES = "equal responses"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, describe
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.core.verdicts import Comparison
 from pitlm.data.readers import RawRow, read_rows
@@ -19,7 +19,6 @@ from pitlm.data.row_fields import (
     RESPONSE_FIELDS,
     RowError,
     check_text,
-    describe,
     first_field,
     read_prompt,
 )

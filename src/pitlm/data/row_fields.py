@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from pitlm.core.nouns import ROLES, Message, Prompt
+from pitlm.core.errors import ConversationError, describe, list_fields
+from pitlm.core.nouns import Message, Prompt
 
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
 """Where a row has its prompt; AlpacaEval calls it ``instruction``."""
@@ -23,30 +24,6 @@ class RowError(ValueError):
         prefix = f"field '{field}': " if field else ""
         super().__init__(f"{prefix}found {found}, expected {expected}")
         self.field, self.found, self.expected = field, found, expected
-
-
-def describe(value: object) -> str:
-    """A few words for an error message: the kind of value and at most its first 30 characters."""
-    match value:
-        case None:
-            return "null"
-        case str():
-            start = value[:30] + ("…" if len(value) > 30 else "")
-            return f"a string ({start!r})"
-        case bool() | int() | float():
-            return f"a {'boolean' if isinstance(value, bool) else 'number'} ({str(value)[:30]})"
-        case Mapping():
-            return f"an object with the fields {list_fields(value)}"
-        case Sequence():
-            return f"a list of {len(value)}"
-        case _:
-            return f"a value of type {type(value).__name__}"
-
-
-def list_fields(row: Mapping[str, object]) -> str:
-    """The names of a row's first six fields, for an error message."""
-    names = [str(name)[:30] for name in row]
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") if names else "none"
 
 
 def first_field(row: Mapping[str, object], names: Sequence[str]) -> str:
@@ -90,18 +67,12 @@ def read_messages(value: object, field: str, expected: str) -> Turns:
         raise RowError(field, describe(value), expected)
     if not value:
         raise RowError(field, "an empty list", expected)
-    turns = []
-    for number, item in enumerate(value, start=1):
-        if not isinstance(item, Mapping):
-            raise RowError(field, f"{describe(item)} as message {number}", "an object with role and content")
-        role, content = item.get("role"), item.get("content")
-        if role not in ROLES:
-            shown = describe(role) if "role" in item else f"no role (the message has {list_fields(item)})"
-            raise RowError(field, f"{shown} as the role of message {number}", f"one of {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            shown = describe(content) if "content" in item else "nothing"
-            raise RowError(field, f"{shown} as the content of message {number}", "a string")
-        turns.append(Message(role, check_text(content, field)))
+    try:
+        turns = [Message.of(item, number) for number, item in enumerate(value, start=1)]
+    except ConversationError as error:
+        raise RowError(field, error.found, error.expected) from error
+    for turn in turns:
+        check_text(turn.content, field)
     return turns
 
 
@@ -111,17 +82,10 @@ def as_prompt(turns: Turns, field: str) -> Prompt:
     Raises:
         RowError: turns that do not alternate, or that do not end on the user's.
     """
-    offset = 1 if turns and turns[0].role == "system" else 0
-    for index, turn in enumerate(turns[offset:]):
-        expected = "user" if index % 2 == 0 else "assistant"
-        if turn.role != expected:
-            rule = (
-                f"'{expected}': the turns of a conversation alternate, the user's first, after an optional system turn"
-            )
-            raise RowError(field, f"role '{turn.role}' in turn {offset + index + 1}, which does not alternate", rule)
-    if turns[-1].role != "user":
-        raise RowError(field, f"a conversation in which '{turns[-1].role}' comes last", "'user' before the response")
-    return Prompt(tuple(turns))
+    try:
+        return Prompt(tuple(turns))
+    except ConversationError as error:
+        raise RowError(field, error.found, error.expected) from error
 
 
 def read_prompt(value: object, field: str) -> Prompt:
