@@ -16,7 +16,7 @@ def digest(source: str | Path | None, *, sample: bool = False) -> str | None:
 
     Args:
         sample: read only the size, the beginning and the end of a file over 64 MiB. This is enough for weights, which
-            training changes everywhere. Data may change in the middle of a file only.
+            training changes everywhere. It is not enough for data, where only the middle of a file may change.
     """
     path = Path(source) if source else None
     if path is None or not path.exists():

@@ -91,7 +91,7 @@ class LLMJudge(TwoOrderJudge):
 
     Attributes:
         endpoint: the language model to ask.
-        template: makes the question of a comparison.
+        template: turns a comparison into the question.
     """
 
     endpoint: ChatEndpoint

@@ -80,7 +80,7 @@ def checkpoint_judge(section: JudgeSection) -> Judge:
     Raises:
         InputError: ``section.model`` names no model that scores answers.
     """
-    # Imported here, because these modules import torch for seconds, and the other judges need no torch.
+    # Imported here, because it takes seconds to import torch, and the other judges need no torch.
     from pitlm.models.foreign import ForeignRewardModel
     from pitlm.models.loading import Card, quiet
     from pitlm.models.scorers import GapModel, RewardModel
@@ -96,5 +96,5 @@ def checkpoint_judge(section: JudgeSection) -> Judge:
 
 
 def reward_judge(name: str, model: Any) -> ScoreJudge:
-    """A reward model as a judge: :class:`pitlm.models.scorers.RewardModel`, or a model with such ``scores``."""
+    """The judge that takes its ``scores`` from a model such as :class:`pitlm.models.scorers.RewardModel`."""
     return ScoreJudge(name, lambda prompts, responses: model.scores(prompts, responses).tolist())

@@ -124,7 +124,7 @@ def make_app(
     improver: AsyncProposer | None,
     scorer: AsyncScorer | None,
 ) -> FastAPI:
-    """The application and its routes. The upstream and the models are connected and loaded already."""
+    """The application and its routes, for an upstream and for models that are ready to use."""
     app = FastAPI(title="pitlm", version=__version__, docs_url=None, redoc_url=None)
     improving = None
     if improver is not None and scorer is not None:

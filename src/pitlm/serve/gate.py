@@ -130,7 +130,7 @@ class Gate:
         """Work on a request, and count it from the arrival of its body to the end of the work.
 
         Raises:
-            ApiError: 429, the server has as many requests as it may.
+            ApiError: 429, the server is full.
         """
         if self.inside >= self.settings.concurrency + self.settings.queue:
             raise ApiError(429, "too_many_requests", "The server is full.", headers=[(b"retry-after", b"1")])
