@@ -84,7 +84,7 @@ def test_a_folder_called_pocket_is_not_the_pocket_world(pit, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pocket").mkdir()
     code, out, _ = pit("doctor", "quickstart", "--hardware", "l4")
-    assert (code, "the pocket world's own lengths" in out) == (0, True)
+    assert (code, "lengths known for the world pocket" in out) == (0, True)
 
 
 def test_pairs_of_a_file_are_counted_and_measured(pit, tmp_path):

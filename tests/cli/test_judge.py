@@ -163,7 +163,7 @@ def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(server, file
     assert [str(row.verdict) for row in read(output)] == ["win"] * 10 + ["loss"] * 2
 
 
-def test_the_oracle_judges_the_pocket_world_alone(tmp_path, files, capsys):
+def test_the_oracle_judges_worlds_with_a_known_truth_alone(tmp_path, files, capsys):
     prompts = ["lamp : price nine color red size small . price ?"] * 2
     first = write(tmp_path / "first.json", ["price nine .", "price twelve ."], prompts)
     second = write(tmp_path / "second.json", ["silly question . price nine .", "happy to help . price nine ."], prompts)
@@ -174,7 +174,7 @@ def test_the_oracle_judges_the_pocket_world_alone(tmp_path, files, capsys):
     assert [(row.scores, str(row.verdict)) for row in read(output)] == [((1.0, 0.0), "win"), ((-1.0, 1.5), "loss")]
     code, _, err = pit_judge(files, "-o", tmp_path / "other.jsonl", "--judge", "oracle", capsys=capsys)
     assert code == 2
-    assert "prompts of the pocket world" in err
+    assert "prompts of one world with a known truth" in err
 
 
 def test_replies_from_elsewhere_are_judged_by(files, tmp_path, capsys):

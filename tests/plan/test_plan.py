@@ -19,7 +19,7 @@ from pitlm.core.recipe_file import load_recipe
 from pitlm.plan.costs import Costs, Reading, StagePlan
 from pitlm.plan.hardware import CARDS, Hardware, assumed
 from pitlm.plan.plan import PLANNERS, plan_run
-from pitlm.plan.sizes import KNOWN, POCKET, Shape, Workload, known_workload
+from pitlm.plan.sizes import KNOWN, WORLDS, Shape, Workload, known_workload
 from pitlm.run.stages import Task, build_stages
 
 ROOT = Path(__file__).parents[2]
@@ -173,11 +173,11 @@ def test_the_pocket_world_has_the_lengths_that_are_planned_with():
     from pitlm.worlds.pocket import make_preferences, vocabulary
 
     pairs = make_preferences(2_000, seed=0)
-    for name, planned in (("chosen", POCKET.chosen), ("rejected", POCKET.rejected)):
+    for name, planned in (("chosen", WORLDS["pocket"].chosen), ("rejected", WORLDS["pocket"].rejected)):
         mean = sum(len(getattr(pair, name).split()) for pair in pairs) / len(pairs)
         assert mean == pytest.approx(planned, rel=0.03)
     mean = sum(len(pair.prompt.text.split()) for pair in pairs) / len(pairs)
-    assert mean == pytest.approx(POCKET.prompt, rel=0.03)
+    assert mean == pytest.approx(WORLDS["pocket"].prompt, rel=0.03)
     words = {*vocabulary(), "better"}
     assert Shape.of_model(recipe().model).vocabulary == len(words) + 6
 

@@ -38,7 +38,7 @@ def no_key(monkeypatch):
     ("judges", "message"),
     [
         ([{"kind": "trut"}], "evaluation.judges.0.kind: found 'trut', did you mean 'truth'?"),
-        ([{"kind": "reward"}], "evaluation.judges.0.kind: found 'reward', expected 'truth' in the pocket world"),
+        ([{"kind": "reward"}], "evaluation.judges.0.kind: found 'reward', expected 'truth' on data with a known truth"),
         ([{"kind": "truth", "model": "m"}], "evaluation.judges.0.model: found beside kind truth"),
         ([{"kind": "truth"}, {"kind": "llm"}], "evaluation.judges.1.model: found nothing, expected the model's name"),
         ([{"kind": "llm", "model": "m"}], "evaluation.judges.0: found no OPENAI_API_KEY"),

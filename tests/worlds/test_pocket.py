@@ -21,10 +21,10 @@ from pitlm.worlds.pocket import (
     draw_response,
     make_preferences,
     mark,
-    prefer,
     utility,
     vocabulary,
 )
+from pitlm.worlds.world import prefer
 
 X = Prompt.of("lamp : color red price nine size small . price color ?")
 PERFECT = "price nine . color red . happy to help ."
@@ -94,7 +94,8 @@ def test_one_rude_sentence_more_is_always_worse():
 @pytest.mark.parametrize(("first", "second"), [("price nine .", "size small ."), ("price nine .", ""), (PERFECT, "")])
 def test_noise_follows_bradley_terry(first, second):
     rng, count = random.Random(3), 4000
-    wins = sum(prefer(rng, X, first, second).chosen == first for _ in range(count))
+    difference = utility(X, first) - utility(X, second)
+    wins = sum(prefer(rng, X, first, second, difference, noise=world.NOISE).chosen == first for _ in range(count))
     # Points by hand: 0.5 and -0.5; 0.5 and 0; 1.5 and 0.
     points = {"size small .": -0.5, "": 0.0, "price nine .": 0.5, PERFECT: 1.5}
     chance = 1 / (1 + math.exp(-(points[first] - points[second]) / 0.4))
@@ -105,7 +106,7 @@ def test_noise_follows_bradley_terry(first, second):
 def test_both_responses_of_a_pair_are_kept():
     rng = random.Random(4)
     for _ in range(20):
-        pair = prefer(rng, X, "price nine .", "")
+        pair = prefer(rng, X, "price nine .", "", 1.0, noise=world.NOISE)
         assert {pair.chosen, pair.rejected} == {"price nine .", ""}
 
 

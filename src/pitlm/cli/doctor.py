@@ -63,7 +63,7 @@ def doctor(
 
     chosen = named_recipe(recipe, overrides, {"data.pairs": pairs, "data.source": data})
     shape, source = Shape.of_model(chosen.model), chosen.data.source
-    local = source is not None and not chosen.data.pocket and (data is not None or Path(source).exists())
+    local = source is not None and not chosen.data.world and (data is not None or Path(source).exists())
     work, where = measured_workload(source, chosen.data) if source and local else known_workload(chosen)
     work = replace(work, pairs=pairs or min(work.pairs, chosen.data.pairs or work.pairs))
     if hardware is not None:

@@ -11,7 +11,7 @@ class JudgeSection(Section):
     """One judge, and how the judge is asked. Fields from `base_url` on are for `llm`, unless they say otherwise.
 
     Attributes:
-        kind: truth: the true utility of the pocket world; reward: the run's held-out reward model; foreign: any
+        kind: truth: the true utility of the run's world; reward: the run's held-out reward model; foreign: any
             reward or gap model; llm: a language model behind an endpoint; scripted: replies from a file; or the name of
             a judge that another package adds.
         model: llm: name of the model; foreign: folder or hub name; scripted: JSON lines, two replies a pair.
@@ -52,8 +52,8 @@ class EvaluationSection(Section):
         fresh_pairs: pairs of new policy answers to check R_PIT on.
         tokens: equal compute: tokens that every system may generate for each item; null: no limit.
         baselines: baselines to compare PIT with; null: all baselines of pitlm that apply to the recipe.
-        judges: judges that say which answer is better; the headline shows the first; default: the true utility in the
-            pocket world, the held-out reward model elsewhere.
+        judges: judges that say which answer is better; the headline shows the first; default: the true utility where
+            it is known, the held-out reward model elsewhere.
     """
 
     items: PositiveInt = 400

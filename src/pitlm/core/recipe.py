@@ -13,13 +13,16 @@ from pitlm.core.section import Fraction, NonNegativeFloat, NonNegativeInt, Posit
 ReferenceSource = Literal["data", "policy", "improver"]
 Quantization = Literal["nf4"]
 
+WORLDS = ("pocket", "house-style")
+"""Sources of pairs that pitlm makes itself, with a known truth."""
+
 
 class DataSection(Section):
     """Where pairs come from and how they are cut into folds.
 
     Attributes:
-        source: path, folder or hub name of preference pairs; or 'pocket'.
-        pairs: most pairs to use; the pocket world makes this many.
+        source: path, folder or hub name of preference pairs; or a world with a known truth: 'pocket' or 'house-style'.
+        pairs: most pairs to use; a world makes this many.
         test: share of prompts kept for evaluation.
         validation: share of prompts kept for validation.
         folds: relative shares of SFT, reward models and RL in the other prompts.
@@ -48,9 +51,9 @@ class DataSection(Section):
         return self
 
     @property
-    def pocket(self) -> bool:
-        """Whether the pairs come from the pocket world, whose truth is known."""
-        return self.source == "pocket"
+    def world(self) -> str | None:
+        """The world that the pairs come from, whose truth is known; None for data from elsewhere."""
+        return self.source if self.source in WORLDS else None
 
 
 class InitSection(Section):

@@ -134,6 +134,12 @@ class Setting(ABC):
             report_to=self.recipe.report_to,
         )
 
+    def start_model(self) -> Policy:
+        """The model that policy and improver start from, as it is before any training."""
+        policy = Policy.of_chat_model(self.start, max_new_tokens=self.card("policy").max_new_tokens, bases=self.bases())
+        policy.batch_size = self.recipe.evaluation.batch_size
+        return policy
+
     def bases(self) -> Bases:
         """Opens models of the run. Models that one of these opens share the base of the run in memory."""
         return Bases(self.recipe.model.dtype, self.recipe.quantize)

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
-from pitlm.models.adapters import Checkpoint
-from pitlm.models.loading import Card, device, load_model, load_tokenizer, window_of
+from pitlm.models.adapters import Bases, Checkpoint
+from pitlm.models.loading import Card, device, load_tokenizer, window_of
 
 
 def write_batch(
@@ -138,17 +138,18 @@ class Policy(Generator):
     kind = "policy"
 
     @classmethod
-    def of_chat_model(cls, path: str | Path, *, max_new_tokens: int = 512) -> Self:
+    def of_chat_model(cls, path: str | Path, *, max_new_tokens: int = 512, bases: Bases | None = None) -> Self:
         """Load a causal language model with a chat template, by path or hub name; it needs no card of pitlm.
 
         Args:
             max_new_tokens: longest answer.
+            bases: loads the model in its dtype; default: float32.
 
         Raises:
             InputError: no such model there.
         """
         tokenizer = load_tokenizer(path)
-        model = load_model(path, tokenizer).to(device()).eval()
+        model = (bases or Bases()).load(path, tokenizer, writes=True).to(device()).eval()
         return cls(model, tokenizer, Card(cls.kind, "", max_new_tokens))
 
     def answer(

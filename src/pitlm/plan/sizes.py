@@ -164,7 +164,10 @@ class Workload:
     prompts: float = 1.0
 
 
-POCKET = Workload(24_000, 11.5, 10.1, 10.5, marks=2.5, prompts=0.86)
+WORLDS = {
+    "pocket": Workload(24_000, 11.5, 10.1, 10.5, marks=2.5, prompts=0.86),
+    "house-style": Workload(3_000, 14, 30, 34, marks=11, prompts=0.5),
+}
 
 HUB = {
     "Anthropic/hh-rlhf": Workload(160_800, 169, 85, 86),
@@ -178,8 +181,9 @@ assumed."""
 def known_workload(recipe: Recipe) -> tuple[Workload, str]:
     """The workload of the recipe's own source, and where the figures come from."""
     data = recipe.data
-    if data.pocket:
-        return replace(POCKET, pairs=data.pairs or POCKET.pairs), "the pocket world's own lengths"
+    if data.world:
+        known = WORLDS[data.world]
+        return replace(known, pairs=data.pairs or known.pairs), f"lengths known for the world {data.world}"
     if data.source in HUB:
         return HUB[data.source], f"lengths known for {data.source}"
     half = data.max_response_tokens / 2

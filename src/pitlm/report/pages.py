@@ -46,7 +46,7 @@ class Origin:
         folds: pairs of each fold.
         results: what was measured; parts that were not measured are empty.
         row: the system in the table that this model is; empty for a stage on the way.
-        pocket: the data is of the pocket world.
+        world: the world that the data is from, if its truth is known.
     """
 
     recipe: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Origin:
     folds: Mapping[str, int]
     results: Report
     row: str
-    pocket: bool
+    world: str | None
 
 
 def render(report: Report) -> str:

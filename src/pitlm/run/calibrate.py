@@ -25,7 +25,7 @@ def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
 
     The margin is chosen on the prompts of the validation fold, on those of the test fold that the evaluation leaves,
     and on further prompts. The prompts of the evaluation show what the margin does. The judge is the run's: the truth
-    in the pocket world, else the held-out R_P.
+    where it is known, else the held-out R_P.
 
     Returns:
         The calibration of R_PIT alone and of R_PIT with R_P, by the name of the scorer.

@@ -68,13 +68,13 @@ class Context(Setting):
         return finished_metrics(folder) or {}
 
     def judge(self, bases: Bases | None = None) -> ScoreJudge:
-        """The truth in the pocket world; elsewhere a reward model that neither R_P nor R_PIT shares a pair with.
+        """The truth where it is known; elsewhere a reward model that neither R_P nor R_PIT shares a pair with.
 
         Args:
             bases: opens the reward model beside other models.
         """
-        if self.recipe.data.pocket:
-            return truth()
+        if self.recipe.data.world:
+            return truth(self.recipe.data.world)
         return reward_judge("held-out R_P", self.open(RewardModel, "judge", bases))
 
     def quality(self, bases: Bases) -> Score:

@@ -30,6 +30,7 @@ from pitlm.models.loading import Card, Kind, quiet
 from pitlm.report.pages import Origin, model_card
 from pitlm.run.folder import stage_record, stage_result, stored_recipe
 from pitlm.run.results import data_line, run_report
+from pitlm.worlds.known import KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ def _origin(source: Source) -> Origin | None:
         return None
     data, record = stage_result(run, "data"), stage_record(run, "data") or {}
     on_hub = {key: record["settings"].get(key) for key in ("data.source", "model.base", "model.reward_base")}
-    server, pocket = {"rollout_server"}, recipe.data.pocket
+    server, world = {"rollout_server"}, recipe.data.world
     tree = recipe.model_dump(mode="json", exclude={"policy_rl": server, "curriculum": {"rl": server}})
     for key, name in on_hub.items():
         section, field = key.split(".")
@@ -220,15 +221,15 @@ def _origin(source: Source) -> Origin | None:
         recipe=tree,
         stage=stage,
         base=tree["model"][start] or "from scratch",
-        source="the pocket world" if pocket else tree["data"]["source"],
+        source=KNOWN[world].name if world else tree["data"]["source"],
         hub_base=on_hub[f"model.{start}"],
-        hub_source=None if pocket else on_hub["data.source"],
+        hub_source=None if world else on_hub["data.source"],
         version=record["version"],
         reading=data_line(data),
         folds={name: fold["pairs"] for name, fold in data["folds"].items()},
         results=run_report(run, recipe),
         row={recipe.improver_stage: PIT, "improver-sft": SFT, recipe.policy_stage: ORIGINAL}.get(stage, ""),
-        pocket=pocket,
+        world=world,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.core.evaluation_section import JudgeSection
+from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
 from pitlm.core.verdicts import Comparison, VerdictRow
 from pitlm.data.items import read_comparisons
@@ -16,7 +17,7 @@ from pitlm.io.named_parts import find_part
 from pitlm.judge.llm import DEFAULT, LLMJudge
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import GapJudge, ScoreJudge
-from pitlm.worlds import pocket as world
+from pitlm.worlds.known import KNOWN
 
 OF_A_RUN = ("truth", "reward")
 """The kinds of judges that a run has without a further model."""
@@ -28,9 +29,10 @@ CHUNK = 64
 """How many comparisons a judge that computes here is given at a time, so that the progress bar moves."""
 
 
-def truth() -> ScoreJudge:
-    """The judge that knows the hidden utility of the pocket world (points)."""
-    return ScoreJudge("true utility", lambda prompts, responses: [*map(world.utility, prompts, responses)])
+def truth(world: str) -> ScoreJudge:
+    """The judge that knows the hidden utility of a world (points)."""
+    utility = KNOWN[world].utility
+    return ScoreJudge("true utility", lambda prompts, responses: [*map(utility, prompts, responses)])
 
 
 def check_section(section: JudgeSection, kind: str, field: Callable[[str], str]) -> None:
@@ -107,17 +109,22 @@ def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list
         BudgetSpent: the cost limit was reached before the last reply.
     """
     comparisons = read_comparisons(first, second)
-    judge = truth() if section.kind == "truth" else make_judge(section, "--judge")
-    for prompt in [pair.prompt for pair in comparisons] if section.kind == "truth" else ():
-        try:
-            world.utility(prompt, "")
-        except (ValueError, KeyError) as error:
-            expected = "prompts of the pocket world, for which alone there is an oracle"
-            raise InputError.at(first, found=repr(prompt.text[:60]), expected=expected) from error
+    prompts = [pair.prompt for pair in comparisons]
+    judge = _truth_of(first, prompts) if section.kind == "truth" else make_judge(section, "--judge")
     rows = run_judge(judge, comparisons)
     if spent := spent_on(judge):
         make_console().print(spent, markup=False, highlight=False)
     return rows
+
+
+def _truth_of(file: Path, prompts: Sequence[Prompt]) -> ScoreJudge:
+    """The truth of the world that all prompts of a file are from."""
+    for name, world in KNOWN.items():
+        if all(map(world.asks, prompts)):
+            return truth(name)
+    strange = next((x for x in prompts if not any(world.asks(x) for world in KNOWN.values())), prompts[0])
+    expected = f"prompts of one world with a known truth: {', '.join(KNOWN)}"
+    raise InputError.at(file, found=repr(strange.text[:60]), expected=expected)
 
 
 def check_judges(recipe: Recipe) -> None:
@@ -131,9 +138,9 @@ def check_judges(recipe: Recipe) -> None:
     for index, section in enumerate(recipe.evaluation.judges or ()):
         key = f"evaluation.judges.{index}"
         check_section(section, f"kind {section.kind}", lambda field, key=key: f"{key}.{field}")  # type: ignore[misc]
-        own = "truth" if recipe.data.pocket else "reward"
+        own = "truth" if recipe.data.world else "reward"
         if section.kind in OF_A_RUN and section.kind != own:
-            where = "in the pocket world" if own == "truth" else "on data without a known truth"
+            where = "on data with a known truth" if own == "truth" else "on data without a known truth"
             raise InputError(f"{key}.kind: found '{section.kind}', expected '{own}' {where}")
         name = section.model or section.kind
         if name in seen:

@@ -183,7 +183,7 @@ def _notes(
         else f"Best-of-N had {result['best_of_samples']} further samples per prompt, the whole number nearest to "
         f"{result['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
     ]
-    if not recipe.data.pocket and (not recipe.evaluation.judges or recipe.evaluation.judges[0].kind == "reward"):
+    if not recipe.data.world and (not recipe.evaluation.judges or recipe.evaluation.judges[0].kind == "reward"):
         found.append(
             "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
             "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."

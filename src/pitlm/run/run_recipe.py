@@ -70,7 +70,7 @@ def run_recipe(
             console.print(Text(f"[{names.index(name) + 1}/{len(names)}] {name}{words}"))
             return
         done.add(name)
-        if name == "data" and not recipe.data.pocket:
+        if name == "data" and not recipe.data.world:
             console.print(Text(f"  {data_line(stage_result(out, name))}"))
 
     folder.execute(stages, partial(do_work, context), recipe=recipe.model_dump(), update=update, listener=listen)

@@ -1,21 +1,24 @@
 """The work of each stage of a run: the first prepares the data, the others hand folders and settings to the method."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.folds import cut_folds, unique_prompts, write_folds
 from pitlm.data.template import fit_preferences
 from pitlm.evaluate.gap_health import gap_health
 from pitlm.evaluate.statistics import mean_interval
-from pitlm.io.atomic import write_text
+from pitlm.io.atomic import write_json_lines, write_text
 from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
@@ -28,10 +31,14 @@ from pitlm.report.pages import render
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
 from pitlm.run.stages import PipelineStage
-from pitlm.worlds import pocket as world
+from pitlm.worlds.known import KNOWN
 
 TEMPLATE_TOKENS = 48
 """Tokens allowed for the marks of the chat template and for the request, beside x, y_ref and y."""
+
+
+WRITTEN = 256
+"""Answers of the start model that are kept together."""
 
 
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
@@ -72,7 +79,7 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
             folder / "base",
             seed=context.seed("base"),
             max_tokens=longest,
-            words=[*world.vocabulary(), *recipe.template.ask.split()] if data.pocket else (),
+            words=[*KNOWN[data.world].words, *recipe.template.ask.split()] if data.world else (),
         )
     _check_models(context, longest)
     fitted, trimmed = fit_preferences(loaded.preferences, context.tokenizer, context.template, data)
@@ -90,14 +97,36 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
 
 def _load(context: Context, folder: Path) -> Loaded:
     data = context.recipe.data
-    if data.pocket:
-        pairs = world.make_preferences(data.pairs or 24_000, context.recipe.seed)
+    if data.world:
+        world = KNOWN[data.world]
+        if world.written and context.recipe.model.base is None:
+            raise InputError(f"model.base: found nothing, expected a chat model: it writes the answers of {world.name}")
+        pairs = world.make_preferences(data.pairs or 24_000, context.recipe.seed, partial(_written, context, folder))
         return Loaded(preferences=pairs, read=len(pairs), dropped={}, invalid=0)
     if data.source is None:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
     return load_preferences(
         data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejects.jsonl", limit=data.pairs, progress=True
     )
+
+
+def _written(context: Context, folder: Path, prompts: Sequence[Prompt], seed: int) -> list[str]:
+    """Answers of the start model, kept as they are written, so that an interrupted run goes on."""
+    path, temperature = folder / f"answers-{seed}.jsonl", context.recipe.evaluation.policy_temperature
+    kept = read_metrics(path)
+    write_json_lines(path, kept)  # without a last line that was cut short
+    answers = [text for row in kept for text in row["answers"]]
+    if len(answers) == len(prompts):
+        return answers
+    writer = context.start_model()
+    with progress_bar(f"answers {seed}", len(prompts), done=len(answers)) as advance, path.open("a") as file:
+        for start in range(len(answers), len(prompts), WRITTEN):
+            own, drawn = prompts[start : start + WRITTEN], context.seed(f"answers-{seed}-{start}")
+            texts = [y.text for y in writer.answer(own, temperature=temperature, seed=drawn, advance=advance)]
+            file.write(json.dumps({"answers": texts}) + "\n")
+            file.flush()
+            answers += texts
+    return answers
 
 
 def _check_models(context: Context, longest: int) -> None:

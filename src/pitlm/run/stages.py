@@ -52,7 +52,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         contents: read what local files and folders the recipe names hold. Their contents belong to the fingerprints.
     """
     model, evaluation, curriculum, policy = recipe.model, recipe.evaluation, recipe.curriculum, recipe.policy_stage
-    judges = [] if recipe.data.pocket else ["judge"]
+    judges = [] if recipe.data.world else ["judge"]
     common = {
         "seed": recipe.seed,
         "model": model.model_dump(exclude={"base", "reward_base"}),

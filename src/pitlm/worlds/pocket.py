@@ -7,7 +7,6 @@ pairs, and judges the answers at the end.
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pitlm.core.nouns import Preference, Prompt
+from pitlm.worlds.world import World, prefer
 
 ITEMS = ("lamp", "chair", "desk", "sofa", "shelf", "rug", "clock", "mirror")
 FACTS: dict[str, tuple[str, ...]] = {
@@ -29,7 +29,7 @@ COURTESY = ("happy to help", "thanks for asking")
 ASK = "better"
 
 NOISE = 0.4
-"""Temperature of the Bradley-Terry noise: P(a preferred to b) = sigmoid((u_a - u_b) / NOISE)."""
+"""Temperature of the Bradley-Terry noise, in points."""
 
 
 class Marks(NamedTuple):
@@ -65,6 +65,15 @@ class ShopRequest:
         item, facts = told.split(" : ")
         words = facts.split()
         return cls(item, dict(zip(words[::2], words[1::2], strict=True)), tuple(asked.split()))
+
+
+def asks(prompt: Prompt) -> bool:
+    """Whether the world has such a prompt."""
+    try:
+        request = ShopRequest.parse(prompt)
+    except ValueError:
+        return False
+    return request.facts.keys() >= set(request.asked)
 
 
 def kinds(request: ShopRequest, response: str) -> list[tuple[str, str]]:
@@ -142,13 +151,6 @@ def draw_response(rng: random.Random, request: ShopRequest) -> str:
     return written(sentences or [rng.choice(PADDING)])
 
 
-def prefer(rng: random.Random, prompt: Prompt, first: str, second: str) -> Preference:
-    """Label a pair with Bradley-Terry noise."""
-    difference = (utility(prompt, first) - utility(prompt, second)) / NOISE
-    first_wins = rng.random() < 1.0 / (1.0 + math.exp(-difference))
-    return Preference(prompt, first, second) if first_wins else Preference(prompt, second, first)
-
-
 def make_preferences(count: int, seed: int) -> list[Preference]:
     """``count`` labelled pairs; the two responses of a pair always differ."""
     rng = random.Random(f"pocket-{seed}")
@@ -157,7 +159,9 @@ def make_preferences(count: int, seed: int) -> list[Preference]:
         request = draw_request(rng)
         first, second = draw_response(rng, request), draw_response(rng, request)
         if first != second:
-            pairs.append(prefer(rng, request.as_prompt(), first, second))
+            prompt = request.as_prompt()
+            difference = utility(prompt, first) - utility(prompt, second)
+            pairs.append(prefer(rng, prompt, first, second, difference, noise=NOISE))
     return pairs
 
 
@@ -165,3 +169,13 @@ def vocabulary() -> Sequence[str]:
     """Every word of the world."""
     phrases = (*ITEMS, *FACTS, *(v for values in FACTS.values() for v in values), *RUDE, *PADDING, *COURTESY, ASK)
     return sorted({word for phrase in phrases for word in phrase.split()} | {".", ":", "?"})
+
+
+WORLD = World(
+    "the pocket world",
+    asks,
+    utility,
+    lambda x, y: mark(x, y)._asdict(),
+    lambda count, seed, write: make_preferences(count, seed),
+    vocabulary(),
+)

@@ -1,0 +1,163 @@
+"""A house style for short answers, as a team could write it down, with a known truth.
+
+The prompts are short questions of everyday life. The start model itself answers each question twice. A hidden utility
+over the plain text of an answer labels the pair.
+
+The style: keep to the question; one finished text of 8 to 20 words; no list, markup, heading or quotation; nothing
+about oneself and no empty opening; no repetition. An answer that does not keep to the question is worth nothing,
+however well it is written, so that no empty or general answer scores well.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import yaml
+
+from pitlm.core.nouns import Message, Preference, Prompt
+from pitlm.worlds.world import World, Write, prefer
+
+NOISE = 0.4
+"""Temperature of the Bradley-Terry noise, in points."""
+
+WORDS = range(8, 21)
+"""The length that the style asks for, in words."""
+
+REQUEST = "Answer in one short sentence."
+"""The system turn of each prompt. It asks for less than the style, and the start model follows it half of the time."""
+
+NEW_WORDS, LONG = 4, 4
+"""An answer with fewer words than this of so many letters, beside those of the question, says nothing new."""
+
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+MARKUP = re.compile(r"[*#`\"“”|<>{}\[\]\n]|^\s*[-•]|\b\d+[.)]\s|:$")
+ONESELF = re.compile(r"\b(?:I|I'm|I've|I'd|I'll|my|me|myself|an AI|language model)\b|\b(?:As an|My) ", re.IGNORECASE)
+OPENING = re.compile(
+    r"^(?:sure|certainly|absolutely|of course|great question|good question|well,|here (?:is|are)|here's|thank you|"
+    r"to answer|the answer|this is a|that's a)\b",
+    re.IGNORECASE,
+)
+
+
+class Style(NamedTuple):
+    """One number for each criterion of the style: 1 where an answer keeps it, or the points that it is worth."""
+
+    finished: float = 0
+    length: float = 0
+    plain: float = 0
+    impersonal: float = 0
+    varied: float = 0
+    on_topic: float = 0
+
+
+WEIGHTS = Style(finished=1.0, length=1.0, plain=0.8, impersonal=0.6, varied=0.6, on_topic=1.0)
+"""The hidden utility, in points; all of it is lost by an answer that is not on topic."""
+
+
+@cache
+def _groups() -> list[dict[str, list[str]]]:
+    """The things of everyday life and what is asked about them, as their file has them."""
+    found: list[dict[str, list[str]]] = yaml.safe_load((files("pitlm.worlds") / "questions.yaml").read_text("utf-8"))
+    return found
+
+
+@cache
+def _asking_words() -> frozenset[str]:
+    """The words of all questions without their things."""
+    return frozenset(word for group in _groups() for ask in group["asks"] for word in _words(ask))
+
+
+@cache
+def questions() -> tuple[str, ...]:
+    """All questions, in the order of their file."""
+    return tuple(ask.format(thing) for group in _groups() for thing in group["things"] for ask in group["asks"])
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(text)]
+
+
+def topic(question: str) -> list[str]:
+    """The words that name the thing in a question; all its words where it only asks."""
+    words = _words(question)
+    return [word for word in words if word not in _asking_words()] or words
+
+
+def alike(first: str, second: str) -> bool:
+    """Whether two words seem to be forms of one word: they begin alike, for up to five letters."""
+    length = max(3, min(len(first), len(second), 5))
+    return first[:length] == second[:length]
+
+
+def keeps_to(question: str, answer: str) -> bool:
+    """Whether an answer names at least half of the topic, and says ``NEW_WORDS`` long words more."""
+    asked, told = topic(question), _words(answer)
+    named = sum(any(alike(word, other) for other in told) for word in asked)
+    more = {word for word in told if len(word) >= LONG and word not in _words(question)}
+    return 2 * named >= len(asked) and len(more) >= NEW_WORDS
+
+
+def repeats(answer: str) -> bool:
+    """Whether three words in a row come twice, or a long word three times."""
+    words = _words(answer)
+    threes = Counter(zip(words, words[1:], words[2:], strict=False))
+    long = Counter(word for word in words if len(word) >= LONG)
+    return max(threes.values(), default=0) > 1 or max(long.values(), default=0) > 2
+
+
+def style(prompt: Prompt, response: str) -> Style:
+    """Which criteria an answer keeps."""
+    answer = response.strip()
+    return Style(
+        finished=float(re.search(r"\w[.!?]$", answer) is not None),
+        length=float(len(answer.split()) in WORDS),
+        plain=float(bool(answer) and MARKUP.search(answer) is None),
+        impersonal=float(bool(answer) and not ONESELF.search(answer) and not OPENING.search(answer)),
+        varied=float(bool(answer) and not repeats(answer)),
+        on_topic=float(keeps_to(prompt.text, answer)),
+    )
+
+
+def utility(prompt: Prompt, response: str) -> float:
+    """The truth, in points: the weights of all kept criteria, or 0 for an answer that is not on topic."""
+    kept = style(prompt, response)
+    return kept.on_topic * sum(points * value for points, value in zip(WEIGHTS, kept, strict=True))
+
+
+def make_preferences(count: int, seed: int, write: Write) -> list[Preference]:
+    """About ``count`` labelled pairs of two answers of one model; pairs of equal answers are left out.
+
+    Each question is asked as often as any other, give or take one.
+    """
+    rng = random.Random(f"house-style-{seed}")
+    asked = questions()
+    order: list[str] = []
+    while len(order) < count:
+        order += rng.sample(asked, k=min(len(asked), count - len(order)))
+    prompts = [Prompt.of([Message("system", REQUEST), Message("user", question)]) for question in order]
+    return label(rng, prompts, write(prompts, 1), write(prompts, 2))
+
+
+def label(
+    rng: random.Random, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+) -> list[Preference]:
+    """Label pairs of different answers by the utility, with noise."""
+    return [
+        prefer(rng, x, a, b, utility(x, a) - utility(x, b), noise=NOISE)
+        for x, a, b in zip(prompts, first, second, strict=True)
+        if a.strip() != b.strip()
+    ]
+
+
+WORLD = World(
+    "the house style",
+    lambda x: x.text in questions(),
+    utility,
+    lambda x, y: style(x, y)._asdict(),
+    make_preferences,
+    written=True,
+)
