@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from builders import generator_checkpoint
+import torch
+from builders import ASK, generator_checkpoint
 from engine_requests import REFERENCES, X, drain, requests
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
+from pitlm.engines.engine import ModelSource
 from pitlm.engines.vllm_engine import VLLMEngine
 from pitlm.models.generators import Improver
+from pitlm.models.loading import Card, load_model, load_tokenizer, save
 
 
 class FakeLLMEngine:
@@ -63,6 +69,26 @@ def test_vllm_is_fed_and_read_as_documented(vllm, bases, tmp_path):
     ids = shape.encode(X[1], REFERENCES[1])
     assert answer.text == shape.tokenizer.decode(ids[-3:-1], skip_special_tokens=True).strip()
     assert (answer.generated_tokens, answer.prompt_tokens) == (3, len(ids))
+
+
+def test_vllm_gets_a_merged_copy_of_an_adapter(vllm, bases, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(bases("words"))
+    wrapped = get_peft_model(load_model(bases("words"), tokenizer), LoraConfig(target_modules="all-linear"))
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    save(wrapped, tokenizer, Card("improver", ASK, 8), tmp_path / "improver", start=bases("words"))
+    read, made = [], FakeLLMEngine.from_engine_args
+    monkeypatch.setattr(
+        FakeLLMEngine,
+        "from_engine_args",
+        lambda args: read.append(load_file(Path(args.model) / "model.safetensors")) or made(args),
+    )
+    VLLMEngine.open(ModelSource("improver", tmp_path / "improver"))
+    wanted = wrapped.merge_and_unload().state_dict()
+    assert all(torch.equal(weight, wanted[name]) for name, weight in read[0].items())
+    assert len(read[0]) > 10
+    assert not Path(vllm.LLMEngine.made[-1].arguments.model).exists()
 
 
 def test_without_vllm_the_extra_is_named(bases, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import ASK, preference, rl_section, train_section, workbench
-from transformers import AutoModelForCausalLM, TrainerCallback
+from builders import ASK, preference, random_model, rl_section, train_section, workbench
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import pitlm.method.common as common
 import pitlm.method.rl as rl
@@ -18,7 +20,8 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template
 from pitlm.method.common import last_whole_checkpoint, length_grouped
-from pitlm.method.supervised import improver_rows, train_on_rows
+from pitlm.method.supervised import gap_rows, improver_rows, train_on_rows
+from pitlm.models.loading import load_model, load_tokenizer
 
 WORDS = (
     "the price is nine",
@@ -73,13 +76,13 @@ def run_capped(bench):
     run_sft(bench, epochs=STEPS, max_steps=STEPS)
 
 
-def run_rl(bench):
+def run_rl(bench, **kwargs):
     conversations = [Template(ASK).improver_messages(Prompt.of("what is it ?"), word) for word in WORDS]
 
     def reward(rows, conversations):
         return torch.tensor([-sum(row[-4:]) / 100 for row in rows])
 
-    section = rl_section(max_steps=STEPS, save_every=2, batch_size=8, accumulation=2)
+    section = rl_section(**{"max_steps": STEPS, "save_every": 2, "batch_size": 8, "accumulation": 2, **kwargs})
     rl.train_rl(conversations, reward, section, bench, title="RL", anchor=bench.start)
 
 
@@ -107,8 +110,12 @@ def stage(request, bases, monkeypatch):
     return run
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder, load_tokenizer(folder)).state_dict()
+
+
 def same_weights(one: Path, other: Path) -> None:
-    first, second = (AutoModelForCausalLM.from_pretrained(folder / "model").state_dict() for folder in (one, other))
+    first, second = (weights(folder / "model") for folder in (one, other))
     for name, weight in first.items():
         torch.testing.assert_close(
             second[name], weight, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
@@ -135,7 +142,7 @@ def test_going_on_gives_the_weights_of_an_uninterrupted_run(stage, bases, tmp_pa
     assert stage(tmp_path / "cut") == [5, 6]
     assert stage(copied) == [3, 4, 5, 6]
     untrained = AutoModelForCausalLM.from_pretrained(bases("words")).state_dict()
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "straight" / "model").state_dict()
+    trained = weights(tmp_path / "straight" / "model")
     assert any((trained[name] - weight).abs().max() > 1e-3 for name, weight in untrained.items())
     for folder in (tmp_path / "cut", copied):
         same_weights(tmp_path / "straight", folder)
@@ -203,3 +210,76 @@ def test_padding_is_a_small_share_of_what_random_batches_have():
 @pytest.mark.parametrize("epochs", [0.0001, 0.01])
 def test_a_sliver_of_an_epoch_is_one_row_at_least(epochs):
     assert len(length_grouped([3, 4, 5], batch_size=2, epochs=epochs, seed=0)) == 1
+
+
+SMOL = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+
+
+@pytest.fixture(scope="module")
+def small_smol(bases, tmp_path_factory) -> Path:
+    """SmolLM2-135M with a quarter of its widths and of its vocabulary; rank 4 in it is rank 16 in the original."""
+    folder = tmp_path_factory.mktemp("smol") / "base"
+    shape = {"vocab_size": 12_288, "hidden_size": 144, "intermediate_size": 384, "max_position_embeddings": 128}
+    random_model(AutoModelForCausalLM, "llama", **shape, **SMOL).save_pretrained(folder)
+    load_tokenizer(bases("words")).save_pretrained(folder)
+    return folder
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_stage_with_lora_takes_a_tenth_of_its_base_on_the_disk(small_smol, tmp_path):
+    lora = LoraSection(r=4, alpha=8)
+    sft = workbench(tmp_path / "sft", small_smol, peft=lora)
+    run_sft(sft, max_steps=1)
+    gap = workbench(tmp_path / "gap", sft.model_folder, "gap", peft=lora)
+    triples = gap_rows([preference("is it red ?", "nine", "red")] * 4, gap.tokenizer, Template(ASK))
+    train_on_rows("gap", triples, triples, train_section(max_steps=1), gap)
+    rl_bench = workbench(tmp_path / "rl", sft.model_folder, peft=lora)
+    run_rl(rl_bench, max_steps=1)
+    base = (small_smol / "model.safetensors").stat().st_size
+    assert base == pytest.approx(134_515_008 / 16 * 4, rel=0.01)
+    factors = 30 * 4 * (2 * (144 + 144) + 2 * (144 + 48) + 3 * (144 + 384)) * 4  # of one stage
+    for bench, joined in ((sft, 1), (gap, 2), (rl_bench, 2)):
+        (weights,) = bench.folder.rglob("*.safetensors")
+        assert weights.stat().st_size == pytest.approx(joined * factors, rel=0.05)
+        assert size(bench.folder) < base / 10
+
+
+@pytest.mark.parametrize("work", [run_sft, run_rl])
+def test_no_checkpoint_has_an_embedding_though_a_token_was_added(bases, tmp_path, monkeypatch, work):
+    """The base pads with its end token, so the stage adds a token to it."""
+    seen = []
+
+    def keep(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        seen.append(load_file(folder / "adapter_model.safetensors").keys())
+
+    monkeypatch.setattr(common.MetricsWriter, "on_save", keep)
+    bench = workbench(tmp_path / "stage", bases("gpt"), peft=LoraSection(r=4, alpha=8))
+    work(bench)
+    assert len(seen) == 3
+    for names in (*seen, load_file(bench.model_folder / "adapter_model.safetensors").keys()):
+        assert names
+        assert all(".lora_A." in name or ".lora_B." in name for name in names)
+    known = len(AutoTokenizer.from_pretrained(bases("gpt")))
+    assert load_model(bench.model_folder, bench.tokenizer).config.vocab_size == known + 1
+
+
+def test_what_is_loaded_was_trained(bases, tmp_path, monkeypatch):
+    """Over a base, and over a stage: to the last bit where the sum is made in one step."""
+    ended = []
+
+    def keep(self, args, state, control, model=None, **kwargs):
+        ended.append(copy.deepcopy(model).merge_and_unload().state_dict())
+
+    monkeypatch.setattr(common.MetricsWriter, "on_train_end", keep)
+    starts = {"first": bases("llama3"), "second": tmp_path / "first" / "model"}
+    for (name, start), rounding in zip(starts.items(), (0.0, 1e-6), strict=True):
+        bench = workbench(tmp_path / name, start, peft=LoraSection(r=4, alpha=8))
+        run_sft(bench, learning_rate=0.05)
+        found, wanted = weights(bench.model_folder), ended.pop()
+        assert found.keys() == wanted.keys()
+        for name, weight in wanted.items():
+            torch.testing.assert_close(found[name], weight, rtol=rounding, atol=rounding, msg=name)

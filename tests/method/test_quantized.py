@@ -13,17 +13,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import pitlm.models.loading as loading
+import pitlm.models.quantization as quantization
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoraSection, Recipe
 from pitlm.data.template import Template
 from pitlm.method.rl import AnchorCheck, train_rl
 from pitlm.method.supervised import gap_rows, improver_rows, train_on_rows
-from pitlm.models.adapters import OVER_BASE, Bases
+from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver
 from pitlm.models.loading import load_model, load_tokenizer
 from pitlm.models.scorers import GapModel
+from pitlm.models.trees import reads_trees
 
 PAIRS = [
     preference("is it small ?", "the price is nine .", "silly question ."),
@@ -87,13 +88,13 @@ def chain(bases, tmp_path_factory):
     return {"base": base, "sft": sft, "gap": gap}
 
 
-def test_what_is_saved_is_the_start_in_full_with_the_adapter_on_it(chain):
+def test_what_is_loaded_is_the_base_in_full_with_the_adapter_on_it(chain):
     start = AutoModelForCausalLM.from_pretrained(chain["base"], dtype="bfloat16")
     before = {name: weight.clone() for name, weight in start.state_dict().items()}
-    wanted = PeftModel.from_pretrained(start, chain["sft"].folder / "adapter").merge_and_unload().state_dict()
-    saved = AutoModelForCausalLM.from_pretrained(chain["sft"].model_folder).state_dict()
+    wanted = PeftModel.from_pretrained(start, chain["sft"].model_folder).merge_and_unload().state_dict()
+    saved = load_model(chain["sft"].model_folder, chain["sft"].tokenizer, "bfloat16").state_dict()
     assert all(weight.dtype == torch.bfloat16 for weight in saved.values())
-    adapter = load_file(chain["sft"].folder / "adapter" / "adapter_model.safetensors")
+    adapter = load_file(chain["sft"].model_folder / "adapter_model.safetensors")
     assert {weight.dtype for weight in adapter.values()} == {torch.float32}  # 16 bits would lose small steps
     assert saved.keys() == wanted.keys()
     for name, weight in saved.items():
@@ -101,6 +102,22 @@ def test_what_is_saved_is_the_start_in_full_with_the_adapter_on_it(chain):
         assert ("_proj" in name) == (not torch.equal(weight, before[name])), name
     config = json.loads((chain["sft"].model_folder / "config.json").read_text())
     assert "quantization_config" not in config
+
+
+@pytest.mark.parametrize("stage", ["sft", "gap"])
+def test_what_a_stage_starts_from_is_merged_before_it_is_rounded_to_four_bits(chain, tmp_path, stage):
+    folder, tokenizer, writes = chain[stage].model_folder, chain[stage].tokenizer, stage == "sft"
+    merged = load_model(folder, tokenizer, "bfloat16", writes=writes)
+    merged.save_pretrained(tmp_path)
+    wanted = load_model(tmp_path, tokenizer, "bfloat16", "nf4", writes=writes)
+    found = load_model(folder, tokenizer, "bfloat16", "nf4", writes=writes)
+    assert [type(module) for module in found.modules()] == [type(module) for module in wanted.modules()]
+    assert found.is_quantized
+    assert reads_trees(found) == reads_trees(wanted) == (not writes)
+    weights = found.state_dict()
+    assert weights.keys() == wanted.state_dict().keys()
+    for name, weight in wanted.state_dict().items():
+        assert torch.equal(weights[name], weight), name
 
 
 def test_models_of_a_run_share_one_base_in_four_bits(chain):
@@ -115,10 +132,6 @@ def test_models_of_a_run_share_one_base_in_four_bits(chain):
     assert (gap.raw(ITEMS) - raw).abs().max() < 0.3 * raw.abs().max()
     [answer] = improver.propose([Prompt.of("is it small ?")], ["it"], temperature=0)
     assert answer.generated_tokens > 0
-    # Without the base, the merged weights are loaded in 4 bits.
-    merged = load_model(folders["gap"], gap.tokenizer, "bfloat16", "nf4", writes=False)
-    assert any(isinstance(module, Linear4bit) for module in merged.modules())
-    assert (folders["gap"] / OVER_BASE).is_dir()
 
 
 def test_rl_is_anchored_to_the_weights_under_the_adapter_in_four_bits(chain, tmp_path, monkeypatch):
@@ -133,12 +146,12 @@ def test_rl_is_anchored_to_the_weights_under_the_adapter_in_four_bits(chain, tmp
         return torch.tensor([-sum(row[-4:]) / 100 for row in rows])
 
     train_rl(conversations, reward, rl_section(), zero, title="RL", anchor=anchor)
-    train_rl(conversations, reward, rl_section(), one, title="RL", anchor=anchor, adapter=zero.folder / "adapter")
+    train_rl(conversations, reward, rl_section(), one, title="RL", anchor=anchor, adapter=zero.model_folder)
     assert len(checked) == 2
     kl = [json.loads(line).get("kl") for line in (zero.folder / "metrics.jsonl").read_text().splitlines()]
     assert kl[0] == pytest.approx(0.0, abs=1e-4)
     assert torch.isfinite(torch.tensor([value for value in kl if value is not None])).all()
-    saved = [AutoModelForCausalLM.from_pretrained(b.model_folder).state_dict() for b in (chain["sft"], zero, one)]
+    saved = [load_model(b.model_folder, b.tokenizer, "bfloat16").state_dict() for b in (chain["sft"], zero, one)]
     name = next(name for name in saved[0] if "_proj" in name)
     assert len({tuple(state[name].flatten().tolist()) for state in saved}) == 3
 
@@ -156,6 +169,6 @@ def test_four_bits_are_of_sixteen_and_need_bitsandbytes(bases, monkeypatch):
     }
     with pytest.raises(InputError, match=r"peft\.quantize nf4 needs model\.dtype bfloat16, not float32"):
         Recipe.of(tree, "four")
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"peft\.quantize: found nf4, expected .* pip install 'pitlm\[qlora\]'"):
         load_model(bases("llama3"), load_tokenizer(bases("llama3")), "bfloat16", "nf4")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
-from builders import ASK, rl_section, workbench
+from builders import ASK, preference, rl_section, train_section, workbench
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -16,8 +17,9 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template, encode_prompts
 from pitlm.method.rl import sample_reward, train_rl
+from pitlm.method.supervised import improver_rows, train_on_rows
 from pitlm.method.watch import Probe
-from pitlm.models.loading import Card, load_tokenizer, save
+from pitlm.models.loading import Card, load_model, load_tokenizer, save
 
 TEMPLATE = Template(ASK)
 CONVERSATIONS = [
@@ -70,7 +72,7 @@ def train(bench, anchor, reward=None, section=None, **kwargs):
 def log_ratio(rows, tokenizer, start, anchor, max_new_tokens) -> float:
     """Mean over samples of log start(y) - log anchor(y), by hand."""
     prompts = encode_prompts(tokenizer, CONVERSATIONS)
-    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (start, anchor)]
+    models = [load_model(folder, tokenizer) for folder in (start, anchor)]
     total = 0.0
     for row in rows:
         prompt = next(prompt for prompt in prompts if row[: len(prompt)] == prompt)
@@ -178,7 +180,7 @@ def test_with_lora_a_later_stage_goes_on_from_the_adapter_and_is_anchored_to_the
     train(zero, anchor, section=rl_section(learning_rate=0.1))
     assert logged(zero)[0]["kl"] == pytest.approx(0.0, abs=1e-5)
     one = workbench(tmp_path / "rl-1", anchor, peft=LORA)
-    reward = train(one, anchor, adapter=zero.folder / "adapter")
+    reward = train(one, anchor, adapter=zero.model_folder)
     expected = log_ratio(reward.rows[:8], one.tokenizer, zero.model_folder, anchor, 6)
     assert abs(expected) > 0.01
     assert logged(one)[0]["kl_sequence"] == pytest.approx(expected, rel=1e-2, abs=1e-4)
@@ -190,9 +192,8 @@ def test_with_lora_the_saved_model_is_the_anchor_with_the_adapter_on_it(bases, t
     train(bench, anchor, section=rl_section(learning_rate=0.1))
     base = AutoModelForCausalLM.from_pretrained(anchor)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    merged = AutoModelForCausalLM.from_pretrained(bench.model_folder).state_dict()
-    under = PeftModel.from_pretrained(base, bench.folder / "adapter").merge_and_unload().state_dict()
-    assert sorted(path.name for path in (bench.folder / "adapter").iterdir() if path.is_dir()) == []
+    merged = load_model(bench.model_folder, bench.tokenizer).state_dict()
+    under = PeftModel.from_pretrained(base, bench.model_folder).merge_and_unload().state_dict()
     changed = []
     for name, weight in merged.items():
         torch.testing.assert_close(weight, under[name], atol=1e-6, rtol=0)
@@ -200,6 +201,31 @@ def test_with_lora_the_saved_model_is_the_anchor_with_the_adapter_on_it(bases, t
             changed.append(name)
     assert changed
     assert all("_proj" in name for name in changed)
+
+
+def test_with_lora_a_later_stage_begins_with_the_adapter_of_the_stage_before_to_the_last_bit(
+    bases, tmp_path, monkeypatch
+):
+    """Also where the adapter on the disk has been joined with that of the SFT."""
+    seen = []
+
+    def keep(self, args, state, control, model=None, **kwargs):
+        seen.append(copy.deepcopy({name: w for name, w in model.state_dict().items() if "lora_" in name}))
+
+    sft = workbench(tmp_path / "sft", bases("llama3"), peft=LORA)
+    pairs = [preference(f"is it {word} ?", word, "nine") for word in ("small", "happy to help", "red", "lamp")]
+    rows = improver_rows(pairs, sft.tokenizer, Template(ASK))
+    train_on_rows("improver", rows, rows, train_section(learning_rate=0.1), sft)
+    for number, before in ((0, None), (1, tmp_path / "rl-0" / "model")):
+        monkeypatch.setattr(rl.AnchorCheck, "on_train_begin", keep)
+        monkeypatch.setattr(rl.AnchorCheck, "on_train_end", keep)
+        bench = workbench(tmp_path / f"rl-{number}", sft.model_folder, peft=LORA)
+        train(bench, sft.model_folder, section=rl_section(learning_rate=0.1), adapter=before)
+    (_, ended, began, _) = seen
+    assert began.keys() == ended.keys()
+    for name, weight in ended.items():
+        assert torch.equal(began[name], weight), name
+    assert any(weight.abs().max() > 0 for name, weight in ended.items() if "lora_B" in name)
 
 
 def test_an_anchor_that_is_the_stages_own_start_stops_the_run(bases, tmp_path, monkeypatch):

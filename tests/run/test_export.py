@@ -26,7 +26,6 @@ from pitlm.cli.main import main
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, load_calibrations, save_calibrations
-from pitlm.models.adapters import save_over_base
 from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_model, load_tokenizer, save
@@ -75,9 +74,9 @@ def lora_run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.3)
     shutil.rmtree(folder / "model")
-    wrapped.save_pretrained(folder / "adapter")
-    save_over_base(folder / "adapter", base, folder / "model")
-    save(wrapped.merge_and_unload(), tokenizer, Card("improver", "better", 16), folder / "model")
+    card = Card("improver", "better", 16)
+    save(wrapped, tokenizer, card, folder / "model", start=base)
+    save(wrapped.merge_and_unload(), tokenizer, card, run / "merged")  # by PEFT
     return run
 
 
@@ -274,7 +273,7 @@ def test_an_adapter_is_one_that_peft_loads_over_the_base(pit, lora_run, tmp_path
     model, tokenizer = lora_run / "rl-1-policy" / "model", AutoTokenizer.from_pretrained(out)
     base = AutoModelForCausalLM.from_pretrained(lora_run / "data" / "base")
     ids = torch.tensor([tokenizer.encode(PROMPT)])
-    want = AutoModelForCausalLM.from_pretrained(model)(input_ids=ids).logits
+    want = AutoModelForCausalLM.from_pretrained(lora_run / "merged")(input_ids=ids).logits
     assert (base(input_ids=ids).logits - want).abs().max() > 1e-2
     torch.testing.assert_close(PeftModel.from_pretrained(base, out)(input_ids=ids).logits, want, rtol=1e-4, atol=1e-4)
     turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "price nine ."}]
@@ -291,9 +290,32 @@ def test_an_adapter_is_one_that_peft_loads_over_the_base(pit, lora_run, tmp_path
     assert pit(*asked, "--improver", out) == pit(*asked, "--improver", model)
     code, _, error = pit("export", out, "-o", tmp_path / "again")
     assert (code, "found an adapter that was exported, expected whole weights" in error) == (2, True)
-    # The merged weights are exported like any others.
-    assert pit("export", lora_run, "-o", tmp_path / "whole")[0] == 0
+
+
+@pytest.mark.parametrize("source", ["run", "copy"])
+def test_an_export_has_the_merged_weights_of_an_adapter(pit, lora_run, tmp_path, source):
+    """Wherever the adapter lies."""
+    folder = lora_run
+    if source == "copy":
+        folder = shutil.copytree(lora_run / "rl-1-policy" / "model", tmp_path / "copy")
+    assert pit("export", folder, "-o", tmp_path / "whole")[0] == 0
     assert_no_path(tmp_path / "whole", lora_run)
+    assert not (tmp_path / "whole" / "adapter_config.json").exists()
+    ours, peft = (load_file(place / "model.safetensors") for place in (tmp_path / "whole", lora_run / "merged"))
+    assert ours.keys() == peft.keys()
+    assert all(torch.equal(ours[name], weight) for name, weight in peft.items())
+    in_memory = load_model(lora_run / "rl-1-policy" / "model", load_tokenizer(lora_run / "merged")).state_dict()
+    assert all(torch.equal(in_memory[name], weight) for name, weight in ours.items())
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(pit, lora_run, tmp_path):
+    run = shutil.copytree(lora_run, tmp_path / "run")
+    config = run / "rl-1-policy" / "model" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(lora_run), str(tmp_path / "moved")))
+    for more in ((), ("--adapter",)):
+        code, _, error = pit("export", run, "-o", tmp_path / "out", *more)
+        assert (code, f"found an adapter over {tmp_path}/moved/data/base, which is gone" in error) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 # -- the card

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
-from pitlm.models.adapters import OVER_BASE, Bases, base_name
+from pitlm.models.adapters import Bases
 from pitlm.models.generators import Improver
+from pitlm.models.loading import load_model, load_tokenizer
+from pitlm.models.lora import base_name
 from pitlm.models.scorers import GapModel
 from pitlm.run.run_recipe import run_recipe
 
@@ -74,7 +76,7 @@ def recipe(base: Path, data: Path, lora: bool, quantize: str | None = None):
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return load_model(folder, load_tokenizer(folder)).state_dict()
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -100,18 +102,23 @@ def check_stages(out: Path) -> None:
     assert not list(out.glob("*/checkpoints"))
 
 
-def check_checkpoints(out: Path) -> None:
+def check_checkpoints(out: Path, lora: bool) -> None:
     for name in CAUSAL:
-        assert AutoModelForCausalLM.from_pretrained(out / name / "model").config.eos_token_id is not None
+        assert AutoConfig.from_pretrained(out / name / "model").eos_token_id is not None
     for name in ("reward", "judge", "gap"):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            out / name / "model", output_loading_info=True
-        )
-        assert not loading["missing_keys"]
-        assert model.config.num_labels == 1
+        if not lora:
+            loading = AutoModelForSequenceClassification.from_pretrained(
+                out / name / "model", output_loading_info=True
+            )[1]
+            assert not loading["missing_keys"]
+        config = AutoConfig.from_pretrained(out / name / "model")
+        assert config.num_labels == 1
         tokenizer = AutoTokenizer.from_pretrained(out / name / "model")
         assert tokenizer.pad_token_id != tokenizer.eos_token_id
-        assert model.config.pad_token_id == tokenizer.pad_token_id
+        assert config.pad_token_id == tokenizer.pad_token_id
+    for name in (*CAUSAL, "reward", "judge", "gap"):
+        (file,) = (path.relative_to(out / name) for path in (out / name).rglob("*.safetensors"))
+        assert str(file) == f"model/{'adapter_model' if lora else 'model'}.safetensors"
 
 
 def check_learning(out: Path, base: Path) -> None:
@@ -149,14 +156,13 @@ def check_adapters(out: Path, base: Path) -> None:
     anchor = {"policy-sft": base, "improver-sft": base, "policy-rl": out / "policy-sft" / "model"}
     for name in CAUSAL:
         under, merged = weights(anchor.get(name, out / "improver-sft" / "model")), weights(out / name / "model")
-        assert (out / name / "adapter" / "adapter_model.safetensors").is_file()
         for key, weight in under.items():
             if "_proj" not in key:
                 assert torch.equal(merged[key], weight), f"{name}: {key}"
             elif (difference := merged[key] - weight).abs().max() > 0:
                 values = torch.linalg.svdvals(difference.double())
                 assert (values[4:] < 1e-5).all(), f"{name}: {key}"
-        over = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / name / "model" / OVER_BASE)
+        over = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / name / "model")
         for key, weight in over.merge_and_unload().state_dict().items():
             torch.testing.assert_close(merged[key], weight, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
     for name in ("reward", "judge", "gap"):
@@ -199,7 +205,7 @@ def test_every_stage_runs(bases, tmp_path, family, lora, quantize):
     data = write_pairs(tmp_path / "pairs.jsonl")
     run_recipe(recipe(base, data, lora, quantize), out)
     check_stages(out)
-    check_checkpoints(out)
+    check_checkpoints(out, lora)
     check_learning(out, base)
     check_anchor(out)
     check_references(out)
@@ -234,6 +240,17 @@ def test_adapters_beside_modules_that_are_not_there_are_refused_before_anything_
     tree = recipe(bases("llama3"), write_pairs(tmp_path / "pairs.jsonl"), lora=True).model_dump()
     tree["peft"]["target_modules"] = targets
     with pytest.raises(InputError, match=rf"peft\.target_modules: found {re.escape(named)}, which no .*q_proj"):
+        run_recipe(Recipe.of(tree, "tiny"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_an_embedding_that_is_also_the_head_is_refused(bases, tmp_path):
+    """Merged, it would change the head, which is not what was trained."""
+    tree = recipe(bases("qwen3"), write_pairs(tmp_path / "pairs.jsonl"), lora=True).model_dump()
+    tree["peft"]["target_modules"] = ["q_proj", "embed_tokens"]
+    with pytest.raises(
+        InputError, match=r"peft\.target_modules: found embed_tokens, the embedding of .* also its head"
+    ):
         run_recipe(Recipe.of(tree, "tiny"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -1,11 +1,14 @@
 """A model in vLLM as an engine, by vLLM's own continuous batching. Needs the extra ``vllm``."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from pitlm.core.nouns import Answer
 from pitlm.engines.engine import Engine, Finished, ModelSource, WriteRequest
 from pitlm.models.generators import WRITERS, Generator
+from pitlm.models.loading import load_model, save
+from pitlm.models.lora import is_adapter
 
 WAITING = 512
 """The engine asks for requests until this many are pending."""
@@ -30,9 +33,18 @@ class VLLMEngine(Engine):
 
     @classmethod
     def open(cls, source: ModelSource) -> Self:
-        """Let vLLM load the checkpoint in ``source.folder``; how much it runs at once, vLLM decides."""
+        """Let vLLM load the checkpoint in ``source.folder``, an adapter as a merged copy that is then deleted.
+
+        How much runs at once, vLLM decides.
+        """
         assert source.folder is not None
-        return cls(WRITERS[source.kind].from_pretrained(source.folder, weights=False), source.folder)
+        model = WRITERS[source.kind].from_pretrained(source.folder, weights=False)
+        if not is_adapter(source.folder):
+            return cls(model, source.folder)
+        with TemporaryDirectory() as folder:  # vLLM reads the weights now
+            whole = load_model(source.folder, model.tokenizer, str(model.model.dtype).removeprefix("torch."))
+            save(whole, model.tokenizer, model.card, Path(folder))
+            return cls(model, Path(folder))
 
     @property
     def pending(self) -> int:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +15,13 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import RLSection, TrainSection
 from pitlm.io.atomic import write_text
 from pitlm.method.setting import Workbench
 from pitlm.method.watch import MetricsWriter, ProgressBar
-from pitlm.models.adapters import save_over_base
 from pitlm.models.loading import save
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
@@ -145,16 +145,17 @@ def make_trainer(kind: Callable[..., AnyTrainer], model: PreTrainedModel, bench:
     """One of TRL's trainers for the model of a stage, silent, with an adapter where the recipe has LoRA."""
     trainer = kind(model=model, processing_class=bench.tokenizer, peft_config=bench.lora(), **given)
     trainer.remove_callback(PrinterCallback)
+    if isinstance(trainer.model, PeftModel):
+        # Where a token was added to the base, PEFT would put the embedding into each checkpoint. It is not trained.
+        trainer.model.save_pretrained = partial(trainer.model.save_pretrained, save_embedding_layers=False)
     return trainer
 
 
 def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) -> dict[str, float]:
     """Train and save the model. Resumes from the last whole checkpoint; a finished model is not trained again.
 
-    With LoRA, ``model`` has the adapter merged, so that every engine can load it. Beside the merged weights lies the
-    adapter over the base of the run, so that the models of a run can share the base in memory. ``adapter`` has the
-    adapter over the weights that the stage started from, so that a later stage can train it further. Once the model is
-    saved, the checkpoints are deleted: their optimizer states are larger than the model.
+    With LoRA, ``model`` has only the adapter over the base of the run. Once the model is saved, the checkpoints are
+    deleted: their optimizer states are larger than the model.
 
     Args:
         more: further callbacks, called after those that every stage has.
@@ -198,21 +199,12 @@ def finished_metrics(folder: Path) -> dict[str, float] | None:
 
 
 def _save(trainer: Trainer, bench: Workbench) -> None:
-    """Write model and adapter, on the main process. All processes gather sharded weights there."""
-    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    """Write the model, or its adapter, on the main process. All processes gather sharded weights there."""
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    if not trainer.is_world_process_zero():
-        return
-    if isinstance(model, PeftModel):
-        model.save_pretrained(bench.folder / "adapter", selected_adapters=["default"], state_dict=state)
-        save_over_base(bench.folder / "adapter", bench.start, bench.model_folder)
-        if sharded or bench.quantize:  # a shard cannot be merged, and four bits would be rounded again
-            unset_hf_deepspeed_config()  # otherwise the base would be sharded as well
-            base = bench.load(quantized=False)
-            model, state = PeftModel.from_pretrained(base, bench.folder / "adapter"), None
-        model = model.merge_and_unload()
-    save(model, bench.tokenizer, bench.card, bench.model_folder, state)
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save(model, bench.tokenizer, bench.card, bench.model_folder, state, bench.start if bench.peft else None)
 
 
 def last_whole_checkpoint(folder: Path, *, delete: bool) -> Path | None:

@@ -80,7 +80,7 @@ def _reinforce(run: Setting, stage: CurriculumStage, references: Sequence[Refere
         run.bench(folder, start, "improver"),
         title=f"RL stage {stage.number} ({stage.source})",
         anchor=anchor,
-        adapter=run.root / previous / "adapter" if previous and lora else None,
+        adapter=run.model(previous) if previous and lora else None,
         probe=_probe(run, stage, bases),
     )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -29,6 +29,7 @@ from pitlm.method.rl_step import SharedPromptRLOOTrainer
 from pitlm.method.setting import Workbench
 from pitlm.method.watch import Conversation, HeldOutProbe, Probe
 from pitlm.models.loading import load_model
+from pitlm.models.lora import last_trained
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def train_rl(
             the improver.
         reward: scores sampled answers, in batches.
         anchor: the SFT checkpoint of the KL term.
-        adapter: with LoRA, the adapter to train further; ``bench.start`` is then the anchor itself.
+        adapter: with LoRA, the checkpoint whose adapter is trained further; ``bench.start`` is then the anchor itself.
         probe: a quality to measure on the samples and on held-out items.
 
     Returns:
@@ -74,8 +75,8 @@ def train_rl(
         train_dataset=_in_order(conversations, section, bench),
         reward_funcs=sample_reward(reward, bench, section.truncated_penalty, probe),
     )
-    if adapter is not None:
-        set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
+    if adapter is not None and bench.peft is not None:
+        set_peft_model_state_dict(trainer.model, last_trained(adapter, bench.peft.r))
     watch: list[TrainerCallback] = [AnchorCheck(trainer, anchor, bench)]
     if probe is not None:
         watch.append(HeldOutProbe(trainer, probe, bench, section))

@@ -53,15 +53,14 @@ class Workbench:
         """How the weights under the adapter are held while the adapter trains."""
         return self.peft.quantize if self.peft else None
 
-    def load(self, *, quantized: bool = True) -> PreTrainedModel:
+    def load(self) -> PreTrainedModel:
         """The model to train: one that writes or one that scores, as the card says.
 
         A new score head or adapter is drawn from the stage's own seed. Otherwise it would depend on what the process
         did before, and a run that was interrupted here would end elsewhere.
         """
         set_seed(self.seed)
-        quantize = self.quantize if quantized else None
-        return load_model(self.start, self.tokenizer, self.dtype, quantize, writes=self.card.writes)
+        return load_model(self.start, self.tokenizer, self.dtype, self.quantize, writes=self.card.writes)
 
     def lora(self) -> LoraConfig | None:
         """The adapter's configuration; a reward head is trained and saved in full beside the adapter."""

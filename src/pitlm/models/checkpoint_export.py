@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig
 
 from pitlm.data.template import served_template
-from pitlm.models.adapters import CONFIG, OVER_BASE, WEIGHTS, base_name
-from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save
+from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save, special_ids
+from pitlm.models.lora import CONFIG, WEIGHTS, base_name
 
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
@@ -43,14 +43,13 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
     Returns:
         The base by path or hub name, and the adapter's rank.
     """
-    over = source / OVER_BASE
     tokenizer = _tokenizer(source, card)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, WEIGHTS):
-        shutil.copyfile(over / name, folder / name)
+        shutil.copyfile(source / name, folder / name)
     tokenizer.save_pretrained(folder)
     card.save(folder)
-    rank: int = json.loads((over / CONFIG).read_text(encoding="utf-8"))["r"]
+    rank: int = json.loads((source / CONFIG).read_text(encoding="utf-8"))["r"]
     return base_name(source), rank
 
 
@@ -65,9 +64,7 @@ def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary:
         **{"do_sample": False, **how},
         top_p=1.0,
         max_new_tokens=card.max_new_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_ids(tokenizer),
     )
 
 

@@ -1,6 +1,6 @@
 """Reward models that others have trained: any sequence-classification checkpoint with one logit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS
 from pitlm.models.loading import device, loading
+from pitlm.models.trees import batches
 
 TOKENS_PER_BATCH = 8_192
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -89,7 +90,7 @@ class ForeignRewardModel:
         """r(x, y) of each pair, float32 on the CPU; shape (len(prompts),). NaN where a pair is longer than it reads."""
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         scores = torch.full((len(rows),), torch.nan)
-        for batch in self._batches([len(row["input_ids"]) for row in rows]):
+        for batch in self._batches([row["input_ids"] for row in rows]):
             if len(batch) == 1:
                 inputs = BatchEncoding({name: [ids] for name, ids in rows[batch[0]].items()}, tensor_type="pt")
             else:
@@ -105,19 +106,13 @@ class ForeignRewardModel:
             self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **CHAT_TEMPLATE_ARGUMENTS)
         )
 
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+    def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[int]]:
         """Rows of like length together; one by one where the model does not know which token is padding."""
         pad = self.tokenizer.pad_token_id
         together = pad is not None and pad == self.model.config.get_text_config().pad_token_id
-        batches: list[list[int]] = []
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if self.longest is not None and lengths[index] > self.longest:
-                break
-            if together and batches and (len(batches[-1]) + 1) * lengths[index] <= TOKENS_PER_BATCH:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-        return batches
+        fitting = [i for i, row in enumerate(rows) if self.longest is None or len(row) <= self.longest]
+        for batch in batches([rows[i] for i in fitting], TOKENS_PER_BATCH if together else 0):
+            yield [fitting[i] for i in batch]
 
 
 def _question(prompt: Prompt) -> str:

@@ -39,8 +39,7 @@ class Piece(NamedTuple):
     path: Ints
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Pieces that attend in one call. Without ``allowed_nQK`` the queries are the keys, and attention is causal."""
 
     queries_nQ: Tensor
@@ -131,13 +130,12 @@ class Forest:
             for number, at, b in together:
                 begins[number, at] = total
                 total += b.queries_nQ.numel()
+            masks = [b.allowed_nQK for _, _, b in together if b.allowed_nQK is not None]
             blocks.append(
                 Block(
                     torch.cat([b.queries_nQ + starts[number] for number, _, b in together]),
                     torch.cat([b.keys_nK + starts[number] for number, _, b in together]),
-                    None
-                    if together[0][2].allowed_nQK is None
-                    else torch.cat([b.allowed_nQK for _, _, b in together if b.allowed_nQK is not None]),
+                    torch.cat(masks) if masks else None,
                 )
             )
         orders = []
@@ -158,18 +156,11 @@ class Forest:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        return replace(
-            self,
-            input_ids_1T=move(self.input_ids_1T),
-            position_ids_1T=move(self.position_ids_1T),
-            last_R=move(self.last_R),
-            order_T=move(self.order_T),
-            blocks=tuple(
-                Block(move(b.queries_nQ), move(b.keys_nK), None if b.allowed_nQK is None else move(b.allowed_nQK))
-                for b in self.blocks
-            ),
-            masks={},
-        )
+        moved: dict[str, Any] = {
+            name: move(getattr(self, name)) for name in ("input_ids_1T", "position_ids_1T", "last_R", "order_T")
+        }
+        blocks = tuple(Block._make(part if part is None else move(part) for part in block) for block in self.blocks)
+        return replace(self, **moved, blocks=blocks, masks={})
 
     def mask(self, number: int, dtype: torch.dtype, window: int | None) -> Tensor | None:
         """The mask that is added to a block's attention scores, (n or 1, 1, Q, K); None for plain causal attention."""

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +19,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +30,8 @@ from pitlm.core.recipe import Quantization
 from pitlm.data.template import PLAIN_CHAT_TEMPLATE, check_template
 from pitlm.io.atomic import write_text
 from pitlm.models.gguf import converted
+from pitlm.models.lora import base_name, is_adapter, merged, save_adapter
+from pitlm.models.quantization import check_quantization, keep_gradients, quantization
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
 
@@ -162,55 +162,66 @@ def load_model(
     *,
     writes: bool = True,
 ) -> PreTrainedModel:
-    """A model fitted to the tokenizer (pad id, size of the embedding).
+    """A model fitted to the tokenizer (pad id, size of the embedding); an adapter is merged into its base.
 
     Args:
-        quantize: how the matrices of the layers are held; embedding, head and norms keep their dtype.
+        quantize: how the matrices of the layers are held; embedding, head and norms keep their dtype. An adapter is
+            merged before.
         writes: load a causal language model; otherwise a sequence-classification model with one logit, whose head is
             new where the checkpoint has none.
 
     Raises:
-        InputError: nothing loadable there, or the library for the quantization is missing.
+        InputError: nothing loadable there, the base of an adapter is gone, or the library for the quantization is
+            missing.
     """
     check_quantization(quantize)
-    auto, options = AutoModelForCausalLM, dict[str, Any]()
-    if not writes:
-        auto, options = AutoModelForSequenceClassification, {"num_labels": 1}
+    auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    options: dict[str, Any] = {} if writes else {"num_labels": 1}
+    source: str | None = str(checkpoint_of(path))
+    if is_adapter(path):
+        whole = merged(load_model(base_name(path), tokenizer, dtype, writes=writes), Path(path))
+        if quantize is None:
+            return whole
+        auto, source, options = type(whole), None, {"config": whole.config, "state_dict": whole.state_dict()}
     if quantize is not None:
-        # The settings of QLoRA's paper (arXiv:2305.14314): the constants of each block in 8 bits, too.
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantize,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        options["quantization_config"] = quantization(quantize, dtype)
     with loading(path, "model"):
         model: PreTrainedModel = auto.from_pretrained(
-            str(checkpoint_of(path)),
+            source,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
             **options,
         )
-    for module in model.modules() if quantize is not None else ():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # After one evaluation on a CPU, bitsandbytes packs the weights for a kernel without gradient, and training
-            # would then silently use that kernel.
-            module.support_avx512bf16_for_cpu = False
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        _grow(model, len(tokenizer))
+    if quantize is not None:
+        keep_gradients(model)
+    _fit(model, tokenizer)
+    if not writes:
+        enable_trees(model)
+    return model
+
+
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model the ids of the tokenizer. A token that is new to the model gets the mean of the old weights.
+
+    Nothing is drawn, so each loading of a base gives the same model.
+    """
+    old, new = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    if new > old:
+        model.resize_token_embeddings(new, mean_resizing=False)
+        with torch.no_grad():
+            for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+                layer.weight[old:] = layer.weight[:old].mean(0, dtype=torch.float32).to(layer.weight.dtype)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
         # Not the base's own: its penalties and further end tokens would make RL and inference sample differently.
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    if not writes:
-        enable_trees(model)
-    return model
+        model.generation_config = GenerationConfig(**special_ids(tokenizer))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The ids of a tokenizer that a model's configuration names, under the names that they have there."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:
@@ -223,27 +234,6 @@ def load_shape(path: str | Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(str(checkpoint_of(path)), trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
-
-
-def check_quantization(quantize: Quantization | None) -> None:
-    """Check that the library for this quantization is installed, before any time is spent.
-
-    Raises:
-        InputError: the library is missing.
-    """
-    if quantize is not None and find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"peft.quantize: found {quantize}, expected bitsandbytes installed: pip install 'pitlm[qlora]'"
-        )
-
-
-def _grow(model: PreTrainedModel, size: int) -> None:
-    """Add tokens with the mean of the old weights. Nothing is drawn, so each loading of a base gives the same model."""
-    old = model.get_input_embeddings().num_embeddings
-    model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            layer.weight[old:] = layer.weight[:old].mean(0, dtype=torch.float32).to(layer.weight.dtype)
 
 
 @contextmanager
@@ -260,18 +250,24 @@ def first_line(error: Exception) -> str:
 
 
 def save(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     card: Card,
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
+    start: Path | None = None,
 ) -> None:
     """Write one loadable checkpoint: safetensors, tokenizer with its chat template, card.
 
     Args:
         weights: whole weights, where the model's own are sharded over processes.
+        start: the checkpoint under the adapter that a model was trained with; of such a model only the adapter is
+            written.
     """
-    model.save_pretrained(folder, state_dict=weights)
+    if start is None:
+        model.save_pretrained(folder, state_dict=weights)
+    else:
+        save_adapter(model, Path(checkpoint_of(start)), folder, weights)
     tokenizer.save_pretrained(folder)
     card.save(folder)
 

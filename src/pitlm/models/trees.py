@@ -151,7 +151,7 @@ def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batc
     scores = torch.zeros(len(rows))
     was_training = model.training
     model.eval()
-    for chosen in _batches(rows, tokens_per_batch, trees=reads_trees(model)):
+    for chosen in batches(rows, tokens_per_batch, trees=reads_trees(model)):
         scores[chosen] = score_tree(model, Forest.of([rows[i] for i in chosen])).float().cpu()
     model.train(was_training)
     return scores
@@ -176,8 +176,12 @@ def score_groups(model: PreTrainedModel, groups: Sequence[Sequence[list[int]]]) 
     return found
 
 
-def _batches(rows: Sequence[list[int]], tokens: int, *, trees: bool) -> Iterator[list[int]]:
-    """Rows whose tokens fit into a budget: as trees, neighbours by what they begin with; else rows of like length."""
+def batches(rows: Sequence[list[int]], tokens: int, *, trees: bool = False) -> Iterator[list[int]]:
+    """Places of rows whose tokens fit into a budget: neighbours by what they begin with, or rows of like length.
+
+    Args:
+        trees: rows are read as trees; otherwise padded to one length.
+    """
     batch: list[int] = []
     used, before = 0, list[int]()
     for index in sorted(range(len(rows)), key=rows.__getitem__ if trees else lambda i: len(rows[i])):

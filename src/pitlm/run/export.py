@@ -24,9 +24,9 @@ from pitlm.data.readers import check_outside
 from pitlm.io.atomic import atomic_folder, write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT
 from pitlm.loop.calibration import CALIBRATION_FILE, load_calibrations
-from pitlm.models.adapters import CONFIG, OVER_BASE, base_name
 from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature
 from pitlm.models.loading import Card, Kind, quiet
+from pitlm.models.lora import CONFIG, base_name, is_adapter
 from pitlm.report.pages import Origin, model_card
 from pitlm.run.folder import stage_record, stage_result, stored_recipe
 from pitlm.run.results import data_line, run_report
@@ -49,7 +49,7 @@ class Source:
             model: which model of a run; by default the improver.
 
         Raises:
-            InputError: none of the three, an adapter alone, a stage that is not done, a run without evaluation, or
+            InputError: none of the three, an exported adapter, a stage that is not done, a run without evaluation, or
                 ``model`` beside something other than a run.
         """
         if not folder.is_dir():
@@ -70,7 +70,7 @@ class Source:
                 f"{folder}: found neither recipe.json, stage.json nor pit.json, "
                 "expected the folder of a run, of a stage or of a model"
             )
-        if (here / CONFIG).is_file():
+        if (here / CONFIG).is_file() and not (here / "config.json").is_file():
             raise InputError.at(folder, found="an adapter that was exported", expected="whole weights, or its run")
         return cls(here, card)
 
@@ -133,10 +133,10 @@ def deliver(
 
 def _check_adapter(model: Path, *, on_hub: bool) -> None:
     """Refuse an adapter that does not exist, or whose base is a folder that people on the hub do not have."""
-    if not (model / OVER_BASE).is_dir():
+    if not is_adapter(model):
         raise InputError(
-            f"--adapter: found none over the run's base in {model}, expected a model that was trained with "
-            "LoRA (not of its embeddings); leave out --adapter"
+            f"--adapter: found none over the run's base in {model}, expected a model that was trained with LoRA; "
+            "leave out --adapter"
         )
     if on_hub and Path(base := base_name(model)).is_absolute():
         raise InputError(

@@ -152,15 +152,22 @@ def _check_models(context: Context, longest: int) -> None:
         raise InputError(f"model.reward_base: found {base}, whose vocabulary is not that of {start}, expected the same")
     if peft is None or peft.target_modules == "all-linear":
         return
-    names = [name for name, _ in shape.named_modules()]
+    modules = dict(shape.named_modules())
+    embedding = [shape.get_input_embeddings(), shape.get_output_embeddings()]
     asked = peft.target_modules  # as PEFT reads them: a pattern of whole names, or a list of what they end with
     wanted = {asked: asked} if isinstance(asked, str) else {end: rf"(.*\.)?{re.escape(end)}" for end in asked}
     for written, pattern in wanted.items():
-        if not any(re.fullmatch(pattern, name) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names if name.endswith(("_proj", "_fc", "_attn"))})
+        found = [module for name, module in modules.items() if re.fullmatch(pattern, name)]
+        if not found:
+            known = sorted({name.rpartition(".")[2] for name in modules if name.endswith(("_proj", "_fc", "_attn"))})
             raise InputError(
                 f"peft.target_modules: found {written}, which no module of {start} is called, expected"
                 f" all-linear, or of these: {', '.join(known)}"
+            )
+        if shape.config.get_text_config().tie_word_embeddings and any(module in embedding for module in found):
+            raise InputError(  # PEFT trains one of the two, and merges the adapter into both
+                f"peft.target_modules: found {written}, the embedding of {start}, which is also its head, expected"
+                " modules of the layers"
             )
 
 
