@@ -24,14 +24,12 @@ from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
 from pitlm.cli.options import FILE, json_option, section_options, write_figures
-from pitlm.core.errors import InputError
 from pitlm.core.section import Fraction, PositiveInt, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pitlm.core.evaluation_section import JudgeSection
-    from pitlm.evaluate.summary import AnswerFigures
     from pitlm.evaluate.verdict_files import Annotation
 
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
@@ -86,36 +84,21 @@ def evaluate(
     if not sources:
         if wanted is None:
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
-        _print_plan(wanted)
-        return
+        return _print_plan(wanted)
 
     from pitlm.evaluate.summary import summarise
     from pitlm.evaluate.verdict_files import write_annotations
     from pitlm.report.terminal import print_summary
+    from pitlm.run.results import read_sources
 
-    annotations, answered = _read(sources) if options is None else (_judged(sources, output, options, force), None)
+    annotations, known = read_sources(sources) if options is None else (_judged(sources, output, options, force), None)
     rows = [annotation.row for annotation in annotations]
-    summary = summarise(rows, baseline=baseline, answered=answered, wanted=wanted, **statistics.model_dump())
+    summary = summarise(rows, baseline=baseline, answered=known, wanted=wanted, **statistics.model_dump())
     print_summary(summary)
     write_figures(json_file, summary.as_dict())
     if alpaca is not None:
         write_annotations(alpaca, annotations)
         click.echo(f"{len(annotations):,} annotations written to {alpaca}")
-
-
-def _read(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures] | None]:
-    """The verdicts of files and of at most one run, and what the run knows of its systems beside them."""
-    from pitlm.evaluate.verdict_files import read_verdicts
-
-    files, answered = list(sources), None
-    runs = [index for index, source in enumerate(sources) if source.is_dir()]
-    if len(runs) > 1:
-        raise InputError.at(sources[runs[1]], found="a second run", expected="one; each run has its own items")
-    for index in runs:
-        from pitlm.run.results import run_verdicts
-
-        files[index], answered = run_verdicts(sources[index])
-    return read_verdicts(files), answered
 
 
 def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, force: bool) -> list[Annotation]:

@@ -123,12 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         error.show()
         code = error.exit_code
     except click.Abort as error:
-        ended = isinstance(error.__cause__, EOFError)
-        told = (
-            "Error: no answer: the input has ended." if ended else "Interrupted; run the same command again to go on."
-        )
-        click.echo(told, err=True)
-        code = 1 if ended else 130
+        if isinstance(error.__cause__, EOFError):  # no verb asks a person, so this is a fault of ours
+            raise
+        click.echo("Interrupted; run the same command again to go on.", err=True)
+        code = 130
     except BrokenPipeError:
         # Discard the rest of the output, so that the interpreter's own flush at exit raises no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -242,9 +242,8 @@ class ItemDraws:
         """
         finite = np.asarray(draws, dtype=np.float64)
         finite = finite[np.isfinite(finite)]
-        if finite.size == 0:
-            return Interval(estimate, math.nan, math.nan, self.confidence)
-        low, high = np.quantile(finite, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        tails = [(1 - self.confidence) / 2, (1 + self.confidence) / 2]
+        low, high = np.quantile(finite, tails) if finite.size else (math.nan, math.nan)
         return Interval(estimate, float(low), float(high), self.confidence)
 
 

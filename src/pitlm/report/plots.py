@@ -37,6 +37,7 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "errorbar.capsize": 3,
     "figure.facecolor": "none",
     "font.size": 9,
     "grid.linewidth": 0.6,
@@ -75,17 +76,10 @@ def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup
     for number, (name, intervals) in enumerate(shown.items()):
         # A little apart, or the intervals of equal systems would hide one another.
         shift = 0.06 * (number - (len(shown) - 1) / 2)
-        axes.errorbar(
-            [round_ + shift for round_ in range(len(intervals))],
-            [interval.estimate for interval in intervals],
-            yerr=_arms(intervals),
-            label=_label(name),
-            color=SERIES[number % len(SERIES)],
-            linestyle=_LINES[number % len(_LINES)],
-            marker=_MARKERS[number % len(_MARKERS)],
-            markersize=4,
-            capsize=3,
-        )
+        rounds = [round_ + shift for round_ in range(len(intervals))]
+        means = [interval.estimate for interval in intervals]
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.errorbar(rounds, means, _arms(intervals), label=_label(name), marker=marker, markersize=4, **_line(number))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round (0 = original)")
     return _panel(figure, f"{judge} by improvement round")
@@ -101,11 +95,11 @@ def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
     figure, axes = _figure(4.9, 2.7 + 0.15 * len(groups))
     for number, (name, values) in enumerate(groups.items()):
-        colour, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
+        line = _line(number)
         weights = np.full(len(values), 1 / len(values))
         label = f"{_label(name)}: {np.mean(values > 0):.0%} above 0"
-        axes.hist(values, edges, weights=weights, color=colour, alpha=0.18)
-        axes.hist(values, edges, weights=weights, histtype="step", edgecolor=colour, linestyle=line, label=label)
+        axes.hist(values, edges, weights=weights, color=line["color"], alpha=0.18)
+        axes.hist(values, edges, weights=weights, histtype="step", label=label, **line)
     axes.axvline(0, color="black", linewidth=1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("gap to the original (0 = no better)")
@@ -131,8 +125,8 @@ def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, 
     """A dot with its interval for each name, one below the other."""
     figure, axes = _figure(4.9, 0.5 + 0.42 * len(names))
     dots = [interval.estimate for interval in intervals]
-    bar: dict[str, Any] = {"color": SERIES[0], "markersize": 5, "capsize": 3, "elinewidth": 1.5}
-    axes.errorbar(dots, range(len(names)), xerr=_arms(intervals), fmt="o", **bar)
+    rows, arms = range(len(names)), _arms(intervals)
+    axes.errorbar(dots, rows, xerr=arms, fmt="o", color=SERIES[0], markersize=5, elinewidth=1.5)
     # Names above their dots rather than beside the axis leave the whole width to the data.
     patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     for row, name in enumerate(names):
@@ -143,6 +137,11 @@ def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, 
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     return figure, axes
+
+
+def _line(number: int) -> dict[str, Any]:
+    """How the line of one of several series looks."""
+    return {"color": SERIES[number % len(SERIES)], "linestyle": _LINES[number % len(_LINES)]}
 
 
 def _arms(intervals: Sequence[Interval]) -> list[list[float]]:

@@ -16,7 +16,7 @@ from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import AnswerFigures, Difference, SystemFigures, summarise
-from pitlm.evaluate.verdict_files import read_verdicts
+from pitlm.evaluate.verdict_files import Annotation, read_verdicts
 from pitlm.io.atomic import read_json_lines
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT
 from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
@@ -35,10 +35,23 @@ def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
     """
     stored_recipe(root)
     stage_result(root, "evaluation")
-    verdicts = root / "evaluation" / "verdicts.jsonl"
-    if not verdicts.is_file():
-        raise InputError.at(verdicts, found="no such file", expected="the verdicts of a run of this version")
-    return verdicts, answered(read_json_lines(verdicts.with_name("items.jsonl")))
+    folder = root / "evaluation"
+    return folder / "verdicts.jsonl", answered(read_json_lines(folder / "items.jsonl"))
+
+
+def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures] | None]:
+    """The verdicts of files and of at most one run, and what the run knows of its systems beside them.
+
+    Raises:
+        InputError: a second run, a run without evaluation, or a file that holds no verdicts.
+    """
+    files, known = list(sources), None
+    runs = [index for index, source in enumerate(sources) if source.is_dir()]
+    if len(runs) > 1:
+        raise InputError.at(sources[runs[1]], found="a second run", expected="one; each run has its own items")
+    for index in runs:
+        files[index], known = run_verdicts(sources[index])
+    return read_verdicts(files), known
 
 
 def answered(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
