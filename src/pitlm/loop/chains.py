@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pitlm.core.nouns import Advance, Improvement, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe import LoopSection
@@ -77,22 +78,16 @@ def play(
 ) -> dict[str, list[list[Trace]]]:
     """ "Always accept" on sets of first answers, by scorer; shows a progress bar over the rounds of all items.
 
-    With one proposal a round no scorer has a choice, so the rounds are played once for all scorers.
+    With one proposal a round no scorer has a choice, so the rounds are played once, and then scored by each scorer.
     """
-    played: dict[str, list[list[Trace]]] = {}
     shared = settings.proposals == 1
-    with progress_bar(
-        "calibrating", (1 if shared else len(scorers)) * settings.rounds * sum(map(len, sets))
-    ) as advance:
-        for name, gap in scorers.items():
-            if played and shared:
-                played[name] = [rescored(traces, gap) for traces in next(iter(played.values()))]
-                continue
-            played[name] = [
-                always_accept(answers, improver=improver, gap=gap, settings=settings, seed=seed, advance=advance)
-                for answers in sets
-            ]
-    return played
+    rounds = settings.rounds * sum(map(len, sets))
+    with progress_bar("calibrating", rounds if shared else rounds * len(scorers)) as advance:
+        chain = partial(always_accept, improver=improver, settings=settings, seed=seed, advance=advance)
+        if not shared:
+            return {name: [chain(answers, gap=gap) for answers in sets] for name, gap in scorers.items()}
+        played = [chain(answers, gap=Unmeasured()) for answers in sets]
+    return {name: [rescored(traces, gap) for traces in played] for name, gap in scorers.items()}
 
 
 def incumbents(trace: Trace) -> list[str]:

@@ -140,17 +140,9 @@ class Loop:
         return Trace(self.prompt, self.original, tuple(self.rounds), self.reason, tokens, read, cost)
 
 
-def improve(
-    prompt: AnyPrompt,
-    response: str,
-    *,
-    improver: Proposer | Refiner,
-    gap: GapScorer,
-    seed: int = 0,
-    **settings: Any,
-) -> Trace:
-    """Improve one response; see :func:`improve_many`."""
-    return improve_many([Prompt.of(prompt)], [response], improver=improver, gap=gap, seed=seed, **settings)[0]
+def improve(prompt: AnyPrompt, response: str, *, improver: Proposer | Refiner, gap: GapScorer, **more: Any) -> Trace:
+    """Improve one response; ``more`` are the seed and the settings, as in :func:`improve_many`."""
+    return improve_many([Prompt.of(prompt)], [response], improver=improver, gap=gap, **more)[0]
 
 
 def improve_many(
