@@ -107,16 +107,15 @@ class Gate:
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdecimal():
             raise ApiError(400, "invalid_request", "The length of the body is no number.")
-        parts, read, size, more = [], 0, int(announced), True
+        body, size, more = bytearray(), int(announced), True
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while more and size <= self.largest:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "gone", "The client went away.")
-                    parts.append(message.get("body", b""))
-                    read += len(parts[-1])
-                    size = max(size, read)
+                    body += message.get("body", b"")
+                    size = max(size, len(body))
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, "request_timeout", "The request's body did not arrive in time.") from error
@@ -124,7 +123,7 @@ class Gate:
             # The rest of the body is not read, so no other request can follow on this connection.
             words = f"The request is larger than the {self.largest} bytes that are taken."
             raise ApiError(413, "request_too_large", words, headers=[(b"connection", b"close")])
-        return b"".join(parts)
+        return bytes(body)
 
     async def _counted(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         """Work on a request, and count it from the arrival of its body to the end of the work.

@@ -18,7 +18,6 @@ from pitlm.io.named_parts import find_part
 if TYPE_CHECKING:
     from pitlm.loop.systems import Systems
 
-GROUP = "pitlm.baselines"
 BASELINES = {
     "resample": "pitlm.loop.baselines.own_baselines:RESAMPLE",
     "before-rlhf": "pitlm.loop.baselines.own_baselines:BEFORE_RLHF",
@@ -88,7 +87,7 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
     named = recipe.evaluation.baselines
     titles, chosen = {ORIGINAL, PIT}, []
     for name in BASELINES if named is None else named:
-        baseline = find_part(GROUP, BASELINES, name, where="evaluation.baselines")
+        baseline = find_part("pitlm.baselines", BASELINES, name, where="evaluation.baselines")
         if baseline.needs is not None and getattr(recipe, baseline.needs) is None:
             if named is None:
                 continue
