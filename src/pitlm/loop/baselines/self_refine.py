@@ -19,7 +19,7 @@ from typing import Protocol
 from pydantic import field_validator, model_validator
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Advance, Answer, Message, Prompt, Round, StopReason, Trace
+from pitlm.core.nouns import Answer, Message, Prompt, Round, StopReason, Trace
 from pitlm.core.recipe_file import read_tree
 from pitlm.core.section import Section
 
@@ -169,7 +169,6 @@ def self_refine(
     best: bool = False,
     temperature: float = 0.7,
     seed: int = 0,
-    advance: Advance | None = None,
 ) -> list[Trace]:
     """Feedback, then rewrite, until the feedback asks for nothing more or the rounds are spent.
 
@@ -191,18 +190,13 @@ def self_refine(
         raise InputError(f"rounds: found {rounds}, expected at least 1")
     drafts = [_Draft(prompt, [response]) for prompt, response in zip(prompts, responses, strict=True)]
     talk = _Talk(chat, guide, temperature, seed)
+    active = drafts
     for _ in range(rounds):
-        active = [draft for draft in drafts if not draft.satisfied]
         talk.criticise(active)
-        unsatisfied = [draft for draft in active if not draft.satisfied]
-        talk.rewrite(unsatisfied)
-        if advance is not None:
-            advance(len(active) - len(unsatisfied))
-    active = [draft for draft in drafts if not draft.satisfied]
+        active = [draft for draft in active if not draft.satisfied]
+        talk.rewrite(active)
     if best:
         talk.criticise(active, to_score=True)
-    if advance is not None:
-        advance(len(active))
     return [draft.trace(best=best) for draft in drafts]
 
 
