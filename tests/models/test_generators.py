@@ -166,3 +166,20 @@ def test_a_conversation_that_does_not_fit_is_refused(bases, tmp_path):
     policy = Policy.from_pretrained(generator_checkpoint(bases("words"), tmp_path / "policy", "policy"))
     with pytest.raises(InputError, match=r"found a conversation of 30\d tokens, expected at most 248"):
         policy.answer([Prompt.of("it " * 300)], temperature=0.0, seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_likelihoods_are_those_of_the_next_tokens(family, bases, monkeypatch):
+    """Against one unpadded row at a time, token by token."""
+    monkeypatch.setattr("pitlm.models.generators.READ", 3)
+    policy = Policy.of_chat_model(bases(family), max_new_tokens=8)
+    responses = ["it is small", "", "red", "the price of the red lamp is small"]
+    found = policy.likelihoods(PROMPTS, responses)
+    assert found[1] == (0.0, 0)
+    for prompt, response, (total, count) in zip(PROMPTS, responses, found, strict=True):
+        shown, told = policy.encode(prompt), policy.tokenizer.encode(response, add_special_tokens=False)
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([shown + told])).logits[0]
+        each = [torch.log_softmax(logits[len(shown) + at - 1], -1)[token].item() for at, token in enumerate(told)]
+        assert count == len(told)
+        assert total == pytest.approx(sum(each), abs=1e-3)

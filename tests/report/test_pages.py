@@ -65,10 +65,11 @@ def full_summary(text: str = "plain", judges: tuple[str, ...] = ()) -> Summary:
             rows.append(
                 row(f"refine {text}", judge, item, Verdict.LOSS if lost else Verdict.WIN, (0.0 if lost else 2.0, 1.0))
             )
+    criteria = {f"criterion {text}": 0.5}
     known = {
-        "original": AnswerFigures(1.0, 60.0, 0.0, 0.0),
-        f"pit {text}": AnswerFigures(0.125, 57.0, 61.5, 90.0),
-        f"refine {text}": AnswerFigures(0.0, 60.0, 100.0, 90.0),
+        "original": AnswerFigures(1.0, 60.0, 0.0, 0.0, criteria, 12.3),
+        f"pit {text}": AnswerFigures(0.125, 57.0, 61.5, 90.0, criteria, 23.4),
+        f"refine {text}": AnswerFigures(0.0, 60.0, 100.0, 90.0, criteria, 34.5),
     }
     return summarise(rows, answered=known, rank=None, resamples=20)
 
@@ -160,7 +161,16 @@ def test_page_is_well_formed_and_complete(plain: Page) -> None:
     # quality 12 / 10, and the gain of 2 / 10 for 61.5 tokens; length 57 after 60.
     for text in ("+20.0%", "\N{MINUS SIGN}60.0%", "+80.0%", "12.5%", "\N{MINUS SIGN}3.0", "\N{MINUS SIGN}5.0%"):
         assert text in page.text
-    for text in ("1.20", "+0.33", "61.5", "yes", "20.0%[10.0%, 30.0%]", "\N{MINUS SIGN}0.25"):
+    for text in (
+        "1.20",
+        "+0.33",
+        "61.5",
+        "criterion plain",
+        "23.4",
+        "yes",
+        "20.0%[10.0%, 30.0%]",
+        "\N{MINUS SIGN}0.25",
+    ):
         assert text in page.text
     assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 1 + 1 + 2
 

@@ -73,7 +73,7 @@ def test_every_statistic_of_a_run_is_had_from_its_folder(tiny_run: Any, shell: A
     done = shell("evaluate", tiny_run.root, "--json", figures, "--resamples", 100)
     assert done.returncode == 0, done.stderr
     for words in ("Against original, judged by true utility", "p Holm", "at equal lengths", "Between systems",
-                  "Ranking, judged by true utility", "Bradley-Terry", "Elo", "gain / 100"):  # fmt: skip
+                  "Ranking, judged by true utility", "Bradley-Terry", "Elo", "gain / 100", "courtesy"):  # fmt: skip
         assert words in done.stdout
     # The table of the run has the same figures: they are computed from the same rows, by the same function.
     found = {line["system"]: line for line in json.loads(figures.read_text())["systems"]}

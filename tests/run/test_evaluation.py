@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pitlm.core.nouns import Answer, Prompt
@@ -45,6 +47,24 @@ def test_what_a_run_knows_of_its_systems():
     assert known["better"] == AnswerFigures(0.25, answer_tokens=4.0, generated_tokens=25.0, prompt_tokens=50.0)
     assert known["worse"] == AnswerFigures(0.5, answer_tokens=3.25, generated_tokens=0.0, prompt_tokens=0.0)
     assert known[ORIGINAL] == AnswerFigures(1.0, answer_tokens=3.75, generated_tokens=0.0, prompt_tokens=0.0)
+
+
+def test_criteria_and_perplexity_are_means_over_the_answers():
+    likelihoods = {"fair": (-2.0, 1), "good": (-1.0, 2), "bad": (0.0, 0)}
+    known = answered(
+        item_rows(
+            PROMPTS,
+            ANSWERS,
+            len,
+            criteria=lambda texts: [{"short": float(len(text) < 4), "long": 0.0} for text in texts],
+            likelihoods=lambda texts: [likelihoods[text] for text in texts],
+        )
+    )
+    assert known[ORIGINAL].criteria == {"short": 0.25, "long": 0.0}
+    assert known["worse"].criteria == {"short": 0.75, "long": 0.0}
+    # Nats and tokens of two fair answers, a good one and a bad one.
+    assert known[ORIGINAL].perplexity == pytest.approx(math.exp(5 / 4))
+    assert known["better"].perplexity == pytest.approx(math.exp(1 / 2))
 
 
 def test_figures_by_hand(rows):

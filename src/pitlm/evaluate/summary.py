@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any, Unpack
 
@@ -53,12 +53,17 @@ class AnswerFigures:
         copy_rate: share of the answers that equal the original answers of the run.
         answer_tokens: length of an answer.
         generated_tokens, prompt_tokens: what the system generated and read for one item.
+        criteria: what a known truth is made of, by name.
+        perplexity: of all answers under the model that the run started from, without end tokens; None where that model
+            was not pretrained.
     """
 
     copy_rate: float
     answer_tokens: float
     generated_tokens: float
     prompt_tokens: float
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

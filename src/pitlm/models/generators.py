@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
@@ -13,20 +14,27 @@ from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.adapters import Bases, Checkpoint
 from pitlm.models.loading import Card, device, load_tokenizer, window_of
 
+READ = 32
+"""Answers that are read together for their likelihood; their logits are the largest tensor."""
+
+
+def left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token ids that all end in the last column, and the mask of their tokens."""
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids).to(device), torch.tensor(mask).to(device)
+
 
 def write_batch(
     model: PreTrainedModel, rows: Sequence[list[int]], *, pad_token_id: int, eos_token_id: int, **options: Any
 ) -> list[list[int]]:
     """One completion for each row of token ids by the model's own ``generate``; ends with the end token if reached."""
-    width = max(map(len, rows))
+    ids, mask = left_padded(rows, pad_token_id, model.device)
     output = model.generate(
-        input_ids=torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows]).to(model.device),
-        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]).to(model.device),
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_id,
-        **options,
+        input_ids=ids, attention_mask=mask, pad_token_id=pad_token_id, eos_token_id=eos_token_id, **options
     )
-    completions: list[list[int]] = output[:, width:].tolist()
+    completions: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return [ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids for ids in completions]
 
 
@@ -157,6 +165,29 @@ class Policy(Generator):
     ) -> list[Answer]:
         """One answer per prompt."""
         return self._write(prompts, [""] * len(prompts), temperature=temperature, seed=seed, advance=advance)
+
+    @torch.no_grad()
+    def likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[float, int]]:
+        """log M_P(y | x) of each response in nats, and its number of tokens, both without the end token."""
+        shown = encode_prompts(self.tokenizer, [self.conversation(x, "") for x in prompts])
+        told = [encode_completion(self.tokenizer, y)[:-1] for y in responses]
+        found = [(0.0, 0)] * len(told)
+        some = sorted((i for i, ids in enumerate(told) if ids), key=lambda i: len(shown[i]) + len(told[i]))
+        for start in range(0, len(some), READ):
+            own = some[start : start + READ]
+            ids, mask = left_padded([shown[i] + told[i] for i in own], self.tokenizer.pad_token_id, self.model.device)
+            kept = max(len(told[i]) for i in own)
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                logits_to_keep=kept + 1,
+            )
+            logp_BTV = torch.log_softmax(output.logits[:, :-1].float(), -1)
+            logp_BT = logp_BTV.gather(2, ids[:, -kept:, None])[..., 0]
+            for i, logp_T in zip(own, logp_BT, strict=True):
+                found[i] = logp_T[-len(told[i]) :].sum().item(), len(told[i])
+        return found
 
 
 class Improver(Generator):

@@ -30,6 +30,7 @@ def print_report(report: Report) -> None:
             console.print()
             console.print(_table(_ANSWERED, _answered(summary.by(judge)), title=title))
         _print_agreement(console, summary.agreement)
+        _print_criteria(console, summary.by(report.judge))
     health = [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]
     console.print(_table(("figure", "value", "95%"), health, title="Health of R_PIT"))
     answers = [
@@ -131,6 +132,7 @@ def _print_systems(console: Console, summary: Summary, judge: str) -> None:
     _print(console, title, headings[shown], [row[shown] for row in rates])
     costs = [(name, *own) for name, _, _, _, _, *own in _answered(lines)]
     _print(console, f"Quality, and the tokens of each answer{by}", (_ANSWERED[0], *_ANSWERED[5:]), costs)
+    _print_criteria(console, lines)
 
 
 _ANSWERED = ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens", "gain / 100")
@@ -147,6 +149,22 @@ def _answered(systems: Iterable[SystemFigures]) -> Rows:
             costs = (quality, copies, f"{s.answered.generated_tokens:.1f}", gain)
             rows.append((s.system, *_shares(s, "win", "tie", "loss"), points(s.delta), *costs))
     return rows
+
+
+def _print_criteria(console: Console, systems: Sequence[SystemFigures]) -> None:
+    """Print the means of what a known truth is made of, and the perplexity under the start model."""
+    known = [(s.system, s.answered) for s in systems if s.answered is not None]
+    names = list(known[0][1].criteria) if known else []
+    rows = [
+        (
+            name,
+            *(f"{own.criteria[key]:.2f}" for key in names),
+            "-" if own.perplexity is None else f"{own.perplexity:.1f}",
+        )
+        for name, own in known
+        if names or own.perplexity is not None
+    ]
+    _print(console, "What the answers are like, on average", ("system", *names, "perplexity"), rows)
 
 
 def _health(value: Interval | float) -> tuple[str, str]:

@@ -20,9 +20,14 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.judges import OF_A_RUN, make_judge, run_judge
+from pitlm.worlds.known import KNOWN
 
 REPLIES = "judge-replies.sqlite"
 """Where a run keeps replies: outside its stages, so that an evaluation that is made again pays for nothing twice."""
+
+
+Measure = Callable[[list[str]], Sequence[Any]]
+"""The answers of one system -> one figure, or several, for each."""
 
 
 def evaluate(context: Context, folder: Path) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         agreement[judge.name] = {**share([verdict is Verdict.WIN for verdict in decided]), "pairs": len(asked)}
     tokenizer = context.tokenizer
     write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
-    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)))
+    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)), **_further(context, systems))
     write_json_lines(folder / "items.jsonl", items)
     write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
     wanted, samples = systems.samples
@@ -120,19 +125,38 @@ def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[A
     ]
 
 
+def _further(context: Context, systems: Systems) -> dict[str, Measure]:
+    """What is measured of every answer where it can be: the world's criteria, and the start model's likelihood."""
+    found: dict[str, Measure] = {}
+    if (world := context.recipe.data.world) is not None:
+        criteria = KNOWN[world].criteria
+        found["criteria"] = lambda texts: [dict(criteria(x, y)) for x, y in zip(systems.prompts, texts, strict=True)]
+    if context.recipe.model.base is not None:
+        start = context.start_model()
+        found["likelihoods"] = lambda texts: start.likelihoods(systems.prompts, texts)
+    return found
+
+
 def item_rows(
-    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int]
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int], **further: Measure
 ) -> list[dict[str, Any]]:
-    """Each prompt with the answers of all systems and the tokens of each: its length, generated and read."""
+    """Each prompt with the answers of all systems and the tokens of each: its length, generated and read.
+
+    Args:
+        further: what else is measured of the answers of a system, by its key in the row.
+    """
+    texts = {name: [answer.text for answer in given] for name, given in answers.items()}
+    measured = {key: {name: measure(own) for name, own in texts.items()} for key, measure in further.items()}
     return [
         {
             "item": f"{item:05d}",
             "prompt": prompt.as_messages(),
-            "answers": {name: given[item].text for name, given in answers.items()},
+            "answers": {name: own[item] for name, own in texts.items()},
             "tokens": {
                 name: [length(given[item].text), given[item].generated_tokens, given[item].prompt_tokens]
                 for name, given in answers.items()
             },
+            **{key: {name: own[item] for name, own in systems.items()} for key, systems in measured.items()},
         }
         for item, prompt in enumerate(prompts)
     ]

@@ -3,6 +3,7 @@
 Nothing that trains is imported, which takes seconds.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,8 +60,17 @@ def answered(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
     found = {}
     for name in items[0]["answers"]:
         copies = [item["answers"][name] == item["answers"][ORIGINAL] for item in items]
-        tokens = np.mean([item["tokens"][name] for item in items], axis=0)
-        found[name] = AnswerFigures(float(np.mean(copies)), *tokens.tolist())
+        length, generated, read = np.mean([item["tokens"][name] for item in items], axis=0).tolist()
+        kept = [item["criteria"][name] for item in items if "criteria" in item]
+        told = np.sum([item["likelihoods"][name] for item in items if "likelihoods" in item] or [[0, 0]], axis=0)
+        found[name] = AnswerFigures(
+            float(np.mean(copies)),
+            length,
+            generated,
+            read,
+            criteria={criterion: float(np.mean([own[criterion] for own in kept])) for criterion in (kept or [{}])[0]},
+            perplexity=math.exp(-told[0] / told[1]) if told[1] else None,
+        )
     return found
 
 
