@@ -186,12 +186,10 @@ class _Judged:
 
     def with_answers(self, figures: SystemFigures, answered: AnswerFigures) -> SystemFigures:
         """The same figures with what the run knows of the system, and its quality where the judge gives scores."""
-        if figures.system == self.baseline:
-            rows = [row for own in self.against.values() for row in own]
-            scores = {row.item: (row.scores[1], row.scores[1]) for row in rows if row.scores is not None}
-        else:
-            rows = self.against.get(figures.system, [])
-            scores = {row.item: row.scores for row in rows if row.scores is not None}
+        is_baseline = figures.system == self.baseline
+        rows = [row for name, own in self.against.items() for row in own if is_baseline or name == figures.system]
+        mine = 1 if is_baseline else 0  # the baseline is second in every row
+        scores = {row.item: (row.scores[mine], row.scores[1]) for row in rows if row.scores is not None}
         both = [scores[item] for item in sorted(scores)]
         if not both:
             return replace(figures, answered=answered)

@@ -66,11 +66,10 @@ class Origin:
 def render(report: Report) -> str:
     """The report as HTML; equal reports give equal text."""
     verdicts = {example.row.verdict for example in report.examples if example.row}
-    curves = {stage: plots.curve_panels(stage, figures) for stage, figures in report.curves.items()}
     page = _template("template.html.j2", autoescape=True).render(
         report=report,
         rates=plots.rate_panels(report.systems),
-        curves={stage: panels for stage, panels in curves.items() if panels},
+        curves={stage: found for stage, own in report.curves.items() if (found := plots.curve_panels(stage, own))},
         quality=[p for judge, systems in report.quality_by_round.items() if (p := plots.round_panel(judge, systems))],
         gaps=plots.gap_panel(report.gaps),
         examples=[_example(example) for example in report.examples],

@@ -1,14 +1,16 @@
-"""Plots as inline SVG: one small panel each, so that a page can set them side by side or stack them.
+"""Plots of a run as inline SVG, one small panel each, and the plot of a calibration as a file.
 
-The SVG carries no namespace, date or random identifier: the same data gives the same text. Colours
-are CSS variables of the page (``--fg``, ``--grid``, ``--s0`` ...), so that one picture serves the light
-and the dark scheme; series also differ in line style and marker, for readers who see few colours.
+A page can set the panels side by side or stack them. A panel carries no namespace, date or random identifier: the same
+data gives the same text. Its colours are CSS variables of the page (``--fg``, ``--grid``, ``--s0`` ...), so that one
+picture serves the light and the dark scheme. Series also differ in line style and marker, for readers who see few
+colours.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,6 +23,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import SystemFigures
+from pitlm.io.atomic import atomic_writer
+from pitlm.loop.margin import Calibrated
 from pitlm.report.shape import Points
 
 # Okabe and Ito's palette, in the order that keeps neighbours apart; the page may lighten them.
@@ -119,6 +123,29 @@ def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
     delta, axes = _dots(names, [line.delta for line in judged])
     axes.axvline(0, color="black", linewidth=1)
     return [_panel(win_rate, "win rate against the original"), _panel(delta, "Δ = win rate \N{MINUS SIGN} lose rate")]
+
+
+@matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "margins"})
+def draw_margins(made: Mapping[str, Calibrated], path: Path) -> None:
+    """Write an SVG: share of the gain of "always accept" against the share made worse, one line for each scorer."""
+    figure, axes = _figure(6, 4)
+    for name, found in made.items():
+        scale = found.always.gain or 1.0
+        curve = sorted({*found.curve, found.chosen}, key=lambda outcome: outcome.margin)
+        points = [(100 * one.harm, 100 * one.gain / scale) for one in curve]
+        [line] = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        at = (100 * found.chosen.harm, 100 * found.chosen.gain / scale)
+        axes.plot(*at, marker="*", markersize=14, color=line.get_color(), linestyle="none")
+    first = next(iter(made.values()))
+    harm, judge = 100 * first.calibration.harm, first.calibration.judge
+    axes.plot(100 * first.always.harm, 100, marker="s", color="gray", linestyle="none", label="always accept")
+    axes.axvline(harm, color="gray", linewidth=1, linestyle="dashed", label=f"promise: {harm:g}%")
+    axes.set_xlabel(f"answers made worse (%), judge: {judge}")
+    axes.set_ylabel('gain (% of that of "always accept")')
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, Axes]:

@@ -3,19 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
-from pitlm.io.atomic import atomic_writer
 from pitlm.loop.calibration import Promise, save_calibrations
 from pitlm.loop.margin import Answers, Calibrated, calibrate
 from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
+from pitlm.report.plots import draw_margins
 from pitlm.run.context import Context
 from pitlm.run.folder import stored_recipe
 
@@ -95,27 +92,3 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
         return [(x, next(made).text if y is None else y) for x, y in asked.items()]
 
     return answered(chosen, "choosing"), answered(dict.fromkeys(shown), "shown")
-
-
-def draw_margins(made: Mapping[str, Calibrated], path: Path) -> None:
-    """Write an SVG: share of the gain of "always accept" against the share made worse, one line for each scorer."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "margins"}):
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.add_subplot()
-        for name, found in made.items():
-            scale = found.always.gain or 1.0
-            curve = sorted({*found.curve, found.chosen}, key=lambda outcome: outcome.margin)
-            points = [(100 * one.harm, 100 * one.gain / scale) for one in curve]
-            [line] = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-            at = (100 * found.chosen.harm, 100 * found.chosen.gain / scale)
-            axes.plot(*at, marker="*", markersize=14, color=line.get_color(), linestyle="none")
-        first = next(iter(made.values()))
-        harm, judge = 100 * first.calibration.harm, first.calibration.judge
-        axes.plot(100 * first.always.harm, 100, marker="s", color="gray", linestyle="none", label="always accept")
-        axes.axvline(harm, color="gray", linewidth=1, linestyle="dashed", label=f"promise: {harm:g}%")
-        axes.set_xlabel(f"answers made worse (%), judge: {judge}")
-        axes.set_ylabel('gain (% of that of "always accept")')
-        axes.grid(alpha=0.3)
-        axes.legend()
-        with atomic_writer(path) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None})

@@ -53,10 +53,8 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
         write_text(page, render(context.report))
         return {"path": page.name}
     if kind == "policy-rl" or kind == "curriculum":
-        if stage.curriculum is None:
-            result = train_policy(context, stage.rl, folder)
-        else:
-            result = train_stage(context, stage.curriculum, folder)
+        curriculum = stage.curriculum
+        result = train_stage(context, curriculum, folder) if curriculum else train_policy(context, stage.rl, folder)
         return {**result, "trend": quality_trend(read_metrics(folder / PROBE))}
     result = train_on_pairs(context, kind, stage.folds, stage.training, folder)
     return {**result, "health": _health(context, folder)} if kind == "gap" else result
@@ -175,16 +173,12 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
     """The health of R_PIT on held-out pairs and on pairs of fresh answers of the policy."""
     evaluation, bases = context.recipe.evaluation, context.bases()
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
+    temperature = evaluation.policy_temperature
     writer = context.open(Policy, context.recipe.policy_stage, bases)
     writer.batch_size = evaluation.batch_size
     with progress_bar("fresh answers", 2 * len(prompts)) as advance:
         first, second = (
-            writer.answer(
-                prompts,
-                temperature=evaluation.policy_temperature,
-                seed=context.seed(f"fresh-{number}"),
-                advance=advance,
-            )
+            writer.answer(prompts, temperature=temperature, seed=context.seed(f"fresh-{number}"), advance=advance)
             for number in (1, 2)
         )
     fresh = [Comparison(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
