@@ -25,12 +25,11 @@ Step = tuple[Engine | None, list[WriteRequest]] | list[Improvement]
 
 @dataclass(eq=False, slots=True)
 class _Work:
-    """One item on its way, and what it waits for."""
+    """One item on its way, and the answers that it waits for."""
 
     item: Item
     steps: Generator[Step, Any, Trace]
     answers: list[Answer | None] = field(default_factory=list)
-    improvements: list[Improvement] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -59,7 +58,7 @@ class BatchJob:
         self._answerer: Engine | None = None
         self._more = True
         self._work: dict[int, _Work] = {}
-        self._ready: list[_Work] = []
+        self._ready: list[tuple[_Work, list[Improvement]]] = []  # items that wait for gaps, each with its proposals
         self._done: list[tuple[Item, Trace] | Failure] = []
 
     def __iter__(self) -> Iterator[list[tuple[Item, Trace] | Failure]]:
@@ -77,8 +76,8 @@ class BatchJob:
             idle = not self._more and 4 * len(self._ready) >= self.engine.pending
             if self._ready and (idle or len(self._ready) >= SCORED_TOGETHER):
                 ready, self._ready = self._ready, []
-                gaps = self.gap.gaps_apart([work.improvements for work in ready])
-                for work, own in zip(ready, gaps, strict=True):
+                gaps = self.gap.gaps_apart([improvements for _, improvements in ready])
+                for (work, _), own in zip(ready, gaps, strict=True):
                     self._go_on(work, own)
             if self._done:
                 yield self._done
@@ -127,8 +126,7 @@ class BatchJob:
             del self._work[work.item.number]
             return
         if isinstance(step, list):
-            work.improvements = step
-            self._ready.append(work)
+            self._ready.append((work, step))
             return
         engine, requests = step
         if engine is None:
