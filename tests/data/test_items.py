@@ -57,10 +57,10 @@ def lines(path, *rows):
 
 def test_model_outputs_are_read_with_every_field(tmp_path):
     (tmp_path / "in.json").write_text(json.dumps(ALPACA))
-    read = read_answers(tmp_path / "in.json")
-    assert read.system == "small"
-    assert [(a.prompt, a.response) for a in read.answers] == [(Prompt.of("one?"), "1"), (Prompt.of("two?"), "")]
-    assert [a.row for a in read.answers] == ALPACA
+    system, answers = read_answers(tmp_path / "in.json")
+    assert system == "small"
+    assert [(a.prompt, a.response) for a in answers] == [(Prompt.of("one?"), "1"), (Prompt.of("two?"), "")]
+    assert [a.row for a in answers] == ALPACA
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_model_outputs_are_read_with_every_field(tmp_path):
     ],
 )
 def test_every_shape_in_use_is_read(row, tmp_path):
-    read = read_answers(lines(tmp_path / "mine.jsonl", row))
-    assert (read.system, read.answers[0].prompt, read.answers[0].response) == ("mine", Prompt.of("q"), "a")
+    system, [answer] = read_answers(lines(tmp_path / "mine.jsonl", row))
+    assert (system, answer.prompt, answer.response) == ("mine", Prompt.of("q"), "a")
 
 
 def test_csv_and_parquet_are_read(tmp_path):

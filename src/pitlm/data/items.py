@@ -115,21 +115,15 @@ def count_rows(path: Path) -> int | None:
         return sum(not line.isspace() for line in lines)
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFile:
-    """One system's answers, in the order of the file."""
-
-    path: Path
-    system: str
-    answers: tuple[Item, ...]
-
-
-def read_answers(path: Path) -> AnswerFile:
-    """Read jsonl, json, csv or parquet rows.
+def read_answers(path: Path) -> tuple[str, list[Item]]:
+    """Read one system's answers: jsonl, json, csv or parquet rows.
 
     A row has the prompt as ``prompt``, ``messages`` or ``instruction`` (text or chat messages) and the answer as
     ``final``, ``response`` or ``output``; the first of these that it has counts. The system's name is
     the rows' ``generator``, or else the file's name.
+
+    Returns:
+        The system's name, and its answers in the order of the file.
 
     Raises:
         InputError: an unreadable file or row, no rows, or more than one generator.
@@ -147,7 +141,7 @@ def read_answers(path: Path) -> AnswerFile:
     names = list(dict.fromkeys(str(answer.row["generator"]) for answer in answers if answer.row.get("generator")))
     if len(names) > 1:
         raise InputError.at(path, field="generator", found=", ".join(names[:3]), expected="one system's answers")
-    return AnswerFile(path, names[0] if names else _stem(path), tuple(answers))
+    return names[0] if names else _stem(path), answers
 
 
 def _stem(path: Path) -> str:
@@ -163,18 +157,19 @@ def read_comparisons(first_file: Path, second_file: Path) -> list[Comparison]:
     Raises:
         InputError: as :func:`read_answers` does; an answer that has no counterpart, or two prompts under one id.
     """
-    first, second = read_answers(first_file), read_answers(second_file)
-    by_id = all(answer.id is not None for file in (first, second) for answer in file.answers)
-    ours, theirs = (_by_item(file.answers, by_id=by_id) for file in (first, second))
-    for here, there, own, others in ((first, second, ours, theirs), (second, first, theirs, ours)):
+    first, first_answers = read_answers(first_file)
+    second, second_answers = read_answers(second_file)
+    by_id = all(answer.id is not None for answer in (*first_answers, *second_answers))
+    ours, theirs = _by_item(first_answers, by_id=by_id), _by_item(second_answers, by_id=by_id)
+    for here, there, own, others in ((first_file, second_file, ours, theirs), (second_file, first_file, theirs, ours)):
         lone = [answer for item, answer in own.items() if item not in others]
         if lone:
             shown, expected = (f"id {lone[0].id}", "ids") if by_id else (lone[0].prompt.text, "prompts")
             raise InputError(
-                f"{here.path}: found {len(lone)} of {len(own)} answers with no counterpart in {there.path}, the first "
+                f"{here}: found {len(lone)} of {len(own)} answers with no counterpart in {there}, the first "
                 f"at {lone[0].where} ({_clipped(shown)}); expected the same {expected}"
             )
-    comparisons, systems = [], _names(first, second)
+    comparisons, systems = [], _names((first, second), (first_file, second_file))
     for item, answer in ours.items():
         other = theirs[item]
         if answer.prompt != other.prompt:
@@ -200,9 +195,9 @@ def _clipped(text: str) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-def _names(first: AnswerFile, second: AnswerFile) -> tuple[str, str]:
+def _names(systems: tuple[str, str], files: tuple[Path, Path]) -> tuple[str, str]:
     """Two different names: those of the systems, or else of the files, or else their paths with an ordinal."""
-    for names in ((first.system, second.system), (_stem(first.path), _stem(second.path))):
-        if names[0] != names[1]:
-            return names
-    return f"{first.path} (first)", f"{second.path} (second)"
+    for first, second in (systems, map(_stem, files)):
+        if first != second:
+            return first, second
+    return f"{files[0]} (first)", f"{files[1]} (second)"
