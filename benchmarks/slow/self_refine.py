@@ -33,6 +33,7 @@ from pitlm.core.nouns import Answer, Prompt, Trace
 from pitlm.core.recipe import TrainSection
 from pitlm.core.verdicts import Verdict
 from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.evaluate.answer_figures import answer_figures, item_rows
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.evaluate.summary import SystemFigures, summarise
 from pitlm.io.atomic import write_text
@@ -48,9 +49,8 @@ from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.evaluation import against_original, item_rows
+from pitlm.run.evaluation import against_original
 from pitlm.run.folder import stored_recipe
-from pitlm.run.results import answered
 from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
 LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"
@@ -215,7 +215,7 @@ class Desk:
         answers = {ORIGINAL: [Answer(y.text) for y in self.originals]}
         answers |= {name: [answer_of(trace) for trace in traces] for name, traces in systems.items()}
         rows = self.context.judge(self.context.bases()).judge(against_original(self.prompts, answers))
-        known = answered(item_rows(self.prompts, answers, lambda text: len(text.split())))
+        known = answer_figures(item_rows(self.prompts, answers, lambda text: len(text.split())))
         resamples = self.context.recipe.evaluation.resamples
         summary = summarise(rows, answered=known, rank=None, resamples=resamples)
         sign = {Verdict.WIN: 1.0, Verdict.TIE: 0.0, Verdict.LOSS: -1.0}

@@ -11,8 +11,9 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Reply, Verdict, VerdictRow
+from pitlm.evaluate.answer_figures import AnswerFigures
 from pitlm.evaluate.statistics import delta_interval, rows_for
-from pitlm.evaluate.summary import AnswerFigures, Summary, summarise
+from pitlm.evaluate.summary import Summary, summarise
 
 WIN, TIE, LOSS, INCONSISTENT, UNPARSABLE = list(Verdict)
 

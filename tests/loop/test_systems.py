@@ -115,6 +115,17 @@ def test_a_budget_holds_every_system(tokens):
     assert len(traces[own_baselines.BEST_OF_N.title][0].rounds) == tokens // 4
 
 
+def test_pit_goes_on_from_the_answers_of_the_policy_after_rlhf():
+    after = Policy("q")
+    both = [own_baselines.AFTER_RLHF, own_baselines.PIT_AFTER_RLHF]
+    traces = make(before=after).traces([*both, *BASELINES])
+    assert finals(traces)["policy after RLHF"] == ["q1", "q1"]
+    assert finals(traces)["PIT on the policy after RLHF"] == ["q2+", "q2+"]
+    [trace, _] = traces["PIT on the policy after RLHF"]
+    assert (trace.original, trace.rounds[0].proposal) == ("a", "q2")
+    assert trace.generated_tokens == 4 + sum(step.tokens for step in trace.rounds[1:])
+
+
 def test_the_policy_before_rlhf_is_a_system_where_there_was_rlhf():
     before = Policy("q")
     traces = make(before=before).traces([own_baselines.BEFORE_RLHF, *BASELINES])

@@ -14,8 +14,9 @@ import pytest
 from pitlm.core.equations import RELATIONS
 from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
 from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.evaluate.answer_figures import AnswerFigures
 from pitlm.evaluate.statistics import Interval
-from pitlm.evaluate.summary import AnswerFigures, Summary, summarise
+from pitlm.evaluate.summary import Summary, summarise
 from pitlm.report.pages import DASH, bounds, number, render, share
 from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
 from pitlm.report.shape import HEALTH, BeforeAfter, Report, health_figures

@@ -8,12 +8,12 @@ import pytest
 
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.verdicts import Verdict
-from pitlm.evaluate.summary import AnswerFigures, summarise
+from pitlm.evaluate.answer_figures import AnswerFigures, answer_figures, item_rows
+from pitlm.evaluate.summary import summarise
 from pitlm.judge.scores import ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL
-from pitlm.run.evaluation import against_original, item_rows
+from pitlm.run.evaluation import against_original
 from pitlm.run.judges import run_judge
-from pitlm.run.results import answered
 
 QUALITY = {"bad": 0.0, "fair": 1.0, "good": 2.0}
 JUDGE = ScoreJudge("table", lambda prompts, responses: [QUALITY[y] for y in responses])
@@ -42,7 +42,7 @@ def test_every_system_meets_the_original_once_an_item(rows):
 
 
 def test_what_a_run_knows_of_its_systems():
-    known = answered(item_rows(PROMPTS, ANSWERS, len))
+    known = answer_figures(item_rows(PROMPTS, ANSWERS, len))
     assert list(known) == [ORIGINAL, "better", "worse"]
     assert known["better"] == AnswerFigures(0.25, answer_tokens=4.0, generated_tokens=25.0, prompt_tokens=50.0)
     assert known["worse"] == AnswerFigures(0.5, answer_tokens=3.25, generated_tokens=0.0, prompt_tokens=0.0)
@@ -51,7 +51,7 @@ def test_what_a_run_knows_of_its_systems():
 
 def test_criteria_and_perplexity_are_means_over_the_answers():
     likelihoods = {"fair": (-2.0, 1), "good": (-1.0, 2), "bad": (0.0, 0)}
-    known = answered(
+    known = answer_figures(
         item_rows(
             PROMPTS,
             ANSWERS,
@@ -68,7 +68,7 @@ def test_criteria_and_perplexity_are_means_over_the_answers():
 
 
 def test_figures_by_hand(rows):
-    known = answered(item_rows(PROMPTS, ANSWERS, len))
+    known = answer_figures(item_rows(PROMPTS, ANSWERS, len))
     summary = summarise(rows, answered=known, resamples=200)
     original, better, worse = summary.by("table")
     assert (better.tally.win, better.tally.tie, better.tally.loss) == (3, 1, 0)

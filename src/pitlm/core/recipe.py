@@ -76,12 +76,15 @@ class ModelSection(Section):
         base: folder, GGUF file or hub name; leave out to start from scratch with `init`.
         reward_base: base of R_P and R_PIT; default: the policy for R_P, the SFT improver for R_PIT.
         improver_start: model that improver SFT starts from; 'policy' if the base has random weights.
+        policy: M_P, whose answers are improved: the policy after SFT, or after RLHF; default: after RLHF if the recipe
+            has `policy_rl`. With 'sft', the policy after RLHF is a baseline.
     """
 
     base: str | None = None
     reward_base: str | None = None
     init: InitSection | None = None
     improver_start: Literal["base", "policy"] = "base"
+    policy: Literal["sft", "rlhf"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -285,7 +288,13 @@ class Recipe(Section):
     @property
     def policy_stage(self) -> str:
         """The name of the stage that makes M_P, the policy whose answers are improved."""
-        return "policy-rl" if self.policy_rl else "policy-sft"
+        return "policy-rl" if self.policy_rl and self.model.policy != "sft" else "policy-sft"
+
+    @property
+    def other_policy_stage(self) -> str | None:
+        """The name of the stage that makes the other policy, where there are two: before or after RLHF."""
+        other = {"policy-sft": "policy-rl", "policy-rl": "policy-sft"}[self.policy_stage]
+        return other if self.policy_rl else None
 
     @property
     def improver_stage(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, Unpack
 
@@ -13,6 +13,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.agreement import Agreement, PositionBias
 from pitlm.evaluate.alpaca import Leaderboard, LengthControlled, item_difficulty, leaderboard, length_controlled
+from pitlm.evaluate.answer_figures import AnswerFigures
 from pitlm.evaluate.rankings import Ranking, bradley_terry, elo
 from pitlm.evaluate.significance import PairedTest, delta_test, detectable_delta, difference_test, holm, items_needed
 from pitlm.evaluate.statistics import (
@@ -43,27 +44,6 @@ STATISTICS = {
 
 RANKED = 3
 """The smallest number of systems for which a ranking says more than the table."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFigures:
-    """What a run knows of one system in addition to the verdicts; means over items.
-
-    Attributes:
-        copy_rate: share of the answers that equal the original answers of the run.
-        answer_tokens: length of an answer.
-        generated_tokens, prompt_tokens: what the system generated and read for one item.
-        criteria: what a known truth is made of, by name.
-        perplexity: of all answers under the model that the run started from, without end tokens; None where that model
-            was not pretrained.
-    """
-
-    copy_rate: float
-    answer_tokens: float
-    generated_tokens: float
-    prompt_tokens: float
-    criteria: Mapping[str, float] = field(default_factory=dict)
-    perplexity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class TrainedModels:
 
     Attributes:
         corrector: the SFT-only improver.
-        policy_before: M_P before ordinary RLHF, where the run has that stage.
+        other_policy: the policy before or after ordinary RLHF, whichever is not M_P.
     """
 
     policy: Policy
@@ -29,7 +29,7 @@ class TrainedModels:
     corrector: Improver
     gap: GapModel
     reward: RewardModel
-    policy_before: Policy | None = None
+    other_policy: Policy | None = None
 
 
 @dataclass
@@ -102,12 +102,14 @@ class Systems:
             return given
         return {name: [held_to(trace, self.tokens) for trace in own] for name, own in given.items()}
 
-    def improved(self, title: str, improver: Proposer, gap: GapScorer) -> list[Trace]:
-        """The loop of the run on every first answer, with this improver and this scorer."""
+    def improved(
+        self, title: str, improver: Proposer, gap: GapScorer, answers: Sequence[str] | None = None
+    ) -> list[Trace]:
+        """The loop of the run on every answer, by default the first one, with this improver and this scorer."""
         with progress_bar(f"{title}, loop", len(self.prompts)) as advance:
             settings, seed = self.loop.model_dump(), self.seed("loop")
             return improve_many(
-                self.prompts, self.y0, improver=improver, gap=gap, seed=seed, advance=advance, **settings
+                self.prompts, answers or self.y0, improver=improver, gap=gap, seed=seed, advance=advance, **settings
             )
 
     def draw(self, title: str, policy: Policy, samples: int, expected: int | None = None) -> list[list[Answer]]:

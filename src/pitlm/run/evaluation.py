@@ -1,12 +1,13 @@
 """The evaluation of a run: each system answers the held-out prompts, and each judge compares it with the original."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.data.folds import unique_prompts
+from pitlm.evaluate.answer_figures import Measure, item_rows
 from pitlm.evaluate.statistics import mean_interval, share
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
@@ -24,10 +25,6 @@ from pitlm.worlds.known import KNOWN
 
 REPLIES = "judge-replies.sqlite"
 """Where a run keeps replies: outside its stages, so that an evaluation that is made again pays for nothing twice."""
-
-
-Measure = Callable[[list[str]], Sequence[Any]]
-"""The answers of one system -> one figure, or several, for each."""
 
 
 def evaluate(context: Context, folder: Path) -> dict[str, Any]:
@@ -93,15 +90,16 @@ def judges_of(context: Context, bases: Bases) -> list[Judge]:
 def _systems(context: Context) -> Systems:
     """All systems on the held-out prompts, the original answers drawn."""
     recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
+    other = recipe.other_policy_stage
     models = TrainedModels(
         policy=context.open(Policy, recipe.policy_stage, bases),
         improver=context.open(Improver, recipe.improver_stage, bases),
         corrector=context.open(Improver, "improver-sft", bases),
         gap=context.open(GapModel, "gap", bases),
         reward=context.open(RewardModel, "reward", bases),
-        policy_before=context.open(Policy, "policy-sft", bases) if recipe.policy_rl else None,
+        other_policy=context.open(Policy, other, bases) if other else None,
     )
-    for model in filter(None, (models.policy, models.improver, models.corrector, models.policy_before)):
+    for model in filter(None, (models.policy, models.improver, models.corrector, models.other_policy)):
         model.batch_size = section.batch_size
     prompts = unique_prompts(context.folds["test"])[: section.items]
     temperature = section.policy_temperature
@@ -135,31 +133,6 @@ def _further(context: Context, systems: Systems) -> dict[str, Measure]:
         start = context.start_model()
         found["likelihoods"] = lambda texts: start.likelihoods(systems.prompts, texts)
     return found
-
-
-def item_rows(
-    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int], **further: Measure
-) -> list[dict[str, Any]]:
-    """Each prompt with the answers of all systems and the tokens of each: its length, generated and read.
-
-    Args:
-        further: what else is measured of the answers of a system, by its key in the row.
-    """
-    texts = {name: [answer.text for answer in given] for name, given in answers.items()}
-    measured = {key: {name: measure(own) for name, own in texts.items()} for key, measure in further.items()}
-    return [
-        {
-            "item": f"{item:05d}",
-            "prompt": prompt.as_messages(),
-            "answers": {name: own[item] for name, own in texts.items()},
-            "tokens": {
-                name: [length(given[item].text), given[item].generated_tokens, given[item].prompt_tokens]
-                for name, given in answers.items()
-            },
-            **{key: {name: own[item] for name, own in systems.items()} for key, systems in measured.items()},
-        }
-        for item, prompt in enumerate(prompts)
-    ]
 
 
 def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int) -> dict[str, Any]:

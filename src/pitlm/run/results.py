@@ -3,7 +3,6 @@
 Nothing that trains is imported, which takes seconds.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,12 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
+from pitlm.evaluate.answer_figures import AnswerFigures, answer_figures
 from pitlm.evaluate.statistics import Interval
-from pitlm.evaluate.summary import AnswerFigures, Difference, SystemFigures, summarise
+from pitlm.evaluate.summary import Difference, SystemFigures, summarise
 from pitlm.evaluate.verdict_files import Annotation, read_verdicts
 from pitlm.io.atomic import read_json_lines
-from pitlm.loop.baselines.baseline import ORIGINAL, PIT
+from pitlm.loop.baselines.baseline import PIT
 from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
 from pitlm.report.terminal import points
 from pitlm.run.folder import Status, is_current, stage_record, stage_result, stored_recipe
@@ -37,7 +37,7 @@ def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
     stored_recipe(root)
     stage_result(root, "evaluation")
     folder = root / "evaluation"
-    return folder / "verdicts.jsonl", answered(read_json_lines(folder / "items.jsonl"))
+    return folder / "verdicts.jsonl", answer_figures(read_json_lines(folder / "items.jsonl"))
 
 
 def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures] | None]:
@@ -53,25 +53,6 @@ def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, A
     for index in runs:
         files[index], known = run_verdicts(sources[index])
     return read_verdicts(files), known
-
-
-def answered(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
-    """What the rows of ``items.jsonl`` say of each system, in the order of the rows' answers."""
-    found = {}
-    for name in items[0]["answers"]:
-        copies = [item["answers"][name] == item["answers"][ORIGINAL] for item in items]
-        length, generated, read = np.mean([item["tokens"][name] for item in items], axis=0).tolist()
-        kept = [item["criteria"][name] for item in items if "criteria" in item]
-        told = np.sum([item["likelihoods"][name] for item in items if "likelihoods" in item] or [[0, 0]], axis=0)
-        found[name] = AnswerFigures(
-            float(np.mean(copies)),
-            length,
-            generated,
-            read,
-            criteria={criterion: float(np.mean([own[criterion] for own in kept])) for criterion in (kept or [{}])[0]},
-            perplexity=math.exp(-told[0] / told[1]) if told[1] else None,
-        )
-    return found
 
 
 def run_report(root: Path, recipe: Recipe) -> Report:

@@ -90,8 +90,8 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         needs = ["data", "improver-sft", scorer, policy, *([stage.previous] if stage.previous else []), *judges]
         settings = {"source": stage.source, **references}
         add("curriculum", stage.name, needs, settings, section=stage.rl, folds=["rl"], curriculum=stage)
-    before = ["policy-sft"] if recipe.policy_rl else []  # a baseline: the policy before RLHF
-    needs = ["data", policy, *before, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
+    other = [recipe.other_policy_stage] if recipe.other_policy_stage else []
+    needs = ["data", policy, *other, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
     held_out = {"evaluation": evaluation.model_dump(exclude={"judges"}), "loop": recipe.loop.model_dump()}
     add("evaluation", "evaluation", needs, held_out | (judge_settings(evaluation.judges) if contents else {}))
     stages.append(PipelineStage("report", {"name": recipe.name}, [stage.name for stage in stages], "report"))

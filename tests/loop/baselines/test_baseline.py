@@ -40,7 +40,10 @@ def test_all_that_apply_take_part_in_the_order_of_the_tables():
     assert titles(RECIPE) == expected
     with_rlhf = RECIPE.model_copy(update={"policy_rl": RECIPE.curriculum.rl})
     assert titles(with_rlhf) == [expected[0], "policy before RLHF", *expected[1:]]
-    assert titles(naming(*BASELINES, recipe=with_rlhf)) == titles(with_rlhf)
+    sft = with_rlhf.model_copy(update={"model": RECIPE.model.model_copy(update={"policy": "sft"})})
+    assert titles(sft) == [expected[0], "policy after RLHF", "PIT on the policy after RLHF", *expected[1:]]
+    before = [name for name in BASELINES if not name.endswith("after-rlhf")]
+    assert titles(naming(*before, recipe=with_rlhf)) == titles(with_rlhf)
 
 
 def test_a_recipe_names_those_it_wants():
@@ -52,7 +55,11 @@ def test_a_recipe_names_those_it_wants():
     ("names", "message"),
     [
         (["resampel"], "evaluation.baselines: found 'resampel', did you mean 'resample'? Known: resample, before-rlhf"),
-        (["before-rlhf"], "evaluation.baselines: found 'before-rlhf', which needs the section 'policy_rl'"),
+        (["before-rlhf"], "evaluation.baselines: found 'before-rlhf', which needs the section policy_rl"),
+        (
+            ["after-rlhf"],
+            "evaluation.baselines: found 'after-rlhf', which needs the section policy_rl, and model.policy",
+        ),
         (["sft", "sft"], "evaluation.baselines: found two systems called 'SFT-only improver', expected one"),
     ],
 )
@@ -100,7 +107,9 @@ class Counting:
 
 @pytest.mark.parametrize("name", [None, *BASELINES])
 def test_the_work_that_is_declared_is_the_work_that_is_asked_for(name):
-    recipe = RECIPE.model_copy(update={"policy_rl": RECIPE.curriculum.rl})
+    policy = "sft" if name and name.endswith("after-rlhf") else "rlhf"
+    model = RECIPE.model.model_copy(update={"policy": policy})
+    recipe = RECIPE.model_copy(update={"policy_rl": RECIPE.curriculum.rl, "model": model})
     baselines = chosen_baselines(recipe if name is None else naming(name, recipe=recipe))
     prompts, all_ = [Prompt.of("one"), Prompt.of("two")], Counting()
     originals = all_.answer(prompts, temperature=1.0, seed=0)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BASELINES = {
     "resample": "pitlm.loop.baselines.own_baselines:RESAMPLE",
     "before-rlhf": "pitlm.loop.baselines.own_baselines:BEFORE_RLHF",
+    "after-rlhf": "pitlm.loop.baselines.own_baselines:AFTER_RLHF",
+    "pit-after-rlhf": "pitlm.loop.baselines.own_baselines:PIT_AFTER_RLHF",
     "best-of-n": "pitlm.loop.baselines.own_baselines:BEST_OF_N",
     "best-of-n-gap": "pitlm.loop.baselines.own_baselines:BEST_OF_N_GAP",
     "sft": "pitlm.loop.baselines.own_baselines:SFT_ONCE",
@@ -66,7 +68,7 @@ class Baseline:
             the rounds of a trace say what each step cost, so every system can be held to one budget of tokens.
         work: work for each item, from the mean rounds of a loop and the samples of best-of-N; `pit doctor` reads it.
         draws: whether it uses :attr:`Systems.further`, the further answers that are drawn once for all systems.
-        needs: section of the recipe without which it takes no part.
+        needs: stage of the policy that is not M_P; without such a stage the baseline takes no part.
         compared: whether reports show the Delta of PIT minus its Delta.
     """
 
@@ -88,10 +90,11 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
     titles, chosen = {ORIGINAL, PIT}, []
     for name in BASELINES if named is None else named:
         baseline = find_part("pitlm.baselines", BASELINES, name, where="evaluation.baselines")
-        if baseline.needs is not None and getattr(recipe, baseline.needs) is None:
+        if baseline.needs not in (None, recipe.other_policy_stage):
             if named is None:
                 continue
-            raise InputError(f"evaluation.baselines: found '{name}', which needs the section '{baseline.needs}'")
+            wanted = "policy_rl" + (", and model.policy 'sft'" if baseline.needs == "policy-rl" else "")
+            raise InputError(f"evaluation.baselines: found '{name}', which needs the section {wanted}")
         if baseline.title in titles:
             raise InputError(f"evaluation.baselines: found two systems called '{baseline.title}', expected one")
         titles.add(baseline.title)

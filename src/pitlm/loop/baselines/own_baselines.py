@@ -6,7 +6,7 @@ SFT-only improver, and PIT with another scorer or without its stop rule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pitlm.core.nouns import Answer, Improvement, Prompt, Round, Trace
@@ -55,10 +55,26 @@ def _round(answer: Answer, gap: float, *, accepted: bool) -> Round:
     return Round(answer.text, gap, accepted, tokens=answer.generated_tokens, prompt_tokens=answer.prompt_tokens)
 
 
-def _before_rlhf(systems: Systems) -> list[Trace]:
-    assert systems.models.policy_before is not None
-    drawn = systems.draw(BEFORE_RLHF.title, systems.models.policy_before, 1)
-    return resample(systems.prompts, systems.y0, drawn)
+def _drawn_by_other(systems: Systems, title: str) -> list[list[Answer]]:
+    """One answer of the policy that is not M_P to each prompt."""
+    assert systems.models.other_policy is not None
+    return systems.draw(title, systems.models.other_policy, 1)
+
+
+def _other_policy(title: str) -> Callable[[Systems], list[Trace]]:
+    return lambda systems: resample(systems.prompts, systems.y0, _drawn_by_other(systems, title))
+
+
+def _pit_after_rlhf(systems: Systems) -> list[Trace]:
+    """The loop on answers of the policy after RLHF. In each trace that answer is the first round."""
+    drawn = _drawn_by_other(systems, PIT_AFTER_RLHF.title)
+    answers = [answer.text for [answer] in drawn]
+    traces = systems.improved(PIT_AFTER_RLHF.title, systems.models.improver, systems.models.gap, answers)
+    first = resample(systems.prompts, systems.y0, drawn)
+    return [
+        without_stop_rule(before.prompt, before.original, [*before.rounds, *after.rounds])
+        for before, after in zip(first, traces, strict=True)
+    ]
 
 
 RESAMPLE = Baseline(
@@ -69,9 +85,22 @@ RESAMPLE = Baseline(
 )
 BEFORE_RLHF = Baseline(
     "policy before RLHF",
-    _before_rlhf,
+    _other_policy("policy before RLHF"),
     work=lambda rounds, samples: Work(answers=1),
-    needs="policy_rl",
+    needs="policy-sft",
+    compared=False,
+)
+AFTER_RLHF = Baseline(
+    "policy after RLHF",
+    _other_policy("policy after RLHF"),
+    work=lambda rounds, samples: Work(answers=1),
+    needs="policy-rl",
+)
+PIT_AFTER_RLHF = Baseline(
+    "PIT on the policy after RLHF",
+    _pit_after_rlhf,
+    work=lambda rounds, samples: Work(answers=1, proposals=rounds, gaps=rounds),
+    needs="policy-rl",
     compared=False,
 )
 BEST_OF_N = Baseline(

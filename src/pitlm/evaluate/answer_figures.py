@@ -1,0 +1,79 @@
+"""The answers of the systems of a run: the rows of ``items.jsonl``, and what they say of each system."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pitlm.core.nouns import Answer, Prompt
+from pitlm.loop.baselines.baseline import ORIGINAL
+
+Measure = Callable[[list[str]], Sequence[Any]]
+"""The answers of one system -> one figure, or several, for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFigures:
+    """What a run knows of one system in addition to the verdicts; means over items.
+
+    Attributes:
+        copy_rate: share of the answers that equal the original answers of the run.
+        answer_tokens: length of an answer.
+        generated_tokens, prompt_tokens: what the system generated and read for one item.
+        criteria: what a known truth is made of, by name.
+        perplexity: of all answers under the model that the run started from, without end tokens; None where that model
+            was not pretrained.
+    """
+
+    copy_rate: float
+    answer_tokens: float
+    generated_tokens: float
+    prompt_tokens: float
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    perplexity: float | None = None
+
+
+def item_rows(
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int], **further: Measure
+) -> list[dict[str, Any]]:
+    """Each prompt with the answers of all systems and the tokens of each: its length, generated and read.
+
+    Args:
+        further: what else is measured of the answers of a system, by its key in the row.
+    """
+    texts = {name: [answer.text for answer in given] for name, given in answers.items()}
+    measured = {key: {name: measure(own) for name, own in texts.items()} for key, measure in further.items()}
+    return [
+        {
+            "item": f"{item:05d}",
+            "prompt": prompt.as_messages(),
+            "answers": {name: own[item] for name, own in texts.items()},
+            "tokens": {
+                name: [length(given[item].text), given[item].generated_tokens, given[item].prompt_tokens]
+                for name, given in answers.items()
+            },
+            **{key: {name: own[item] for name, own in systems.items()} for key, systems in measured.items()},
+        }
+        for item, prompt in enumerate(prompts)
+    ]
+
+
+def answer_figures(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
+    """What the rows of ``items.jsonl`` say of each system, in the order of the rows' answers."""
+    found = {}
+    for name in items[0]["answers"]:
+        copies = [item["answers"][name] == item["answers"][ORIGINAL] for item in items]
+        length, generated, read = np.mean([item["tokens"][name] for item in items], axis=0).tolist()
+        kept = [item["criteria"][name] for item in items if "criteria" in item]
+        told = np.sum([item["likelihoods"][name] for item in items if "likelihoods" in item] or [[0, 0]], axis=0)
+        found[name] = AnswerFigures(
+            float(np.mean(copies)),
+            length,
+            generated,
+            read,
+            criteria={criterion: float(np.mean([own[criterion] for own in kept])) for criterion in (kept or [{}])[0]},
+            perplexity=math.exp(-told[0] / told[1]) if told[1] else None,
+        )
+    return found
