@@ -35,8 +35,9 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from pitlm.batch.batch_job import BatchJob
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, Trace
-from pitlm.core.recipe import InitSection, LoopSection
+from pitlm.core.recipe import InitSection
 from pitlm.data.dataset import load_preferences
 from pitlm.data.items import Failure, Item
 from pitlm.data.template import encode_completion, encode_prompts

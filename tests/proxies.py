@@ -15,7 +15,7 @@ import openai
 from scripted_models import Judge, Writer
 from scripted_upstream import Upstream, served
 
-from pitlm.core.recipe import LoopSection
+from pitlm.core.loop_section import LoopSection
 from pitlm.serve.app import make_app
 from pitlm.serve.outcomes import Metrics
 from pitlm.serve.proxying import Connections

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import LoopSection
 from pitlm.data.folds import read_folds
 from pitlm.evaluate.statistics import share
 from pitlm.loop.calibration import Promise

@@ -9,8 +9,8 @@ import pytest
 
 from pitlm.batch.batch_job import BatchJob
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, StopReason
-from pitlm.core.recipe import LoopSection
 from pitlm.data.items import Failure, Item
 from pitlm.engines.engine import Finished
 from pitlm.loop.loop import improve_many

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pitlm.batch.job_health import health
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt, Round, StopReason, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration
 from pitlm.loop.chains import first_growth
 

@@ -13,7 +13,7 @@ import random, sys
 from pathlib import Path
 import torch
 from pitlm.batch.model_choice import ModelChoice
-from pitlm.core.recipe import LoopSection
+from pitlm.core.loop_section import LoopSection
 from pitlm.models.trees import score_groups
 from pitlm.models.trees import enable_trees
 from pitlm.batch.improve_file import Setup

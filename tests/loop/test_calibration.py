@@ -11,8 +11,8 @@ from builders import scorer_checkpoint
 
 from pitlm import improve
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import StopReason
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, load_calibrations, margin_for, save_calibrations
 from pitlm.models.scorers import GapModel, GuardedGap
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, Round, StopReason, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.chains import Unmeasured, always_accept, first_rounds, held_to, incumbents, play
 
 PROMPTS = [Prompt.of("one"), Prompt.of("two"), Prompt.of("three")]

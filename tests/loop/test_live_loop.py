@@ -8,8 +8,8 @@ import math
 import pytest
 from scripted_models import Judge, Writer
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt, StopReason
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.live_loop import Bounds, Improving
 
 X = Prompt.of("2 + 2 ?")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, StopReason, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.loop import Loop, improve, improve_many
 
 

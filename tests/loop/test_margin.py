@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import binomtest
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Preference, Prompt
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, Promise
 from pitlm.loop.chains import always_accept
 from pitlm.loop.loop import improve_many

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.loop import Loop
 
 LOGS = Path(__file__).parents[3] / "shared" / "data" / "selfrefine-yelp" / "selfrefine_yelp.jsonl.gz"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.baselines import own_baselines
 from pitlm.loop.baselines.baseline import PIT, PIT_ONE, SFT
 from pitlm.loop.systems import Systems, TrainedModels, answer_of

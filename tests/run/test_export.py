@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pitlm.cli.main import main
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Improvement, Prompt
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, load_calibrations, save_calibrations
 from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver

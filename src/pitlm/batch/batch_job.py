@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Improvement, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.data.items import Failure, Item
 from pitlm.engines.engine import Engine, Finished, WriteRequest, seed_of
 from pitlm.loop.loop import Loop

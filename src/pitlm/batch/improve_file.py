@@ -18,8 +18,9 @@ from pitlm.batch.finished_rows import Journal
 from pitlm.batch.job_health import health
 from pitlm.batch.model_choice import ModelChoice
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt, Trace
-from pitlm.core.recipe import LoopSection, Recipe, TemplateSection
+from pitlm.core.recipe import Recipe, TemplateSection
 from pitlm.data.items import Failure, Item, count_rows, read_items
 from pitlm.engines.engine import Engine, ModelSource, open_engine
 from pitlm.io.console import make_console, progress_bar

@@ -31,7 +31,7 @@ import click
 from pitlm.batch.model_choice import ModelChoice
 from pitlm.cli.options import check_output, section_options
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import LoopSection
+from pitlm.core.loop_section import LoopSection
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from pitlm.cli.options import section_options
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import LoopSection
+from pitlm.core.loop_section import LoopSection
 from pitlm.serve.settings import LOOPBACK_HOSTS, Settings
 
 TOKEN = "PIT_SERVE_TOKEN"

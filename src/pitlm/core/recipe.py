@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pitlm.core.evaluation_section import EvaluationSection
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 ReferenceSource = Literal["data", "policy", "improver"]
@@ -235,29 +236,6 @@ class CurriculumSection(Section):
         if self.stages[0] == "improver":
             raise ValueError("the first stage cannot take references from the improver: there is none yet")
         return self
-
-
-class LoopSection(Section):
-    """Inference: how one response is improved, and when to stop.
-
-    Attributes:
-        rounds: most rounds for one response.
-        proposals: k: proposals of each round; the one with the largest gap may replace the answer.
-        margin: gap that a proposal has to exceed to replace the answer; if no margin is set: the margin that `pit
-            calibrate` stored beside the gap model, else 0.
-        temperature: sampling temperature of the improver; 0 is greedy.
-        tokens: most tokens to generate for one response.
-        seconds: most seconds for one response, from its first round.
-        cost: highest cost of one response, in the currency of the improver's prices.
-    """
-
-    rounds: PositiveInt = 3
-    proposals: PositiveInt = 1
-    margin: NonNegativeFloat | None = None
-    temperature: NonNegativeFloat = 0.4
-    tokens: PositiveInt | None = None
-    seconds: PositiveFloat | None = None
-    cost: PositiveFloat | None = None
 
 
 class Recipe(Section):

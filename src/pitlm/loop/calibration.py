@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import LoopSection
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.section import Fraction, PositiveInt, Section
 from pitlm.io.atomic import write_text
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Advance, Improvement, Prompt, Round, StopReason, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.io.console import progress_bar
 from pitlm.loop.loop import GapScorer, Loop, Proposer, play_round
 

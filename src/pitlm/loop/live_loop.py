@@ -9,8 +9,8 @@ from typing import Annotated, Protocol
 from pydantic import Field
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Improvement, Prompt, StopReason, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.core.section import PositiveInt, Section
 from pitlm.loop.loop import Loop
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Advance, Answer, AnyPrompt, Improvement, Prompt, Round, StopReason, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import margin_for
 
 Clock = Callable[[], float]

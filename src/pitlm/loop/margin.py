@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Improvement, Preference, Prompt, Score, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.calibration import Calibration, Promise
 from pitlm.loop.chains import first_growth, incumbents, play
 from pitlm.loop.loop import GapScorer, Proposer

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, Trace
-from pitlm.core.recipe import LoopSection
 from pitlm.io.console import progress_bar
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, PIT, PIT_ONE, SFT, Baseline
 from pitlm.loop.chains import Unmeasured, always_accept, held_to

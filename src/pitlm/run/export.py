@@ -19,7 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.core.evaluation_section import EvaluationSection
-from pitlm.core.recipe import LoopSection, Recipe
+from pitlm.core.loop_section import LoopSection
+from pitlm.core.recipe import Recipe
 from pitlm.data.readers import check_outside
 from pitlm.io.atomic import atomic_folder, write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT

@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Improvement
-from pitlm.core.recipe import LoopSection
 from pitlm.engines.engine import Engine, Finished, WriteRequest
 from pitlm.loop.calibration import margin_for
 from pitlm.loop.live_loop import Unavailable

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pitlm.core.recipe import LoopSection, Quantization, TemplateSection
+from pitlm.core.loop_section import LoopSection
+from pitlm.core.recipe import Quantization, TemplateSection
 from pitlm.core.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pitlm.core.errors import InputError
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.packaged_recipes import find_recipe
-from pitlm.core.recipe import LoopSection
 from pitlm.core.recipe_file import load_recipe
 from pitlm.loop.baselines.baseline import BASELINES, CHAIN_ROUNDS, Work, chosen_baselines, work_per_item
 from pitlm.loop.systems import Systems, TrainedModels, comparisons

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, StopReason
-from pitlm.core.recipe import LoopSection
 from pitlm.loop.baselines.own_baselines import pick, resample
 from pitlm.loop.systems import Systems, TrainedModels
 
