@@ -52,6 +52,8 @@ class EvaluationSection(Section):
         fresh_pairs: pairs of new policy answers to check R_PIT on.
         tokens: equal compute: tokens that every system may generate for each item; null: no limit.
         baselines: baselines to compare PIT with; null: all baselines of pitlm that apply to the recipe.
+        self_refine: prompts of Self-Refine, each a file or the name of packaged prompts; the start model refines its
+            answers by them.
         judges: judges that say which answer is better; the headline shows the first; default: the true utility where
             it is known, the held-out reward model elsewhere.
     """
@@ -61,6 +63,7 @@ class EvaluationSection(Section):
     fresh_pairs: PositiveInt = 400
     tokens: PositiveInt | None = None
     baselines: list[str] | None = None
+    self_refine: list[str] = []
     judges: list[JudgeSection] | None = Field(None, min_length=1)
     resamples: PositiveInt = 2000
     batch_size: PositiveInt = 128

@@ -42,6 +42,7 @@ class Systems:
         seed: gives the seed of a purpose.
         tokens: tokens that each system may generate for an item. None: best-of-N has as many samples as cost what PIT
             costs, and the other systems have no limit.
+        open_start: opens the model that policy and improver start from, as it is before any training.
     """
 
     prompts: Sequence[Prompt]
@@ -51,6 +52,13 @@ class Systems:
     temperature: float
     seed: Callable[[str], int]
     tokens: int | None = None
+    open_start: Callable[[], Policy] | None = None
+
+    @cached_property
+    def start_model(self) -> Policy:
+        """The model that policy and improver start from."""
+        assert self.open_start is not None
+        return self.open_start()
 
     @cached_property
     def y0(self) -> list[str]:

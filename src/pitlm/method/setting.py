@@ -133,9 +133,14 @@ class Setting(ABC):
             report_to=self.recipe.report_to,
         )
 
-    def start_model(self) -> Policy:
-        """The model that policy and improver start from, as it is before any training."""
-        policy = Policy.of_chat_model(self.start, max_new_tokens=self.card("policy").max_new_tokens, bases=self.bases())
+    def start_model(self, max_new_tokens: int | None = None) -> Policy:
+        """The model that policy and improver start from, as it is before any training.
+
+        Args:
+            max_new_tokens: longest answer; default: as the recipe says.
+        """
+        longest = max_new_tokens or self.card("policy").max_new_tokens
+        policy = Policy.of_chat_model(self.start, max_new_tokens=longest, bases=self.bases())
         policy.batch_size = self.recipe.evaluation.batch_size
         return policy
 

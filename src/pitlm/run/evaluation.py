@@ -1,6 +1,7 @@
 """The evaluation of a run: each system answers the held-out prompts, and each judge compares it with the original."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def _systems(context: Context) -> Systems:
     with progress_bar("original answers", len(prompts)) as advance:
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
-    return Systems(prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens)
+    # Feedback has as much room as two answers.
+    start = partial(context.start_model, 2 * context.card("policy").max_new_tokens)
+    return Systems(prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens, start)
 
 
 def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:
@@ -130,8 +133,7 @@ def _further(context: Context, systems: Systems) -> dict[str, Measure]:
         criteria = KNOWN[world].criteria
         found["criteria"] = lambda texts: [dict(criteria(x, y)) for x, y in zip(systems.prompts, texts, strict=True)]
     if context.recipe.model.base is not None:
-        start = context.start_model()
-        found["likelihoods"] = lambda texts: start.likelihoods(systems.prompts, texts)
+        found["likelihoods"] = lambda texts: systems.start_model.likelihoods(systems.prompts, texts)
     return found
 
 

@@ -13,6 +13,7 @@ from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.loop.baselines.baseline import BASELINES, CHAIN_ROUNDS, Work, chosen_baselines, work_per_item
+from pitlm.loop.baselines.self_refine import PROMPTS
 from pitlm.loop.systems import Systems, TrainedModels, comparisons
 
 RECIPE = load_recipe(find_recipe("quickstart"))
@@ -128,3 +129,40 @@ def test_work_adds_up():
     assert work_per_item(given, 3) == Work(21, 43 + 2 * CHAIN_ROUNDS, 63, 80)
     free = replace(chosen_baselines(RECIPE)[0], work=lambda rounds, samples: Work(), draws=False)
     assert work_per_item([], 2.2) == work_per_item([free], 2.2) == Work(1, 2.2 + 2 * CHAIN_ROUNDS, 2.2, 0)
+
+
+class Refiner:
+    """Finds fault once with each answer, and adds a mark to it."""
+
+    def __init__(self):
+        self.asked = []
+
+    def answer(self, prompts, *, temperature, seed):
+        self.asked += [prompt.text for prompt in prompts]
+        drafts = [prompt.messages[-2].content for prompt in prompts]
+        if "anew" in prompts[0].text:
+            return [Answer("better", 3, 9) for _ in drafts]
+        return [Answer("Nothing to improve" if draft == "better" else "too short", 2, 9) for draft in drafts]
+
+
+def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text((PROMPTS / "house_style.yaml").read_text().replace("It keeps to the question", "It is about cats"))
+    section = RECIPE.evaluation.model_copy(update={"baselines": [], "self_refine": ["house_style", str(own)]})
+    baselines = chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))
+    assert [baseline.title for baseline in baselines] == ["Self-Refine: house_style", "Self-Refine: mine"]
+    all_, refiner = Counting(), Refiner()
+    models = TrainedModels(all_, all_, all_, all_, all_, all_)
+    loop, prompts = LoopSection(rounds=2), [Prompt.of("one"), Prompt.of("two")]
+    systems = Systems(prompts, [Answer("a"), Answer("b")], models, loop, 1.0, lambda purpose: 7, None, lambda: refiner)
+    for baseline in baselines:
+        refiner.asked.clear()
+        assert [trace.final for trace in baseline.traces(systems)] == ["better", "better"]
+        assert len(refiner.asked) == 6  # of two answers: feedback, rewrite, feedback
+        assert ("about cats" in refiner.asked[0]) == (baseline.title == "Self-Refine: mine")
+
+
+def test_a_guide_that_is_not_there_is_named():
+    section = RECIPE.evaluation.model_copy(update={"self_refine": ["nowhere.yaml"]})
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))

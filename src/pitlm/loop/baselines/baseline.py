@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
 from pitlm.io.named_parts import find_part
+from pitlm.loop.baselines.self_refine import PROMPTS, Guide, self_refine
 
 if TYPE_CHECKING:
     from pitlm.loop.systems import Systems
@@ -99,7 +101,25 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
             raise InputError(f"evaluation.baselines: found two systems called '{baseline.title}', expected one")
         titles.add(baseline.title)
         chosen.append(baseline)
-    return chosen
+    return [*chosen, *(refined_by(Path(guide)) for guide in recipe.evaluation.self_refine)]
+
+
+def refined_by(guide: Path) -> Baseline:
+    """Self-Refine by the start model, with the prompts of a file, or with packaged prompts of this name."""
+
+    def traces(systems: Systems) -> list[Trace]:
+        return self_refine(
+            systems.prompts,
+            systems.y0,
+            chat=systems.start_model,
+            guide=read,
+            rounds=systems.loop.rounds,
+            seed=systems.seed("self-refine"),
+        )
+
+    packaged = PROMPTS / f"{guide}.yaml"
+    read = Guide.load(packaged if packaged.is_file() else guide)
+    return Baseline(f"Self-Refine: {guide.stem}", traces, work=lambda rounds, samples: Work(answers=2 * rounds))
 
 
 def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:
