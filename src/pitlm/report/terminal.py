@@ -156,11 +156,7 @@ def _print_criteria(console: Console, systems: Sequence[SystemFigures]) -> None:
     known = [(s.system, s.answered) for s in systems if s.answered is not None]
     names = list(known[0][1].criteria) if known else []
     rows = [
-        (
-            name,
-            *(f"{own.criteria[key]:.2f}" for key in names),
-            "-" if own.perplexity is None else f"{own.perplexity:.1f}",
-        )
+        (name, *(f"{own.criteria[key]:.2f}" for key in names), _number(own.perplexity or math.nan))
         for name, own in known
         if names or own.perplexity is not None
     ]
