@@ -31,7 +31,7 @@ from pitlm.loop.calibration import Promise
 from pitlm.loop.loop import GapScorer, improve_many
 from pitlm.loop.margin import calibrate
 from pitlm.models.generators import Improver, Policy
-from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.models.scorers import GapModel, GuardedGap, load_gaps
 from pitlm.run.calibrate import fresh_answers
 from pitlm.run.context import Context
 from pitlm.run.folder import stored_recipe
@@ -96,7 +96,7 @@ def in_use(run: Path, prompts: list[Prompt]) -> dict[str, Any]:
         prompts,
         originals,
         improver=Improver.from_pretrained(improver),
-        gap=GuardedGap.from_pretrained(run / "gap" / "model", run / "reward" / "model"),
+        gap=load_gaps(run / "gap" / "model", run / "reward" / "model"),
         rounds=ROUNDS,
         temperature=recipe.loop.temperature,
         seed=2,

@@ -23,7 +23,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
-from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.models.scorers import GapModel, load_gaps
 
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "2 + 2 ?"}]}
 
@@ -86,7 +86,7 @@ def test_of_a_run_both_opinions_are_asked_unless_another_gap_model_is_named(base
         program = ("-m", "pitlm.cli.main")
         with running("--run", tmp_path, *options, program=program, OMP_NUM_THREADS="1") as (_, url):
             found[options] = httpx.post(f"{url}/score", json=asked, timeout=600).json()["gap"]
-    both, alone = GuardedGap.from_pretrained(gap, reward), GapModel.from_pretrained(gap)
+    both, alone = load_gaps(gap, reward), GapModel.from_pretrained(gap)
     expected = [float(scorer.gaps([item])[0]) for scorer in (both, alone)]
     assert list(found.values()) == pytest.approx(expected, abs=1e-5)
     assert abs(expected[0] - expected[1]) > 1e-3

@@ -14,7 +14,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import StopReason
 from pitlm.loop.calibration import Calibration, load_calibrations, margin_for, save_calibrations
-from pitlm.models.scorers import GapModel, GuardedGap
+from pitlm.models.scorers import GapModel, GuardedGap, load_gaps
 
 SETTINGS = LoopSection(rounds=5)
 ALONE, GUARDED = GapModel.name, GuardedGap.name
@@ -40,7 +40,7 @@ def test_a_damaged_file_is_named(tmp_path, text):
 
 def test_the_loop_finds_the_margin_beside_the_model(bases, tmp_path):
     gap, reward = (scorer_checkpoint(bases("words"), tmp_path / kind, kind) for kind in ("gap", "reward"))
-    alone, guarded = GapModel.from_pretrained(gap), GuardedGap.from_pretrained(gap, reward)
+    alone, guarded = GapModel.from_pretrained(gap), load_gaps(gap, reward)
     assert margin_for(alone, SETTINGS) == margin_for(guarded, SETTINGS) == 0.0
     save_calibrations(gap, {ALONE: KNOWN, GUARDED: replace(KNOWN, margin=0.25)})
     assert margin_for(alone, SETTINGS) == 0.75

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.models.loading import load_tokenizer
-from pitlm.models.scorers import GapModel, GuardedGap, RewardDifference, RewardModel, score_ids
+from pitlm.models.scorers import GapModel, GuardedGap, RewardDifference, RewardModel, load_gaps, score_ids
 
 X = Prompt.of("what is the price ?")
 RESPONSES = [
@@ -158,7 +158,7 @@ def test_no_rows_no_scores(gap):
 
 def test_a_second_opinion_is_the_smaller_of_the_two(bases, tmp_path):
     models = [scorer_checkpoint(bases("words"), tmp_path / kind, kind) for kind in ("gap", "reward")]
-    guarded = GuardedGap.from_pretrained(*models)
+    guarded = load_gaps(*models)
     gap, reward = GapModel.from_pretrained(models[0]), RewardModel.from_pretrained(models[1])
     pairs = [(a, b) for a in RESPONSES for b in RESPONSES]
     found = dict(zip(pairs, guarded.gaps([Improvement(X, b, a) for a, b in pairs]).tolist(), strict=True))

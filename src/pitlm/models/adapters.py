@@ -107,8 +107,7 @@ class _Shared:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.adapters: dict[Path, str] = {}
-        self.heads: dict[Path, Tensor | None] = {}
+        self.adapters: dict[Path, tuple[str, Tensor | None]] = {}
         self.active = ""
         self.peft: PeftModel | None = None
 
@@ -125,9 +124,8 @@ class _Shared:
         config.num_labels = 1
         with torch.device("meta"):
             view: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-        self._add(path)
         setattr(view, view.base_model_prefix, self.model.base_model)
-        head = self.heads[path]
+        head = self._add(path)[1]
         assert head is not None
         view.score.load_state_dict({"weight": head.to(self.model.device, self.model.dtype)}, assign=True)
         left = [name for name, weight in view.named_parameters() if weight.is_meta]
@@ -136,7 +134,7 @@ class _Shared:
         return self._switched(view, path).eval()
 
     def _switched(self, view: PreTrainedModel, path: Path) -> PreTrainedModel:
-        name = self._add(path)
+        name, _ = self._add(path)
 
         def switch(*_: Any) -> None:
             # Layers read the kind of attention from the one configuration that all models share.
@@ -149,11 +147,11 @@ class _Shared:
         view.register_forward_pre_hook(switch)
         return view
 
-    def _add(self, path: Path) -> str:
-        if path in self.adapters:
-            return self.adapters[path]
-        name = self.adapters[path] = f"adapter{len(self.adapters)}"
-        self.peft, self.heads[path] = attach(self.peft or self.model, path, name)
-        self.peft.requires_grad_(False)
-        self.active = ""
-        return name
+    def _add(self, path: Path) -> tuple[str, Tensor | None]:
+        """The name of an adapter and the head of its model; the adapter is attached at the first call."""
+        if path not in self.adapters:
+            name = f"adapter{len(self.adapters)}"
+            self.peft, head = attach(self.peft or self.model, path, name)
+            self.peft.requires_grad_(False)
+            self.adapters[path], self.active = (name, head), ""
+        return self.adapters[path]

@@ -57,11 +57,8 @@ def generate(
     """
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     completions: list[list[int]] = [[] for _ in prompt_ids]
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature > 0
-        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    )
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling = {"do_sample": True, **drawn} if temperature > 0 else {"do_sample": False, **dict.fromkeys(drawn)}
     was_training = model.training
     model.eval()
     with torch.random.fork_rng():

@@ -132,7 +132,7 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     with gather_params_ctx(list(model.parameters())):  # ZeRO-3 shards them
         wrapped, head = attach(model, folder, "default")
-        whole: PreTrainedModel = wrapped.merge_and_unload()
+        whole: PreTrainedModel = wrapped.merge_and_unload().requires_grad_(True)
         if head is not None:
             whole.score.load_state_dict({"weight": head})
-    return whole.requires_grad_(True)
+    return whole

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -181,29 +180,19 @@ class GuardedGap(Gaps):
         self.reward = reward
         self.folder = gap.folder
 
-    @classmethod
-    def from_pretrained(cls, gap: str | Path, reward: str | Path, *, bases: Bases | None = None) -> Self:
-        """Load both models.
-
-        Raises:
-            InputError: no model of its kind there.
-        """
-        return cls(GapModel.from_pretrained(gap, bases=bases), RewardModel.from_pretrained(reward, bases=bases))
-
     @property
     def parts(self) -> Sequence[Part]:
         return [(self.gap, _both_orders), (self.reward, _each_alone)]
 
 
-def load_gaps(gap: Path, reward: Path | None, bases: Bases) -> GapModel | GuardedGap:
+def load_gaps(gap: str | Path, reward: str | Path | None, bases: Bases | None = None) -> GapModel | GuardedGap:
     """Load a gap model; where there is a reward model beside it, the two have to agree.
 
     Raises:
         InputError: no model of its kind there.
     """
-    if reward is None:
-        return GapModel.from_pretrained(gap, bases=bases)
-    return GuardedGap.from_pretrained(gap, reward, bases=bases)
+    scorer = GapModel.from_pretrained(gap, bases=bases)
+    return scorer if reward is None else GuardedGap(scorer, RewardModel.from_pretrained(reward, bases=bases))
 
 
 def _beside_no_change(item: Improvement) -> tuple[Improvement, Improvement]:
