@@ -99,7 +99,7 @@ class Shape:
             raise InputError.at(where, found=f"no size ({error})", expected="the sizes of a decoder") from error
         width, kind = sizes["head_dim"], given.get("model_type")
         biases = (heads + 2 * sizes["kv_heads"]) * width if kind == "qwen2" else 0
-        return cls(**sizes, norms=2 * width if kind == "qwen3" else 0, biases=biases)
+        return cls(**{**sizes, "tied": bool(sizes["tied"])}, norms=2 * width if kind == "qwen3" else 0, biases=biases)
 
     @classmethod
     def of_model(cls, model: ModelSection) -> Shape:
