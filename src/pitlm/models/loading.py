@@ -107,6 +107,11 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device, or the machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def checkpoint_of(path: str | Path) -> str | Path:
     """What a model is loaded from: ``path`` itself, but the converted checkpoint of a GGUF file.
 

@@ -24,7 +24,7 @@ from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
 from pitlm.method.watch import PROBE, read_metrics
 from pitlm.models.generators import Policy
-from pitlm.models.loading import load_shape, load_tokenizer, window_of
+from pitlm.models.loading import first_line, is_out_of_memory, load_shape, load_tokenizer, window_of
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.report.pages import render
@@ -41,8 +41,34 @@ WRITTEN = 256
 """Answers of the start model that are kept together."""
 
 
+SECTIONS = {"policy": "policy_sft", "improver": "improver_sft", "policy-rl": "policy_rl", "curriculum": "curriculum.rl"}
+"""Where a recipe has the settings of a stage's training, if not under the name of its task."""
+
+
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
-    """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result."""
+    """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result.
+
+    Raises:
+        InputError: the recipe asks for what cannot be had, or for more memory than there is.
+    """
+    try:
+        return _do(context, stage, folder)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        limits = "data.max_prompt_tokens or data.max_response_tokens"
+        lower = f"evaluation.batch_size ({context.recipe.evaluation.batch_size})"
+        if stage.section is not None:
+            key = SECTIONS.get(stage.task, stage.task)
+            rows = stage.section.batch_size // stage.section.accumulation
+            lower = f"the {rows} rows of a micro-batch (raise {key}.accumulation or set {key}.gradient_checkpointing)"
+        raise InputError(
+            f"{stage.name}: the memory is full ({first_line(error)}). Lower {lower}, {limits}; then give the command "
+            "again with --update"
+        ) from error
+
+
+def _do(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
     kind = stage.task
     if kind == "data":
         return prepare(context, folder)
