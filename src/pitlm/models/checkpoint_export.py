@@ -8,7 +8,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from pitlm.data.template import served_template
 from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save, special_ids
-from pitlm.models.lora import CONFIG, WEIGHTS, base_name
+from pitlm.models.lora import CONFIG, WEIGHTS
 
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
@@ -49,8 +49,8 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
         shutil.copyfile(source / name, folder / name)
     tokenizer.save_pretrained(folder)
     card.save(folder)
-    rank: int = json.loads((source / CONFIG).read_text(encoding="utf-8"))["r"]
-    return base_name(source), rank
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"], config["r"]
 
 
 def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary: int) -> GenerationConfig:

@@ -33,12 +33,8 @@ def check_reward_model(path: str | Path) -> None:
     """
     with loading(path, "reward model"):
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    _check_logits(path, config.num_labels)
-
-
-def _check_logits(path: str | Path, logits: int) -> None:
-    if logits != 1:
-        raise InputError(f"{path}: found {logits} logits, expected a reward model with one")
+    if config.num_labels != 1:
+        raise InputError(f"{path}: found {config.num_labels} logits, expected a reward model with one")
 
 
 class ForeignRewardModel:
@@ -75,7 +71,7 @@ class ForeignRewardModel:
             raise InputError(
                 f"{path}: found no weights for {missing}; expected a trained sequence-classification model"
             )
-        _check_logits(path, model.config.num_labels)
+        check_reward_model(path)
         return cls(model.to(device()).eval(), tokenizer)
 
     @property

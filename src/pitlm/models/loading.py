@@ -31,7 +31,7 @@ from pitlm.data.template import PLAIN_CHAT_TEMPLATE, check_template
 from pitlm.io.atomic import write_text
 from pitlm.models.gguf import converted
 from pitlm.models.lora import base_name, is_adapter, merged, save_adapter
-from pitlm.models.quantization import check_quantization, keep_gradients, quantization
+from pitlm.models.quantization import in_four_bits, keep_gradients
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
 
@@ -179,7 +179,6 @@ def load_model(
         InputError: nothing loadable there, the base of an adapter is gone, or the library for the quantization is
             missing.
     """
-    check_quantization(quantize)
     auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
     options: dict[str, Any] = {} if writes else {"num_labels": 1}
     source: str | None = str(checkpoint_of(path))
@@ -188,8 +187,7 @@ def load_model(
         if quantize is None:
             return whole
         auto, source, options = type(whole), None, {"config": whole.config, "state_dict": whole.state_dict()}
-    if quantize is not None:
-        options["quantization_config"] = quantization(quantize, dtype)
+    options |= in_four_bits(quantize, dtype)
     with loading(path, "model"):
         model: PreTrainedModel = auto.from_pretrained(
             source,
@@ -198,8 +196,7 @@ def load_model(
             trust_remote_code=False,
             **options,
         )
-    if quantize is not None:
-        keep_gradients(model)
+    keep_gradients(model)
     _fit(model, tokenizer)
     if not writes:
         enable_trees(model)

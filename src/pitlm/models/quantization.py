@@ -20,14 +20,18 @@ def check_quantization(quantize: Quantization | None) -> None:
         )
 
 
-def quantization(quantize: Quantization, dtype: str) -> BitsAndBytesConfig:
-    """The settings of QLoRA's paper (arXiv:2305.14314): the constants of each block in 8 bits, too."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantize,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+def in_four_bits(quantize: Quantization | None, dtype: str) -> dict[str, BitsAndBytesConfig]:
+    """Options for loading a model, with the settings of QLoRA's paper (arXiv:2305.14314); none for whole matrices.
+
+    Raises:
+        InputError: the library is missing.
+    """
+    check_quantization(quantize)
+    if quantize is None:
+        return {}
+    settings = {"bnb_4bit_quant_type": quantize, "bnb_4bit_compute_dtype": dtype}
+    # The constants of each block are held in 8 bits, too.
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, **settings)}
 
 
 def keep_gradients(model: PreTrainedModel) -> None:
