@@ -31,7 +31,7 @@ REQUEST = "Answer in one short sentence."
 """The system turn of each prompt. It asks for less than the style, and the start model follows it half of the time."""
 
 NEW_WORDS, LONG = 4, 4
-"""An answer with fewer words than this of so many letters, beside those of the question, says nothing new."""
+"""An answer says something new if ``NEW_WORDS`` of its words have ``LONG`` letters and are not in the question."""
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 MARKUP = re.compile(r"[*#`\"“”|<>{}\[\]\n]|^\s*[-•]|\b\d+[.)]\s|:$")
@@ -44,7 +44,7 @@ OPENING = re.compile(
 
 
 class Style(NamedTuple):
-    """One number for each criterion of the style: 1 where an answer keeps it, or the points that it is worth."""
+    """One number for each criterion of the style: 1 if an answer keeps it, or the points for keeping it."""
 
     finished: float = 0
     length: float = 0
@@ -55,12 +55,12 @@ class Style(NamedTuple):
 
 
 WEIGHTS = Style(finished=1.0, length=1.0, plain=0.8, impersonal=0.6, varied=0.6, on_topic=1.0)
-"""The hidden utility, in points; all of it is lost by an answer that is not on topic."""
+"""The points of each criterion in the hidden utility. An answer that is not on topic has utility 0."""
 
 
 @cache
 def _groups() -> list[dict[str, list[str]]]:
-    """The things of everyday life and what is asked about them, as their file has them."""
+    """The things of everyday life and the questions about them, from ``questions.yaml``."""
     found: list[dict[str, list[str]]] = yaml.safe_load((files("pitlm.worlds") / "questions.yaml").read_text("utf-8"))
     return found
 
@@ -82,7 +82,7 @@ def _words(text: str) -> list[str]:
 
 
 def topic(question: str) -> list[str]:
-    """The words that name the thing in a question; all its words where it only asks."""
+    """The words that name the thing in a question; all words of a question that names no thing."""
     words = _words(question)
     return [word for word in words if word not in _asking_words()] or words
 
@@ -94,7 +94,7 @@ def alike(first: str, second: str) -> bool:
 
 
 def keeps_to(question: str, answer: str) -> bool:
-    """Whether an answer names at least half of the topic, and says ``NEW_WORDS`` long words more."""
+    """Whether an answer names at least half of the topic, and has ``NEW_WORDS`` long words that the question lacks."""
     asked, told = topic(question), _words(answer)
     named = sum(any(alike(word, other) for other in told) for word in asked)
     more = {word for word in told if len(word) >= LONG and word not in _words(question)}

@@ -68,7 +68,7 @@ class ShopRequest:
 
 
 def asks(prompt: Prompt) -> bool:
-    """Whether the world has such a prompt."""
+    """Whether a prompt belongs to this world."""
     try:
         request = ShopRequest.parse(prompt)
     except ValueError:

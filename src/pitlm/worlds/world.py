@@ -1,6 +1,6 @@
 """A world: preference pairs whose truth is known, because a hidden utility labels them.
 
-Nothing that is trained sees the utility. It labels pairs with Bradley-Terry noise, and judges at the end.
+No trained model sees the utility. The utility labels pairs with Bradley-Terry noise, and judges answers at the end.
 """
 
 import math
@@ -16,15 +16,15 @@ Write = Callable[[Sequence[Prompt], int], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a run takes from a world.
+    """The parts of a world that a run uses.
 
     Attributes:
         name: what people call the world.
-        asks: whether a prompt is one of the world's.
+        asks: whether a prompt belongs to the world.
         utility: the truth about an answer, in points.
-        criteria: what the utility is made of, by name: counts, or 1 for kept and 0 for broken.
-        make_preferences: number of pairs, seed, and what writes answers -> labelled pairs.
-        words: every word, where a tokenizer of words can be made for the world.
+        criteria: the parts of an answer's utility by name: counts, or 1 for a kept and 0 for a broken criterion.
+        make_preferences: number of pairs, seed, and a function that writes answers -> labelled pairs.
+        words: every word of the world, for a tokenizer of words; empty if the words are not known.
         written: whether the start model writes the answers.
     """
 
