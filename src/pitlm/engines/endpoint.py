@@ -28,7 +28,7 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Price(NamedTuple):
-    """What a million tokens cost, in any one currency: fresh input, input that the server had cached, output."""
+    """Prices of a million tokens, in one currency: of fresh input, of input that the server had cached, of output."""
 
     input: Cost
     cached: Cost
@@ -36,7 +36,7 @@ class Price(NamedTuple):
 
     @classmethod
     def of(cls, text: str, model: str = "") -> Price:
-        """Read ``in,cached,out``, or a JSON file that gives each model such a list or an object of the three.
+        """Read ``in,cached,out``, or a JSON file that gives each model a list or an object of these three numbers.
 
         Raises:
             InputError: no such numbers, or a file without the model.
@@ -85,8 +85,8 @@ class Completion:
 class ChatEndpoint:
     """A model behind an OpenAI-compatible endpoint; several threads may ask at once.
 
-    The openai client retries on 408, 409, 429, 5xx, time-outs and broken connections: with exponential back-off from
-    half a second, or after as long as Retry-After says (up to two minutes).
+    The openai client retries on 408, 409, 429, 5xx, time-outs and broken connections. It waits as long as Retry-After
+    says (up to two minutes), or else with exponential back-off from half a second.
 
     Attributes:
         base_url: ``http://host:port/v1``; None for ``OPENAI_BASE_URL``, and without that for OpenAI itself.
@@ -98,7 +98,7 @@ class ChatEndpoint:
         max_cost: once this object has spent so much, no further call starts; calls under way are waited for and kept.
         cache: where replies are kept and looked up.
         spent, calls, hits: so far: money, replies bought, replies from the cache.
-        given_up: why every further call would fail, so that none is made; None as long as calls are made.
+        given_up: the error that stopped all further calls; None as long as calls are made.
     """
 
     model: str
@@ -141,10 +141,10 @@ class ChatEndpoint:
         )
 
     def ask(self, conversation: AnyPrompt, *, attempt: int = 0, **sampling: Any) -> Completion:
-        """One completion, from the cache or by a call, which is committed to the cache before anything can go wrong.
+        """One completion, from the cache or by a call. The reply to a call is stored in the cache at once.
 
         Args:
-            attempt: another number asks the same again, or draws another sample, instead of looking into the cache.
+            attempt: a part of the key in the cache. Another number asks for another reply to the same request.
             sampling: temperature, seed or max_tokens in place of the endpoint's own; None leaves those.
 
         Raises:
@@ -187,7 +187,7 @@ class ChatEndpoint:
     ) -> list[Completion]:
         """One completion per conversation, in their order, as by :meth:`ask`. Equal conversations are asked once.
 
-        A completion that fails leaves the others alone. What arrived before an InputError is in the cache.
+        A completion that fails leaves the others alone. Replies that arrived before an InputError are in the cache.
         """
         places: dict[Prompt, list[int]] = {}
         for index, conversation in enumerate(conversations):
@@ -222,7 +222,7 @@ class ChatEndpoint:
         except openai.OpenAIError as error:
             if isinstance(error, openai.AuthenticationError | openai.NotFoundError):
                 raise self._give_up(f"model '{self.model}': {_words(error)}") from error
-            # By name: the client's own HTTP library changed between its major versions.
+            # Compared by name, because another major version of openai's client used another HTTP library.
             if type(error.__cause__).__name__ == "ConnectError" and self.calls + self.hits == 0:
                 raise self._give_up(f"found no server there ({error.__cause__})") from error
             return "", _words(error)
@@ -236,15 +236,15 @@ class ChatEndpoint:
 def _words(error: Exception) -> str:
     cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) else ""
     text = f"{type(error).__name__}: {error}{cause}"[:500]
-    return "".join(character if character.isprintable() else " " for character in text)  # a server wrote it
+    return "".join(character if character.isprintable() else " " for character in text)  # a server wrote the text
 
 
 def read_completion(raw: str, price: Price | None) -> Completion:
-    """The completion in a raw response; with a ``failure`` where the response is no chat completion. Pure."""
+    """The completion in a raw response. If the response is no chat completion, ``failure`` says so. A pure function."""
     try:
         response = json.loads(raw)
         choice = response["choices"][0]
-        text = (choice["message"].get("content") or "").encode(errors="replace")  # half a character fits into no file
+        text = (choice["message"].get("content") or "").encode(errors="replace")  # no file can hold half a character
         usage = response.get("usage") or {}
         given, made = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)

@@ -10,7 +10,7 @@ from pitlm.engines.engine import AHEAD, Engine, Finished, ModelSource, WriteRequ
 
 
 class EndpointEngine(Engine):
-    """Shows a server's model y_ref as the assistant's turn, and then the ask.
+    """Asks a server's model, in a conversation with y_ref as the assistant's turn and then ``ask``.
 
     A request's seed is not sent to the server: it only tells the request apart from others in a cache of replies.
 
@@ -26,7 +26,7 @@ class EndpointEngine(Engine):
 
     @classmethod
     def open(cls, source: ModelSource) -> Self:
-        """Ask for ``source.model`` at ``source.base_url``."""
+        """Make an engine that asks the model ``source.model`` at ``source.base_url``."""
         assert source.model is not None
         return cls(ChatEndpoint(source.model, source.base_url, max_tokens=source.max_tokens), source.ask)
 

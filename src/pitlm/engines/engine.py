@@ -1,6 +1,6 @@
 """The one protocol for everything that writes text: a model in this process, vLLM, or an OpenAI-compatible server.
 
-Requests may come at any time, and answers leave as they are finished. Whoever drives an engine keeps it busy.
+An engine takes requests at any time, and returns each answer when it is finished. The caller keeps the engine busy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENGINES = {
 Each is a function that takes a :class:`ModelSource` and returns an :class:`Engine`."""
 
 AHEAD = 4
-"""An engine is hungry until requests for this many times its capacity wait, so that it can run rows of like length."""
+"""An engine is hungry until this many times its capacity waits, so that it can run rows of similar length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class WriteRequest:
     """A request for one answer: a better answer than ``reference``, or, from a policy, a first answer.
 
     Attributes:
-        key: handed back with the answer.
-        seed: of this answer alone.
+        key: names the request, and comes back with the answer.
+        seed: the seed of this answer alone.
     """
 
     key: Any
@@ -82,7 +82,7 @@ class Engine(ABC):
     """Writes answers, in any order.
 
     Attributes:
-        exact: whether an answer is the same to the last bit, whatever is written beside it.
+        exact: whether an answer is the same to the last bit, whatever other answers are written at the same time.
     """
 
     exact = False
@@ -129,7 +129,7 @@ class Engine(ABC):
     def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer | None]:
         """One first answer per prompt; None for an answer that failed.
 
-        So Self-Refine can ask an engine in place of a :class:`pitlm.models.generators.Policy`.
+        With this method Self-Refine can ask an engine in place of a :class:`pitlm.models.generators.Policy`.
         """
         requests = [WriteRequest(n, prompt, "", temperature, seed_of(seed, n)) for n, prompt in enumerate(prompts)]
         return [finished.answer for finished in self.write(requests)]
@@ -146,6 +146,6 @@ def open_engine(name: str, source: ModelSource) -> Engine:
 
 
 def seed_of(seed: int, *path: int) -> int:
-    """The seed of one answer, from the job's seed and numbers that tell the answer apart; below 2**31."""
+    """The seed of one answer, below 2**31, from the seed of the job and numbers that identify the answer."""
     text = "/".join(map(str, (seed, *path)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -1,4 +1,4 @@
-"""A model in this process as an engine: a completion that has ended gives its place to the next at once. Ours.
+"""An engine for a model in this process. When a completion ends, the next takes its place at once. Not in the paper.
 
 Each row draws from its own seed, so its completion does not depend on the rows beside it.
 
@@ -26,7 +26,7 @@ from pitlm.models.trees import enable_trees
 
 TOKENS_PER_BATCH = 16_384
 REFILL = 8
-"""A pass over new prompts waits until one place in so many is free."""
+"""A pass over new prompts waits until at least one place in this many is free."""
 _room = attrgetter("room")
 
 
@@ -35,7 +35,7 @@ class DecodingRow:
     """One completion that is being written.
 
     Attributes:
-        key: handed back with the completion.
+        key: names the row, and comes back with the completion.
         prompt: at least one token.
         temperature: 0 is greedy.
         room: most tokens that the row may have, prompt included, rounded up to a width of places.
@@ -72,8 +72,8 @@ class Decoder:
     takes waiting rows in the order of their lengths, down and up again.
 
     Attributes:
-        own: whether the model's places can be refilled.
-        waiting_tokens: rooms of the waiting rows together.
+        own: whether the decoder refills places; otherwise the model's own ``generate`` writes batch after batch.
+        waiting_tokens: sum of the rooms of the waiting rows.
     """
 
     def __init__(self, model: PreTrainedModel, *, end: int, pad: int, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
@@ -111,7 +111,7 @@ class Decoder:
             input_ids=torch.tensor([[row.last if row else self.pad] for row in rows], device=device),
             position_ids=positions_n1,
             past_key_values=self._places,
-            attention_mask=positions_n1.new_ones(1, 1, 1, 1),  # four dimensions: taken as given, and ignored
+            attention_mask=positions_n1.new_ones(1, 1, 1, 1),  # 4 dimensions: used as it is, and ignored
             use_cache=True,
             places=self._places,
         ).logits[:, -1]
@@ -127,7 +127,7 @@ class Decoder:
         return ended
 
     def _next(self) -> int:
-        """Index of the row that is next: on the lift's level or nearest in its direction. At its end the lift turns."""
+        """Index of the next row: on the lift's level, or nearest in its direction. At its end the lift turns."""
         at = bisect_left(self.waiting, self._level + (not self._upward), key=_room)
         if self._upward and at == len(self.waiting):
             self._upward = False
@@ -222,7 +222,7 @@ class _Choice(LogitsProcessor):
 def choose(logits_nV: Tensor, rows: Sequence[DecodingRow | None]) -> list[int]:
     """The next token of each row: the likeliest at temperature 0, else drawn from the full distribution.
 
-    A row takes one number from its own stream for each token, and reads it off its own cumulative distribution.
+    For each token a row draws one number from its own stream, and looks it up in its own cumulative distribution.
     """
     greedy_n = logits_nV.argmax(-1)
     warmth = [row.temperature if row else 0.0 for row in rows]

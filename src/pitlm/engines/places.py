@@ -1,9 +1,10 @@
-"""A cache in which each row has a place for its keys and values. :mod:`pitlm.models.trees` has its attention. Ours.
+"""A cache in which each row has a place for its keys and values. :mod:`pitlm.models.trees` has the attention.
 
-A row fills the columns 0, 1, ... of its place, and places are read as wide as the longest row, to the next 16. So what
-a row sees lies at the same columns whoever its neighbours are, and on a CPU its numbers are the same to the last bit:
-vectors of 16 numbers are summed alike, and matrix products of a multiple of four rows do not depend on how many
-rows there are (found out with MKL and torch 2.13; a test holds it).
+The paper has no such cache. A row fills the columns 0, 1, ... of its place. All places are read to the width of the
+longest row, rounded up to a multiple of 16. So the keys and values of a row lie at the same columns, whatever rows run
+beside it. On a CPU the numbers of the row are then the same to the last bit: vectors of 16 numbers are summed alike,
+and a matrix product with a multiple of four rows does not depend on the number of rows. (We observed this with MKL and
+torch 2.13; a test checks it.)
 
 Shapes: n rows, H key-value heads, W columns, D numbers a head.
 """
@@ -45,7 +46,7 @@ class Places(Cache):
         self._masks: dict[Any, Tensor] = {}
 
     def fit(self, count: int, width: int, tokens: int) -> None:
-        """Make room for ``count`` places of ``width`` columns; a cache that grows gets as many as ``tokens`` allow."""
+        """Make room for ``count`` places of ``width`` columns. If the cache grows, use all of ``tokens``."""
         if count <= self._size[0] and width <= self._size[1]:
             return
         self._size = max(count, tokens // width), width
@@ -62,7 +63,7 @@ class Places(Cache):
             held[list(rows), :, : states.shape[2]] = states
 
     def _empty(self, like: Tensor) -> Tensor:
-        # Zeros, because a column that is masked is still multiplied: with zero, which NaN would survive.
+        # Zeros, because attention multiplies a masked column by zero, and zero times NaN is NaN.
         return like.new_zeros(self._size[0], like.shape[1], self._size[1], like.shape[3])
 
     def move(self, source: int, target: int) -> None:
@@ -71,7 +72,7 @@ class Places(Cache):
             held[target] = held[source]
 
     def begin_step(self, lengths: Sequence[int], device: torch.device) -> Tensor:
-        """Say how long each row is before its next token. Returns the tokens' positions, (n, 1)."""
+        """Set the length of each row before its next token. Return the positions of the next tokens, (n, 1)."""
         self._lengths_n = torch.tensor(lengths, device=device)
         self._rows_n = torch.arange(len(lengths), device=device)
         self._width = rounded(max(lengths) + 1)
@@ -92,7 +93,7 @@ class Places(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Called by each layer with its new keys and values, (n, H, 1, D); returns those that its rows see."""
+        """Store a layer's new keys and values, (n, H, 1, D). Return all that its rows attend to, (n, H, W, D) each."""
         keys, values = self._held[2 * layer_idx : 2 * layer_idx + 2]
         keys[self._rows_n, :, self._lengths_n] = key_states[:, :, 0]
         values[self._rows_n, :, self._lengths_n] = value_states[:, :, 0]

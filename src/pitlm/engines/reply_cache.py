@@ -13,12 +13,13 @@ from pitlm.core.errors import InputError
 
 
 class ReplyCache:
-    """Replies by their request, which must hold whatever changes the reply. Several processes may share one file.
+    """Replies by request. A request must hold everything that changes its reply. Several processes may share one file.
 
-    Each reply is committed as it is put, so a process that is killed loses only what had not arrived.
+    Each reply is committed at once, so a process that is killed loses only replies that had not arrived.
 
     Raises:
-        InputError: the file is no SQLite database, or, in any call, cannot be read or written to: a full disk.
+        InputError: the file is no SQLite database. Also in any call: the file cannot be read, or cannot be written to
+            (a full disk).
         OSError: the folder cannot be written to.
     """
 
@@ -51,7 +52,7 @@ class ReplyCache:
         return None if row is None else str(row[0])
 
     def put(self, request: Mapping[str, Any], response: str) -> None:
-        """Keep the raw response to a request, for good: a reply that is there already stays."""
+        """Store the raw response to a request. A response that is stored already is not replaced."""
         values = (_key(request), json.dumps(request, ensure_ascii=False), response)
         self._run("INSERT OR IGNORE INTO replies (key, request, response) VALUES (?, ?, ?)", *values)
 

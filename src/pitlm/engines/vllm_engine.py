@@ -1,4 +1,4 @@
-"""A model in vLLM as an engine, by vLLM's own continuous batching. Needs the extra ``vllm``."""
+"""An engine for a model in vLLM, with vLLM's own continuous batching. It needs the extra ``vllm``."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ class VLLMEngine(Engine):
 
     Args:
         model: only its tokenizer, its template and its limits are used here.
-        options: of ``vllm.EngineArgs``.
+        options: arguments of ``vllm.EngineArgs``.
     """
 
     def __init__(self, model: Generator, path: Path, **options: Any) -> None:
@@ -35,7 +35,7 @@ class VLLMEngine(Engine):
     def open(cls, source: ModelSource) -> Self:
         """Let vLLM load the checkpoint in ``source.folder``, an adapter as a merged copy that is then deleted.
 
-        How much runs at once, vLLM decides.
+        vLLM decides how many requests run at once.
         """
         assert source.folder is not None
         model = WRITERS[source.kind].from_pretrained(source.folder, weights=False)
