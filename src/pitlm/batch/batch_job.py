@@ -1,7 +1,7 @@
-"""A batch job: a stream of items, each on its way through its own loop, all of them sharing the engine's capacity.
+"""A batch job: a stream of items, each in a loop of its own. All loops share the capacity of the engine.
 
-No item waits for a round of others. What an item needs next is asked for as soon as it is known, and whatever a
-finished proposal leaves free goes to the next request, of this item or another.
+No item waits for a round of another item. The job submits the next requests of an item as soon as its loop knows them.
+When a proposal is finished, its place in the engine goes to the next request of any item.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -17,15 +17,15 @@ from pitlm.loop.loop import Loop
 from pitlm.models.scorers import Gaps
 
 SCORED_TOGETHER = 64
-"""Rounds whose gaps are asked for in one call, unless the engine has too little to do meanwhile."""
+"""Number of rounds whose gaps are scored in one call. After the last item was read, a call may have fewer."""
 
 Step = tuple[Engine | None, list[WriteRequest]] | list[Improvement]
-"""What an item waits for: answers of an engine (None where there is none), or gaps."""
+"""The next step of an item: requests to an engine (None if there is no engine), or improvements to score."""
 
 
 @dataclass(eq=False, slots=True)
 class _Work:
-    """One item on its way, and the answers that it waits for."""
+    """One item in its loop, and the answers that it waits for."""
 
     item: Item
     steps: Generator[Step, Any, Trace]
@@ -34,12 +34,12 @@ class _Work:
 
 @dataclass(eq=False)
 class BatchJob:
-    """Improves items as they come; iterate over the job for what is finished, in the order in which it is.
+    """Improves a stream of items. Iterate over the job to get the items in the order in which they are finished.
 
     Attributes:
-        items: read as far ahead as the engine wants; a failure among them is passed on.
+        items: the job reads as many as keep the engine busy; a failure among them is passed on.
         margin: the gap that a proposal has to exceed.
-        seed: decides with an item's number what that item becomes, whatever is improved beside it.
+        seed: makes, with an item's number, the seeds of the item's answers. So its result depends on no other item.
         make_answerer: opens the engine that answers items without a response; called when the first of them comes.
         answer_temperature: sampling temperature of these first answers.
     """
@@ -62,7 +62,7 @@ class BatchJob:
         self._done: list[tuple[Item, Trace] | Failure] = []
 
     def __iter__(self) -> Iterator[list[tuple[Item, Trace] | Failure]]:
-        """Yield lists of what has just been finished.
+        """Yield lists of the items that have just finished, with their traces, and of failures.
 
         Raises:
             InputError: an engine can answer nothing at all.
@@ -86,7 +86,7 @@ class BatchJob:
                 return
 
     def _improve(self, item: Item) -> Generator[Step, Any, Trace]:
-        """Take one item through its loop: yields what it needs next, is sent that, and returns the trace."""
+        """Take one item through its loop. Yield each step, receive its results, and in the end return the trace."""
         response = item.response
         if response is None:
             if self._answerer is None and self.make_answerer is not None:
@@ -118,7 +118,7 @@ class BatchJob:
                 self._go_on(self._work[item.number], None)
 
     def _go_on(self, work: _Work, given: list[Answer | None] | list[float] | None) -> None:
-        """Give an item what it waited for, and ask for what it needs next; or let it go."""
+        """Give an item the results that it waited for. Then start its next step, or finish the item."""
         try:
             step = work.steps.send(given)
         except StopIteration as ended:
@@ -136,7 +136,7 @@ class BatchJob:
         try:
             for request in requests:
                 engine.submit(request)
-        except InputError as error:  # with the first request already: they differ in their seeds only
+        except InputError as error:  # the first request fails already: only their seeds differ
             self._fail(work, str(error))
 
     def _take(self, finished: Finished) -> None:

@@ -7,13 +7,13 @@ replaces an actor that is killed and gives it the same part again; the part's jo
 While the job is under way ``OUT.partial`` is a folder. ``job`` is the journal with the settings, which the process that
 leads holds open; ``journals`` has the journals of parts that are not finished, ``parts`` the finished output files and
 ``failed`` the rows that could not be improved. When every part is there, ``parts`` becomes ``OUT`` in one step. Its
-files, one after the other, are the file that one process would have written.
+files, joined in order, equal the file that one process would have written.
 
 Where there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
 :class:`pitlm.engines.vllm_engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That processor is a
-chain of stages that answers each row once, but the loop asks again, depending on what the gap model says. With it every
-round would be a pass over the whole data set, and the gap model a second pool of GPUs. Neither a GPU nor vLLM was at
-hand: this way is untested.
+chain of stages that answers each row once, but the loop asks again, depending on the gaps. With that processor every
+round would be a pass over the whole data set, and the gap model would need a second pool of GPUs. The use of vLLM here
+is untested, because neither a GPU nor vLLM was at hand.
 """
 
 import json
@@ -39,22 +39,22 @@ from pitlm.data.readers import check_outside
 PATTERN = "part-*.jsonl"
 MADE = ("journals", "parts", "failed")
 TRIES = 10
-"""A part that was begun so often and not finished stops the job: it may be what kills the processes."""
+"""The job stops if a part was begun this often and never finished: its rows may be what kills the processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows that stand together in the input; their items have the numbers that the rows have there."""
+    """Consecutive rows of the input. Their items keep the numbers that the rows have in the input."""
 
     number: int
     items: tuple[Item | Failure, ...]
 
 
 def cut(file: Path, rows: int) -> Iterator[Part]:
-    """Cut the input into parts of so many rows.
+    """Cut the input into parts of ``rows`` rows.
 
     Raises:
-        InputError: nothing readable there.
+        InputError: ``file`` has nothing readable.
     """
     items = read_items(file)
     parts = iter(lambda: tuple(islice(items, rows)), ())
@@ -62,7 +62,7 @@ def cut(file: Path, rows: int) -> Iterator[Part]:
 
 
 class PartedJob:
-    """The folder of a job in parts; a context manager for the process that leads, while the others write parts.
+    """The folder of a job in parts. The process that leads uses it as a context manager; the others only write parts.
 
     Args:
         output: the folder that the parts become in the end.
@@ -117,8 +117,8 @@ class PartedJob:
             The number of tokens that were generated in this attempt.
 
         Raises:
-            InputError: another process is at this part, nothing can be had of an engine, or the part was tried too
-                often.
+            InputError: another process works on this part, an engine can answer nothing at all, or the part was tried
+                too often.
         """
         name, tokens = f"part-{part.number:06}.jsonl", 0
         path, output, failures = (self.folder / kind / name for kind in MADE)
@@ -209,7 +209,7 @@ def improve_parts(file: Path, output: Path, setup: Setup, *, force: bool = False
 
 
 def _stamp(source: Path) -> str:
-    """Return the input's name, its size and when it was written: rows of finished parts are not compared again."""
+    """Return the input's name, size and time of writing: a change must show, as finished rows are not compared."""
     if not source.exists():
         return str(source)  # the name of a data set on the hub
     found = [path.stat() for path in ([source] if source.is_file() else sorted(source.rglob("*"))) if path.is_file()]
@@ -237,11 +237,11 @@ def _cluster() -> Iterator[dict[str, float]]:
 
 
 def _improved(parts: Iterator[Part], worker: tuple[Any, ...], count: int, gpus: bool) -> Iterator[tuple[int, int]]:
-    """Have the parts improved by ``count`` actors; yields rows and generated tokens of each part as it is done."""
+    """Let ``count`` actors improve the parts. Yield the numbers of rows and generated tokens of each finished part."""
     import ray
     from ray.util.actor_pool import ActorPool
 
-    # An actor that dies is replaced, and gets the part again that it had.
+    # Ray replaces an actor that dies, and gives the new actor the same part.
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpus), "max_restarts": -1, "max_task_retries": -1}
     actor = ray.remote(**options)(_Worker)
     pool: Any = ActorPool([actor.remote(*worker) for _ in range(count)])
@@ -257,7 +257,7 @@ def _improved(parts: Iterator[Part], worker: tuple[Any, ...], count: int, gpus: 
 
 
 class _Worker:
-    """The process that holds the models; they are loaded for the first part that wants them."""
+    """A process that holds the models. It loads them when it improves its first part."""
 
     def __init__(self, output: Path, named: Mapping[str, Any], *told: Any) -> None:
         self._job, self._told = PartedJob(output, named), told

@@ -1,8 +1,8 @@
-"""The journal of a batch job: the rows that are finished, on disk, so that a job that was killed goes on from there.
+"""The journal of a batch job: it keeps finished rows on disk, so that a job that was killed can go on.
 
-``OUT.partial`` is an SQLite database with the settings of the job and one record for each finished row. A record is in
-it whole or not at all, whenever the process is killed. At the end the rows go to ``OUT`` in the order of the input, and
-the rows that failed to ``OUT.failed.jsonl``.
+``OUT.partial`` is an SQLite database with the settings of the job and one record for each finished row. Even if the
+process is killed, the database has each record whole or not at all. At the end the rows go to ``OUT`` in the
+order of the input, and the rows that failed to ``OUT.failed.jsonl``.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SYNC_EVERY = 2.0
 
 OTHERWISE = "another -o, or --force to begin anew"
 
-# The exclusive lock makes do without shared memory, and so works on network file systems that have locks.
+# With an exclusive lock SQLite needs no shared memory. So the journal works on network file systems that have locks.
 BEGIN = """
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
@@ -90,7 +90,7 @@ class Journal:
         """Yield the items of the input that are not finished.
 
         Raises:
-            InputError: another row was finished in the place of one of them.
+            InputError: the journal has a different row under the number of one of the items.
         """
         for item in items:
             self._read += 1
@@ -102,7 +102,7 @@ class Journal:
                 raise InputError(f"{other}; give the same input, {OTHERWISE}")
 
     def add(self, finished: list[tuple[Item, Trace] | Failure]) -> int:
-        """Keep rows that have just been finished.
+        """Store rows that have just been finished.
 
         Returns:
             The number of tokens that were generated for them.
@@ -134,7 +134,7 @@ class Journal:
             return self._database.execute(statement, values)
 
     def finish(self) -> int:
-        """Write the output and the failures, each whole or not at all; the journal goes when its block ends.
+        """Write the output and the failures, each whole or not at all. The end of the block deletes the journal.
 
         Returns:
             How many rows failed.
@@ -163,7 +163,7 @@ def open_alone(
 
     Args:
         fresh: forget what the journal has.
-        begins_without: folders that are removed where the job begins.
+        begins_without: folders to remove if the job is new.
 
     Raises:
         InputError: the journal has other settings, another process has it open, or it cannot be read or written.
@@ -206,7 +206,7 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 
 def write_failures(path: Path, lines: Iterable[str]) -> int:
-    """Write the rows that failed, or take the file of an earlier job away; returns how many failed."""
+    """Write the rows that failed; without any, remove the file of an earlier job. Return how many failed."""
     failed = 0
     with atomic_writer(path) as file:
         for line in lines:

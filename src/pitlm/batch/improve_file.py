@@ -51,7 +51,7 @@ def improve_file(file: Path, output: Path, setup: Setup, *, force: bool = False)
 
 
 def improve_one(prompt: str, response: str | None, setup: Setup) -> None:
-    """Improve one answer, and print what was done to it.
+    """Improve one answer, and print each round of its loop.
 
     Raises:
         InputError: a prompt that is too long, or no response and no policy.
@@ -72,7 +72,7 @@ def improve_one(prompt: str, response: str | None, setup: Setup) -> None:
 
 @contextmanager
 def job_progress(file: Path, done: int, begun: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar over the rows of a file; yields the function that is told how many rows and tokens are done.
+    """Show a bar over the rows of a file. Yield the function to call with the numbers of further rows and tokens.
 
     Args:
         done: how many rows an earlier attempt finished; ``begun`` says the same in words.
@@ -110,8 +110,8 @@ class Setup:
     """
 
     def __init__(self, models: ModelChoice, loop: LoopSection, seed: int) -> None:
-        # Without this setting MKL sums differently where a thread's buffers lie differently, and a job that was resumed
-        # would not end with the same bytes on several threads. MKL reads it at its first product of matrices.
+        # Without this setting the sums of MKL depend on the addresses of a thread's buffers, and a resumed job could
+        # write different bytes on several threads. MKL reads the setting at its first product of matrices.
         os.environ.setdefault("MKL_CBWR", "AUTO")
         quiet()
         folders = {name: value.absolute() for name, value in models if isinstance(value, Path)}
@@ -134,7 +134,7 @@ class Setup:
 
     @cached_property
     def job(self) -> Callable[[Iterator[Item | Failure]], BatchJob]:
-        """Makes the job that improves some items. The models are loaded when this is first asked for."""
+        """A function that makes the job for some items. The first access to this property loads the models."""
         models, recipe, folders = self.models, self.recipe, self._folders
         template = recipe.template if recipe else TemplateSection()
         improver = self._open("improver", models.engine, model=models.model, base_url=models.base_url, ask=template.ask)
@@ -162,12 +162,12 @@ class Setup:
         return open_engine(engine, ModelSource(kind, folder, self._bases, tokens, max_tokens=most, **named))
 
     def doubts(self) -> list[str]:
-        """Where the loop is not the one that the margin was calibrated for, as a line to print."""
+        """A line that warns if the margin was calibrated for another loop; otherwise no line."""
         doubt = self.calibration and self.calibration.doubt(self.settings)
         return [f"Warning: {doubt}."] if doubt else []
 
     def summarise(self, job: Journal | PartedJob, rows: int, failed: int) -> None:
-        """Say what a finished job has done.
+        """Print a summary of a finished job.
 
         Args:
             rows: the number of rows of the input, of which ``failed`` could not be improved.

@@ -1,4 +1,7 @@
-"""Checks of a finished job: did the loop change anything, or only lengthen answers, or meet unusual answers? Ours."""
+"""Checks of a finished job: did the loop change anything, or only lengthen answers, or meet unusual answers?
+
+The paper has no such checks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ class RunHealth:
 
     Attributes:
         copy_rate: share of the answers that came back unchanged.
-        growth: length of the final answers in units of the originals' (characters, over all answers).
+        growth: length of all final answers divided by the length of all originals, both in characters.
         changed_growth: the same over the changed answers; NaN if there are none.
         gaps: quantiles of the first proposals' gaps (:data:`QUANTILES`); NaN if nothing was proposed.
         drift: distance of the first proposals' gaps and lengths from those of the calibration (Kolmogorov-Smirnov, 0

@@ -1,4 +1,4 @@
-"""Which models `pit improve` uses and what runs them: the section that its options come from."""
+"""The section that describes the models of `pit improve` and the engine that runs them; its fields are options."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class ModelChoice(Section):
         """Refuse options that do not go together.
 
         Args:
-            prompt: the one prompt to improve an answer of; None where a file is improved.
+            prompt: the prompt whose answer is improved; None if a file is improved.
 
         Raises:
             InputError: the option at fault, what was found and what was expected.
