@@ -18,7 +18,7 @@ CALIBRATION_FILE = "calibration.json"
 
 
 class Promise(Section):
-    """What a calibration has to promise, and the answers that it may choose on.
+    """The promise of a calibration, and the answers to choose its margin on.
 
     Attributes:
         harm: share of answers that the loop may make worse.
@@ -42,13 +42,13 @@ class Calibration:
     Attributes:
         scorer: name of the scorer whose gaps the margin is for.
         margin: infinite if no margin keeps the promise; the loop then changes nothing. The file has null for it.
-        harm: the largest share of answers made worse that is promised.
+        harm: the promise: the loop makes at most this share of answers worse.
         confidence: probability that the promise holds, over draws of the calibration's items.
         items: number of answers that the margin was chosen on.
         judge: name of the judge that said which answers are worse.
         settings: settings of the loop that the promise is for.
         gaps: gaps of the first proposals to the originals; a later run is compared with them.
-        growth: length of each first proposal in units of its original's (characters).
+        growth: length of each first proposal divided by the length of its original, both in characters.
     """
 
     scorer: str

@@ -58,7 +58,7 @@ def first_rounds(trace: Trace, rounds: int) -> Trace:
 
 
 def rescored(traces: Sequence[Trace], gap: GapScorer) -> list[Trace]:
-    """The same chains with the gaps of another scorer. With one proposal a round, that scorer would make the same."""
+    """The same chains with the gaps of another scorer. With one proposal a round, it would make the same chains."""
     steps = [
         Improvement(trace.prompt, reference, step.proposal)
         for trace in traces
@@ -76,7 +76,7 @@ def play(
     settings: LoopSection,
     seed: int,
 ) -> dict[str, list[list[Trace]]]:
-    """ "Always accept" on sets of first answers, by scorer; shows a progress bar over the rounds of all items.
+    """Run "always accept" on sets of first answers with each scorer, behind a progress bar over all rounds.
 
     With one proposal a round no scorer has a choice, so the rounds are played once, and then scored by each scorer.
     """
@@ -99,12 +99,12 @@ def incumbents(trace: Trace) -> list[str]:
 
 
 def first_growth(traces: Sequence[Trace]) -> list[float]:
-    """Length of each first proposal in units of its original's (characters); an empty original counts as one."""
+    """Length of each first proposal divided by that of its original, in characters; an empty original counts as one."""
     return [len(trace.rounds[0].proposal) / max(1, len(trace.original)) for trace in traces if trace.rounds]
 
 
 def held_to(trace: Trace, tokens: int) -> Trace:
-    """The trace as it would be if generation were cut off after ``tokens`` tokens. Ours.
+    """The trace as it would be if generation were cut off after ``tokens`` tokens. Not in the paper.
 
     A round that the budget does not cover to its end brings nothing, but its tokens are spent. Scoring generates no
     tokens, so it costs nothing here.

@@ -27,7 +27,7 @@ class ProposalRequest:
 
     Attributes:
         seed: with a seed, the same answer each time.
-        max_tokens: most tokens that the answer may have; a longer answer shows that it is longer.
+        max_tokens: most tokens that the answer may have. The proposer may return a longer answer, with its true length.
     """
 
     prompt: Prompt
@@ -69,7 +69,7 @@ class AsyncScorer(Protocol):
 
 
 class Bounds(Section):
-    """What y_0 was asked for with, which has to hold for any answer in its place.
+    """The bounds in the request for y_0. An answer in place of y_0 has to keep them, too.
 
     Attributes:
         stop: sequences that the answer ends before.
@@ -99,7 +99,7 @@ class Bounds(Section):
 
 @dataclass(frozen=True, slots=True)
 class LiveOutcome:
-    """What became of an answer.
+    """The outcome of the loop for one answer.
 
     Attributes:
         failure: why the loop broke off; empty if it came to its end.
@@ -120,7 +120,7 @@ class LiveOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Improving:
-    """Improves answers; never raises for what the models do.
+    """Improves answers. A failure of a model raises no exception; the outcome names the failure.
 
     Attributes:
         seconds: time limit of one answer. After it the best answer so far stands: y_0 if no round has ended.
@@ -147,10 +147,10 @@ class Improving:
             loop.stop(StopReason.SECONDS)
         except* (Unavailable, InputError) as errors:
             failure = str(errors.exceptions[0])
-        except* Exception as errors:  # the client has an answer coming, whatever is wrong with ours
+        except* Exception as errors:  # the client gets the upstream's answer, whatever fails here
             log.exception("the loop failed")
             failure = f"internal error ({type(errors.exceptions[0]).__name__})"
-        loop.stop()  # where it has not ended
+        loop.stop()  # if the loop has not ended
         return LiveOutcome(loop.trace(), failure)
 
     async def _round(self, loop: Loop, bounds: Bounds) -> tuple[list[Answer], list[float]]:
@@ -162,12 +162,12 @@ class Improving:
         return [answer for answer, _ in made], [gap for _, gap in made]
 
     async def _proposal(self, loop: Loop, number: int, bounds: Bounds) -> tuple[Answer, float]:
-        """One proposal, cut as y_0 would have been, and its gap: NaN, which is never accepted, if it is too long."""
+        """One proposal, cut at the stop sequences, and its gap: NaN if it is too long, so that it is not accepted."""
         prompt, reference, settings = loop.prompt, loop.best, loop.settings
         seed = None if bounds.seed is None else bounds.seed + len(loop.rounds) * settings.proposals + number
         request = ProposalRequest(prompt, reference, settings.temperature, seed, bounds.max_tokens)
         made = await self.improver.propose(request)
-        answer = replace(made, text=bounds.cut(made.text) or reference)  # nothing at all is no proposal
+        answer = replace(made, text=bounds.cut(made.text) or reference)  # an empty text is no proposal
         if bounds.max_tokens is not None and made.generated_tokens > bounds.max_tokens:
             return answer, math.nan
         if answer.text == reference:

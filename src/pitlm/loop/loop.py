@@ -1,12 +1,12 @@
 """The loop: y_i ~ M_PIT(. | x, y_{i-1}), accepted only if R_PIT finds y_i better than y_{i-1}.
 
-The paper iterates without a stop rule, and says that it needs one. This rule is ours. In each round the improver makes
-k proposals. The proposal with the largest gap to the incumbent replaces it, if that gap exceeds a margin. The loop ends
-with the first round that changes nothing, and the incumbent is the result.
+The paper iterates without a stop rule, and says that a stop rule is needed. The rule here is ours. In each round the
+improver makes k proposals. The proposal with the largest gap to the incumbent replaces it if the gap exceeds a margin.
+The loop ends with the first round that changes nothing, and the incumbent is the result.
 
 :class:`Loop` is this rule for one response. It knows no models, files or threads. Its driver begins a round, gets
 proposals and gaps from anywhere, and hands them to the loop. :func:`improve_many` is the simplest driver;
-:mod:`pitlm.loop.live_loop` has the one for a client that waits.
+:mod:`pitlm.loop.live_loop` has the driver for a client that waits.
 """
 
 import math
@@ -183,7 +183,7 @@ def improve_many(
 
 
 def play_round(loops: Sequence[Loop], improver: Proposer | Refiner, gap: GapScorer, *, seed: int) -> list[Loop]:
-    """Play one round of loops with equal settings; returns the loops that have not ended."""
+    """Play one round of loops with equal settings. Return the loops that have not ended."""
     asking = [loop for loop in loops if loop.begin_round()]
     if not asking:
         return []

@@ -1,15 +1,15 @@
-"""How large the margin must be so that no more answers are made worse than was promised. Ours.
+"""How large the margin must be so that no more answers are made worse than was promised. Not in the paper.
 
-"Always accept" is run once. Every margin is then replayed on its traces: a loop that stops at the first proposal that
-it does not accept has seen the same rounds until then. The margin is chosen by Learn then Test (Angelopoulos, Bates,
-Candes, Jordan, Lei 2021, arXiv:2110.01052) with fixed-sequence testing. Margins are tested from the largest down, each
+"Always accept" is run once. Every margin is then replayed on the traces of this run: a loop sees the same rounds up to
+the first proposal that it does not accept. The margin is chosen by Learn then Test (Angelopoulos, Bates, Candes,
+Jordan, Lei 2021, arXiv:2110.01052) with fixed-sequence testing. Margins are tested from the largest down, each
 with the exact binomial test of "the share made worse is above the promise". The last margin before the first test that
 fails is taken. With probability ``confidence`` over the calibration's items, the loop then makes no larger share of new
 answers worse than promised.
 
-The only assumption is that the items are exchangeable with those to come. In particular, a larger margin need not bring
-less harm, as conformal risk control (arXiv:2208.02814) would ask: with several rounds it may bring more, because a loop
-that stops earlier may stop at a worse answer. The promise is about the verdicts of the judge that was asked.
+The only assumption is that the items are exchangeable with those to come. Conformal risk control (arXiv:2208.02814)
+would also assume that a larger margin brings less harm. With several rounds a larger margin may do more harm, because
+a loop that stops earlier may stop at a worse answer. The promise is about the verdicts of the judge that was asked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Answers = Sequence[tuple[Prompt, str]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a loop with one margin did to the calibration's items.
+    """The outcome of the loop with one margin on the items of the calibration.
 
     Attributes:
         margin: minus infinity for "always accept".
@@ -135,7 +135,7 @@ class Chains:
         return Outcome(margin, items, int((change_N < -TIE).sum()), float(change_N.mean()), float(spent_N.mean()))
 
     def choose(self, harm: float, confidence: float) -> Outcome:
-        """The outcome of the smallest margin that passes every test down to it; of an infinite margin if none does.
+        """The outcome of the smallest margin that passes its test, as all larger margins do; else of infinity.
 
         Args:
             harm: the share of answers that may be made worse, in (0, 1).
@@ -156,8 +156,8 @@ class Calibrated:
 
     Attributes:
         curve: outcomes of other margins on the items that the margin was chosen on.
-        chosen, always: outcomes of the margin and of "always accept" there.
-        held_out, held_out_always: the same on items that had no part in the choice.
+        chosen, always: outcomes of the margin and of "always accept" on these items.
+        held_out, held_out_always: these two outcomes on items that had no part in the choice.
         labels: outcome of the margin on held-out pairs, with one response as the reference and the other as the
             proposal, whichever the labeller preferred.
         labels_alone: outcome of the margin that these labels would ask for by themselves.
@@ -247,5 +247,5 @@ def calibrate(
 
 
 def items_needed(harm: float, confidence: float) -> int:
-    """How many answers, none of them made worse, it takes to promise anything: (1 - harm)^n <= 1 - confidence."""
+    """The fewest answers that can prove the promise, if none is made worse: (1 - harm)^n <= 1 - confidence."""
     return math.ceil(math.log(1 - confidence) / math.log(1 - harm))

@@ -34,15 +34,15 @@ class TrainedModels:
 
 @dataclass
 class Systems:
-    """What the systems of a comparison share, each made once.
+    """Inputs, models and traces that the systems of a comparison share. Each trace is made once.
 
     Attributes:
         originals: y_0 of each prompt, with its cost.
-        temperature: sampling temperature of the policy; the improvers have that of the loop.
-        seed: gives the seed of a purpose.
-        tokens: tokens that each system may generate for an item. None: best-of-N has as many samples as cost what PIT
-            costs, and the other systems have no limit.
-        open_start: opens the model that policy and improver start from, as it is before any training.
+        temperature: sampling temperature of the policy; the improvers sample at the temperature of ``loop``.
+        seed: returns the seed for a purpose.
+        tokens: tokens that each system may generate for an item. None: best-of-N draws as many samples as cost the
+            tokens of PIT, and the other systems have no limit.
+        open_start: opens the model that policy and improver start from, before any training.
     """
 
     prompts: Sequence[Prompt]
@@ -89,14 +89,14 @@ class Systems:
 
     @cached_property
     def samples(self) -> tuple[float, int]:
-        """How many further samples cost what PIT costs, and the whole number of samples that best-of-N has."""
+        """The number of samples that cost the same tokens as PIT, and the whole number that best-of-N draws."""
         spent = [trace.generated_tokens for trace in self.pit]
         wanted = sum(spent) / max(1, len(spent)) / self._answer_tokens
         return wanted, max(1, round(wanted))
 
     @cached_property
     def further(self) -> list[list[Answer]]:
-        """Further answers of the policy to each prompt: :attr:`samples`, or under a budget what spends the budget."""
+        """Further answers of the policy to each prompt: as many as :attr:`samples` says, or as the budget allows."""
         expected = self.samples[1]
         if self.tokens is not None:
             expected = math.ceil(self.tokens / self._answer_tokens)

@@ -38,14 +38,14 @@ ORIGINAL, PIT = "original", "PIT"
 """Names in tables of the two systems that are no baselines."""
 
 SFT, PIT_ONE = "SFT-only improver", "PIT, 1 round, no stop rule"
-"""Names in tables of the two baselines whose gaps reports show beside those of PIT."""
+"""Names in tables of two baselines. A report shows the gaps of these two beside the gaps of PIT."""
 
 CHAIN_ROUNDS = 3
-"""Rounds without stop rule over which the evaluation shows quality by round, for the SFT-only improver and for PIT."""
+"""The evaluation shows quality by round over this many rounds without a stop rule, of the SFT-only improver and PIT."""
 
 
 class Work(NamedTuple):
-    """What a system asks of the models for each item.
+    """The work of the models for one system and one item.
 
     Attributes:
         answers: answers of the policy.
@@ -66,12 +66,13 @@ class Baseline:
 
     Attributes:
         title: name in tables.
-        traces: makes one trace for each prompt, from what the systems share. It returns traces and not answers, because
-            the rounds of a trace say what each step cost, so every system can be held to one budget of tokens.
+        traces: makes one trace for each prompt. It returns traces and not answers, because the rounds of a trace say
+            what each step cost. So every system can be held to one budget of tokens.
         work: work for each item, from the mean rounds of a loop and the samples of best-of-N; `pit doctor` reads it.
         draws: whether it uses :attr:`Systems.further`, the further answers that are drawn once for all systems.
-        needs: stage of the policy that is not M_P; without such a stage the baseline takes no part.
-        compared: whether reports show the Delta of PIT minus its Delta.
+        needs: name of the stage that trains the policy of this baseline, if that policy is not M_P. Without this stage
+            the baseline takes no part.
+        compared: whether reports show the Delta of PIT minus the Delta of this baseline.
     """
 
     title: str
@@ -83,7 +84,7 @@ class Baseline:
 
 
 def chosen_baselines(recipe: Recipe) -> list[Baseline]:
-    """The baselines that the recipe names, in its order; all of pitlm that apply, where it names none.
+    """The baselines that the recipe names, in its order. If it names none: all baselines of pitlm that apply to it.
 
     Raises:
         InputError: an unknown name, a baseline whose section the recipe lacks, or two systems with one title.
@@ -105,7 +106,7 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
 
 
 def refined_by(guide: Path) -> Baseline:
-    """Self-Refine by the start model, with the prompts of a file, or with packaged prompts of this name."""
+    """Self-Refine by the start model. ``guide`` is a file of prompts, or the name of packaged prompts."""
 
     def traces(systems: Systems) -> list[Trace]:
         return self_refine(
@@ -123,10 +124,10 @@ def refined_by(guide: Path) -> Baseline:
 
 
 def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:
-    """What PIT and the baselines ask of the models for each item, its first answer included.
+    """The work of the models for PIT and the baselines on one item, with the item's first answer.
 
     Args:
-        rounds: mean rounds of a loop; best-of-N has as many samples as cost what the loop costs.
+        rounds: mean rounds of a loop; best-of-N draws this number of samples, rounded.
     """
     samples = max(1, round(rounds))
     draws = samples if any(baseline.draws for baseline in baselines) else 0

@@ -21,10 +21,11 @@ if TYPE_CHECKING:  # the planner reads these declarations without torch
 def pick(
     prompts: Sequence[Prompt], responses: Sequence[str], drawn: Sequence[Sequence[Answer]], *, gap: GapScorer
 ) -> list[Trace]:
-    """The best of each response and its candidates, by their gap to the response, which has gap 0.
+    """Pick the best among each response and its candidates, by the gap to the response, whose own gap is 0.
 
     With R_PIT this is best-of-N against the original; with R_P(y) - R_P(y_ref) it is best-of-N with R_P. Each candidate
-    is a round of the trace, and is accepted if it is better than the best before it; its gap is to that best.
+    is a round of the trace, and is accepted if it is better than the best before it. Its gap is the gain over that
+    best.
     """
     asked = [
         Improvement(prompt, response, answer.text)
@@ -44,7 +45,7 @@ def pick(
 
 
 def resample(prompts: Sequence[Prompt], responses: Sequence[str], drawn: Sequence[Sequence[Answer]]) -> list[Trace]:
-    """The first further answer in place of the response, whatever it is: what another draw is worth."""
+    """The first further answer in place of the response, without a choice. This shows the worth of another draw."""
     return [
         without_stop_rule(prompt, response, [_round(answer, 0.0, accepted=True) for answer in own[:1]])
         for prompt, response, own in zip(prompts, responses, drawn, strict=True)
@@ -56,7 +57,7 @@ def _round(answer: Answer, gap: float, *, accepted: bool) -> Round:
 
 
 def _drawn_by_other(systems: Systems, title: str) -> list[list[Answer]]:
-    """One answer of the policy that is not M_P to each prompt."""
+    """One answer to each prompt, from the policy that is not M_P."""
     assert systems.models.other_policy is not None
     return systems.draw(title, systems.models.other_policy, 1)
 

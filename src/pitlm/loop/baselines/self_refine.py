@@ -2,8 +2,8 @@
 
 As in its Algorithm 1: fb_t = M(p_fb, x, y_t); stop if fb_t asks for nothing more; y_{t+1} = M(p_refine, x, y_0, fb_0,
 ..., y_t, fb_t), with the earlier rounds in view. There are two variants: the last answer, and the best answer by the
-model's own scores, which the paper uses where quality goes up and down. Ours: a rubric that is asked about one
-criterion at a time, for models that are too small for the whole rubric.
+model's own scores, which the paper uses where quality goes up and down. Not in that paper: a rubric
+that is asked about one criterion at a time, for models that are too small for the whole rubric.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Guide(Section):
         """The conversation that asks for a better answer: M(p_refine, x, y_0, fb_0, ..., y_t, fb_t).
 
         Args:
-            steps: the rewrites so far, and last the one that is asked for.
+            steps: the rewrites so far, and last the rewrite that is asked for.
         """
         conversation = self._opening(prompt, steps[-1][1])
         for response, question, feedback in steps if self.history else steps[-1:]:
@@ -202,7 +202,7 @@ def self_refine(
 
 @dataclass
 class _Draft:
-    """One response on its way: its versions y_0 to y_t.
+    """One response and its versions y_0 to y_t.
 
     Attributes:
         complaints: question and feedback for everything that is to be mended in y_t.
@@ -244,7 +244,7 @@ def _cost(replies: Sequence[Answer]) -> tuple[int, int]:
 
 @dataclass
 class _Talk:
-    """Asks the model one question about all drafts at a time; each call has its own seed."""
+    """Asks the model one question at a time, about all drafts; each call has its own seed."""
 
     chat: Answerer
     guide: Guide
