@@ -1,4 +1,4 @@
-"""From rows, in any of the shapes in use, to the preferences that a model can learn from; every other row is counted.
+"""Turns rows, in any of the usual shapes, into preferences that a model can learn from, and counts all other rows.
 
 A row has the fields ``chosen`` and ``rejected`` in one of three shapes:
 
@@ -8,13 +8,12 @@ A row has the fields ``chosen`` and ``rejected`` in one of three shapes:
 - the whole conversation as a transcript ``\\n\\nHuman: ... \\n\\nAssistant: ...`` in each (HH-RLHF), or the part
   before the responses as such a transcript in ``prompt``.
 
-What the two conversations share is the prompt; the last turn is the response. Where they do not share all else, the row
-says nothing about one prompt and is dropped, not an error.
+The last turn of a conversation is the response, and all turns before it are the prompt. If the two conversations have
+different prompts, the row does not compare two responses to one prompt. Such a row is dropped; it is no error.
 
-Real transcripts are untidy, and this is what happens to them. Space around a turn is removed. Two turns in a row by
-the same speaker (a model that wrote the marker itself) become one turn, joined with a blank line, once the two
-transcripts are known to agree; where one side goes on past the other, they do not share a prompt. So too where only one
-of them goes on to a turn of the human's.
+Real transcripts are untidy. Space around a turn is removed. Two turns in a row by the same speaker (a model wrote the
+marker itself) become one turn, joined with a blank line. But first the two transcripts are compared: if one of them has
+more turns, their prompts differ. Their prompts also differ if only one transcript ends on a turn of the human.
 """
 
 import json
@@ -47,12 +46,12 @@ Kind = Literal["text", "transcript", "messages"]
 
 
 class RowDropped(Exception):
-    """A sound row with nothing to learn from; its text is the reason, under which it is counted."""
+    """A valid row with nothing to learn from. The message is the reason; rows are counted by reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The preferences of a source, and what became of its rows: ``read`` = kept + dropped + invalid."""
+    """The preferences of a source, and the counts of its rows: ``read`` = kept + dropped + invalid."""
 
     preferences: list[Preference]
     read: int
@@ -115,7 +114,7 @@ def load_preferences(
                 invalid += 1
                 if out is not None:
                     reject = {"file": row.file, "line": row.line, "reason": str(error), "row": row.raw}
-                    # Escaped, as a rejected row may hold what UTF-8 cannot; str for the dates and bytes of parquet.
+                    # Escaped, because UTF-8 cannot hold every rejected row; str is for dates and bytes of parquet.
                     out.write(json.dumps(reject, default=str) + "\n")
             if limit is not None and len(kept) >= limit:
                 break
@@ -174,7 +173,7 @@ def _stated_prompt(data: Mapping[str, object]) -> tuple[Turns | None, Kind]:
     kind: Kind = "messages"
     if isinstance(value, str):
         check_text(value, "prompt")
-        # A string is a transcript if it starts with a marker, or leaves the assistant the last word.
+        # A string is a transcript if it starts with the human's marker, or ends with the assistant's marker.
         open_end = value.rstrip().endswith("\n\nAssistant:") and _has_both_speakers(value)
         kind = "transcript" if open_end or value.startswith("\n\nHuman:") else "text"
         turns = _merged(_transcript(value)) if kind == "transcript" else [Message("user", value)]
@@ -186,7 +185,7 @@ def _stated_prompt(data: Mapping[str, object]) -> tuple[Turns | None, Kind]:
 
 
 def _side(data: Mapping[str, object], field: str, stated: Turns | None, kind: Kind) -> Turns:
-    """The turns that the field holds. The last is the response, and may be the only one."""
+    """The turns in the field. The last turn is the response, and may be the only turn."""
     if field not in data:
         raise RowError(field, f"no such field (the row has {list_fields(data)})", _SHAPES)
     value = data[field]
@@ -214,7 +213,11 @@ def _side(data: Mapping[str, object], field: str, stated: Turns | None, kind: Ki
 
 
 def _reconciled(stated: Turns, told: Turns, kind: Kind) -> Turns:
-    """The longer of two versions of a prompt, the stated one and the conversations', if it has the other at one end."""
+    """The longer of two versions of a prompt: that of the field and that of the conversations.
+
+    Raises:
+        RowDropped: the longer version does not have the shorter one in it.
+    """
     if stated in (told[-len(stated) :], told[: len(stated)]):
         return told
     if stated[-len(told) :] == told:
@@ -229,7 +232,7 @@ def _has_both_speakers(text: str) -> bool:
 
 
 def _transcript(text: str) -> Turns:
-    """Every turn of a transcript, space around it removed; what stands before the first marker is a system turn."""
+    """Every turn of a transcript, without space around it. Text before the first marker is a system turn."""
     before, *rest = _MARKER.split(text)
     turns = [Message("system", before.strip())] if before.strip() else []
     pairs = zip(rest[::2], rest[1::2], strict=True)

@@ -33,8 +33,8 @@ def cut_folds(
     Args:
         test: a float is a share of the prompts, between 0 and 1; an int is a number of pairs, reached with whole
             prompts.
-        validation: likewise. Each takes one prompt at least.
-        shares: of sft, reward and rl; positive numbers of any sum. Each fold takes one prompt at least.
+        validation: as ``test``. Each of the two takes at least one prompt.
+        shares: relative sizes of sft, reward and rl: positive numbers of any sum. Each fold takes at least one prompt.
 
     Raises:
         InputError: a share or number out of range, or too few prompts for every fold to have one.
@@ -55,7 +55,8 @@ def cut_folds(
     places = [place for place, _ in placed]
     sizes = [len(groups[key]) for _, key in placed]
     first = _end(test, 0.0, places, sizes, 0)
-    # A share of validation is counted from where test ends: at its share, not at its last prompt, which new data moves.
+    # If both are shares, validation begins where the share of test ends, not at the last prompt of test: new data would
+    # move that prompt.
     base = test if isinstance(test, float) else places[first] if first < len(places) else 1.0
     second = _end(validation, base, places, sizes, first)
     rest = len(placed) - second
@@ -75,7 +76,7 @@ def cut_folds(
 
 
 def _end(size: Size, base: float, places: Sequence[float], sizes: Sequence[int], start: int) -> int:
-    """The index behind the last prompt of a fold that starts at ``start``; behind the end where there are too few."""
+    """The index after the last prompt of a fold that starts at ``start``; with too few prompts, after all of them."""
     if isinstance(size, float):
         return max(start + 1, bisect_left(places, base + size))
     return min(len(sizes), start + 1 + bisect_left(list(accumulate(sizes[start:])), size))

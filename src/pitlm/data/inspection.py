@@ -1,4 +1,4 @@
-"""What a set of preferences looks like, before anything is spent on it.
+"""Describes a set of preferences in figures, before a run spends time on it.
 
 Lengths are in words: runs of characters without white space.
 """
@@ -53,7 +53,7 @@ def inspect_preferences(loaded: Loaded) -> dict[str, Any]:
 
 
 def pick_samples(pairs: Iterable[Preference], count: int) -> list[Preference]:
-    """Pick pairs by the hash of their prompt, and so the same ones at every call."""
+    """Pick pairs by the hash of their prompt, so that every call picks the same pairs."""
     return sorted(pairs, key=lambda pair: pair.prompt.key)[:count]
 
 

@@ -1,4 +1,4 @@
-"""Rows with a prompt and mostly an answer: what a batch job improves, and what judges compare.
+"""Rows with a prompt and, in most rows, an answer. A batch job improves such rows, and judges compare them.
 
 Two files of answers, such as AlpacaEval's ``model_outputs.json``, become comparisons.
 """
@@ -29,7 +29,7 @@ SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row: a prompt, its response where the row has one, the row as it was, and where it stands.
+    """One row: its prompt, its response if it has one, the unchanged row, and its place in the input.
 
     ``number`` counts the rows of the input from 0.
     """
@@ -61,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that could not be improved, why, and the row as it was."""
+    """A row that could not be improved: its number and place, the reason, and the unchanged row."""
 
     number: int
     where: str
@@ -108,7 +108,7 @@ def read_items(path: Path) -> Iterator[Item | Failure]:
 
 
 def count_rows(path: Path) -> int | None:
-    """How many rows there are, where a glance tells: lines that are not blank; None elsewhere."""
+    """The number of rows of a .jsonl file: lines that are not blank. None for other sources, which take longer."""
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         return None
     with path.open("rb") as lines:
@@ -119,7 +119,7 @@ def read_answers(path: Path) -> tuple[str, list[Item]]:
     """Read one system's answers: jsonl, json, csv or parquet rows.
 
     A row has the prompt as ``prompt``, ``messages`` or ``instruction`` (text or chat messages) and the answer as
-    ``final``, ``response`` or ``output``; the first of these that it has counts. The system's name is
+    ``final``, ``response`` or ``output``; the first of these that a row has counts. The system's name is
     the rows' ``generator``, or else the file's name.
 
     Returns:

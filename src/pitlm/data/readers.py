@@ -32,7 +32,7 @@ whose name is the suffix. A reader takes a path and yields, for each row, the nu
 1, and its content."""
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(:(?P<split>[\w.\-\[\]%:+]+))?")
-# Files that live beside data and hold none: those of the hub's tools, and what `pit data prepare` writes.
+# Files that lie beside data and hold no data: those of the hub's tools and those of `pit data prepare`.
 _NOT_DATA = {
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "summary.json", "rejects.jsonl",
 }  # fmt: skip
@@ -43,7 +43,7 @@ class Unreadable:
     """The data of a row that could not be decoded; the caller decides whether that stops the reading.
 
     Attributes:
-        line: where in ``raw`` the error is.
+        line: line of the error within ``raw``, from 1.
     """
 
     found: str
@@ -98,7 +98,7 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
     Raises:
         InputError: no such source, nothing readable in it, or a file that is damaged as a whole.
     """
-    if source == "":  # as a path it is the folder where one stands
+    if source == "":  # as a path, an empty name is the current folder
         raise InputError(f"data: found an empty name, expected {_formats()}, a folder of them, or org/name")
     path = Path(source)
     if not path.exists():

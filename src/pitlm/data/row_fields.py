@@ -12,7 +12,7 @@ RESPONSE_FIELDS = ("response", "output")
 """Where a row has a response that may be improved; AlpacaEval calls it ``output``."""
 
 ANSWER_FIELDS = ("final", *RESPONSE_FIELDS)
-"""Where a row has the answer that is judged: the answer that `pit improve` made comes before the one it was given."""
+"""Where a row has the answer to judge. `pit improve` writes ``final``, which comes before the answer it improved."""
 
 Turns = list[Message]
 
@@ -30,7 +30,7 @@ def first_field(row: Mapping[str, object], names: Sequence[str]) -> str:
     """The first of the fields that holds something.
 
     Raises:
-        RowError: none of them does.
+        RowError: no field holds anything.
     """
     found = next((name for name in names if row.get(name) is not None), None)
     if found is None:
@@ -40,7 +40,7 @@ def first_field(row: Mapping[str, object], names: Sequence[str]) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string is valid Unicode, which JSON's and a shell's need not be."""
+    """Whether a string is valid Unicode. A string from JSON or from a shell may be invalid."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -48,7 +48,7 @@ def check_text(value: object, field: str | None, expected: str = "a string") -> 
     """Return a value that is text and can be written to a file.
 
     Raises:
-        RowError: something else, or a lone surrogate.
+        RowError: the value is no text, or has a lone surrogate.
     """
     if not isinstance(value, str):
         raise RowError(field, describe(value), expected)
@@ -61,7 +61,7 @@ def read_messages(value: object, field: str, expected: str) -> Turns:
     """Read chat messages. Roles and contents are checked, the order is not.
 
     Raises:
-        RowError: something else, or a message at fault.
+        RowError: the value is no list of messages, or a message has a fault.
     """
     if not isinstance(value, (list, tuple)):
         raise RowError(field, describe(value), expected)
@@ -92,7 +92,7 @@ def read_prompt(value: object, field: str) -> Prompt:
     """Read a prompt, a string or chat messages.
 
     Raises:
-        RowError: something else, or a conversation that is no prompt.
+        RowError: the value is neither a string nor a conversation that ends with the user.
     """
     if isinstance(value, str):
         return Prompt.of(check_text(value, field))

@@ -82,7 +82,7 @@ def encode_prompts(
     """Token ids of each conversation, up to where the assistant begins to write.
 
     Args:
-        answered: the assistant's answer ends each conversation, which is encoded to its end.
+        answered: each conversation ends with the assistant's answer, and is encoded with this answer.
 
     Raises:
         InputError: the chat template refuses a conversation; it may not know every role, or every order of roles.
@@ -109,7 +109,7 @@ def fit_preferences(
 ) -> tuple[list[Preference], int]:
     """Drop over-long pairs, or trim their prompts from the oldest turn, as the recipe's limits say.
 
-    A response is never trimmed (its end is part of what is judged), so a pair with an over-long one is dropped.
+    A response is never trimmed, because its end is judged too. So a pair with an over-long response is dropped.
 
     Returns:
         The pairs that are left, and how many of them have a trimmed prompt.
@@ -126,9 +126,9 @@ def fit_preferences(
 
 
 def fit_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limits: DataSection) -> Prompt | None:
-    """The prompt, or what is left after trimming whole turns from the oldest; None where nothing fits.
+    """The prompt, without its oldest turns if it is too long; None if nothing fits.
 
-    A system turn stays, and what is left always begins with the user.
+    A system turn stays. The turns that are left begin with the user.
     """
     begin = 1 if prompt.messages[0].role == "system" else 0
     for oldest in range(begin, len(prompt.messages), 2):
@@ -141,11 +141,11 @@ def fit_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limits:
 
 
 def served_template(template: str, ask: str | None) -> str:
-    """A chat template with which a server shows its model what pitlm shows it, without pitlm's arguments. Ours.
+    """A chat template that makes the texts of pitlm on a server that knows no arguments of pitlm. Not in the paper.
 
-    The template fixes ``CHAT_TEMPLATE_ARGUMENTS``. With ``ask``, a conversation to be answered that ends with the
-    assistant's turn gets a further user turn ``ask``: the assistant's turn is the reference. Other conversations are
-    rendered as before. A template that this function made is returned unchanged.
+    The template fixes ``CHAT_TEMPLATE_ARGUMENTS``. With ``ask``, it adds a user turn ``ask`` to a conversation that
+    waits for an answer and ends with the assistant's turn, which is the reference. Other conversations are rendered as
+    before. A template that this function made is returned unchanged.
     """
     # Each line ends with a tag. Jinja drops the line feed after it, so the original template begins as before.
     fixed = [f"{{%- set {name} = {json.dumps(value)} %}}\n" for name, value in CHAT_TEMPLATE_ARGUMENTS.items()]
@@ -162,8 +162,9 @@ def served_template(template: str, ask: str | None) -> str:
 def check_template(tokenizer: Tokenizer, where: str | Path) -> None:
     """Check that the tokens of a prompt begin the tokens of the whole conversation, and hold x, y_ref and the request.
 
-    Only then do policy, improver and gap model, which read a prompt and a completion, read the conversation that the
-    chat template means. Some templates leave out earlier answers, or begin an answer differently when they ask for it.
+    Policy, improver and gap model read a prompt and a completion. Only with such a template do the two make the
+    conversation that the template describes. Some templates leave out earlier answers, or begin an answer differently
+    when they ask for it.
     The end token after an answer is pitlm's: a template may have another one, or none.
 
     Args:
