@@ -36,7 +36,7 @@ def gap_loss(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor) -> Tensor:
 
 
 def calibrated_gap(raw: Tensor, equal: Tensor) -> Tensor:
-    """r_gap(x, y, y_ref) - r_gap(x, y_ref, y_ref): zero where nothing changed. Ours.
+    """r_gap(x, y, y_ref) - r_gap(x, y_ref, y_ref): zero if nothing changed. Not in the paper.
 
     Eq. 2 leaves the level of r^{w,w} and r^{l,l} free, so a raw score has no meaningful sign.
     """

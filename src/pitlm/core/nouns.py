@@ -15,7 +15,7 @@ Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 Advance = Callable[[float], None]
-"""Told how many items have just been finished; drives progress bars."""
+"""A function to call with the number of items that have just been finished; it moves a progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Prompt:
 
 
 AnyPrompt = str | Prompt | Sequence[Mapping[str, Any] | Message]
-"""What a prompt is made of."""
+"""The values that :meth:`Prompt.of` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,8 @@ class Round:
     """One round of the loop: the best of its proposals, the calibrated gap to the incumbent, and the decision.
 
     Attributes:
-        gap: in the units of the scorer that decides; 0 where a system accepts without measuring.
-        gaps: gaps of all k proposals, in the order in which they were made; empty where there was only one.
+        gap: in the units of the scorer that decides; 0 if the system accepts without a score.
+        gaps: gaps of all k proposals, in the order in which they were made; empty if there was only one.
         tokens, prompt_tokens: tokens that the round generated and read, for all proposals.
     """
 
@@ -213,7 +213,7 @@ class Trace:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Trace:
-        """The inverse of :meth:`as_dict`; further fields are left alone.
+        """The inverse of :meth:`as_dict`; further fields are ignored.
 
         Raises:
             KeyError, TypeError, ValueError: not such a row.
@@ -225,7 +225,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One system's answer to one item, with its tokens and its cost (0 where nobody counts)."""
+    """One system's answer to one item, with its tokens and its cost (0 if they are not counted)."""
 
     text: str
     generated_tokens: int = 0

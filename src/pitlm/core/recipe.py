@@ -15,7 +15,7 @@ ReferenceSource = Literal["data", "policy", "improver"]
 Quantization = Literal["nf4"]
 
 WORLDS = ("pocket", "house-style")
-"""Sources of pairs that pitlm makes itself, with a known truth."""
+"""Worlds: sources of pairs that pitlm itself makes, with a known truth."""
 
 
 class DataSection(Section):
@@ -53,7 +53,7 @@ class DataSection(Section):
 
     @property
     def world(self) -> str | None:
-        """The world that the pairs come from, whose truth is known; None for data from elsewhere."""
+        """The world with a known truth from which the pairs come; None for data from elsewhere."""
         return self.source if self.source in WORLDS else None
 
 
@@ -112,7 +112,7 @@ class TemplateSection(Section):
 
 
 class TrainSection(Section):
-    """What every training stage shares. Optimizer: AdamW.
+    """Settings that every training stage has. Optimizer: AdamW.
 
     Attributes:
         max_steps: stop after this many steps, whatever the epochs.
@@ -270,7 +270,7 @@ class Recipe(Section):
 
     @property
     def other_policy_stage(self) -> str | None:
-        """The name of the stage that makes the other policy, where there are two: before or after RLHF."""
+        """The name of the stage that makes the policy that is not M_P, before or after RLHF; None without RLHF."""
         other = {"policy-sft": "policy-rl", "policy-rl": "policy-sft"}[self.policy_stage]
         return other if self.policy_rl else None
 
@@ -281,5 +281,5 @@ class Recipe(Section):
 
     @property
     def quantize(self) -> Quantization | None:
-        """How the models of the run are held in memory, where not as they are saved."""
+        """The quantization of the run's models in memory; None holds the models as they are saved."""
         return self.peft.quantize if self.peft else None

@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def named_recipe(name: str, overrides: Sequence[str], values: Mapping[str, Any]) -> Recipe:
-    """The recipe of a packaged name or a file, with what the command line replaces in it.
+    """The recipe of a packaged name or a file, with the values that the command line replaces.
 
     Args:
         overrides: ``KEY=VALUE``, the value as YAML.
@@ -41,7 +41,7 @@ def named_recipe(name: str, overrides: Sequence[str], values: Mapping[str, Any])
         if not separator or not key:
             raise InputError(f"--set: found {item!r}, expected KEY=VALUE, for example loop.rounds=5")
         changes[key] = value
-    # Values are JSON, which is YAML: as plain text, a file called 2024-11-25 would be a date.
+    # Values are written as JSON, which is also YAML. As plain text, a file called 2024-11-25 would be a date.
     changes |= {key: json.dumps(value) for key, value in values.items() if value is not None}
     return load_recipe(find_recipe(name), changes)
 

@@ -25,7 +25,7 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 class Section(BaseModel):
     """Settings by name; unknown names fail, and values cannot change after validation.
 
-    What a class says of its fields under "Attributes:" becomes their description, which the command line shows as help.
+    The entries under "Attributes:" in the docstring of a class describe its fields. ``--help`` shows them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The nouns of judging: what is compared, what a judge said in each order, and the row that is kept of it."""
+"""The nouns of judging: a comparison, the replies of a judge in each order, and the row with the verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 
     @classmethod
     def of_orders(cls, straight: Verdict, swapped: Verdict) -> Verdict:
-        """The outcome of one pair that was asked about in both orders, both seen from its first response. Ours.
+        """The outcome of one pair that was judged in both orders, both seen from its first response. Not in the paper.
 
         An unparsable half makes the whole unparsable; two halves that differ are inconsistent, a tie in one order and
         a win in the other included.
@@ -57,9 +57,9 @@ class Reply:
         swapped: the second response was shown first.
         verdict: seen from the comparison's first response, whatever the order that was shown.
         text: the raw reply.
-        prompt: what the judge was shown, where it was asked in words.
-        cost: in the currency of the price table; 0 where there is none.
-        failure: why there is no reply; empty where there is one.
+        prompt: the question to a judge that is asked in words.
+        cost: in the currency of the price table; 0 without a price table.
+        failure: why there is no reply; empty if there is a reply.
     """
 
     swapped: bool
@@ -81,8 +81,8 @@ class VerdictRow:
     """One judged comparison: system ``first`` against system ``second`` on item ``item``.
 
     Attributes:
-        scores: of the first and the second response, where the judge gives scores.
-        strength: how sure the judge is that the first is better, in [0, 1], where it says so in numbers.
+        scores: of the first and the second response, if the judge gives scores.
+        strength: how sure the judge is that the first is better, in [0, 1], if the judge gives such a number.
         replies: one for each time that the judge was asked.
         judge: who judged: a judge's name, or a rater's.
         lengths: of the first and the second response, in characters; for length-controlled rates.
