@@ -19,7 +19,7 @@ _COUNTS = {
     "contradictions": "pairs that contradict an earlier one",
     "with_system": "prompts with a system turn",
 }
-"""Counts that ``pit data inspect`` prints, and how it calls them."""
+"""Counts that ``pit data inspect`` prints, and their names in the output."""
 
 
 def _size(value: str) -> float:

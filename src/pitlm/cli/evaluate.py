@@ -102,7 +102,7 @@ def evaluate(
 
 
 def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, force: bool) -> list[Annotation]:
-    """The verdicts on two files of answers, with what AlpacaEval's annotations hold beside them."""
+    """The verdicts on two files of answers, each with the fields of an annotation of AlpacaEval."""
     if len(files) != 2 or any(file.is_dir() for file in files):
         found = "a folder" if len(files) == 2 else f"{len(files)} files"
         raise click.UsageError(f"--judge: found {found}, expected two files, with the answers of a system each")

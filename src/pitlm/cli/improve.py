@@ -77,7 +77,7 @@ def improve(
     from pitlm.data.items import read_items
 
     if file is not None:
-        next(read_items(file))  # what is wrong with the whole file shows before anything is started
+        next(read_items(file))  # a fault of the whole file shows before anything starts
     setup = Setup(models, loop, seed)
     if file is None or output is None:
         improve_one(prompt or "", response, setup)

@@ -38,7 +38,7 @@ from pitlm.io.named_parts import part_names
 from pitlm.judge.protocol import GROUP
 
 KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
-"""What `--judge` calls the kinds of judges, and what a recipe calls them."""
+"""The kinds of judges: the name for `--judge`, and the name in a recipe."""
 
 HELPS = {
     "kind": "A language model, a reward or gap model, the pocket world's truth, or replies from a file.",
@@ -53,7 +53,7 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
     """Give a command the options that describe a judge, as one argument ``options``: a checked section.
 
     Args:
-        required: where it is not, and no judge is named, ``options`` is None.
+        required: whether a judge has to be named. If not, and no judge is named, ``options`` is None.
     """
     return section_options(
         JudgeSection,

@@ -39,7 +39,7 @@ VERBS = {
 
 
 def load_verb(name: str) -> click.Command:
-    """Import the command of a verb. Its help ends with what the docstring of its module says after the first line."""
+    """Import the command of a verb. Its help ends with the docstring of its module, without the first line."""
     module = import_module(f"pitlm.cli.{name}")
     command: click.Command = getattr(module, name)
     command.epilog = command.epilog or (module.__doc__ or "").partition("\n")[2]
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def user_message(error: Exception) -> str | None:
-    """The message for an error that the user can mend, one line for those of libraries; None for any other error."""
+    """The message for an error that the user can mend, in one line if a library raised it; None for other errors."""
     if isinstance(error, InputError | RankFailed):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -149,7 +149,7 @@ def user_message(error: Exception) -> str | None:
         return extra and f"{error.name} is not installed; this verb needs: pip install 'pitlm[{extra}]'"
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         return ": ".join([*(str(name) for name in (error.filename,) if name is not None), USER_ERRNOS[error.errno]])
-    # The writers below torch and safetensors raise their own types, with or without the system's words.
+    # The writers below torch and safetensors raise errors of their own, some without the message of the system.
     if os.strerror(errno.ENOSPC) in str(error):
         return USER_ERRNOS[errno.ENOSPC]
     if any(words in str(error) for words in SHORT_WRITES):

@@ -29,7 +29,7 @@ json_option = click.option("--json", "json_file", type=FILE, help="Also write th
 
 
 def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> None:
-    """Write figures as JSON where a file was asked for, and say so."""
+    """Write figures as JSON if the user named a file, and print a line about it."""
     if file is None:
         return
     from pitlm.io.atomic import write_text
@@ -63,8 +63,8 @@ def section_options(
 ) -> Callable[[Command], Command]:
     """Give a command one option for each field, and hand it one validated section in their place.
 
-    Types, bounds, defaults and help texts come from the fields. Only what the user gave is set in the section, so
-    ``model_fields_set`` tells it from defaults.
+    Types, bounds, defaults and help texts come from the fields. ``model_fields_set`` of the section has the fields that
+    the user gave, and no field with a default.
 
     Args:
         chosen: the fields that become options; none means all.
@@ -74,7 +74,7 @@ def section_options(
         types: click types that replace the field's, by field.
         of_run: defaults come from a run first, and the help says so.
         optional: the section is None where the user leaves out a field that has no default.
-        check: from the validated section to the section that the command gets.
+        check: takes the validated section and returns the section for the command.
     """
     own = {name: section.model_fields[name] for name in chosen or section.model_fields}
     schemas = section.model_json_schema()["properties"]
@@ -150,7 +150,8 @@ def check_output(output: Path, force: bool, what: str, pattern: str | None = Non
 
     Args:
         what: what goes to the output, for messages.
-        pattern: the output is a folder of such files, and ``force`` replaces no others. None: the output is one file.
+        pattern: pattern of the files in an output folder; ``force`` replaces only a folder of such files. None: the
+            output is one file.
 
     Raises:
         InputError: the wrong kind of output, an output that exists already and is not to be replaced, or a place that

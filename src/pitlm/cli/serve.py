@@ -80,9 +80,10 @@ def _secret(variable: str | None) -> str | None:
 
 
 def _of_run(folder: Path, settings: Settings, loop: LoopSection) -> tuple[Settings, LoopSection]:
-    """Models, the way to hold them, and the loop's settings from a finished run, where the command names no others.
+    """Fill in models and settings of the loop that the command does not give, from a finished run.
 
-    R_P gives its second opinion beside the run's own gap model only.
+    Dtype and quantization of the models also come from the run. R_P gives its second opinion only on the run's own gap
+    model.
     """
     from pitlm.run.folder import stored_recipe
 
