@@ -18,7 +18,7 @@ from pitlm.run.folder import stored_recipe
 
 
 def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
-    """Choose the margin on fresh answers to prompts that nothing was trained or selected on; store it, and a picture.
+    """Choose the margin on fresh answers to prompts that no model was trained or selected on.
 
     The margin is chosen on the prompts of the validation fold, on those of the test fold that the evaluation leaves,
     and on further prompts. The prompts of the evaluation show what the margin does. The judge is the run's: the truth
@@ -64,8 +64,8 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
 
     Args:
         items: the largest number of answers to choose on; None is no limit.
-        more: a file of further prompts to choose on, whose responses are used where a row has one; prompts that are in
-            a fold of the run are left out.
+        more: a file of further prompts to choose on. A row's own response is used if it has one. Prompts in a fold of
+            the run are left out.
 
     Raises:
         InputError: a fold without prompts, or a bad row in the file.

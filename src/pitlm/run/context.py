@@ -1,4 +1,4 @@
-"""One run: where its trainings take place, and the truth that it is judged by where there is one."""
+"""One run: the processes that do its trainings, and the judge of its answers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pitlm.run.results import run_report
 
 
 class Trained(Exception):
-    """How a rank leaves a stage once the training is done: the other parts of the stage are not its own."""
+    """Takes a rank out of a stage when the training is done. Its launching process does the rest of the stage."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Context(Setting):
 
     @cached_property
     def report(self) -> Report:
-        """What the run has measured. It is made once: read it when the evaluation is done."""
+        """The measurements of the run. The first access makes this report, so the evaluation has to be done before."""
         return run_report(self.root, self.recipe)
 
     def train(self, folder: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Do the training of a stage, and nothing else of it, here or in as many processes as the launch says.
+        """Do the training of a stage, and no other part of the stage, here or in the processes of the launch.
 
-        Each of those processes does the stage over again as far as this call, from the files that are there by now. So
-        what comes before this call must be in files, and what training alone needs belongs into ``work``.
+        Each process of the launch repeats the stage up to this call, from the files of the stage. So results of earlier
+        parts must be in files. Work that only the training needs belongs into ``work``.
 
         Returns:
             The last evaluation's metrics.

@@ -31,12 +31,13 @@ REPLIES = "judge-replies.sqlite"
 def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     """Let every system answer, and every judge judge.
 
-    Writes ``verdicts.jsonl``, the rows of `pit judge`; ``items.jsonl``, all answers and what they took; and
-    ``traces.jsonl``, what PIT's loop did to each answer. The result holds what cannot be computed from these.
+    The function writes three files: ``verdicts.jsonl`` with rows as `pit judge` writes them, ``items.jsonl`` with all
+    answers and their tokens, and ``traces.jsonl`` with the rounds of PIT's loop on each answer. The result holds only
+    figures that cannot be computed from these files.
 
     Raises:
         BudgetSpent: a judge's cost limit was reached; the replies so far are kept, and the same command goes on.
-        InputError: a judge cannot be had.
+        InputError: a judge cannot be made.
     """
     baselines, section, bases = chosen_baselines(context.recipe), context.recipe.evaluation, context.bases()
     systems = _systems(context)
@@ -49,7 +50,7 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     rows: list[VerdictRow] = []
     agreement = {}
     for judge in judges:
-        # Each reply of a judge that is asked in words may cost money.
+        # A judge that is asked in words gets fewer labels, because each reply may cost money.
         asked = labels[: section.items] if isinstance(judge, TwoOrderJudge) else labels
         judged = run_judge(judge, [*compared, *asked])
         rows += judged[: len(compared)]
@@ -89,7 +90,7 @@ def judges_of(context: Context, bases: Bases) -> list[Judge]:
 
 
 def _systems(context: Context) -> Systems:
-    """All systems on the held-out prompts, the original answers drawn."""
+    """The systems of the comparison, with held-out prompts and the original answers to them."""
     recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
     other = recipe.other_policy_stage
     models = TrainedModels(

@@ -36,7 +36,7 @@ from pitlm.worlds.known import KNOWN
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to export, with the recipe of its run; None if it does not lie in a run."""
+    """A model to export, with the recipe of its run. The recipe is None for a model outside a run."""
 
     model: Path
     card: Card
@@ -99,7 +99,7 @@ def deliver(
     dtype: str | None = None,
     adapter: bool = False,
 ) -> Iterator[str]:
-    """Export a model into a folder, to the hub, or both; yields a line about each when it is done.
+    """Export a model into a folder, to the hub, or both. Yield a line about each export when it is done.
 
     Args:
         output, repository: at least one of the two; without ``output`` nothing stays on this machine.
@@ -147,7 +147,7 @@ def _check_adapter(model: Path, *, on_hub: bool) -> None:
 
 
 def _check_output(source: Source, output: Path, *, replace: bool) -> None:
-    """Refuse a file, a folder with something else in it, or one that holds the source or lies in it.
+    """Refuse an output that is a file, has other content, holds the source, or lies in the source.
 
     Args:
         replace: an earlier export may be there.
@@ -205,7 +205,7 @@ def _temperature(source: Source) -> float:
 
 
 def _origin(source: Source) -> Origin | None:
-    """What a run says of the model of one of its stages, without the paths of this machine."""
+    """The origin of a stage's model, from the records of its run, without the paths of this machine."""
     recipe, run, stage = source.recipe, source.run, source.model.parent.name
     if recipe is None:
         return None
@@ -282,7 +282,7 @@ def _explained(name: str) -> Iterator[None]:
         raise InputError(f"--push-to-hub {name}: refused ({status}): {_line(said)}{hint}") from error
     except HTTPError as error:
         raise InputError(f"--push-to-hub {name}: cannot reach {constants.ENDPOINT}: {_line(str(error))}") from error
-    except (OSError, ValueError, RuntimeError) as error:  # a bad name; a file's transfer, whose own client is in Rust
+    except (OSError, ValueError, RuntimeError) as error:  # a bad name, or the transfer of a file failed
         raise InputError(f"--push-to-hub {name}: {_line(str(error))}") from error
 
 

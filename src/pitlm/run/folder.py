@@ -55,7 +55,7 @@ class Stage:
 AnyStage = TypeVar("AnyStage", bound=Stage)
 
 Listener = Callable[[str, str, float], None]
-"""Told (stage, "skip" | "start" | "resume" | "done", seconds that the stage took)."""
+"""Called with (stage, "skip" | "start" | "resume" | "done", seconds that the stage took)."""
 
 
 class RunFolder:
@@ -116,8 +116,7 @@ class RunFolder:
 
         Raises:
             InputError: a stage is stale and ``update`` is off; the message names the settings that differ. Or the work
-                found a fault in its input; then a stage that was new is gone again, and a stage that was to be replaced
-                is back.
+                found a fault in its input; then a new stage is removed again, and a replaced stage is restored.
         """
         with self.locked():
             prints = fingerprints(stages)
@@ -254,7 +253,7 @@ def is_current(root: Path, name: str) -> bool:
 
 
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
-    """Each stage's fingerprint: its settings and the fingerprints of what it needs."""
+    """Each stage's fingerprint: a hash of its settings and of the fingerprints of the stages that it needs."""
     prints: dict[str, str] = {}
     for stage in stages:
         prints[stage.name] = _fingerprint(stage.settings, [prints[name] for name in stage.needs])

@@ -26,7 +26,7 @@ WITHOUT_EFFECT = {"price", "max_cost", "concurrency", "timeout", "cache"}
 MODELS = {"llm": "the model's name", "foreign": "a checkpoint", "scripted": "a file of replies"}
 ENDPOINT_FIELDS = ("base_url", "template", "price", "max_cost")
 CHUNK = 64
-"""How many comparisons a judge that computes here is given at a time, so that the progress bar moves."""
+"""A judge in this process gets this many comparisons at a time, so that the progress bar moves."""
 
 
 def truth(world: str) -> ScoreJudge:
@@ -40,10 +40,10 @@ def check_section(section: JudgeSection, kind: str, field: Callable[[str], str])
 
     Args:
         kind: how the user named the kind, for the message.
-        field: from the name of a field to what the user called it.
+        field: takes the name of a field, and returns the user's name for it.
 
     Raises:
-        InputError: a missing model, a model that is one too many, or a field of an endpoint beside another kind.
+        InputError: a missing model, a model for a kind that takes none, or a field of an endpoint beside another kind.
     """
     if section.kind in MODELS and not section.model:
         raise InputError(f"{field('model')}: found nothing, expected {MODELS[section.kind]} for {kind}")
@@ -68,7 +68,7 @@ def make_judge(section: JudgeSection, where: str = GROUP) -> Judge:
 
 
 def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRow]:
-    """Every comparison judged, behind a progress bar that shows the cost so far.
+    """Judge every comparison, behind a progress bar that shows the cost so far.
 
     Raises:
         BudgetSpent: the cost limit was reached before the last reply.

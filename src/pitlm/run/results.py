@@ -1,6 +1,6 @@
 """The results of a run, read from its folder: one summary of its verdicts, and one report for all who show it.
 
-Nothing that trains is imported, which takes seconds.
+This module imports nothing that trains, because such an import takes seconds.
 """
 
 from collections import Counter
@@ -25,11 +25,11 @@ from pitlm.report.terminal import points
 from pitlm.run.folder import Status, is_current, stage_record, stage_result, stored_recipe
 
 EXAMPLES = 400
-"""Answers before and after that a report holds."""
+"""The number of examples in a report, each an answer before and after."""
 
 
 def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
-    """The file of a run's verdicts, and what the run knows of its systems beside the verdicts.
+    """The file of a run's verdicts, and the figures of each system's answers.
 
     Raises:
         InputError: the folder holds no run, or a run without evaluation.
@@ -56,7 +56,7 @@ def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, A
 
 
 def run_report(root: Path, recipe: Recipe) -> Report:
-    """What was measured in a run, as far as the run has got and of the models that its folder holds now."""
+    """The measurements of a run so far, of the models that its folder holds now."""
     record = stage_record(root, "gap")
     gap = record["result"]["health"] if record and record["status"] == Status.DONE else None
     title, health = f"pitlm: {recipe.name}", health_figures(gap) if gap else {}
@@ -126,7 +126,7 @@ def read_curve(folder: Path, judge: str) -> dict[str, Points]:
         """A figure by step, without the steps that have none: KL is not logged where beta is 0."""
         return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
-    # The judge's mean over the samples of a step moves with the prompts that they answer; held-out ones stay the same.
+    # The samples of each step answer other prompts, and their mean quality varies with these. Held-out prompts stay.
     held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_json_lines(folder / "probe.jsonl")]
     return {
         "reward": logged("reward"),
@@ -136,7 +136,7 @@ def read_curve(folder: Path, judge: str) -> dict[str, Points]:
 
 
 def data_line(result: Mapping[str, Any]) -> str:
-    """What became of the rows of the data, down to the pairs that are used."""
+    """One line about the rows of the data, from those that were read to the pairs that are used."""
     line = reading(result["read"], result["kept"], result["dropped"], result["invalid"])
     line += " (set aside in data/rejects.jsonl)" if result["invalid"] else ""
     over_long = result["over_long"]
@@ -158,7 +158,7 @@ def _floor(model: str, lead: Mapping[str, float]) -> str:
 
 
 def _percent(share: Mapping[str, float]) -> str:
-    """A share with its interval, and of how many."""
+    """A share with its interval and its number of items."""
     estimate, low, high = (f"{100 * share[name]:.1f}%" for name in ("estimate", "low", "high"))
     return f"{estimate} [{low}, {high}] of {share['n']}"
 

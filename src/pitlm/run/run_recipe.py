@@ -61,7 +61,7 @@ def run_recipe(
         stages = stages[: names.index(until) + 1]
     folder, context = RunFolder(out), Context(recipe, out, launch)
     record = stage_record(out, "report")
-    if record and record["status"] == "done" and not (out / "report.html").exists():  # outside its stage's folder
+    if record and record["status"] == "done" and not (out / "report.html").exists():  # outside the folder of its stage
         shutil.rmtree(out / "report")
     done: set[str] = set()
 
@@ -103,7 +103,7 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     """Check before the run that the processes can share the batches of every training, and the weights.
 
     Raises:
-        InputError: they cannot share them.
+        InputError: the processes cannot share the batches or the weights.
     """
     if recipe.quantize and launch.sharded:
         raise InputError(

@@ -164,7 +164,7 @@ def _check_models(context: Context, longest: int) -> None:
         InputError: a model cannot be used.
     """
     start, base, peft = context.start, context.recipe.model.reward_base, context.recipe.peft
-    tokenizer = context.tokenizer  # the first to be read, because its message names a model that does not exist
+    tokenizer = context.tokenizer  # read first: its error names a model that does not exist
     shape = load_shape(start)
     window = window_of(shape.config)
     if window is not None and longest > window:
@@ -178,7 +178,7 @@ def _check_models(context: Context, longest: int) -> None:
         return
     modules = dict(shape.named_modules())
     embedding = [shape.get_input_embeddings(), shape.get_output_embeddings()]
-    asked = peft.target_modules  # as PEFT reads them: a pattern of whole names, or a list of what they end with
+    asked = peft.target_modules  # as PEFT reads them: a pattern of whole names, or a list of endings
     wanted = {asked: asked} if isinstance(asked, str) else {end: rf"(.*\.)?{re.escape(end)}" for end in asked}
     for written, pattern in wanted.items():
         found = [module for name, module in modules.items() if re.fullmatch(pattern, name)]
@@ -219,15 +219,15 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Whether the judge's quality still held at the end, while RL maximised the reward. Ours.
+    """Whether the judge's quality still held at the end, while RL maximised the reward. Not in the paper.
 
     Args:
         rows: two or more measurements of ``probe.jsonl``, each with one quality per held-out item, in the same order.
 
     Returns:
-        Means of the first, the late and the last measurement, where the late one is at three quarters of the steps, or
-        the last but one. And the change from late to last, paired by item: an interval below zero is the mark of
-        reward hacking.
+        Means of the first, the late and the last measurement, and the change from late to last, paired by item. The
+        late measurement is the first from three quarters of the steps on, or else the last but one. If the interval of
+        the change lies below zero, this is the mark of reward hacking.
     """
     first, *middle, last = rows
     late = next((row for row in middle if row["step"] >= 0.75 * last["step"]), rows[-2])

@@ -24,7 +24,7 @@ class PipelineStage(Stage):
     Attributes:
         section: settings of its training, if it trains a model.
         folds: names of the folds whose pairs it trains on.
-        curriculum: the stage of the curriculum that it is, if it is one.
+        curriculum: the description of a stage of the curriculum; None for other stages.
     """
 
     task: Task
@@ -49,7 +49,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     """Every stage of a run, each with the settings that it depends on and the stages that it reads.
 
     Args:
-        contents: read what local files and folders the recipe names hold. Their contents belong to the fingerprints.
+        contents: read the local files and folders that the recipe names, because fingerprints include their contents.
     """
     model, evaluation, curriculum, policy = recipe.model, recipe.evaluation, recipe.curriculum, recipe.policy_stage
     judges = [] if recipe.data.world else ["judge"]
@@ -99,6 +99,6 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
 
 
 def _input(key: str, source: str | None, contents: bool, *, sample: bool = False) -> Mapping[str, str | None]:
-    """Only what an input holds counts, not where it lies: another spelling of its path makes nothing stale."""
+    """The digest of a local input, or the name of another input. A digest does not depend on the path of the input."""
     found = digest(source, sample=sample) if contents else None
     return {f"contents of {key}": found} if found else {key: source}
