@@ -1,4 +1,4 @@
-"""What it takes to read, learn and write tokens on some hardware: arithmetic, seconds and memory. Ours."""
+"""The costs to read, learn and write tokens on some hardware: arithmetic, seconds and memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pitlm.plan.hardware import Hardware
 from pitlm.plan.sizes import Shape, Workload
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in nf4: four bits, and its share of the constant of its block, which takes 8 bits."""
+"""Bytes of a weight in nf4: four bits, a byte for each 64 weights, and four bytes for each 256 such bytes."""
 
 JOINED = 2
-"""Rank of an adapter over the base of the run, as a multiple of the recipe's: it joins the adapters of two stages."""
+"""Rank of an adapter over the run's base, as a multiple of the recipe's rank: it joins the adapters of two stages."""
 
 LONGEST = 2.0
-"""Length of a batch's longest answer, in mean lengths; decoding waits for it. In the pocket world 1.7 to 2.3."""
+"""Length of a batch's longest answer, for which decoding waits, over the mean length. Pocket world: 1.7 to 2.3."""
 
 
 @dataclass
 class StagePlan:
-    """What one stage takes.
+    """The costs of one stage.
 
     Attributes:
         trained: tokens read with gradient.
@@ -73,7 +73,7 @@ class Costs:
         self.x = min(work.prompt, data.max_prompt_tokens) + work.marks
         self.w, self.l = (min(y, data.max_response_tokens) + 1 for y in (work.chosen, work.rejected))
         self.y = min((self.w + self.l) / 2, self.limit)
-        self.beside = self.x + self.l + work.marks  # x, y_ref and the request: what the improver is shown
+        self.beside = self.x + self.l + work.marks  # x, y_ref and the request: the improver's prompt
         self.longest_x = data.max_prompt_tokens + work.marks
         self.longest_y = max(data.max_response_tokens, self.limit)
         self.longest_beside = self.longest_x + self.longest_y + work.marks
@@ -84,7 +84,7 @@ class Costs:
         return reading.tokens * (2 * self.shape.linear + attention) + reading.headed * 2 * self.shape.head
 
     def _compute(self, plan: StagePlan, reading: Reading, rate: float, slower: float = 1.0) -> None:
-        """Add the arithmetic; ``rate`` is that of layers that read rows, from which heads and trees differ."""
+        """Add the arithmetic. ``rate`` is the rate of layers on rows; ``slower`` corrects it for trees."""
         flops, head = self.forward(reading), self.forward(Reading(0, 0, reading.headed))
         plan.flops += flops
         weighed = (flops - head) * slower + head * self.hardware.head_factor
@@ -94,7 +94,7 @@ class Costs:
         plan.seconds += rows * self.hardware.row_seconds
 
     def learn(self, plan: StagePlan, section: TrainSection, steps: float, each: Reading, tree: bool = False) -> None:
-        """Take so many steps, passes forward and back, on ``each``; frozen weights have no gradient of their own."""
+        """Take ``steps`` steps forward and back on ``each``. Frozen weights have no gradient of their own."""
         hardware = self.hardware
         passes = steps * (2 + (self.recipe.peft is None) + section.gradient_checkpointing)
         slower = hardware.tree_factor if tree else 1.0
@@ -105,7 +105,7 @@ class Costs:
         plan.seconds += steps * (hardware.step_seconds + launches)
 
     def read(self, plan: StagePlan, reading: Reading, passes: float) -> None:
-        """Read without gradient, in so many passes."""
+        """Read without gradient, in ``passes`` passes."""
         self._compute(plan, reading, self.hardware.forward_flops)
         plan.seconds += passes * (self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds) / 3
 

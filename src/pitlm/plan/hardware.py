@@ -1,6 +1,6 @@
-"""The machine at hand, and the rates of a machine: measured here, or assumed for a card from its data sheet. Ours.
+"""The machine at hand, and the rates of a machine: measured here, or assumed for a card from its data sheet.
 
-No network is used, and torch is imported only where it is installed and the machine at hand is described.
+This module uses no network. It imports torch only to describe the machine at hand, and only if torch is installed.
 """
 
 import os
@@ -36,12 +36,12 @@ class Hardware:
         forward_flops: FLOP per second of passes without gradient.
         decode_flops: FLOP per second of decoding, beside the reading of the weights.
         bandwidth: bytes per second at which decoding reads weights and cache.
-        head_factor: time of a FLOP of the head in training, in times of a FLOP of the layers: logits are written and
+        head_factor: time of a FLOP of the head in training, relative to a FLOP of the layers: logits are written and
             read again for the loss and for the trainer's metrics.
         step_seconds: fixed time of an optimizer step; a forward pass takes a third of it.
         layer_seconds: further time of one layer in one pass forward and back.
         decode_seconds: further time of one layer in one step of decoding.
-        tree_factor: time of a token in a tree, in times of a token in a row.
+        tree_factor: time of a token in a tree, relative to a token in a row.
         row_seconds: time to put one conversation into tokens and batches, on the processor.
         stage_seconds: time of loading, saving and evaluating in each stage.
         devices: number of devices that share the work.

@@ -1,4 +1,4 @@
-"""What each stage of a recipe takes: tokens, arithmetic, seconds and memory, before anything is started. Ours.
+"""Estimates the tokens, arithmetic, seconds and memory of each stage of a recipe, before the run starts.
 
 The stages are those of :mod:`pitlm.run.stages`, and the systems of the evaluation those of :mod:`pitlm.loop.baselines`.
 The gap model reads x once and each reference once (Eq. 2): x + 3 w + 3 l tokens. RL reads a prompt once per group.
@@ -137,13 +137,13 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     micro = size / section.accumulation
     learning = p.activations(section, micro / section.group * longest + micro * p.limit) + p.logits(micro * p.limit)
     writing = p.cache(size, longest + p.limit)
-    anchor = p.recipe.peft is None and section.beta > 0  # with LoRA the anchor is what lies under the adapter
+    anchor = p.recipe.peft is None and section.beta > 0  # with LoRA the anchor is the model under the adapter
     plan.seconds += p.hardware.stage_seconds
     plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + anchor) + max(learning, writing)
 
 
 def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
-    """What the systems of the comparison ask of the models, and every score of R_PIT, R_P and the judge."""
+    """The answers of all systems of the comparison, and every score of R_PIT, R_P and the judge."""
     recipe, evaluation = p.recipe, p.recipe.evaluation
     items = min(evaluation.items, p.test * p.work.prompts)
     baselines = chosen_baselines(recipe)
@@ -175,7 +175,7 @@ PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
 
 
 def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: bool) -> Iterator[str]:
-    """A plan as lines for a person; ``every`` shows each stage, and ``where`` says where the lengths are from."""
+    """A plan as lines for a person. ``every`` adds a line for each stage; ``where`` names the source of the lengths."""
     hardware = plan.hardware
     lengths = f"x {work.prompt:.0f}, chosen {work.chosen:.0f}, rejected {work.rejected:.0f} tokens"
     yield f"data        {work.pairs:,} pairs; {lengths} ({where})"

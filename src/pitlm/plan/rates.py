@@ -1,4 +1,4 @@
-"""This machine's rates, measured for a few seconds on a model of the shape that is planned for. Ours.
+"""This machine's rates, measured for a few seconds on a model of the planned shape.
 
 A shape of the same width, with few layers and a small vocabulary, stands in for a large one: rates are per FLOP.
 """
@@ -32,7 +32,7 @@ from pitlm.plan.sizes import CONFIG_KEYS, Shape, Workload
 
 LAYERS, VOCABULARY = 2, 8_192
 FLOP_PER_STEP = {"cpu": 1e11, "cuda": 2e13}
-"""Most FLOP of a measured step: it takes less than seconds, and keeps the machine as busy as training does."""
+"""Most FLOP of a measured step. Such a step is short, but keeps the machine as busy as training does."""
 
 CPU_PARAMETERS = 1e9
 """Larger models are not trained on a processor; to measure one would take minutes and much memory."""
@@ -95,7 +95,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Callable[[], float] = t
 
 
 def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, float]:
-    """Seconds of each item, and of a step beside its items; together they give what was measured for ``many``."""
+    """Seconds of each item, and fixed seconds of a step. For ``many`` items they add up to the measured seconds."""
     of_many, of_few = (max(seconds(count), 1e-6) for count in (many, few))
     each = min(max((of_many - of_few) / (many - few), of_many / many / 10), of_many / many)
     return each, of_many - many * each
@@ -120,13 +120,13 @@ class _Measure(TrainerCallback):
         self.times.append(self.now())
 
     def now(self) -> float:
-        """The time at which all that was asked of the device is done."""
+        """The time, after the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return self.clock()
 
     def median(self, work: Callable[[], object]) -> float:
-        """Median seconds of some work, without the first time, which warms up."""
+        """Median seconds of some work. The first time is left out, because it warms the device up."""
         times = [self.now()]
         for _ in range(REPEATS + 1):
             work()

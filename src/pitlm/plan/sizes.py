@@ -1,4 +1,4 @@
-"""What a plan starts from: the shape of a decoder, and the number of pairs with their lengths. Ours.
+"""The inputs of a plan: the shape of a decoder, and the number of pairs with their lengths.
 
 Decoders are those of the family of Llama and Qwen: gated feed-forward, rotary positions, grouped keys and values.
 """
@@ -31,7 +31,7 @@ CONFIG_KEYS = {
     "vocabulary": "vocab_size",
     "tied": "tie_word_embeddings",
 }
-"""Where a Hugging Face configuration has each size of a :class:`Shape`."""
+"""The key of each size of a :class:`Shape` in a Hugging Face configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Shape:
         assert model.base is not None
         folder = Path(model.base)
         if folder.suffix.lower() == ".gguf":
-            from pitlm.models.loading import checkpoint_of  # here, because it takes torch and seconds
+            from pitlm.models.loading import checkpoint_of  # here, because it imports torch for seconds
 
             folder = Path(checkpoint_of(folder))
         file = folder / "config.json"
@@ -192,9 +192,9 @@ def known_workload(recipe: Recipe) -> tuple[Workload, str]:
 
 
 def measured_workload(source: str, limits: DataSection) -> tuple[Workload, str]:
-    """Count pairs, and take four characters for a token, as in English: a tokenizer may be far away.
+    """Count pairs and their lengths. Four characters count as a token, as in English: there may be no tokenizer here.
 
-    Lengths are cut to what the recipe allows: a few long prompts would move the mean far from what is read.
+    Lengths are cut to the limits of the recipe. Otherwise a few long prompts would dominate the mean.
 
     Raises:
         InputError: a source that cannot be read.
