@@ -1,9 +1,9 @@
 """The two pages about a run, from templates: its report in HTML, and the model card of a model that is exported.
 
-The report is one HTML file that needs nothing else: no network, no fonts, no other files. Everything that a model or a
-user wrote is data. Jinja escapes it, the table of answers reads it from an escaped JSON block with ``textContent``, and
-a content security policy allows only the report's own script, so that not even a mistake here lets an answer run code
-or call home.
+The report is one HTML file that needs nothing else: no network, no fonts, no other files. Texts of models and users are
+only data. Jinja escapes them, and the table of answers reads them from an escaped JSON block with ``textContent``. A
+content security policy allows only the report's own script. So even after a mistake here, no answer could run code or
+call home.
 """
 
 import base64
@@ -29,7 +29,7 @@ from pitlm.report.shape import HEALTH, BeforeAfter, Report
 DASH = "\N{EN DASH}"
 PAPER = "2310.00898"
 _TAGS = {"improver": "self-improvement", "gap": "reward-model", "reward": "reward-model"}
-# What the hub can show as figures of each kind, by the keys of the health of R_PIT.
+# The figures that the hub can show for each kind of model, as keys in the health of R_PIT.
 _FIGURES = {"gap": ("held_out_pairs", "fresh_pairs"), "reward": ("held_out_pairs_reward",)}
 
 
@@ -42,10 +42,10 @@ class Origin:
         base, source: the start model and the data, as a reader knows them.
         hub_base, hub_source: names of the start model and the data on the hub, if they came from there.
         version: of pitlm, when the run began.
-        reading: what became of the rows of the data.
+        reading: one line about the rows of the data.
         folds: pairs of each fold.
         results: what was measured; parts that were not measured are empty.
-        row: the system in the table that this model is; empty for a stage on the way.
+        row: name of this model's row in the table of systems; empty for an intermediate stage.
         world: the world that the data is from, if its truth is known.
     """
 
@@ -109,12 +109,12 @@ def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | 
     body = _template("card.md.j2", keep_trailing_newline=True).render(
         shown, card=card, origin=origin, adapter=adapter, settings=settings, version=__version__, infinity=math.inf
     )
-    # Read back by the hub's own class, which refuses metadata that the hub would.
+    # Read back by the hub's own class, which refuses the metadata that the hub refuses.
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
 
 
 def _figures(card: Card, origin: Origin, task: str) -> list[EvalResult]:
-    """What was measured of this very model, as the hub shows it."""
+    """The figures of this very model, in the hub's form."""
     found: list[tuple[str, str, Interval | float]] = []
     for line in origin.results.systems:
         if line.system == origin.row and line.tally.judged:
@@ -142,7 +142,7 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
     if value is None or not math.isfinite(value):
         return DASH
     text = f"{value:{'+' if signed else ''}.{digits}f}"
-    # "-0.00" says that something is negative which the shown digits do not support.
+    # "-0.00" would say that the value is negative, but the shown digits do not support that.
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", "\N{MINUS SIGN}")

@@ -61,7 +61,7 @@ def curve_panels(stage: str, figures: Mapping[str, Points]) -> list[Markup]:
         points = [(step, value) for step, value in given if isfinite(value)]
         if points:
             figure, axes = _figure(3.7, 2.6)
-            # Sparse points need to be shown; dense curves would drown in them.
+            # Sparse points need markers; a dense curve would drown in them.
             marker = _MARKERS[number] if len(points) <= 30 else ""
             axes.plot(*zip(*points, strict=True), color=SERIES[number], marker=marker, markersize=3, linewidth=1.3)
             axes.set_xlabel("RL step")
@@ -78,7 +78,7 @@ def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup
         return None
     figure, axes = _figure(4.9, 2.7 + 0.15 * len(shown))
     for number, (name, intervals) in enumerate(shown.items()):
-        # A little apart, or the intervals of equal systems would hide one another.
+        # The systems are drawn a little apart, or the intervals of equal systems would hide one another.
         shift = 0.06 * (number - (len(shown) - 1) / 2)
         rounds = [round_ + shift for round_ in range(len(intervals))]
         means = [interval.estimate for interval in intervals]
@@ -167,7 +167,7 @@ def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, 
 
 
 def _line(number: int) -> dict[str, Any]:
-    """How the line of one of several series looks."""
+    """Color, style and marker of the line of one series."""
     return {"color": SERIES[number % len(SERIES)], "linestyle": _LINES[number % len(_LINES)]}
 
 
@@ -196,12 +196,12 @@ def _panel(figure: Figure, title: str, description: str = "") -> Markup:
         if axes.get_legend_handles_labels()[1]:
             # Above the axes it can never hide data, whatever the data.
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, ncols=1)
-    # With another salt for each panel, no two panels of a page have an identifier in common.
+    # Each panel has a salt of its own, so no two panels of a page share an identifier.
     with matplotlib.rc_context({"svg.hashsalt": f"{description} {title}".encode("utf-8", "replace").decode()}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
     for element in list(root.iter()):
-        # Inline, its style element would style the whole page: the page's own style sheet says the same.
+        # Inline, the style element of the SVG would style the whole page. The page's style sheet has the same rules.
         for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
             element.remove(child)
         element.tag = element.tag.rpartition("}")[2]

@@ -34,9 +34,9 @@ class Report:
     Attributes:
         judges: how often each judge agrees with held-out labels. The first is the judge of the headline.
         compared: pairs of systems whose Deltas are set against one another.
-        curves: for each stage of reinforcement learning its figures by name: the reward, what the reward cannot see
-            (the true utility of held-out answers, or what a judge says of them), and the KL to the SFT improver, a sum
-            over a sequence in nats.
+        curves: for each stage of reinforcement learning its figures by name: the reward, a quality that RL does not
+            maximise (the true utility of held-out answers, or a judge's score of them), and the KL to the SFT improver,
+            a sum over a sequence in nats.
         quality_by_round: by judge and system, the mean quality after round 0 (the original), 1, 2, ...
         gaps: by system, the gap of each final answer to the original answer.
         health: figures about the gap model by the keys of ``HEALTH``: shares with intervals, and plain numbers.
@@ -134,5 +134,5 @@ def health_figures(health: Mapping[str, Any]) -> dict[str, Interval | float]:
 
 
 def share_interval(share: Mapping[str, float]) -> Interval:
-    """The interval of a share as a stage's result keeps it."""
+    """The interval of a share, from its form in a stage's result."""
     return Interval(share["estimate"], share["low"], share["high"])

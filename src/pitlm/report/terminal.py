@@ -16,7 +16,7 @@ from pitlm.loop.margin import Calibrated, Outcome
 from pitlm.report.shape import HEALTH, Report
 
 EXAMPLES = 3
-"""Answers before and after that are printed."""
+"""The number of printed examples, each an answer before and after."""
 
 Rows = Sequence[Sequence[str]]
 
@@ -84,9 +84,10 @@ def print_summary(summary: Summary) -> None:
 
 
 def print_margins(found: Calibrated) -> None:
-    """Print what each margin does to the answers, then the promise that the chosen margin keeps.
+    """Print the effect of each margin on the answers, then the promise that the chosen margin keeps.
 
-    Below the margins the table has "always accept", and both on the items that had no part in the choice.
+    Below the margins the table has "always accept". Then it has the chosen margin and "always accept" on the items that
+    had no part in the choice.
     """
     console, known, chosen = make_console(), found.calibration, found.chosen.margin
     chosen_on = f"chosen on {known.items} fresh answers, up to {known.settings.rounds} rounds"
@@ -139,7 +140,7 @@ _ANSWERED = ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies",
 
 
 def _answered(systems: Iterable[SystemFigures]) -> Rows:
-    """Rows of the table of a run: what each system won, and what its answers took."""
+    """Rows of the table of a run: the rates of each system, and the tokens of its answers."""
     rows = []
     for s in systems:
         if s.answered is not None:
@@ -152,7 +153,7 @@ def _answered(systems: Iterable[SystemFigures]) -> Rows:
 
 
 def _print_criteria(console: Console, systems: Sequence[SystemFigures]) -> None:
-    """Print the means of what a known truth is made of, and the perplexity under the start model."""
+    """Print the means of the criteria of a known truth, and the perplexity under the start model."""
     known = [(s.system, s.answered) for s in systems if s.answered is not None]
     names = list(known[0][1].criteria) if known else []
     rows = [
@@ -191,13 +192,13 @@ def _print(console: Console, title: str, headings: Sequence[str], rows: Rows, na
 
 
 def _table(headings: Sequence[str], rows: Rows, *, names: int = 1, title: str = "") -> Table:
-    """A table of plain text. Where it is tight, the first ``names`` columns fold and figures do not."""
+    """A table of plain text. On a narrow terminal the first ``names`` columns fold; columns of figures do not."""
     table = Table(title=Text(title) if title else None)
     for number, heading in enumerate(headings):
         figures = number >= names
         table.add_column(heading, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # what stands in square brackets is a name's own, not markup
+        table.add_row(*map(Text, row))  # square brackets in a name are no markup
     return table
 
 
