@@ -24,11 +24,11 @@ CATEGORIES = (Verdict.LOSS, Verdict.TIE, Verdict.WIN, Verdict.INCONSISTENT)
 
 @dataclass(frozen=True, slots=True)
 class PositionBias:
-    """What one judge made of the rows that it was asked about in both orders.
+    """Consistency and bias of one judge on the rows that it judged in both orders.
 
     Attributes:
         rows: with a parsable reply in both orders; only these count.
-        first_both: rows on which it chose what was shown first, both times; ``second_both`` likewise.
+        first_both: rows on which the judge chose the response shown first, in both orders; ``second_both`` likewise.
         consistent: share of rows with the same verdict in both orders.
         bias: share of replies that chose the first shown less share that chose the second, in [-1, 1]; 0 without bias.
     """
@@ -49,7 +49,7 @@ class Agreement:
         units: comparisons (an item and a pair of systems) with a usable verdict of at least two judges.
         cohen: for each two judges, over the comparisons that both judged.
         fleiss: over the ``complete`` comparisons, which all judges judged; NaN where there is none.
-        nominal: Krippendorff's alpha over all units, for which verdicts are equal or not.
+        nominal: Krippendorff's alpha over all units, where two verdicts are only equal or unequal.
         ordinal: the same with loss < tie < win; inconsistent verdicts are left out as missing.
     """
 
@@ -84,9 +84,9 @@ def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list
 def agreement(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Agreement | None:
     """How far the judges of ``rows`` agree; None where no comparison has two judges.
 
-    A pair of systems is always seen from the same one, whichever way round its rows were stored; of several rows of one
-    judge on one comparison the first counts; unparsable rows are missing values. Cohen's and Fleiss' kappa are
-    statsmodels'; the bootstraps draw items with all their comparisons (ours).
+    All rows on a pair of systems are seen from the same system, whichever was stored first. Of several rows of a judge
+    on one comparison the first counts. Unparsable rows are missing values. Cohen's and Fleiss' kappa are statsmodels'.
+    The bootstraps draw items with all their comparisons (ours).
     """
     labels: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in rows:
@@ -131,7 +131,7 @@ def _counts(ratings: Floats) -> NDArray[np.int64]:
 def krippendorff_alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
     """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability") as a function of the units' weights.
 
-    Ours, because statsmodels has no alpha before 0.15.1, and the package ``krippendorff`` is under the GPL.
+    It is ours, because statsmodels has no alpha before 0.15.1, and the package ``krippendorff`` is under the GPL.
 
     Args:
         ratings: shape (units, raters), whole numbers from 0 in the order of the categories, NaN where missing.

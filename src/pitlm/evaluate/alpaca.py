@@ -1,4 +1,4 @@
-"""The win rate as AlpacaEval has it: the figures of its leaderboard, and the rate if both answers were equally long.
+"""The win rates of AlpacaEval: the figures of its leaderboard, and the win rate if both answers were equally long.
 
 Pure functions over verdict rows.
 """
@@ -18,7 +18,7 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import CONFIDENCE, Floats, Interval
 
 MIN_SYSTEMS = 3
-"""Other systems with rows on an item that its difficulty is estimated from."""
+"""An item's difficulty is estimated from the rows of at least this many other systems."""
 
 _SEPARATED = 15.0
 """A coefficient beyond this is a fit that runs away: odds of three million to one."""
@@ -34,7 +34,7 @@ class Leaderboard:
         standard_error: of the win rate over rows (n - 1 in the variance); NaN for fewer than two.
         n_wins: preferences above 1.5; ``n_wins_base`` those below, ``n_draws`` those of exactly 1.5 (or 0).
         n_total: preferences that are not null.
-        discrete_win_rate: the win rate with each preference rounded to a win or a loss, draws apart.
+        discrete_win_rate: the win rate with each preference rounded to a win, a loss or, if exactly 1.5, a draw.
     """
 
     win_rate: float
@@ -63,7 +63,7 @@ class LengthControlled:
 
 
 def preference(row: VerdictRow) -> float | None:
-    """How far ``row`` prefers its first system, in [0, 1]: its strength where it has one, otherwise its verdict.
+    """How far ``row`` prefers its first system, in [0, 1]: its strength if it has one, else its verdict.
 
     Ties and inconsistent verdicts are 0.5; an unparsable row is None.
     """
@@ -93,9 +93,10 @@ def length_controlled(
 ) -> LengthControlled | None:
     """The win rate of the first system at equal lengths, after Dubois et al. (2024), "Length-Controlled AlpacaEval".
 
-    A logistic regression of the preference on a constant, tanh(length difference / its standard deviation) and, where
-    it is given, the difficulty of the item; then the mean prediction with the length difference set to 0. The same
-    formula as AlpacaEval 2's ``length_controlled_v1``, with these differences, so that figures are close but not equal:
+    A logistic regression predicts the preference from a constant, tanh(length difference / its standard deviation) and,
+    if it is given, the difficulty of the item. The win rate is the mean prediction with the length difference set to 0.
+    This is the formula of AlpacaEval 2's ``length_controlled_v1``. The figures are close to AlpacaEval's but not equal,
+    because of these differences:
 
     - they penalise (L1, strength by cross-validation) and add rows of their baseline with shortened and lengthened
       answers, at weight 0.2; here there is no penalty and no such rows;
@@ -141,7 +142,7 @@ def length_controlled(
 
 
 def item_difficulty(rows: Iterable[VerdictRow], items: Iterable[str]) -> dict[str, float] | None:
-    """How hard each item makes it to beat the opponent: log-odds of the other systems' mean preference, standardised.
+    """The difficulty of each item: log-odds of the mean preference of other systems over the opponent, standardised.
 
     Each system should be given the rows of the *others* alone: its own outcomes must not predict themselves. Half a win
     and half a loss are added to each item, so that the log-odds are finite.

@@ -1,4 +1,4 @@
-"""The answers of the systems of a run: the rows of ``items.jsonl``, and what they say of each system."""
+"""The answers of the systems of a run: the rows of ``items.jsonl``, and the figures of each system in them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,18 +11,18 @@ from pitlm.core.nouns import Answer, Prompt
 from pitlm.loop.baselines.baseline import ORIGINAL
 
 Measure = Callable[[list[str]], Sequence[Any]]
-"""The answers of one system -> one figure, or several, for each."""
+"""The answers of one system -> for each answer one figure, or several."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFigures:
-    """What a run knows of one system in addition to the verdicts; means over items.
+    """Figures of one system's answers in a run; means over items.
 
     Attributes:
         copy_rate: share of the answers that equal the original answers of the run.
         answer_tokens: length of an answer.
-        generated_tokens, prompt_tokens: what the system generated and read for one item.
-        criteria: what a known truth is made of, by name.
+        generated_tokens, prompt_tokens: tokens that the system generated and read for one item.
+        criteria: the parts of a known truth, by name.
         perplexity: of all answers under the model that the run started from, without end tokens; None where that model
             was not pretrained.
     """
@@ -38,10 +38,10 @@ class AnswerFigures:
 def item_rows(
     prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int], **further: Measure
 ) -> list[dict[str, Any]]:
-    """Each prompt with the answers of all systems and the tokens of each: its length, generated and read.
+    """Each prompt with the answer of every system, and three counts of tokens for each: length, generated, read.
 
     Args:
-        further: what else is measured of the answers of a system, by its key in the row.
+        further: further measures of a system's answers, by their keys in the row.
     """
     texts = {name: [answer.text for answer in given] for name, given in answers.items()}
     measured = {key: {name: measure(own) for name, own in texts.items()} for key, measure in further.items()}
@@ -61,7 +61,7 @@ def item_rows(
 
 
 def answer_figures(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigures]:
-    """What the rows of ``items.jsonl`` say of each system, in the order of the rows' answers."""
+    """The figures of each system in the rows of ``items.jsonl``, in the order of the answers in a row."""
     found = {}
     for name in items[0]["answers"]:
         copies = [item["answers"][name] == item["answers"][ORIGINAL] for item in items]

@@ -1,4 +1,7 @@
-"""A floor under every reward model: a bag of words, which sees neither the prompt nor the order of the words. Ours."""
+"""A floor under every reward model: a bag of words, which sees neither the prompt nor the order of the words.
+
+The paper has no such floor.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +28,7 @@ def floor_scores(train: Sequence[Preference], held_out: Sequence[Preference]) ->
     A logistic regression without intercept reads the difference of two responses, so swapped responses swap the sign.
 
     Returns:
-        One log-odds for each held-out pair that the chosen response is the better one. It is 0 where the features are
-        equal.
+        For each held-out pair the log-odds that the chosen response is the better one; 0 if the features are equal.
     """
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORDS)
     words.fit([text for pair in train for text in (pair.chosen, pair.rejected)])

@@ -1,4 +1,4 @@
-"""How far R_PIT can be trusted: the figures that a stage of gap training reports. Ours, after Eq. 1."""
+"""How far R_PIT can be trusted: figures after Eq. 1, which the stage that trains R_PIT reports. Not in the paper."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -12,7 +12,7 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import CELLS_PER_BATCH, CONFIDENCE, Floats, Interval, ItemDraws, Resampling
 
 FREE, HELD = 100.0, 2.0
-"""Standard deviation of the prior on each strength, in log-odds: no more than numerical help, or a real restraint."""
+"""Standard deviations of the prior on each strength, in log-odds: one only helps numerically, the other restrains."""
 
 ELO_START, ELO_SCALE, ELO_STEP = 1000.0, 400.0, 4.0
 SHUFFLES = 500
@@ -154,8 +154,8 @@ def _table(rows: Iterable[VerdictRow]) -> tuple[list[str], list[Cell], list[str]
 def _design(cells: Sequence[Cell], names: Sequence[str], *, ties: bool) -> Floats:
     """What each parameter adds to the score of (win, tie, loss) in each cell, shape (cells, 3, parameters).
 
-    The parameters are the strengths; the position, unless each pair was asked in one order only, so that the cells do
-    not tell the position from the strengths; and the tie, where there is one.
+    The parameters are the strengths, the position and the tie. The position is left out if every pair was asked in one
+    order only, because such cells cannot tell it from the strengths. The tie is left out if there was none.
     """
     half_CP = np.array([[float(name == c[0]) - float(name == c[1]) for name in names] for c in cells]) / 2
     placed_CP = np.hstack([half_CP, np.array([[cell[2] / 2] for cell in cells])])
@@ -167,7 +167,7 @@ def _design(cells: Sequence[Cell], names: Sequence[str], *, ties: bool) -> Float
 
 
 def _strongly_connected(cells: Sequence[Cell], total_CO: Floats, names: Sequence[str]) -> bool:
-    """Ford's (1957) condition: each system has beaten each other one, if through others; a tie counts both ways."""
+    """Ford's (1957) condition: each system beat each other one, maybe through others; a tie counts both ways."""
     beats = np.zeros((len(names), len(names)))
     for (first, second, _), (win, tie, loss) in zip(cells, total_CO, strict=True):
         i, j = names.index(first), names.index(second)
@@ -194,7 +194,7 @@ def _fit(counts_BCO: Floats, design_COP: Floats, ties: bool, precision: float) -
         hessian = (expected @ squares).reshape(-1, parameters, parameters) + precision * np.eye(parameters)
         hessian -= np.einsum("bcp,bcq->bpq", games_BC1 * means_BCP, means_BCP)
         move = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        # A step of at most 2 log-odds: from afar, Newton's own may overshoot.
+        # Steps of at most 2 log-odds, because Newton's step may overshoot when the optimum is far.
         move *= np.minimum(1.0, 2.0 / np.maximum(np.abs(move).max(axis=1, keepdims=True), 1e-12))
         beta += move
         if np.abs(move).max() < 1e-9:

@@ -75,7 +75,7 @@ def items_needed(delta: float, *, tie_rate: float) -> int | None:
     decisive = 1 - tie_rate
     if not 0 < abs(delta) <= decisive:
         return None
-    # Rounded first: an exact whole number must not become the next one for an error in the last digit.
+    # Rounded first, so that an error in the last digit does not turn a whole number into the next one.
     return math.ceil(round((_noise(abs(delta), decisive) / delta) ** 2, 6))
 
 
@@ -92,7 +92,7 @@ def detectable_delta(items: int, *, tie_rate: float) -> float:
 
 
 def _noise(delta: float, decisive: float) -> float:
-    """The root of the number of items times the smallest Delta that they show, in Connor's formula."""
+    """sqrt(n) * Delta in Connor's formula, for n items and the smallest Delta that they show."""
     z_alpha, z_beta = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
     return float(z_alpha * math.sqrt(decisive) + z_beta * math.sqrt(max(0.0, decisive - delta**2)))
 
@@ -106,8 +106,9 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
     """Both tests of one value an item.
 
     ``p`` is the share of all assignments of signs to the values whose sum is at least as far from 0 as the observed
-    sum. All 2^n at once: the sum of +-m_1, +-m_2, ... has the characteristic function cos(m_1 t) cos(m_2 t) ..., and
-    the fast Fourier transform turns it into probabilities (to about 1e-15). scipy enumerates, or samples.
+    sum. All 2^n assignments are counted at once: the sum of +-m_1, +-m_2, ... has the characteristic function
+    cos(m_1 t) cos(m_2 t) ..., and the fast Fourier transform turns this function into probabilities (to about 1e-15).
+    scipy would enumerate the assignments, or sample them.
     """
     if not values:
         return PairedTest(0, 0, 0, math.nan, math.nan)

@@ -5,7 +5,7 @@ intervals; ours are percentile bootstraps that resample items, so that several r
 independent evidence.
 
 Rates are fractions of the *judged* rows: wins, ties, losses and inconsistent verdicts. A reply that could not be parsed
-is no evidence at all: it leaves numerator and denominator, and is counted apart.
+is no evidence at all: numerator and denominator leave it out, and it is counted apart.
 """
 
 import math
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SIGNS = {Verdict.WIN: 1.0, Verdict.LOSS: -1.0}
-"""What a verdict adds to Delta; 0 where it is not named."""
+"""What each verdict adds to Delta; 0 for a verdict that is not named."""
 
 CELLS_PER_BATCH = 4_000_000
 """Bounds the scratch memory of one bootstrap to about 32 MB per array, whatever the number of items."""
@@ -112,7 +112,7 @@ def delta_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Int
 
 
 def standard_error(rows: Iterable[VerdictRow]) -> float:
-    """The standard error of Delta over items (ours): of a ratio of sums, by linearisation.
+    """The standard error of Delta over items (ours): that of a ratio of sums, by linearisation.
 
     With one row per item it is the textbook's sample standard deviation over the root of n. NaN below two items.
     """
@@ -165,7 +165,7 @@ def outcomes_by_item(rows: Iterable[VerdictRow], outcome: Mapping[Verdict, float
     """Per item the sum of its outcomes and the number of its judged rows; items without a judged row are absent.
 
     Args:
-        outcome: what each verdict counts; 0 where it is not named.
+        outcome: what each verdict counts; 0 for a verdict that is not named.
     """
     found: dict[str, tuple[float, int]] = {}
     for row in rows:
@@ -206,7 +206,7 @@ def _bootstrap(
         return Interval(math.nan, math.nan, math.nan, confidence)
     estimate = float(statistic(*data, axis=-1))
     if items == 1:
-        # scipy refuses a single observation, of which every resample is a copy.
+        # scipy refuses a single item. Every resample would be a copy of it.
         return Interval(estimate, estimate, estimate, confidence)
     result = stats.bootstrap(
         data,

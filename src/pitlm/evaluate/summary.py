@@ -58,7 +58,7 @@ class SystemFigures:
         answered: None where only verdicts are known.
         quality: mean score; None without ``answered`` or where the judge gives no scores.
         gain_per_100_tokens: the quality that 100 generated tokens add to the baseline's; None where none were
-            generated. Its interval is that of the gain: the tokens are taken as they were counted.
+            generated. Its interval is that of the gain alone; the number of tokens counts as exact.
     """
 
     judge: str
@@ -134,7 +134,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """What one judge said of each system: its rows against the baseline, seen from the system."""
+    """The verdicts of one judge on each system: the rows against the baseline, seen from the system."""
 
     judge: str
     baseline: str
@@ -165,7 +165,7 @@ class _Judged:
         )
 
     def with_answers(self, figures: SystemFigures, answered: AnswerFigures) -> SystemFigures:
-        """The same figures with what the run knows of the system, and its quality where the judge gives scores."""
+        """The same figures with those of the system's answers and, if the judge gives scores, the system's quality."""
         is_baseline = figures.system == self.baseline
         rows = [row for name, own in self.against.items() for row in own if is_baseline or name == figures.system]
         mine = 1 if is_baseline else 0  # the baseline is second in every row
@@ -202,7 +202,7 @@ def summarise(
 
     Args:
         baseline: the system that the others are held against; by default the most usual second system.
-        answered: what a run knows of its systems, the baseline among them, in the order in which they are shown.
+        answered: figures of the answers of a run's systems, the baseline among them, in the order of the tables.
         rank: True ranks any number of systems, False ``RANKED`` or more, None none.
         wanted: a Delta in (0, 1], for ``items_needed``.
 

@@ -45,7 +45,7 @@ def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
 
 
 def write_annotations(path: Path, annotations: Sequence[Annotation]) -> None:
-    """Write an ``annotations.json`` in AlpacaEval's shape; fields that were read and are not ours are kept."""
+    """Write an ``annotations.json`` in AlpacaEval's shape. Fields that pitlm does not know are kept."""
     write_text(path, json.dumps([annotation_as_dict(a) for a in annotations], indent=2) + "\n")
 
 
