@@ -1,4 +1,4 @@
-"""What all training stages share: arguments, the order of rows, callbacks, resuming, saving."""
+"""The parts that all training stages share: arguments, the order of rows, callbacks, resuming, saving."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Check before the run that these trackers are known and installed.
 
     Raises:
-        InputError: a tracker is not.
+        InputError: a tracker is unknown or not installed.
     """
     usable = get_available_reporting_integrations()
     for name in names:
@@ -46,7 +46,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
-    """The fields of every TRL configuration here; all that matter to an algorithm, as defaults move between minors."""
+    """The fields of every TRL configuration here. No algorithmic field is left out: TRL changes defaults in minors."""
     share = share_of_batch(section)
     # Trackers read their folder from the environment since transformers 5.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")
@@ -91,11 +91,11 @@ def arranged(dataset: Dataset, lengths: Sequence[int], section: TrainSection, be
 
 
 def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, seed: int) -> list[int]:
-    """Row indices of ``epochs`` epochs, in batches of rows of similar length. Ours.
+    """Row indices of ``epochs`` epochs, in batches of rows of similar length. Not in the paper.
 
-    Each epoch is shuffled anew and cut into chunks. Rows are sorted by length within a chunk, and its batches shuffled.
-    The seed fixes the whole order beforehand, so an interrupted run meets the same rows when it is resumed; a sampler
-    that draws as it goes would give others.
+    Each epoch is shuffled anew and cut into chunks. The rows of a chunk are sorted by length and cut into batches,
+    which are shuffled. The seed fixes the whole order beforehand, so a resumed run gets the same rows. A sampler that
+    draws during the training would give it other rows.
 
     Returns:
         ``round(epochs * len(lengths))`` indices, at least one; every row once in each whole epoch.
@@ -109,7 +109,7 @@ def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, se
         for start in range(0, len(shuffled), CHUNK * batch_size):
             chunk = sorted(shuffled[start : start + CHUNK * batch_size], key=lambda index: lengths[index])
             batches += [chunk[at : at + batch_size] for at in range(0, len(chunk), batch_size)]
-        # The last batch may be short; in the middle it would shift every later one across lengths.
+        # The last batch may be short. In the middle it would make every later batch mix lengths.
         full, short = batches[: len(lengths) // batch_size], batches[len(lengths) // batch_size :]
         rng.shuffle(full)
         order += [index for batch in (*full, *short) for index in batch]
@@ -117,7 +117,7 @@ def length_grouped(lengths: Sequence[int], *, batch_size: int, epochs: float, se
 
 
 def share_of_batch(section: TrainSection, processes: int | None = None) -> int:
-    """How many rows of each batch one process takes: a recipe means the same on any number of processes.
+    """The number of rows of each batch for one process: the batch of a recipe is shared by all processes.
 
     Args:
         processes: number of processes that train together; default: as the launcher says.

@@ -69,8 +69,9 @@ def sample_references(run: Setting, stage: CurriculumStage) -> list[Reference]:
 
 def _reinforce(run: Setting, stage: CurriculumStage, references: Sequence[Reference], folder: Path) -> dict[str, float]:
     anchor, previous, bases = run.model("improver-sft"), stage.previous, run.bases()
-    # With LoRA the weights under the adapter stay the anchor's, and the adapter of the stage before is trained further.
-    # So reward model, judge and policy share the run's base, but not with what is trained: that sits on merged weights.
+    # With LoRA the weights under the adapter stay those of the anchor, and the adapter of the stage before is trained
+    # further. Reward model, judge and policy share the base of the run. The trained model cannot share it, because it
+    # sits on merged weights.
     lora = run.recipe.peft is not None
     start = run.model(previous) if previous and not lora else anchor
     return train_rl(
@@ -94,7 +95,7 @@ def _reward(run: Setting, references: Sequence[Reference], bases: Bases) -> Rewa
 
 
 def _probe(run: Setting, stage: CurriculumStage, bases: Bases) -> Probe:
-    """The judge's quality of the improver's answers, on held-out prompts that the policy answers once, beforehand."""
+    """A probe: the judge's quality of the improver's answers. The policy first answers the held-out prompts once."""
     writer = run.open(Policy, run.recipe.policy_stage, bases)
     prompts = _held_out(run, stage.rl)
     temperature = run.recipe.evaluation.policy_temperature

@@ -86,7 +86,7 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
     """
     command = ["--config_file", str(launch.config), "--num_processes", str(launch.processes)]
     for name in ("elastic", "elastic.agent.server.api", "run"):
-        # They fill several screens with what RankFailed says in a line.
+        # These loggers fill several screens; RankFailed says the same in a line.
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     stop = None
@@ -105,14 +105,14 @@ def run_ranks(launch: Launch, module: str, arguments: Sequence[str]) -> None:
 
 def run_rank(work: Callable[[], None]) -> None:
     """Do the work of one process. The parent's :func:`run_ranks` reports what the work raises."""
-    if torch.cuda.is_available():  # models that are loaded before the trainer is made go to "the" GPU
+    if torch.cuda.is_available():  # for models that are loaded before the trainer exists
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     record(work)()
     PartialState().destroy_process_group()
 
 
 def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
-    """What died first, in one line. The agent then ends the others with SIGTERM, or they fail as they lost a peer."""
+    """One line about the first failure. The agent ends the other processes by SIGTERM, or they fail without a peer."""
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in own.items():
         if failure.exitcode < 0:

@@ -98,7 +98,7 @@ def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
 
 
 def take_for_steps(rng: random.Random, items: Sequence[T], section: RLSection) -> list[T]:
-    """As many items as the steps of RL take, in random order; where there are fewer, all of them, which come again."""
+    """As many items as the steps of RL take, in random order; if there are fewer, all of them, for repeated use."""
     return rng.sample(items, k=min(_wanted(section), len(items)))
 
 

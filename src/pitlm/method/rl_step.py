@@ -1,4 +1,4 @@
-"""TRL's RLOO step with less to compute, and the same numbers. Ours.
+"""TRL's RLOO step with less to compute, and the same numbers. Not in the paper.
 
 Stock TRL reads a prompt once per completion. Without Triton it also projects prompt positions onto the vocabulary.
 And it reads each sample twice with the policy that drew it. Here a prompt is read once per group, only completions
@@ -24,7 +24,7 @@ LogProbs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class SharedPromptRLOOTrainer(RLOOTrainer):
-    """RLOOTrainer that reads each prompt once. Where an architecture cannot do that, it is TRL's own."""
+    """RLOOTrainer that reads each prompt once. With an architecture that cannot do so, it does what TRL's own does."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,7 +99,7 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
 def _shared_prefill(model: Any, group: int) -> Iterator[None]:
     """While open, ``model.generate`` reads each prompt once and repeats its cache for the rest of the group.
 
-    TRL's batches are whole groups, so all processes do the same: with sharded weights they take each pass together.
+    TRL's batches are whole groups, so all processes make the same passes. With sharded weights they have to.
     """
     plain = model.generate
     before = vars(model).get("generate")

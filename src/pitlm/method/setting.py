@@ -56,8 +56,8 @@ class Workbench:
     def load(self) -> PreTrainedModel:
         """The model to train: one that writes or one that scores, as the card says.
 
-        A new score head or adapter is drawn from the stage's own seed. Otherwise it would depend on what the process
-        did before, and a run that was interrupted here would end elsewhere.
+        A new score head or adapter is drawn from the stage's own seed. Otherwise it would depend on the earlier work of
+        the process, and a run that was interrupted here would make a different model.
         """
         set_seed(self.seed)
         return load_model(self.start, self.tokenizer, self.dtype, self.quantize, writes=self.card.writes)
@@ -89,7 +89,7 @@ class Setting(ABC):
 
     @abstractmethod
     def quality(self, bases: Bases) -> Score:
-        """The quality that RL is watched by; ``bases`` opens the judge where it is a model."""
+        """The quality by which RL is watched, from the judge; ``bases`` opens a judge that is a model."""
 
     def model(self, stage: str) -> Path:
         """Where a stage keeps its model."""
@@ -145,7 +145,7 @@ class Setting(ABC):
         return policy
 
     def bases(self) -> Bases:
-        """Opens models of the run. Models that one of these opens share the base of the run in memory."""
+        """A new object that opens models of the run. The models that it opens share the base of the run in memory."""
         return Bases(self.recipe.model.dtype, self.recipe.quantize)
 
     def open(self, kind: type[Model], stage: str, bases: Bases | None = None) -> Model:

@@ -24,7 +24,7 @@ from pitlm.models.loading import Kind
 from pitlm.models.trees import score_tree
 
 TokenRow = tuple[list[int], ...]
-"""Token ids that are read and that are learnt, in turn: a prompt, its completion with the end token, and so on."""
+"""Token ids: a prompt, which is only read, its completion with the end token, which is learnt, and so on in turn."""
 
 
 class PairRow(NamedTuple):

@@ -28,7 +28,7 @@ Conversation = list[dict[str, str]]
 
 
 class StepLog(TrainerCallback):
-    """A file of JSON lines, each with its step, without those that an interrupted run wrote after its checkpoint."""
+    """A file of JSON lines, each with its step. What an interrupted run wrote after its checkpoint is removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class StepLog(TrainerCallback):
 
 
 class MetricsWriter(StepLog):
-    """Appends every log of the trainer, with KL per sequence: TRL logs its mean per token, but penalises its sum."""
+    """Appends every log of the trainer, with KL per sequence: TRL logs KL per token, but penalises KL per sequence."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
@@ -101,7 +101,7 @@ class Probe:
 
     Attributes:
         quality: conversations and answers -> quality of each answer.
-        held_out: conversations that no stage trains on. Each measurement answers the same ones, from the same random
+        held_out: conversations that no stage trains on. Each measurement answers all of them, with the same random
             numbers, so that measurements are paired by item.
     """
 
