@@ -1,4 +1,4 @@
-"""Checkpoints of training stages, opened as adapters over one base model in memory or by themselves. Ours."""
+"""Checkpoints of training stages, opened as adapters over one base model or by themselves. Not in the paper."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Bases:
 
     Attributes:
         dtype: of the weights.
-        quantize: how bases, and models without a base, are held. In 4 bits a base with an adapter and merged weights
-            are no longer the same to the last figure: one rounds the base, the other the sum.
+        quantize: how bases, and models without a base, are held. In 4 bits, a base with an adapter differs slightly
+            from the merged weights: the former rounds the base, the latter the sum.
     """
 
     dtype: str = "float32"
@@ -78,8 +78,8 @@ class Checkpoint:
         """Load a checkpoint that a training stage wrote.
 
         Args:
-            bases: opens the model beside others, over the base that they share, in their dtype. Without it the model
-                is loaded in float32, with its adapter merged.
+            bases: opens the model over the base that it shares with other models, in the dtype of ``bases``. None: the
+                model is loaded in float32, with its adapter merged.
             weights: without them, a model that writes can only encode.
 
         Raises:
@@ -96,7 +96,7 @@ class Checkpoint:
         return opened
 
     def conversation(self, prompt: Prompt, reference: str) -> list[dict[str, str]]:
-        """What the model reads before an answer: x, and y_ref with the ask if it reads references."""
+        """The messages before an answer: x and, for a model that reads references, y_ref and the ask."""
         if self.reads_reference:
             return self.template.improver_messages(prompt, reference)
         return self.template.policy_messages(prompt)
@@ -148,7 +148,7 @@ class _Shared:
         return view
 
     def _add(self, path: Path) -> tuple[str, Tensor | None]:
-        """The name of an adapter and the head of its model; the adapter is attached at the first call."""
+        """The name of an adapter, and the head of its model. The first call attaches the adapter."""
         if path not in self.adapters:
             name = f"adapter{len(self.adapters)}"
             self.peft, head = attach(self.peft or self.model, path, name)

@@ -73,7 +73,7 @@ def exported_temperature(source: Path) -> float | None:
     if not (source / "generation_config.json").is_file():
         return None
     known = GenerationConfig.from_pretrained(source)
-    if known.max_new_tokens is None:  # as training leaves it
+    if known.max_new_tokens is None:  # the checkpoint of a training
         return None
     return float(known.temperature) if known.do_sample else 0.0
 

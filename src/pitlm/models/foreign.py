@@ -38,7 +38,7 @@ def check_reward_model(path: str | Path) -> None:
 
 
 class ForeignRewardModel:
-    """r(x, y) of a checkpoint that is not ours, read as its makers do.
+    """r(x, y) of a checkpoint from elsewhere, which reads x and y as its makers intended.
 
     With a chat template, the score is that of the conversation with the answer as its last turn. Without one, x and y
     are the tokenizer's text pair, as OpenAssistant's DeBERTa-v3 reads them (the judge of the PIT paper, Section
@@ -83,7 +83,7 @@ class ForeignRewardModel:
 
     @torch.inference_mode()
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        """r(x, y) of each pair, float32 on the CPU; shape (len(prompts),). NaN where a pair is longer than it reads."""
+        """r(x, y) of each pair, float32 on the CPU; shape (len(prompts),). NaN for a pair that is too long."""
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         scores = torch.full((len(rows),), torch.nan)
         for batch in self._batches([row["input_ids"] for row in rows]):

@@ -1,8 +1,8 @@
-"""Rows that begin alike, packed into one sequence as trees that hold each shared beginning once. Ours.
+"""Rows that begin alike, packed into one sequence as trees that hold each shared beginning once. Not in the paper.
 
-The four rows of Eq. 2 share x, and two by two a reference; the candidates of one reference share x and y_ref. The
-first row of a tree is packed whole, then of each further row only what is new, with no padding. How the tokens then
-attend (each to its ancestors and itself) is laid out here in blocks, each one attention call.
+The four rows of Eq. 2 share x, and two by two a reference; the candidates of one reference share x and y_ref. A tree
+has its first row whole, and of each further row only the new tokens, without padding. The attention of the tokens (each
+to its ancestors and itself) is planned here in blocks; each block is one attention call.
 
 Shapes: R rows, T tokens of a forest; n pieces of a block, with Q queries and K keys each.
 """
@@ -116,7 +116,7 @@ class Forest:
 
         Only blocks of one shape attend in one call, and nothing is padded for the sake of another forest. On a CPU the
         numbers are then the same to the last bit, as long as the number of tokens is a multiple of four and not small:
-        other kernels multiply a remainder. So tokens that no row attends to fill up the end.
+        other kernels multiply a remainder. So the end is filled up with tokens that no row attends to.
         """
         starts = np.cumsum([0, *(forest.input_ids_1T.shape[1] for forest in forests)])
         filling = torch.zeros(max(TOKENS_PER_PASS, -(-starts[-1] // 16) * 16) - starts[-1], dtype=torch.long)
@@ -185,7 +185,7 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def shared_prefix(a: list[int], b: list[int]) -> int:
-    """Tokens that two rows begin with alike, found by halving: Python compares slices fastest."""
+    """The number of tokens with which two rows begin alike, by bisection, because Python compares slices fast."""
     low, high = 0, min(len(a), len(b)) + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -207,7 +207,7 @@ def _cost(piece: Piece) -> int:
 
 
 def _grow(branches: list[Piece], new: Piece) -> None:
-    """Add a branch; as one piece with the branch before it in its tree where copying their ancestors twice costs more.
+    """Add a branch. Join it with the branch before it in its tree if copying their ancestors twice would cost more.
 
     Branches come depth first, so the ancestors of a later one are among the keys of those joined before it.
     """

@@ -15,7 +15,7 @@ from pitlm.models.adapters import Bases, Checkpoint
 from pitlm.models.loading import Card, device, load_tokenizer, window_of
 
 READ = 32
-"""Answers that are read together for their likelihood; their logits are the largest tensor."""
+"""Number of answers whose likelihoods are read in one pass. Their logits are the largest tensor."""
 
 
 def left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def write_batch(
     return [ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids for ids in completions]
 
 
-@torch.no_grad()  # not inference_mode: FSDP gathers weights in place, which it forbids
+@torch.no_grad()  # not inference_mode, which forbids FSDP to gather weights in place
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,10 +88,10 @@ class Generator(Checkpoint):
     """Conversations at a time."""
 
     def encode(self, prompt: Prompt, reference: str = "") -> list[int]:
-        """Token ids of x, for an improver with y_ref; every round of a loop that begins with them fits the window.
+        """Token ids of x and, for an improver, y_ref. Every round of a loop that begins so fits the window.
 
         Raises:
-            InputError: x leaves no room for an answer; for an improver x with y_ref, or with a proposal in its place.
+            InputError: x leaves no room for an answer. For an improver: x with y_ref or a proposal does.
         """
         [conversation] = encode_prompts(self.tokenizer, [self.conversation(prompt, reference)])
         longest = len(conversation)
@@ -119,7 +119,7 @@ class Generator(Checkpoint):
         """
         conversations = [self.conversation(x, reference) for x, reference in zip(prompts, references, strict=True)]
         if not conversations:
-            return []  # of no rows the tokenizer would decode one
+            return []  # the tokenizer would turn no rows into one text
         prompt_ids = encode_prompts(self.tokenizer, conversations)
         self._check_length(max(map(len, prompt_ids)))
         completions = generate(

@@ -17,8 +17,8 @@ def converted(file: Path) -> Path:
     The first call converts the file and stores the checkpoint in the cache of huggingface_hub (under ``HF_HOME``), in a
     folder named after the file and its content. Later calls return that folder.
 
-    The weights are stored in float32: those of quantized blocks are exact there, and would be rounded once more in
-    bfloat16.
+    The weights are stored in float32, which holds the weights of quantized blocks exactly. bfloat16 would round them
+    once more.
 
     Raises:
         OSError, ValueError, RuntimeError, ImportError: the file cannot be read, its architecture or quantization is

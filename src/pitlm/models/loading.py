@@ -113,7 +113,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def checkpoint_of(path: str | Path) -> str | Path:
-    """What a model is loaded from: ``path`` itself, but the converted checkpoint of a GGUF file.
+    """The checkpoint to load: ``path`` itself or, for a GGUF file, the checkpoint that it is converted to.
 
     Raises:
         InputError: the GGUF file cannot be converted.
@@ -131,8 +131,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     end, the end token is never read (and an answer that never ends scores like one that does).
 
     Raises:
-        InputError: nothing loadable there, no end token, or a chat template under which prompt and completion are not
-            the conversation.
+        InputError: nothing loadable there, no end token, or a chat template that does not fit (``check_template``).
     """
     source = checkpoint_of(path)
     try:
@@ -217,12 +216,12 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
-        # Not the base's own: its penalties and further end tokens would make RL and inference sample differently.
+        # Not the base's own settings: their penalties and end tokens would make RL and inference sample differently.
         model.generation_config = GenerationConfig(**special_ids(tokenizer))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The ids of a tokenizer that a model's configuration names, under the names that they have there."""
+    """The ids of a tokenizer that belong into a model's configuration, by their names in the configuration."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
@@ -240,7 +239,7 @@ def load_shape(path: str | Path) -> PreTrainedModel:
 
 @contextmanager
 def loading(path: str | Path, name: str) -> Iterator[None]:
-    """A block that loads what ``name`` says from ``path``; its errors become InputErrors that name both."""
+    """For a block that loads ``name`` (such as "GGUF file") from ``path``: its errors become InputErrors with both."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -263,7 +262,7 @@ def save(
 
     Args:
         weights: whole weights, where the model's own are sharded over processes.
-        start: the checkpoint under the adapter that a model was trained with; of such a model only the adapter is
+        start: for a model that was trained with an adapter, the checkpoint under the adapter. Then only the adapter is
             written.
     """
     if start is None:

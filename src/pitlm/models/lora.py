@@ -1,4 +1,4 @@
-"""Adapters in files, in PEFT's format: a checkpoint of a run with LoRA is one adapter over the base of the run. Ours.
+"""Adapters in files, in PEFT's format: a checkpoint of a run with LoRA is one adapter over the base of the run.
 
 A stage trains its adapter on the weights of the checkpoint that it starts from. Over the base of the run a chain of
 stages is one adapter of their summed rank, exactly: W + s B_1 A_1 + s B_2 A_2 = W + s [B_1, B_2] [A_1; A_2]. The last
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from pitlm.core.errors import InputError
 
 if TYPE_CHECKING:
-    # peft also imports bitsandbytes where it is installed; whole models need neither.
+    # Only for types: peft also imports bitsandbytes if it is installed, and whole models need neither.
     from peft import PeftModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -30,7 +30,7 @@ HEAD = PREFIX + "score.weight"
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a checkpoint, one of pitlm's, is an adapter; otherwise it has whole weights."""
+    """Whether a checkpoint of pitlm is an adapter; otherwise it has whole weights."""
     return Path(path, CONFIG).is_file() and Path(path, "pit.json").is_file()
 
 
@@ -50,7 +50,8 @@ def save_adapter(model: PeftModel, start: Path, folder: Path, state: Mapping[str
     """Write the configuration of a model that was trained with LoRA, and its adapter over the base of the run.
 
     Args:
-        start: what the adapter was trained on: the base itself, or an adapter over the base, which is joined with it.
+        start: the checkpoint that the adapter was trained on: the base itself, or an adapter over the base. In the
+            latter case the two adapters are joined.
         state: whole weights, where the model's own are sharded over processes.
     """
     from peft import LoraConfig, get_peft_model_state_dict
@@ -101,7 +102,7 @@ def _join(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *ranks: int
 
 
 def last_trained(folder: Path, rank: int) -> dict[str, Tensor]:
-    """The adapter of this rank that the last stage of a chain trained, by the names of PEFT's format."""
+    """The adapter that the last stage of a chain trained, by the names of PEFT's format; ``rank`` is its rank."""
     weights = load_file(folder / WEIGHTS)
     return {name: w[:, -rank:] if _rank_dimension(name) else w[-rank:] for name, w in weights.items() if name != HEAD}
 

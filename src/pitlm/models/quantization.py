@@ -37,7 +37,7 @@ def in_four_bits(quantize: Quantization | None, dtype: str) -> dict[str, BitsAnd
 def keep_gradients(model: PreTrainedModel) -> None:
     """Let the matrices compute gradients on a CPU also after an evaluation.
 
-    bitsandbytes would pack the weights for a kernel without gradient, and training would then silently use that kernel.
+    Otherwise bitsandbytes packs the weights for a kernel without gradient, and training silently uses that kernel.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -77,7 +77,7 @@ Part = tuple[Scorer, Callable[[Improvement], tuple[Improvement, Improvement]]]
 
 
 class Gaps:
-    """Gaps of (x, y_ref, y): how much better y is than y_ref, the least of what the parts say. 0 for no change."""
+    """Gaps of (x, y_ref, y): how much better y is than y_ref; 0 for no change. The smallest gap of the parts counts."""
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -97,8 +97,8 @@ class Gaps:
     def gaps_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[list[float]]:
         """:meth:`gaps` of each group as if the group were scored alone.
 
-        Rows share what they begin with inside of their group only, so that on a CPU the gaps of a group are the same to
-        the last bit whatever is scored beside it. A response equal to its reference costs nothing: its gap is 0.
+        Only rows of one group share a beginning. So on a CPU the gaps of a group are the same to the last bit, whatever
+        is scored beside it. A response equal to its reference costs nothing: its gap is 0.
         """
         changed = [list(dict.fromkeys(i for i in group if i.response != i.reference)) for group in groups]
         found: list[dict[Improvement, Tensor]] = [{} for _ in groups]
@@ -124,7 +124,7 @@ class RewardDifference(Gaps):
     def row_reward(
         self, references: Sequence[tuple[Prompt, str]]
     ) -> Callable[[Sequence[list[int]], Sequence[list[dict[str, str]]]], Tensor]:
-        """The same difference for what the improver was shown and sampled in RL, beside one of the ``references``.
+        """The same difference as the reward of RL: for samples of the improver, each beside one of the ``references``.
 
         Returns:
             A function of token ids of prompt + completion and of the conversations that the prompts show. R_P reads
@@ -163,14 +163,14 @@ class GapModel(Scorer, Gaps):
 
 
 class GuardedGap(Gaps):
-    """R_PIT with a second opinion: both have to find y better than y_ref. Ours.
+    """R_PIT with a second opinion: both have to find y better than y_ref. Not in the paper.
 
     An improver that was trained to please R_PIT makes the mistakes that R_PIT does not see. R_P has not been maximised,
     so it sees some of them. R_PIT is asked in both orders, because its score of "no change" has a noise of its own.
     Both opinions are log odds of being preferred (Eq. 2, Bradley-Terry), so one margin suits both.
 
     A gap is the smaller of r_gap(x, y, y_ref) - r_gap(x, y_ref, y) and r(x, y) - r(x, y_ref). It is never above 0 in
-    both directions: what was left for something better cannot come back.
+    both directions, so an answer that was replaced by a better answer cannot come back.
     """
 
     name = "R_PIT and R_P"

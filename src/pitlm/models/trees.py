@@ -1,4 +1,4 @@
-"""Scores of rows that share beginnings: the same numbers as separate rows give, up to rounding. Ours.
+"""Scores of rows that share beginnings: the same numbers as separate rows give, up to rounding. Not in the paper.
 
 Rows are packed into forests that fit into memory, and a forest is read in one forward pass.
 
@@ -65,7 +65,10 @@ def _tree_attention(
     places: Columns | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of (1, H, T, D) along the forest's paths; of one token a row to its place; else transformers' SDPA."""
+    """Attention along the paths of a forest; query, key and value are (1, H, T, D).
+
+    Without a forest this is transformers' SDPA, with the mask of the places if there are places.
+    """
     if places is not None:
         attention_mask = places.mask(kwargs.get("sliding_window"), query.dtype)
     if forest is None:
@@ -98,10 +101,13 @@ AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
 def enable_trees(
     model: PreTrainedModel, otherwise: str = "its rows cannot be scored as trees; scoring separate rows"
 ) -> bool:
-    """Let a model read trees and places where its architecture allows it; rows are read as before. Returns whether.
+    """Let a model read trees and places if its architecture allows it. Rows are read as before.
 
     Args:
-        otherwise: what to log where the architecture does not allow it.
+        otherwise: what to log if the architecture does not allow it.
+
+    Returns:
+        Whether the architecture allows it.
     """
     able = model.config.model_type in ARCHITECTURES
     if able:
@@ -146,7 +152,7 @@ def score_tree(model: torch.nn.Module, forest: Forest) -> Tensor:
 def score_ids(model: PreTrainedModel, rows: Sequence[list[int]], tokens_per_batch: int = TOKENS_PER_BATCH) -> Tensor:
     """Scores of whole token sequences, float32 on the CPU; shape (len(rows),).
 
-    Each is read at its last token. Rows that begin alike are read as one tree, whoever asks for them.
+    The score of a row is read at its last token. All rows that begin alike are read as one tree.
     """
     scores = torch.zeros(len(rows))
     was_training = model.training
@@ -177,7 +183,7 @@ def score_groups(model: PreTrainedModel, groups: Sequence[Sequence[list[int]]]) 
 
 
 def batches(rows: Sequence[list[int]], tokens: int, *, trees: bool = False) -> Iterator[list[int]]:
-    """Places of rows whose tokens fit into a budget: neighbours by what they begin with, or rows of like length.
+    """Indices of rows, in batches whose tokens fit into a budget. Rows of a batch begin alike, or are of like length.
 
     Args:
         trees: rows are read as trees; otherwise padded to one length.
@@ -199,12 +205,12 @@ def batches(rows: Sequence[list[int]], tokens: int, *, trees: bool = False) -> I
 def completion_log_probs(
     model: torch.nn.Module, forest: Forest, prompt_lengths: Sequence[int], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of what follows each row's prompt, each prompt read once; differentiable. Ours.
+    """Log-probabilities of the tokens after each row's prompt, each prompt read once; differentiable.
 
     The head sees only the tokens from which something is predicted, each once.
 
     Args:
-        prompt_lengths: tokens of each row's prompt; a row has at least one, and at least one after them.
+        prompt_lengths: tokens of each row's prompt: at least one, with at least one token after them.
         temperature: logits are divided by it.
 
     Returns:
@@ -231,7 +237,7 @@ def _inputs(here: Forest) -> dict[str, Any]:
     return {
         "input_ids": here.input_ids_1T,
         "position_ids": here.position_ids_1T,
-        "attention_mask": here.input_ids_1T.new_ones(1, 1, 1, 1),  # four dimensions: taken as given, and ignored
+        "attention_mask": here.input_ids_1T.new_ones(1, 1, 1, 1),  # 4 dimensions: used as it is, and ignored
         "use_cache": False,
         "forest": here,
     }
