@@ -111,7 +111,7 @@ class Decoder:
             input_ids=torch.tensor([[row.last if row else self.pad] for row in rows], device=device),
             position_ids=positions_n1,
             past_key_values=self._places,
-            attention_mask=positions_n1.new_ones(1, 1, 1, 1),  # 4 dimensions: used as it is, and ignored
+            attention_mask=positions_n1.new_ones(1, 1, 1, 1),  # a 4-D mask stays as it is, and is ignored
             use_cache=True,
             places=self._places,
         ).logits[:, -1]

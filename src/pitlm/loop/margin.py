@@ -135,7 +135,7 @@ class Chains:
         return Outcome(margin, items, int((change_N < -TIE).sum()), float(change_N.mean()), float(spent_N.mean()))
 
     def choose(self, harm: float, confidence: float) -> Outcome:
-        """The outcome of the smallest margin that passes its test, as all larger margins do; else of infinity.
+        """The outcome of the smallest margin that passes its test with all larger margins; else of infinity.
 
         Args:
             harm: the share of answers that may be made worse, in (0, 1).

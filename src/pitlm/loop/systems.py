@@ -41,7 +41,7 @@ class Systems:
         temperature: sampling temperature of the policy; the improvers sample at the temperature of ``loop``.
         seed: returns the seed for a purpose.
         tokens: tokens that each system may generate for an item. None: best-of-N draws as many samples as cost the
-            tokens of PIT, and the other systems have no limit.
+            same tokens as PIT, and the other systems have no limit.
         open_start: opens the model that policy and improver start from, before any training.
     """
 

@@ -46,7 +46,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
-    """The fields of every TRL configuration here. No algorithmic field is left out: TRL changes defaults in minors."""
+    """The fields of every TRL configuration here. All that matter to an algorithm are set: TRL's defaults change."""
     share = share_of_batch(section)
     # Trackers read their folder from the environment since transformers 5.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")

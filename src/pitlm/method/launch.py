@@ -112,7 +112,7 @@ def run_rank(work: Callable[[], None]) -> None:
 
 
 def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
-    """One line about the first failure. The agent ends the other processes by SIGTERM, or they fail without a peer."""
+    """One line about the first failure. The agent ends the others by SIGTERM, or they fail because a peer is gone."""
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in own.items():
         if failure.exitcode < 0:

@@ -24,7 +24,7 @@ LogProbs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class SharedPromptRLOOTrainer(RLOOTrainer):
-    """RLOOTrainer that reads each prompt once. With an architecture that cannot do so, it does what TRL's own does."""
+    """RLOOTrainer that reads each prompt once. For an architecture that cannot do so, it takes TRL's own step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -91,7 +91,7 @@ class Generator(Checkpoint):
         """Token ids of x and, for an improver, y_ref. Every round of a loop that begins so fits the window.
 
         Raises:
-            InputError: x leaves no room for an answer. For an improver: x with y_ref or a proposal does.
+            InputError: x leaves no room for an answer (for an improver: x with y_ref, or x with a proposal).
         """
         [conversation] = encode_prompts(self.tokenizer, [self.conversation(prompt, reference)])
         longest = len(conversation)

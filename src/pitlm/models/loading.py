@@ -221,7 +221,7 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The ids of a tokenizer that belong into a model's configuration, by their names in the configuration."""
+    """The ids of a tokenizer that belong in a model's configuration, by their names in the configuration."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 

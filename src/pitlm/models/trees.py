@@ -237,7 +237,7 @@ def _inputs(here: Forest) -> dict[str, Any]:
     return {
         "input_ids": here.input_ids_1T,
         "position_ids": here.position_ids_1T,
-        "attention_mask": here.input_ids_1T.new_ones(1, 1, 1, 1),  # 4 dimensions: used as it is, and ignored
+        "attention_mask": here.input_ids_1T.new_ones(1, 1, 1, 1),  # a 4-D mask stays as it is, and is ignored
         "use_cache": False,
         "forest": here,
     }

@@ -120,7 +120,7 @@ class _Measure(TrainerCallback):
         self.times.append(self.now())
 
     def now(self) -> float:
-        """The time, after the device has finished all its work."""
+        """The time when the device has finished all its work so far."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return self.clock()

@@ -116,7 +116,7 @@ class Shape:
         assert model.base is not None
         folder = Path(model.base)
         if folder.suffix.lower() == ".gguf":
-            from pitlm.models.loading import checkpoint_of  # here, because it imports torch for seconds
+            from pitlm.models.loading import checkpoint_of  # here, because it takes seconds to import torch
 
             folder = Path(checkpoint_of(folder))
         file = folder / "config.json"

@@ -167,7 +167,7 @@ def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, 
 
 
 def _line(number: int) -> dict[str, Any]:
-    """Color, style and marker of the line of one series."""
+    """Colour, style and marker of the line of one series."""
     return {"color": SERIES[number % len(SERIES)], "linestyle": _LINES[number % len(_LINES)]}
 
 

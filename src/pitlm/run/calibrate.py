@@ -20,9 +20,10 @@ from pitlm.run.folder import stored_recipe
 def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
     """Choose the margin on fresh answers to prompts that no model was trained or selected on.
 
-    The margin is chosen on the prompts of the validation fold, on those of the test fold that the evaluation leaves,
-    and on further prompts. The prompts of the evaluation show what the margin does. The judge is the run's: the truth
-    where it is known, else the held-out R_P.
+    The margin is chosen on the prompts of the validation fold, on the prompts of the test fold that the evaluation does
+    not use, and on further prompts. The prompts of the evaluation show the effect of the margin. The judge is that of
+    the run: the truth where it is known, else the held-out R_P. The margin is stored beside the gap model, and the
+    picture of its choice in the folder of the run.
 
     Returns:
         The calibration of R_PIT alone and of R_PIT with R_P, by the name of the scorer.

@@ -20,7 +20,7 @@ from pitlm.run.results import run_report
 
 
 class Trained(Exception):
-    """Takes a rank out of a stage when the training is done. Its launching process does the rest of the stage."""
+    """Takes a rank out of a stage after the training. The process that launched the rank does the rest of the stage."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Context(Setting):
         """Do the training of a stage, and no other part of the stage, here or in the processes of the launch.
 
         Each process of the launch repeats the stage up to this call, from the files of the stage. So results of earlier
-        parts must be in files. Work that only the training needs belongs into ``work``.
+        parts must be in files. Work that only the training needs belongs in ``work``.
 
         Returns:
             The last evaluation's metrics.
@@ -68,7 +68,7 @@ class Context(Setting):
         return finished_metrics(folder) or {}
 
     def judge(self, bases: Bases | None = None) -> ScoreJudge:
-        """The truth where it is known; elsewhere a reward model that neither R_P nor R_PIT shares a pair with.
+        """The truth where it is known; else a reward model trained on no pair that R_P or R_PIT was trained on.
 
         Args:
             bases: opens the reward model beside other models.

@@ -25,7 +25,7 @@ from pitlm.run.judges import OF_A_RUN, make_judge, run_judge
 from pitlm.worlds.known import KNOWN
 
 REPLIES = "judge-replies.sqlite"
-"""Where a run keeps replies: outside its stages, so that an evaluation that is made again pays for nothing twice."""
+"""The file of all judges' replies in a run, outside all stages: a new evaluation pays for no reply twice."""
 
 
 def evaluate(context: Context, folder: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _systems(context: Context) -> Systems:
     with progress_bar("original answers", len(prompts)) as advance:
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
-    # Feedback has as much room as two answers.
+    # The start model may write feedback as long as two answers.
     start = partial(context.start_model, 2 * context.card("policy").max_new_tokens)
     return Systems(prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens, start)
 
@@ -128,7 +128,7 @@ def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[A
 
 
 def _further(context: Context, systems: Systems) -> dict[str, Measure]:
-    """What is measured of every answer where it can be: the world's criteria, and the start model's likelihood."""
+    """Further measures of every answer, if they exist: the criteria of the world, and the start model's likelihood."""
     found: dict[str, Measure] = {}
     if (world := context.recipe.data.world) is not None:
         criteria = KNOWN[world].criteria

@@ -118,7 +118,7 @@ def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list
 
 
 def _truth_of(file: Path, prompts: Sequence[Prompt]) -> ScoreJudge:
-    """The truth of the world that all prompts of a file are from."""
+    """The truth of the one world that all prompts of a file belong to."""
     for name, world in KNOWN.items():
         if all(map(world.asks, prompts)):
             return truth(name)

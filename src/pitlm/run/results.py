@@ -41,7 +41,7 @@ def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
 
 
 def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures] | None]:
-    """The verdicts of files and of at most one run, and what the run knows of its systems beside them.
+    """The verdicts of files and of at most one run, and the figures of the answers in that run.
 
     Raises:
         InputError: a second run, a run without evaluation, or a file that holds no verdicts.
@@ -126,7 +126,7 @@ def read_curve(folder: Path, judge: str) -> dict[str, Points]:
         """A figure by step, without the steps that have none: KL is not logged where beta is 0."""
         return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
-    # The samples of each step answer other prompts, and their mean quality varies with these. Held-out prompts stay.
+    # The mean quality of a step's samples varies with the prompts of the step. Held-out prompts are always the same.
     held_out = [(row["step"], float(np.mean(row["quality"]))) for row in read_json_lines(folder / "probe.jsonl")]
     return {
         "reward": logged("reward"),

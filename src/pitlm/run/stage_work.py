@@ -38,7 +38,7 @@ TEMPLATE_TOKENS = 48
 
 
 WRITTEN = 256
-"""Answers of the start model that are kept together."""
+"""Number of answers of the start model that are written to disk at once."""
 
 
 SECTIONS = {"policy": "policy_sft", "improver": "improver_sft", "policy-rl": "policy_rl", "curriculum": "curriculum.rl"}
@@ -135,7 +135,7 @@ def _load(context: Context, folder: Path) -> Loaded:
 
 
 def _written(context: Context, folder: Path, prompts: Sequence[Prompt], seed: int) -> list[str]:
-    """Answers of the start model, kept as they are written, so that an interrupted run goes on."""
+    """Answers of the start model. They are stored at once, so that an interrupted run can go on."""
     path, temperature = folder / f"answers-{seed}.jsonl", context.recipe.evaluation.policy_temperature
     kept = read_metrics(path)
     write_json_lines(path, kept)  # without a last line that was cut short
@@ -189,7 +189,7 @@ def _check_models(context: Context, longest: int) -> None:
                 f" all-linear, or of these: {', '.join(known)}"
             )
         if shape.config.get_text_config().tie_word_embeddings and any(module in embedding for module in found):
-            raise InputError(  # PEFT trains one of the two, and merges the adapter into both
+            raise InputError(  # PEFT trains an adapter of one of the two, and merges it into both
                 f"peft.target_modules: found {written}, the embedding of {start}, which is also its head, expected"
                 " modules of the layers"
             )

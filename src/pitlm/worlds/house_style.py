@@ -31,7 +31,7 @@ REQUEST = "Answer in one short sentence."
 """The system turn of each prompt. It asks for less than the style, and the start model follows it half of the time."""
 
 NEW_WORDS, LONG = 4, 4
-"""An answer says something new if ``NEW_WORDS`` of its words have ``LONG`` letters and are not in the question."""
+"""An answer says something new if it has ``NEW_WORDS`` words of ``LONG`` or more letters that the question lacks."""
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 MARKUP = re.compile(r"[*#`\"“”|<>{}\[\]\n]|^\s*[-•]|\b\d+[.)]\s|:$")
