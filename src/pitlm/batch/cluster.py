@@ -9,7 +9,7 @@ leads holds open; ``journals`` has the journals of parts that are not finished, 
 ``failed`` the rows that could not be improved. When every part is there, ``parts`` becomes ``OUT`` in one step. Its
 files, joined in order, equal the file that one process would have written.
 
-Where there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
+If there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
 :class:`pitlm.engines.vllm_engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That processor is a
 chain of stages that answers each row once, but the loop asks again, depending on the gaps. With that processor every
 round would be a pass over the whole data set, and the gap model would need a second pool of GPUs. The use of vLLM here

@@ -73,7 +73,7 @@ def section_options(
         helps: help texts that replace the field's description, by field.
         types: click types that replace the field's, by field.
         of_run: defaults come from a run first, and the help says so.
-        optional: the section is None where the user leaves out a field that has no default.
+        optional: the section is None if the user leaves out a field that has no default.
         check: takes the validated section and returns the section for the command.
     """
     own = {name: section.model_fields[name] for name in chosen or section.model_fields}

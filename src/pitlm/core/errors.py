@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 class InputError(ValueError):
     """Bad input from the user: shown as one message, exit code 2, no traceback.
 
-    Compose the message with :meth:`at` where a file is to blame, so that every message names
+    Compose the message with :meth:`at` if a file is to blame, so that every message names
     the place, what was found and what was expected.
     """
 

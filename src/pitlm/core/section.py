@@ -41,7 +41,7 @@ class Section(BaseModel):
         """Validate values from a file, the command line or a caller; fields without a value have their defaults.
 
         Args:
-            origin: the file that the values come from, for messages; empty where there is none.
+            origin: the file that the values come from, for messages; empty if there is no file.
             spell: how a message names a field.
 
         Raises:
@@ -61,7 +61,7 @@ class Section(BaseModel):
 
 
 def _explain(kind: type[BaseModel], problem: Any, spell: Callable[[str], str]) -> str:
-    location = [str(part) for part in problem["loc"]]  # empty where a check of the whole tree failed
+    location = [str(part) for part in problem["loc"]]  # empty if a check of the whole tree failed
     dotted = ".".join(location)
     if problem["type"] == "extra_forbidden":
         names = _known_keys(kind, location[:-1])

@@ -88,7 +88,7 @@ def load_preferences(
         skip_invalid: count invalid rows and go on; by default the first invalid row stops the reading.
         rejects: the file for skipped rows: one line of JSON for each, with its file, line, reason and row.
         limit: stop once this many preferences are kept (None: read everything).
-        progress: show a count of rows on stderr while reading, where that is a terminal.
+        progress: show a count of rows on stderr while reading, if stderr is a terminal.
 
     Raises:
         InputError: no such source; an invalid row, named by file, line and field; or nothing left to learn from.
@@ -166,7 +166,7 @@ def parse_preference(data: object) -> Preference:
 
 
 def _stated_prompt(data: Mapping[str, object]) -> tuple[Turns | None, Kind]:
-    """The turns of the field ``prompt`` (None where a row has no such field) and the shape of the field."""
+    """The turns of the field ``prompt`` (None if the row has no such field) and the shape of the field."""
     if "prompt" not in data:
         return None, "messages"
     value = data["prompt"]

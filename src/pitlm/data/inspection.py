@@ -70,7 +70,7 @@ def _length(words: Sequence[int]) -> dict[str, Any]:
 def _length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
     """How often the longer response won, among pairs of unequal length, with a 95% Wilson interval.
 
-    ``share`` and ``interval_95`` are None where no pair is of unequal length.
+    ``share`` and ``interval_95`` are None if no pair is of unequal length.
     """
     longer_won, unequal = int((chosen > rejected).sum()), int((chosen != rejected).sum())
     share = interval = None

@@ -42,7 +42,7 @@ class Item:
 
     @property
     def id(self) -> str | None:
-        """The field ``id`` as text; None where the row has none, or an empty one."""
+        """The field ``id`` as text; None if the row has no id, or an empty id."""
         value = self.row.get("id")
         return None if value is None or value == "" else str(value)
 
@@ -76,7 +76,7 @@ def _parse_item(raw: RawRow, number: int, answer_fields: Sequence[str]) -> Item:
     """Read one row, with its prompt (a string or messages) in ``prompt``, ``messages`` or ``instruction``.
 
     Args:
-        answer_fields: where the response may be; the first that holds something counts.
+        answer_fields: fields that may have the response; the first field that holds something counts.
 
     Raises:
         RowError: a row that could not be decoded, no prompt, or a prompt or response of another type.

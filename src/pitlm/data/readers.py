@@ -149,7 +149,7 @@ def _formats() -> str:
 
 
 def _suffix(path: Path) -> str | None:
-    """The suffix that names a file's reader; None where no reader has it."""
+    """The suffix that names a file's reader; None if no reader has this suffix."""
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix[1:]
     return suffix if suffix in _suffixes() and not name.endswith(".parquet.gz") else None

@@ -6,13 +6,13 @@ from pitlm.core.errors import ConversationError, describe, list_fields
 from pitlm.core.nouns import Message, Prompt
 
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
-"""Where a row has its prompt; AlpacaEval calls it ``instruction``."""
+"""Fields that may have the prompt of a row; ``instruction`` is AlpacaEval's."""
 
 RESPONSE_FIELDS = ("response", "output")
-"""Where a row has a response that may be improved; AlpacaEval calls it ``output``."""
+"""Fields that may have the response to improve; ``output`` is AlpacaEval's."""
 
 ANSWER_FIELDS = ("final", *RESPONSE_FIELDS)
-"""Where a row has the answer to judge. `pit improve` writes ``final``, which comes before the answer it improved."""
+"""Fields that may have the judged answer. `pit improve` writes ``final``, which comes before the answer it improved."""
 
 Turns = list[Message]
 

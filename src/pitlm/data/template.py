@@ -92,7 +92,7 @@ def encode_prompts(
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": not answered, **CHAT_TEMPLATE_ARGUMENTS}
     try:
         ids: list[list[int]] = tokenizer.apply_chat_template(list(conversations), **options)["input_ids"]
-    except (TemplateError, ValueError) as error:  # a ValueError where there are several templates, and no default
+    except (TemplateError, ValueError) as error:  # a ValueError: several templates, and no default
         raise InputError(f"the chat template refuses this conversation: {error}") from error
     return ids
 

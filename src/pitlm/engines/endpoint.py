@@ -66,9 +66,9 @@ class Completion:
     """A server's reply to one conversation.
 
     Attributes:
-        text: the reply; empty where there is none.
+        text: the reply; empty if there is none.
         finish: why the server ended the reply: ``stop``, ``length``, ...
-        failure: why there is no reply; empty where there is a reply.
+        failure: why there is no reply; empty if there is a reply.
         cost: price of the reply when it was bought, in the currency of the endpoint's price.
     """
 
@@ -95,7 +95,7 @@ class ChatEndpoint:
         timeout: seconds that the server may be silent.
         concurrency: calls at the same time, in :meth:`complete`.
         price: turns tokens into money; without a price every cost is 0.
-        max_cost: once this object has spent so much, no further call starts; calls under way are waited for and kept.
+        max_cost: once this object has spent this much, no further call starts. Calls under way still finish.
         cache: where replies are kept and looked up.
         spent, calls, hits: so far: money, replies bought, replies from the cache.
         given_up: the error that stopped all further calls; None as long as calls are made.

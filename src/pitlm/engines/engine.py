@@ -60,7 +60,7 @@ class ModelSource:
     """The model that an engine is opened for, and its limits.
 
     Attributes:
-        folder: the checkpoint; None where the model is behind a server.
+        folder: the checkpoint; None if the model is behind a server.
         bases: opens the checkpoint over a base model that several checkpoints share.
         tokens_per_batch: tokens in flight at once, prompts included; None is the engine's default.
         model: the model's name on the server at ``base_url``.

@@ -29,7 +29,7 @@ ROWS = 4
 
 
 def rounded(length: int) -> int:
-    """The width of a place for so many tokens."""
+    """The width of a place for ``length`` tokens."""
     return -(-length // STEP) * STEP
 
 

@@ -47,7 +47,7 @@ class ReplyCache:
             raise InputError.at(self.path, found=str(error), expected=expected) from error
 
     def get(self, request: Mapping[str, Any]) -> str | None:
-        """The raw response to an equal request, None where there is none."""
+        """The raw response to an equal request, None if there is none."""
         row = self._run("SELECT response FROM replies WHERE key = ?", _key(request))
         return None if row is None else str(row[0])
 

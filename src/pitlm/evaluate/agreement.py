@@ -48,7 +48,7 @@ class Agreement:
     Attributes:
         units: comparisons (an item and a pair of systems) with a usable verdict of at least two judges.
         cohen: for each two judges, over the comparisons that both judged.
-        fleiss: over the ``complete`` comparisons, which all judges judged; NaN where there is none.
+        fleiss: over the ``complete`` comparisons, which all judges judged; NaN without such comparisons.
         nominal: Krippendorff's alpha over all units, where two verdicts are only equal or unequal.
         ordinal: the same with loss < tie < win; inconsistent verdicts are left out as missing.
     """
@@ -82,7 +82,7 @@ def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list
 
 
 def agreement(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Agreement | None:
-    """How far the judges of ``rows`` agree; None where no comparison has two judges.
+    """How far the judges of ``rows`` agree; None if no comparison has two judges.
 
     All rows on a pair of systems are seen from the same system, whichever was stored first. Of several rows of a judge
     on one comparison the first counts. Unparsable rows are missing values. Cohen's and Fleiss' kappa are statsmodels'.
@@ -137,7 +137,7 @@ def krippendorff_alpha(ratings: Floats, level: Level) -> Callable[[Any], float]:
         ratings: shape (units, raters), whole numbers from 0 in the order of the categories, NaN where missing.
 
     Returns:
-        A function of whole weights, shape (units,). It gives NaN where no two ratings can be compared, or all are
+        A function of whole weights, shape (units,). It gives NaN if no two ratings can be compared, or all are
         equal.
     """
     counts = _counts(ratings)

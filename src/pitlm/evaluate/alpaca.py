@@ -51,7 +51,7 @@ class LengthControlled:
     """A length-controlled win rate.
 
     Attributes:
-        win_rate: a fraction, ties as half wins; NaN where the model cannot be fitted, for the ``reason`` given.
+        win_rate: a fraction, ties as half wins; NaN if the model cannot be fitted, for the ``reason`` given.
         length_effect: log-odds that tanh of the standardised length difference adds.
         with_difficulty: whether the difficulty of the items was in the model.
     """
@@ -106,7 +106,7 @@ def length_controlled(
       by the delta method, on the scale of log-odds. It takes the length differences' standard deviation as known.
 
     Returns:
-        None where no judged row has lengths.
+        None if no judged row has lengths.
     """
     kept = [(row, p, row.lengths) for row in rows if (p := preference(row)) is not None and row.lengths is not None]
     if not kept:
@@ -148,7 +148,7 @@ def item_difficulty(rows: Iterable[VerdictRow], items: Iterable[str]) -> dict[st
     and half a loss are added to each item, so that the log-odds are finite.
 
     Returns:
-        One value per item, mean 0 and standard deviation 1; None where some item has rows of fewer than ``MIN_SYSTEMS``
+        One value per item, mean 0 and standard deviation 1; None if some item has rows of fewer than ``MIN_SYSTEMS``
         systems, or all items are alike.
     """
     wins: dict[str, dict[str, list[float]]] = {item: {} for item in sorted(set(items))}

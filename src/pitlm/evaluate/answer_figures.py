@@ -23,7 +23,7 @@ class AnswerFigures:
         answer_tokens: length of an answer.
         generated_tokens, prompt_tokens: tokens that the system generated and read for one item.
         criteria: the parts of a known truth, by name.
-        perplexity: of all answers under the model that the run started from, without end tokens; None where that model
+        perplexity: of all answers under the model that the run started from, without end tokens; None if that model
             was not pretrained.
     """
 

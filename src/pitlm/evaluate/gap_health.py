@@ -66,7 +66,7 @@ def gap_health(
 
 
 def _correlation(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """Pearson's r, NaN where one side does not vary."""
+    """Pearson's r, NaN if one side does not vary."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(pearsonr(a, b).statistic)

@@ -24,7 +24,7 @@ _OUTCOMES = {
     Verdict.INCONSISTENT: (0.5, 0.0, 0.5),
 }
 
-# (first system, second system, +1 where the first was shown first, -1 where it was shown second, 0 where unknown)
+# (first system, second system, +1 if the first was shown first, -1 if it was shown second, 0 if unknown)
 Cell = tuple[str, str, int]
 
 
@@ -35,9 +35,9 @@ class Ranking:
     Attributes:
         strengths: log-odds, their sum is zero; the difference of two is the log-odds of a win against a loss.
             Strongest first.
-        position: log-odds that being shown first adds; None where the rows cannot tell it from the strengths.
-        tie: Davidson's nu: between equals, a tie is nu times as likely as a win; 0 where there was no tie.
-        exists: whether the maximum-likelihood estimate exists. Where it does not, because some system or group of
+        position: log-odds that being shown first adds; None if the rows cannot tell it from the strengths.
+        tie: Davidson's nu: between equals, a tie is nu times as likely as a win; 0 if there was no tie.
+        exists: whether the maximum-likelihood estimate exists. If it does not, because some system or group of
             systems never lost (or never won) against the rest, a normal prior with standard deviation ``HELD`` keeps
             the strengths finite: read their order, not their distances.
     """
@@ -52,7 +52,7 @@ def bradley_terry(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Rank
     """Bradley-Terry with ties (Davidson, 1970) and a position term (Davidson and Beaver, 1977).
 
     "i wins", "tie" and "j wins" are as likely as exp(d / 2) to nu to exp(-d / 2), where d = s_i - s_j + position * z
-    and z is 1 where i was shown first, -1 where j was, 0 where that is unknown. Every row counts once: a row with
+    and z is 1 if i was shown first, -1 if j was, 0 if this is unknown. Every row counts once: a row with
     several parsable replies is split evenly among them, each with the position that it was asked in; an inconsistent
     row without replies is half a win and half a loss; an unparsable row is left out.
 

@@ -25,7 +25,7 @@ class PairedTest:
     """Two tests of "no difference" over items.
 
     Attributes:
-        items: with a judged row (in both systems, where two are compared).
+        items: with a judged row (in both systems, if two are compared).
         better: items with a positive value; ``worse`` those with a negative one. The others are even.
         p: two-sided and exact, over all ways to flip the signs of items: a test of the mean, that is of Delta.
         sign_p: two-sided and exact, of ``better`` against ``worse`` alone: the sign test, which with one verdict per
@@ -70,7 +70,7 @@ def items_needed(delta: float, *, tie_rate: float) -> int | None:
         tie_rate: the share of judged items that are neither won nor lost: ties and inconsistent verdicts.
 
     Returns:
-        None where ``delta`` is 0, or larger than so many ties allow.
+        None if ``delta`` is 0, or larger than this tie rate allows.
     """
     decisive = 1 - tie_rate
     if not 0 < abs(delta) <= decisive:
@@ -80,7 +80,7 @@ def items_needed(delta: float, *, tie_rate: float) -> int | None:
 
 
 def detectable_delta(items: int, *, tie_rate: float) -> float:
-    """The smallest Delta that ``items`` items show with probability ``POWER``; NaN where they can show none."""
+    """The smallest Delta that ``items`` items show with probability ``POWER``; NaN if they can show none."""
     decisive = 1 - tie_rate
 
     def surplus(delta: float) -> float:

@@ -101,7 +101,7 @@ def delta_interval(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Int
     judged rows, divided by their number. So the estimate is the win rate less the lose rate, and with equally many rows
     per item it is the mean of the items' means.
 
-    Where every item has the same outcome, the bootstrap has nothing to vary and the interval has no width. That
+    If every item has the same outcome, the bootstrap has nothing to vary and the interval has no width. That
     **understates** the uncertainty: 20 wins of 20 are compatible with a true win rate near 0.83 (an exact one-sample
     binomial interval says so), not only with 1.
 
@@ -237,7 +237,7 @@ class ItemDraws:
     def interval(self, estimate: float, draws: Sequence[float] | Floats) -> Interval:
         """The percentile interval of one statistic's ``draws`` around its ``estimate``.
 
-        Draws that are NaN, where a resample leaves a statistic undefined, are left out. Without any other draw the
+        Draws that are NaN, because a resample leaves a statistic undefined, are left out. Without any other draw the
         bounds are NaN.
         """
         finite = np.asarray(draws, dtype=np.float64)

@@ -52,12 +52,12 @@ class SystemFigures:
 
     Attributes:
         p_holm: of ``test``, adjusted for all systems and judges of the table.
-        detectable: the smallest Delta that so many items, at this rate of ties, show with 80% power at the 5% level.
-        items_needed: items that would show the Delta that was asked for, by the same rule; None where none was asked
+        detectable: the smallest Delta that this many items, at this rate of ties, show with 80% power at the 5% level.
+        items_needed: items that would show the Delta that was asked for, by the same rule; None if none was asked
             for or ties are too many for it.
-        answered: None where only verdicts are known.
-        quality: mean score; None without ``answered`` or where the judge gives no scores.
-        gain_per_100_tokens: the quality that 100 generated tokens add to the baseline's; None where none were
+        answered: None if only verdicts are known.
+        quality: mean score; None without ``answered`` or if the judge gives no scores.
+        gain_per_100_tokens: the quality that 100 generated tokens add to the baseline's; None if none were
             generated. Its interval is that of the gain alone; the number of tokens counts as exact.
     """
 

@@ -11,7 +11,7 @@ WIDTH = 120
 
 
 def make_console() -> Console:
-    """A console that does not fold to 80 columns where the output is a file or a pipe."""
+    """A console that does not fold to 80 columns if the output is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 

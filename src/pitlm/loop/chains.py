@@ -1,4 +1,4 @@
-"""Traces of systems that have no stop rule: made round by round, cut after so many rounds, or held to a budget."""
+"""Traces of systems that have no stop rule: made round by round, cut after some rounds, or held to a budget."""
 
 import math
 from collections.abc import Mapping, Sequence

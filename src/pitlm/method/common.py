@@ -142,11 +142,11 @@ def callbacks(bench: Workbench, title: str) -> list[TrainerCallback]:
 
 
 def make_trainer(kind: Callable[..., AnyTrainer], model: PreTrainedModel, bench: Workbench, **given: Any) -> AnyTrainer:
-    """One of TRL's trainers for the model of a stage, silent, with an adapter where the recipe has LoRA."""
+    """One of TRL's trainers for the model of a stage, silent, with an adapter if the recipe has LoRA."""
     trainer = kind(model=model, processing_class=bench.tokenizer, peft_config=bench.lora(), **given)
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer.model, PeftModel):
-        # Where a token was added to the base, PEFT would put the embedding into each checkpoint. It is not trained.
+        # If a token was added to the base, PEFT would put the embedding into each checkpoint. It is not trained.
         trainer.model.save_pretrained = partial(trainer.model.save_pretrained, save_embedding_layers=False)
     return trainer
 

@@ -87,7 +87,7 @@ def _reinforce(run: Setting, stage: CurriculumStage, references: Sequence[Refere
 
 
 def _reward(run: Setting, references: Sequence[Reference], bases: Bases) -> Reward:
-    """R_PIT; or R_P(y) - R_P(y_ref), where the recipe asks for this ablation."""
+    """R_PIT; or R_P(y) - R_P(y_ref), if the recipe asks for this ablation."""
     if run.recipe.curriculum.reward == "gap":
         gap = run.open(GapModel, "gap", bases)
         return lambda rows, _: gap.score_rows(rows)

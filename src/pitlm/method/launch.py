@@ -119,7 +119,7 @@ def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
             return f"rank {rank} of {processes} was killed ({failure.signal_name()})"
     told: dict[str, int] = {}
     for rank, failure in own.items():
-        recorded: Any = failure.message  # declared str; a dict where the process recorded its exception
+        recorded: Any = failure.message  # declared str; a dict if the process recorded its exception
         known = isinstance(recorded, dict)
         message = str(recorded["message"]).strip().splitlines()[0] if known else f"exit code {failure.exitcode}"
         told.setdefault(message, rank)

@@ -202,5 +202,5 @@ class AnchorCheck(TrainerCallback):
 
 
 def _whole(weight: Tensor) -> Tensor:
-    """A weight on the CPU, gathered from all processes where FSDP shards it."""
+    """A weight on the CPU, gathered from all processes if FSDP shards it."""
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu()

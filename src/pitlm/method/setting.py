@@ -92,7 +92,7 @@ class Setting(ABC):
         """The quality by which RL is watched, from the judge; ``bases`` opens a judge that is a model."""
 
     def model(self, stage: str) -> Path:
-        """Where a stage keeps its model."""
+        """The folder in which a stage keeps its model."""
         return self.root / stage / "model"
 
     @property

@@ -19,7 +19,7 @@ from pitlm.models.generators import generate
 from pitlm.models.loading import HFTokenizer
 
 PROBE = "probe.jsonl"
-"""Where a stage keeps the measurements of its probe."""
+"""The file in which a stage keeps the measurements of its probe."""
 
 SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl_sequence": "KL", "probe": "judge"}
 """The metrics in the progress bar, and what they are called there."""

@@ -42,7 +42,7 @@ class ForeignRewardModel:
 
     With a chat template, the score is that of the conversation with the answer as its last turn. Without one, x and y
     are the tokenizer's text pair, as OpenAssistant's DeBERTa-v3 reads them (the judge of the PIT paper, Section
-    Evaluation); where x has several turns they are joined as ``Human: ...`` and ``Assistant: ...`` (ours).
+    Evaluation); if x has several turns, they are joined as ``Human: ...`` and ``Assistant: ...`` (ours).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -76,7 +76,7 @@ class ForeignRewardModel:
 
     @property
     def longest(self) -> int | None:
-        """Tokens that the model's positions allow; None where they set no limit, as relative ones do."""
+        """Tokens that the model's positions allow; None if they set no limit, as relative positions do."""
         config = self.model.config
         relative = not getattr(config, "position_biased_input", True)
         return None if relative else getattr(config, "max_position_embeddings", None)
@@ -103,7 +103,7 @@ class ForeignRewardModel:
         )
 
     def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Rows of like length together; one by one where the model does not know which token is padding."""
+        """Rows of like length together; one by one if the model does not know which token is padding."""
         pad = self.tokenizer.pad_token_id
         together = pad is not None and pad == self.model.config.get_text_config().pad_token_id
         fitting = [i for i, row in enumerate(rows) if self.longest is None or len(row) <= self.longest]

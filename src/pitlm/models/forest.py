@@ -53,9 +53,9 @@ class Forest:
 
     Attributes:
         rows: the token ids that were packed.
-        paths: of each row, where its tokens stand among the T tokens.
-        last_R: where each row ends among the T tokens.
-        order_T: where each token stands among the outputs of all blocks.
+        paths: for each row, the places of its tokens among the T tokens.
+        last_R: place of each row's last token among the T tokens.
+        order_T: place of each token among the outputs of all blocks.
     """
 
     rows: Sequence[list[int]]

@@ -50,7 +50,7 @@ def generate(
     batch_size: int = 128,
     advance: Advance | None = None,
 ) -> list[list[int]]:
-    """Sample one completion per prompt: token ids, end token included where it was reached.
+    """Sample one completion per prompt: token ids, end token included if it was reached.
 
     Prompts are batched by length. ``temperature`` 0 is greedy; the full distribution is sampled otherwise
     (no top-k, no top-p), which is the distribution that RL trained. Same seed, same answers.

@@ -96,7 +96,7 @@ def load_card(path: str | Path, kind: Kind) -> Card:
 
 
 def device() -> torch.device:
-    """The accelerator where there is one."""
+    """The accelerator if there is one, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -153,7 +153,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def window_of(config: Any) -> int | None:
-    """Tokens that a model with this configuration can see at once; None where it sets no limit."""
+    """Tokens that a model with this configuration can see at once; None if it sets no limit."""
     window: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return window
 
@@ -172,7 +172,7 @@ def load_model(
         quantize: how the matrices of the layers are held; embedding, head and norms keep their dtype. An adapter is
             merged before.
         writes: load a causal language model; otherwise a sequence-classification model with one logit, whose head is
-            new where the checkpoint has none.
+            new if the checkpoint has none.
 
     Raises:
         InputError: nothing loadable there, the base of an adapter is gone, or the library for the quantization is
@@ -261,7 +261,7 @@ def save(
     """Write one loadable checkpoint: safetensors, tokenizer with its chat template, card.
 
     Args:
-        weights: whole weights, where the model's own are sharded over processes.
+        weights: whole weights, if the model's own are sharded over processes.
         start: for a model that was trained with an adapter, the checkpoint under the adapter. Then only the adapter is
             written.
     """

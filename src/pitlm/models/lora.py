@@ -52,7 +52,7 @@ def save_adapter(model: PeftModel, start: Path, folder: Path, state: Mapping[str
     Args:
         start: the checkpoint that the adapter was trained on: the base itself, or an adapter over the base. In the
             latter case the two adapters are joined.
-        state: whole weights, where the model's own are sharded over processes.
+        state: whole weights, if the model's own are sharded over processes.
     """
     from peft import LoraConfig, get_peft_model_state_dict
 

@@ -186,7 +186,7 @@ class GuardedGap(Gaps):
 
 
 def load_gaps(gap: str | Path, reward: str | Path | None, bases: Bases | None = None) -> GapModel | GuardedGap:
-    """Load a gap model; where there is a reward model beside it, the two have to agree.
+    """Load a gap model. If a reward model is given too, both have to agree that an answer is better.
 
     Raises:
         InputError: no model of its kind there.

@@ -1,4 +1,4 @@
-"""Small models with random weights and their tokenizers, where there are no weights to start from."""
+"""Small models with random weights and their tokenizers, for runs without weights to start from."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +26,7 @@ def make_from_scratch(
 
     Args:
         max_tokens: the longest sequence that the model will see.
-        words: the whole vocabulary of a word tokenizer, where it is known.
+        words: the whole vocabulary of a word tokenizer, if it is known.
     """
     if init.tokenizer == "words":
         tokenizer = make_words_tokenizer(words or {word for text in texts for word in text.split()})

@@ -26,7 +26,7 @@ from pitlm.models.forest import Forest, shared_prefix
 
 TREE_ATTENTION = "pitlm_tree"
 TOKENS_PER_BATCH = 16_384
-"""Tokens that are read in one pass, where a call does not say."""
+"""Tokens that are read in one pass, by default."""
 ARCHITECTURES = frozenset(
     {
         "gemma",

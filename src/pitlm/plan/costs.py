@@ -38,7 +38,7 @@ class StagePlan:
     peak: float = 0.0
 
     def add(self, part: StagePlan, times: float) -> None:
-        """Add a part of the stage that happens so many times."""
+        """Add a part of the stage that happens ``times`` times."""
         self.trained += times * part.trained
         self.generated += times * part.generated
         self.flops += times * part.flops
@@ -126,13 +126,13 @@ class Costs:
         plan.seconds += batches * steps * step
 
     def weights(self, models: float) -> float:
-        """Bytes of so many models; only the matrices of the layers are held in 4 bits."""
+        """Bytes of ``models`` models; only the matrices of the layers are held in 4 bits."""
         linear, others = self.shape.linear, self.shape.parameters - self.shape.linear
         held = linear * (FOUR_BITS if self.recipe.quantize else self.bytes) + others * self.bytes
         return models * held / self.hardware.devices
 
     def readers(self, models: float) -> float:
-        """Bytes of so many models that are only read: with LoRA one base (or two) and an adapter for each model."""
+        """Bytes of ``models`` models that are only read: with LoRA one base (or two) and an adapter for each model."""
         if self.recipe.peft is None:
             return self.weights(models)
         adapters = models * JOINED * self.shape.lora(self.recipe.peft.r) * 4 / self.hardware.devices
@@ -145,7 +145,7 @@ class Costs:
         return self.weights(1) + 16 * self.shape.lora(self.recipe.peft.r) / self.hardware.devices
 
     def activations(self, section: TrainSection, tokens: float) -> float:
-        """Bytes kept for the gradient of a micro-batch of so many tokens: one layer's, where they are recomputed."""
+        """Bytes kept for the gradient of a micro-batch of ``tokens`` tokens; with checkpointing, mostly one layer's."""
         shape = self.shape
         wide = 8 * shape.hidden + 4 * shape.mlp + 2 * shape.kv_heads * shape.head_dim
         layer = tokens * (wide * self.bytes + 16 * shape.hidden)

@@ -171,7 +171,7 @@ PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
     "curriculum": _rl,
     "evaluation": _evaluation,
 }
-"""How a stage is planned, by what it does."""
+"""The function that plans each kind of stage."""
 
 
 def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: bool) -> Iterator[str]:

@@ -149,7 +149,7 @@ class _Measure(TrainerCallback):
         return self._steps(rows, partial(sft_trainer, self.model), lambda: (self.ids(half), self.ids(row - half)))
 
     def trees(self, triples: int, x: int, w: int, l: int, marks: int) -> float:
-        """Seconds of a step on Eq. 2's four rows of so many triples."""
+        """Seconds of a step on Eq. 2's four rows of ``triples`` triples."""
 
         def make() -> GapRow:
             prompt, y_w, y_l, ask = (self.ids(length) for length in (x, w, l, marks))
@@ -178,7 +178,7 @@ class _Measure(TrainerCallback):
             return self.median(partial(self.scorer, input_ids=ids, use_cache=False))
 
     def decoding(self, rows: int, row: int) -> float:
-        """Seconds of one step of decoding so many rows."""
+        """Seconds of one step of decoding ``rows`` rows."""
         ids = torch.randint(2, self.shape.vocabulary, (rows, row), device=self.device)
         mask = torch.ones_like(ids)
 

@@ -123,7 +123,7 @@ def read_curve(folder: Path, judge: str) -> dict[str, Points]:
     rows = read_json_lines(folder / "metrics.jsonl")
 
     def logged(name: str) -> Points:
-        """A figure by step, without the steps that have none: KL is not logged where beta is 0."""
+        """A figure by step, without the steps that have none: KL is not logged if beta is 0."""
         return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
     # The mean quality of a step's samples varies with the prompts of the step. Held-out prompts are always the same.

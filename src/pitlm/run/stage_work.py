@@ -42,14 +42,14 @@ WRITTEN = 256
 
 
 SECTIONS = {"policy": "policy_sft", "improver": "improver_sft", "policy-rl": "policy_rl", "curriculum": "curriculum.rl"}
-"""Where a recipe has the settings of a stage's training, if not under the name of its task."""
+"""Section of the recipe with the settings of a training, if it has another name than the stage's task."""
 
 
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
     """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result.
 
     Raises:
-        InputError: the recipe asks for what cannot be had, or for more memory than there is.
+        InputError: the recipe asks for something that does not exist, or for more memory than there is.
     """
     try:
         return _do(context, stage, folder)

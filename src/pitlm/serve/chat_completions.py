@@ -41,7 +41,7 @@ class Wish:
 
     Attributes:
         body: the body for the upstream: the client's own bytes or, if they had a ``pit`` field, JSON without it.
-        prompt: x; None where the answer may not be improved.
+        prompt: x; None if the answer may not be improved.
         obstacle: why the answer may not be improved.
         bounds: limits that an improved answer has to keep.
         original: the client wants y_0 as well.

@@ -82,7 +82,7 @@ class RemoteScorer:
         return math.nan if gap is None else gap
 
     async def _ask(self, method: str, body: dict[str, Any] | None, name: str) -> float | None:
-        """The number called ``name`` in the reply; None where the server has no such number."""
+        """The number called ``name`` in the reply; None if the server has no such number."""
         headers, content = [(b"content-type", b"application/json")], b"" if body is None else json.dumps(body).encode()
         try:
             async with self._connections.response(method, "/score", headers, content) as response:

@@ -67,7 +67,7 @@ def page(name: str, **about: Any) -> HTMLResponse:
 
 
 def make_token(host: str) -> str | None:
-    """The secret that a server bound to ``host`` asks for; None where only this machine can reach the server."""
+    """The secret that a server bound to ``host`` asks for; None if only this machine can reach the server."""
     return None if host in LOOPBACK_HOSTS else secrets.token_urlsafe(24)
 
 

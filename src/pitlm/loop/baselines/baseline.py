@@ -32,7 +32,7 @@ BASELINES = {
     "reward-difference": "pitlm.loop.baselines.own_baselines:REWARD_DIFFERENCE",
     "one-round": "pitlm.loop.baselines.own_baselines:ONE_ROUND",
 }
-"""The baselines of pitlm, in the order of the tables: the name in a recipe, and where the :class:`Baseline` is."""
+"""The baselines of pitlm, in the order of the tables: the name in a recipe, and the place of the :class:`Baseline`."""
 
 ORIGINAL, PIT = "original", "PIT"
 """Names in tables of the two systems that are no baselines."""
