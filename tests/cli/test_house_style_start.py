@@ -56,6 +56,13 @@ def test_an_interrupted_data_stage_keeps_its_answers(cli, tmp_path, bases, monke
     assert pairs_of(tmp_path / "cut") == pairs_of(tmp_path / "whole")
 
 
+def test_a_misspelt_world_is_named(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "data.source", "housestyle")
+    code, message = start(cli, None, tmp_path / "run")
+    assert code == 2
+    assert "data.source: found 'housestyle', did you mean the world 'house-style'?" in message
+
+
 def test_a_model_from_scratch_cannot_answer(cli, tmp_path):
     code, message = start(cli, None, tmp_path / "run")
     assert code == 2

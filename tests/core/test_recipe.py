@@ -190,3 +190,12 @@ def test_each_stage_of_the_curriculum_knows_its_steps_and_the_stage_before():
     assert recipe.policy_stage == "policy-sft"
     same = load_recipe(find_recipe("quickstart"))
     assert [stage.rl for stage in same.curriculum.stage_list] == [same.curriculum.rl] * 2
+
+
+def test_a_policy_after_rlhf_needs_the_settings_of_rlhf():
+    assert "model.policy rlhf needs the section policy_rl" in refusal(changed(model__policy="rlhf"))
+    recipe = Recipe(**changed(model__policy="sft", policy_rl={"learning_rate": 1e-4}))
+    assert (recipe.policy_stage, recipe.other_policy_stage) == ("policy-sft", "policy-rl")
+    recipe = Recipe(**changed(policy_rl={"learning_rate": 1e-4}))
+    assert (recipe.policy_stage, recipe.other_policy_stage) == ("policy-rl", "policy-sft")
+    assert Recipe(**changed()).other_policy_stage is None

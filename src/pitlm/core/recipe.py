@@ -263,6 +263,12 @@ class Recipe(Section):
             raise ValueError(f"peft.quantize {self.quantize} needs model.dtype bfloat16, not {self.model.dtype}")
         return self
 
+    @model_validator(mode="after")
+    def _rlhf_has_settings(self) -> Recipe:
+        if self.model.policy == "rlhf" and self.policy_rl is None:
+            raise ValueError("model.policy rlhf needs the section policy_rl")
+        return self
+
     @property
     def policy_stage(self) -> str:
         """The name of the stage that makes M_P, the policy whose answers are improved."""

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def _load(context: Context, folder: Path) -> Loaded:
         return Loaded(preferences=pairs, read=len(pairs), dropped={}, invalid=0)
     if data.source is None:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
+    if (alike := get_close_matches(data.source, KNOWN, 1)) and not Path(data.source).exists():
+        raise InputError(f"data.source: found '{data.source}', did you mean the world '{alike[0]}'?")
     return load_preferences(
         data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejects.jsonl", limit=data.pairs, progress=True
     )

@@ -164,5 +164,5 @@ def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
 
 def test_a_guide_that_is_not_there_is_named():
     section = RECIPE.evaluation.model_copy(update={"self_refine": ["nowhere.yaml"]})
-    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+    with pytest.raises(InputError, match=r"found 'nowhere\.yaml', expected a file of prompts, or one of house_style, "):
         chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))

@@ -118,8 +118,12 @@ def refined_by(guide: Path) -> Baseline:
             seed=systems.seed("self-refine"),
         )
 
-    packaged = PROMPTS / f"{guide}.yaml"
-    read = Guide.load(packaged if packaged.is_file() else guide)
+    packaged = {path.stem: path for path in sorted(PROMPTS.glob("*.yaml"))}
+    file = packaged.get(str(guide), guide)
+    if not file.is_file():
+        known = ", ".join(packaged)
+        raise InputError(f"evaluation.self_refine: found '{guide}', expected a file of prompts, or one of {known}")
+    read = Guide.load(file)
     return Baseline(f"Self-Refine: {guide.stem}", traces, work=lambda rounds, samples: Work(answers=2 * rounds))
 
 
