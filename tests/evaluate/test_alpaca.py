@@ -148,6 +148,16 @@ def test_equal_lengths_leave_the_raw_rate():
     assert logit(found.win_rate.low) == pytest.approx(logit(0.75) - reach, abs=1e-3)
 
 
+def test_a_singular_fit_of_few_rows_has_a_reason(monkeypatch):
+    """Seen in a run with eight items."""
+
+    def fit(*given, **settings):
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr("pitlm.evaluate.alpaca.GLM.fit", fit)
+    assert "no finite fit" in length_controlled(simulated(8, 0.4, 1.0, seed=1)).reason
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [

@@ -29,6 +29,7 @@ from pitlm.loop.calibration import Calibration, load_calibrations, save_calibrat
 from pitlm.models.checkpoint_export import sampling
 from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_model, load_tokenizer, save
+from pitlm.models.lora import base_name
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.run.folder import stored_recipe
 from pitlm.run.results import run_report
@@ -312,6 +313,8 @@ def test_an_adapter_whose_base_is_gone_has_no_whole_weights(pit, lora_run, tmp_p
     run = shutil.copytree(lora_run, tmp_path / "run")
     config = run / "rl-1-policy" / "model" / "adapter_config.json"
     config.write_text(config.read_text().replace(str(lora_run), str(tmp_path / "moved")))
+    assert base_name(config.parent) == str(run / "data" / "base")  # the run may have moved
+    shutil.rmtree(run / "data" / "base")
     code, _, error = pit("export", run, "-o", tmp_path / "out")
     assert (code, f"found an adapter over {tmp_path}/moved/data/base, which is gone" in error) == (2, True)
     assert not (tmp_path / "out").exists()

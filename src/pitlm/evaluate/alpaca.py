@@ -132,7 +132,10 @@ def length_controlled(
     groups = np.unique([row.item for row, _, _ in kept], return_inverse=True)[1]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", PerfectSeparationWarning)
-        fit = GLM(y, design, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
+        try:
+            fit = GLM(y, design, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
+        except np.linalg.LinAlgError:
+            return undefined("wins and losses are separated, so the model has no finite fit")
     if not np.isfinite(fit.params).all() or np.abs(fit.params).max() > _SEPARATED:
         return undefined("wins and losses are separated, so the model has no finite fit")
     if gaps.any():

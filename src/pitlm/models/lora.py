@@ -28,6 +28,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 HEAD = PREFIX + "score.weight"
 
+OWN_BASE = Path("data", "base")
+"""Where a run keeps a base that it made, from the run's folder."""
+
 
 def is_adapter(path: str | Path) -> bool:
     """Whether a checkpoint of pitlm is an adapter; otherwise it has whole weights."""
@@ -35,13 +38,16 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def base_name(folder: str | Path) -> str:
-    """The path or hub name of the base under an adapter.
+    """The path or hub name of the base under an adapter. A base that the run made may have moved with the run.
 
     Raises:
-        InputError: the base was a folder that is no longer there.
+        InputError: the base was a folder or a file that is no longer there.
     """
     name: str = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if Path(name).is_absolute() and not Path(name).is_dir():
+    if Path(name).is_absolute() and not Path(name).exists():
+        moved = Path(folder).resolve().parents[1] / OWN_BASE  # with the run that made it
+        if Path(name).match(str(OWN_BASE)) and moved.is_dir():
+            return str(moved)
         raise InputError(f"{folder}: found an adapter over {name}, which is gone; expected this base at its old place")
     return name
 
@@ -58,7 +64,7 @@ def save_adapter(model: PeftModel, start: Path, folder: Path, state: Mapping[str
 
     trained = model.peft_config["default"]
     own = get_peft_model_state_dict(model, state, save_embedding_layers=False)
-    base, rank, before = str(start.resolve() if start.is_dir() else start), 0, dict[str, Tensor]()
+    base, rank, before = str(start.resolve() if start.exists() else start), 0, dict[str, Tensor]()
     if is_adapter(start):
         config = LoraConfig.from_pretrained(str(start))
         scale = (config.lora_alpha / config.r) / (trained.lora_alpha / trained.r)

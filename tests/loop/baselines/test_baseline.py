@@ -137,7 +137,8 @@ class Refiner:
     def __init__(self):
         self.asked = []
 
-    def answer(self, prompts, *, temperature, seed):
+    def answer(self, prompts, *, temperature, seed, advance):
+        advance(len(prompts))
         self.asked += [prompt.text for prompt in prompts]
         drafts = [prompt.messages[-2].content for prompt in prompts]
         if "anew" in prompts[0].text:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Trace
+from pitlm.core.nouns import Advance, Answer, Prompt, Trace
 from pitlm.core.recipe import Recipe
+from pitlm.io.console import progress_bar
 from pitlm.io.named_parts import find_part
 from pitlm.loop.baselines.self_refine import PROMPTS, Guide, self_refine
 
 if TYPE_CHECKING:
     from pitlm.loop.systems import Systems
+    from pitlm.models.generators import Policy
 
 BASELINES = {
     "resample": "pitlm.loop.baselines.own_baselines:RESAMPLE",
@@ -105,26 +107,35 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
     return [*chosen, *(refined_by(Path(guide)) for guide in recipe.evaluation.self_refine)]
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A policy that moves a progress bar while it answers."""
+
+    policy: Policy
+    advance: Advance
+
+    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer]:
+        return self.policy.answer(prompts, temperature=temperature, seed=seed, advance=self.advance)
+
+
 def refined_by(guide: Path) -> Baseline:
     """Self-Refine by the start model. ``guide`` is a file of prompts, or the name of packaged prompts."""
 
     def traces(systems: Systems) -> list[Trace]:
-        return self_refine(
-            systems.prompts,
-            systems.y0,
-            chat=systems.start_model,
-            guide=read,
-            rounds=systems.loop.rounds,
-            seed=systems.seed("self-refine"),
-        )
+        loop = systems.loop
+        with progress_bar(f"{title}, at most", 2 * loop.rounds * len(systems.prompts)) as advance:
+            chat = Watched(systems.start_model, advance)
+            seed = systems.seed("self-refine")
+            return self_refine(systems.prompts, systems.y0, chat=chat, guide=read, rounds=loop.rounds, seed=seed)
 
+    title = f"Self-Refine: {guide.stem}"
     packaged = {path.stem: path for path in sorted(PROMPTS.glob("*.yaml"))}
     file = packaged.get(str(guide), guide)
     if not file.is_file():
         known = ", ".join(packaged)
         raise InputError(f"evaluation.self_refine: found '{guide}', expected a file of prompts, or one of {known}")
     read = Guide.load(file)
-    return Baseline(f"Self-Refine: {guide.stem}", traces, work=lambda rounds, samples: Work(answers=2 * rounds))
+    return Baseline(title, traces, work=lambda rounds, samples: Work(answers=2 * rounds))
 
 
 def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:
