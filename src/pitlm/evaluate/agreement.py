@@ -30,7 +30,7 @@ class PositionBias:
         rows: with a parsable reply in both orders; only these count.
         first_both: rows on which the judge chose the response shown first, in both orders; ``second_both`` likewise.
         consistent: share of rows with the same verdict in both orders.
-        bias: share of replies that chose the first shown less share that chose the second, in [-1, 1]; 0 without bias.
+        bias: share of replies for the response shown first minus share for the other, in [-1, 1]; 0 without bias.
     """
 
     judge: str
@@ -170,7 +170,7 @@ def _cohen(pair: Floats) -> Callable[[Any], float]:
     def statistic(weights: Any) -> float:
         table = np.bincount(cells, weights[both], minlength=size * size).reshape(size, size)
         if table.sum(axis=0) @ table.sum(axis=1) == table.sum() ** 2:
-            return math.nan  # nothing in common, or both gave one and the same answer throughout: 0 / 0
+            return math.nan  # no common comparison, or both judges always said the same: 0 / 0
         return float(cohens_kappa(table, return_results=False))
 
     return statistic

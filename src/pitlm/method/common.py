@@ -152,7 +152,7 @@ def make_trainer(kind: Callable[..., AnyTrainer], model: PreTrainedModel, bench:
 
 
 def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) -> dict[str, float]:
-    """Train and save the model. Resumes from the last whole checkpoint; a finished model is not trained again.
+    """Train and save the model. Training resumes from the last whole checkpoint. A finished model is not trained again.
 
     With LoRA, ``model`` has only the adapter over the base of the run. Once the model is saved, the checkpoints are
     deleted: their optimizer states are larger than the model.

@@ -51,7 +51,7 @@ def train_rl(
     """One round of RLOO from ``bench.start``, anchored to ``anchor``.
 
     Args:
-        conversations: what the model is shown, one per example: x for the policy; x, y_ref and the request for
+        conversations: prompts of the model, one per example: x for the policy; x, y_ref and the request for
             the improver.
         reward: scores sampled answers, in batches.
         anchor: the SFT checkpoint of the KL term.
@@ -87,7 +87,7 @@ def check_rollouts(section: RLSection, quantize: Quantization | None) -> None:
     """Check before the run that the sampler is installed and can read the weights.
 
     Raises:
-        InputError: vLLM is wanted and not installed, or weights are held in 4 bits, which it cannot read.
+        InputError: vLLM is wanted and not installed, or weights are held in 4 bits, which vLLM cannot read.
     """
     if section.rollouts == "transformers":
         return

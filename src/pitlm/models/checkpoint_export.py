@@ -33,7 +33,7 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
         model.config.use_cache = True  # training leaves it off
     save(model, tokenizer, card, folder)
     for weights in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", weights)  # a server runs as another user than the owner of the files
+        shutil.copymode(folder / "config.json", weights)  # a server may run as another user than the owner
     return dtype
 
 
@@ -81,7 +81,7 @@ def exported_temperature(source: Path) -> float | None:
 def _tokenizer(source: Path, card: Card) -> HFTokenizer:
     tokenizer = load_tokenizer(source)
     ask = card.ask if card.kind == "improver" else None
-    shown = tokenizer.chat_template  # several by name, or one
+    shown = tokenizer.chat_template  # one template, or several by name
     tokenizer.chat_template = (
         {name: served_template(one, ask) for name, one in shown.items()}
         if isinstance(shown, dict)

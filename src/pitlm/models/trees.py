@@ -132,7 +132,7 @@ def reads_trees(model: torch.nn.Module) -> bool:
 def score_tree(model: torch.nn.Module, forest: Forest) -> Tensor:
     """Scores of the forest's rows, each read at its last token; differentiable. Shape (R,).
 
-    Goes through the model's own ``forward``, so that whatever wraps it (data-parallel, autocast) sees the pass.
+    The pass goes through the model's own ``forward``, so that every wrapper (data-parallel, autocast) sees the pass.
     """
     if not reads_trees(model):
         return _score_rows(model, forest.rows)
