@@ -70,6 +70,8 @@ def recipe(base: Path, data: Path, lora: bool, quantize: str | None = None):
     }
     if lora:
         tree["peft"] = {"r": 4, "alpha": 8, "quantize": quantize}
+        tree["model"]["policy"] = "sft"  # the policy after RLHF is a baseline
+        tree["evaluation"]["self_refine"] = ["house_style_none"]
     if quantize:
         tree["model"]["dtype"] = "bfloat16"
     return Recipe.of(tree, "tiny")

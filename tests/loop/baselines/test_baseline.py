@@ -137,6 +137,10 @@ class Refiner:
     def __init__(self):
         self.asked = []
 
+    def encode(self, prompt):
+        if prompt.messages[0].content == "long":
+            raise InputError("found a conversation of 900 tokens, expected at most 502")
+
     def answer(self, prompts, *, temperature, seed, advance):
         advance(len(prompts))
         self.asked += [prompt.text for prompt in prompts]
@@ -154,11 +158,12 @@ def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
     assert [baseline.title for baseline in baselines] == ["Self-Refine: house_style", "Self-Refine: mine"]
     all_, refiner = Counting(), Refiner()
     models = TrainedModels(all_, all_, all_, all_, all_, all_)
-    loop, prompts = LoopSection(rounds=2), [Prompt.of("one"), Prompt.of("two")]
-    systems = Systems(prompts, [Answer("a"), Answer("b")], models, loop, 1.0, lambda purpose: 7, None, lambda: refiner)
+    loop, prompts = LoopSection(rounds=2), [Prompt.of("one"), Prompt.of("long"), Prompt.of("two")]
+    originals = [Answer("a"), Answer("b"), Answer("c")]
+    systems = Systems(prompts, originals, models, loop, 1.0, lambda purpose: 7, None, lambda: refiner)
     for baseline in baselines:
         refiner.asked.clear()
-        assert [trace.final for trace in baseline.traces(systems)] == ["better", "better"]
+        assert [trace.final for trace in baseline.traces(systems)] == ["better", "b", "better"]
         assert len(refiner.asked) == 6  # of two answers: feedback, rewrite, feedback
         assert ("about cats" in refiner.asked[0]) == (baseline.title == "Self-Refine: mine")
 

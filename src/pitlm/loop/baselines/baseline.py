@@ -109,13 +109,24 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A policy that moves a progress bar while it answers."""
+    """A policy that moves a progress bar while it answers, and leaves out conversations that its window cannot hold."""
 
     policy: Policy
     advance: Advance
 
-    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer]:
-        return self.policy.answer(prompts, temperature=temperature, seed=seed, advance=self.advance)
+    def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer | None]:
+        fitting = [prompt for prompt in prompts if self._fits(prompt)]
+        self.advance(len(prompts) - len(fitting))
+        answers = self.policy.answer(fitting, temperature=temperature, seed=seed, advance=self.advance)
+        given = dict(zip(map(id, fitting), answers, strict=True))
+        return [given.get(id(prompt)) for prompt in prompts]
+
+    def _fits(self, prompt: Prompt) -> bool:
+        try:
+            self.policy.encode(prompt)
+        except InputError:
+            return False
+        return True
 
 
 def refined_by(guide: Path) -> Baseline:
