@@ -39,6 +39,7 @@ def stages(given, shape=SMALL, work=WORK, hardware=FLAT):
 @pytest.mark.parametrize(
     ("name", "published"),
     [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
         ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
         ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
         ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),

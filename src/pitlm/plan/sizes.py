@@ -135,6 +135,7 @@ class Shape:
 
 
 KNOWN = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 1_536, 9, 3, 64, 49_152, True),
     "Qwen/Qwen2.5-0.5B-Instruct": Shape(24, 896, 4_864, 14, 2, 64, 151_936, True, biases=1_152),
     "Qwen/Qwen2.5-3B-Instruct": Shape(36, 2_048, 11_008, 16, 2, 128, 151_936, True, biases=2_560),
     "Qwen/Qwen2.5-7B-Instruct": Shape(28, 3_584, 18_944, 28, 4, 128, 152_064, False, biases=4_608),

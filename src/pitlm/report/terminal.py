@@ -154,14 +154,14 @@ def _answered(systems: Iterable[SystemFigures]) -> Rows:
 
 def _print_criteria(console: Console, systems: Sequence[SystemFigures]) -> None:
     """Print the means of the criteria of a known truth, and the perplexity under the start model."""
-    known = [(s.system, s.answered) for s in systems if s.answered is not None]
-    names = list(known[0][1].criteria) if known else []
-    rows = [
-        (name, *(f"{own.criteria[key]:.2f}" for key in names), _number(own.perplexity or math.nan))
-        for name, own in known
-        if names or own.perplexity is not None
-    ]
-    _print(console, "What the answers are like, on average", ("system", *names, "perplexity"), rows)
+    figures = {}
+    for system, known in ((s.system, s.answered) for s in systems):
+        if known is not None:
+            figures[system] = {name.replace("_", " "): f"{mean:.2f}" for name, mean in known.criteria.items()}
+            figures[system] |= {"perplexity": f"{known.perplexity:.1f}"} if known.perplexity else {}
+    names = list(dict.fromkeys(name for own in figures.values() for name in own))
+    rows = [(system, *(own.get(name, "-") for name in names)) for system, own in figures.items() if names]
+    _print(console, "What the answers are like, on average", ("system", *names), rows)
 
 
 def _health(value: Interval | float) -> tuple[str, str]:
