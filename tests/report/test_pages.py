@@ -10,6 +10,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pitlm.core.equations import RELATIONS
 from pitlm.core.nouns import Message, Prompt, Round, StopReason, Trace
@@ -17,7 +19,7 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.answer_figures import AnswerFigures
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, summarise
-from pitlm.report.pages import DASH, bounds, number, render, share
+from pitlm.report.pages import DASH, bounds, changed_parts, number, render, share
 from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
 from pitlm.report.shape import HEALTH, BeforeAfter, Report, health_figures
 
@@ -221,6 +223,8 @@ def test_hostile_text_stays_text(text: str, plain: Page) -> None:
     assert row["original"] == f"original {text}"
     assert row["final"] == f"better {text}"
     assert [r["proposal"] for r in row["rounds"]] == [f"better {text}", f"worse {text}"]
+    assert "".join(part for part, _ in row["before"]) == row["original"]
+    assert "".join(part for part, _ in row["after"]) == row["final"]
 
 
 def test_template_syntax_in_text_is_not_run() -> None:
@@ -279,6 +283,20 @@ def test_examples_carry_what_the_table_shows() -> None:
     assert second["outcome"] == "unparsable"
     options = [attributes["value"] for tag, attributes in page.elements if tag == "option"]
     assert options == ["", "win", "unparsable"]
+
+
+def test_changed_words_are_marked() -> None:
+    before, after = changed_parts("I think the lamp costs nine .", "The lamp costs\nnine .")
+    assert before == [("I think the", True), (" lamp costs", False), (" ", True), ("nine .", False)]
+    assert after == [("The", True), (" lamp costs", False), ("\n", True), ("nine .", False)]
+    assert changed_parts("same text", "same text") == ([("same text", False)], [("same text", False)])
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_parts_of_two_texts_are_the_texts(before: str, after: str) -> None:
+    own, other = changed_parts(before, after)
+    assert ("".join(text for text, _ in own), "".join(text for text, _ in other)) == (before, after)
+    assert [text for text, changed in own if not changed] == [text for text, changed in other if not changed]
 
 
 def test_numbers_for_reading() -> None:

@@ -10,8 +10,10 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import partial
 from typing import Any
 
@@ -181,14 +183,28 @@ def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
+def changed_parts(before: str, after: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Two texts in parts, each with whether the other text lacks it; compared word by word."""
+    words = [re.findall(r"\S+|\s+", text) for text in (before, after)]
+    parts: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
+    for kind, *spans in SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
+        for own, text, (start, end) in zip(parts, words, (spans[:2], spans[2:]), strict=True):
+            if end > start:
+                own.append(("".join(text[start:end]), kind != "equal"))
+    return parts
+
+
 def _example(example: BeforeAfter) -> dict[str, Any]:
     """One row for the page's script, in JSON types; the keys are those that the script reads."""
     trace, row = example.trace, example.row
+    before, after = changed_parts(trace.original, trace.final)
     turns = trace.prompt.as_messages()
     return {
         "prompt": trace.prompt.text if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns),
         "original": trace.original,
         "final": trace.final,
+        "before": before,
+        "after": after,
         "unchanged": trace.final == trace.original,
         "gap": number(example.gap, signed=True),
         "rounds": [
