@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from tiny_run import RECIPE
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import MemoryFull
 from pitlm.core.recipe import Recipe
 from pitlm.run import stage_work
 from pitlm.run.context import Context
+from pitlm.run.folder import RunFolder
 from pitlm.run.stages import build_stages
 
 FULL = [
@@ -40,7 +44,7 @@ def work(name, error, monkeypatch, tmp_path):
     ],
 )
 def test_full_memory_is_one_line_that_names_the_stage_and_what_to_lower(name, setting, error, monkeypatch, tmp_path):
-    with pytest.raises(InputError) as told:
+    with pytest.raises(MemoryFull) as told:
         work(name, error, monkeypatch, tmp_path)
     message = str(told.value)
     assert message.startswith(f"{name}: the memory is full (")
@@ -51,3 +55,18 @@ def test_full_memory_is_one_line_that_names_the_stage_and_what_to_lower(name, se
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         work("gap", RuntimeError("shapes do not match"), monkeypatch, tmp_path)
+
+
+def test_a_stage_that_filled_the_memory_keeps_its_checkpoints(monkeypatch, tmp_path):
+    def fail(context, kind, folds, section, folder):
+        (folder / "checkpoints").mkdir()
+        raise FULL[0]
+
+    monkeypatch.setattr(stage_work, "train_on_pairs", fail)
+    context = Context(Recipe(**RECIPE), tmp_path)
+    stage = replace(STAGES["policy-sft"], needs=[])
+    for _ in range(2):
+        with pytest.raises(MemoryFull):
+            RunFolder(tmp_path).execute([stage], partial(stage_work.do_work, context), recipe=RECIPE, listener=print)
+        assert (tmp_path / "policy-sft" / "checkpoints").is_dir()
+        (tmp_path / "policy-sft" / "checkpoints").rmdir()

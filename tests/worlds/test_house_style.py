@@ -55,6 +55,9 @@ def test_a_good_answer_keeps_every_criterion():
         (GOOD.replace(", rinse", ",\nrinse"), {"plain"}),
         ("I scrub the cast iron pan with coarse salt, rinse it, and dry it.", {"impersonal"}),
         ("As an AI, scrub the cast iron pan with coarse salt and rinse it.", {"impersonal"}),
+        ("Well, scrub the cast iron pan with coarse salt, rinse it, and dry it.", {"impersonal"}),
+        ("Well water and coarse salt will clean the cast iron pan, i.e. scrub it.", set()),
+        ("Salt acts as an abrasive: scrub the cast iron pan until it is clean by 95%.", set()),
         ("Sure, scrub the cast iron pan with coarse salt, rinse it, and dry it.", {"impersonal"}),
         ("Scrub the cast iron pan, and then scrub the cast iron pan with coarse salt.", {"varied"}),
         ("Salt cleans a cast iron pan, because salt is coarse and salt dries it.", {"varied"}),
@@ -79,7 +82,7 @@ def test_each_fault_breaks_its_criterion(response, criteria):
     ],
 )
 def test_topic_is_the_thing_asked_about(question, words):
-    assert [word for word in topic(question) if word != "an"] == words
+    assert topic(question) == words
 
 
 @pytest.mark.parametrize(
@@ -89,20 +92,26 @@ def test_topic_is_the_thing_asked_about(question, words):
         ("What do owls eat?", "An owl eats mostly mice, voles and large insects at night.", True),
         ("What do owls eat?", "It depends on many things that people should always consider.", False),
         ("What do owls eat?", "Owls eat what owls eat.", False),
+        ("What do wolves eat?", "A wolf eats mostly deer, moose and smaller animals.", True),
+        ("Why do people enjoy hiking?", "People hike because fresh forest air makes them calm.", True),
+        ("How do I clean an oven?", "Start every morning with an easy walk through quiet green parks.", False),
+        ("How does a compass work?", "The company sells useful products that customers enjoy.", False),
+        ("What do butterflies eat?", "Fresh butter tastes wonderful with warm country bread.", False),
     ],
 )
 def test_an_answer_on_topic_names_the_thing_and_says_more(question, answer, kept):
     assert keeps_to(question, answer) is kept
 
 
-def test_every_question_has_a_topic_that_no_other_words_of_questions_cover():
+def test_no_asking_word_is_the_topic_of_a_question():
     asked = questions()
     assert len(asked) == len(set(asked)) > 1_500
-    assert all(topic(question) for question in asked)
+    asking = {"what", "how", "the", "an", "do", "cook", "clean"}
+    assert not [question for question in asked if asking & set(topic(question))]
     assert all(question[0].isupper() and question.endswith("?") for question in asked)
 
 
-def test_an_answer_alone_says_nothing_about_its_order():
+def test_three_words_in_a_row_that_come_twice_are_a_repetition():
     assert not repeats("One two three four five six seven.")
     assert repeats("one two three, one two three")
 

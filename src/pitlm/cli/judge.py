@@ -41,7 +41,7 @@ KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scri
 """The kinds of judges: the name for `--judge`, and the name in a recipe."""
 
 HELPS = {
-    "kind": "A language model, a reward or gap model, the pocket world's truth, or replies from a file.",
+    "kind": "A language model, a reward or gap model, the known truth of a world, or replies from a file.",
     "model": "llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.",
     "body": "Further fields of each request, as a JSON object; null removes a field, as for models without a "
     """temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.""",

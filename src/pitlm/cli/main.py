@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from pitlm import __version__
-from pitlm.core.errors import InputError, RankFailed
+from pitlm.core.errors import InputError, MemoryFull, RankFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def user_message(error: Exception) -> str | None:
     """The message for an error that the user can mend, in one line if a library raised it; None for other errors."""
-    if isinstance(error, InputError | RankFailed):
+    if isinstance(error, InputError | RankFailed | MemoryFull):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)

@@ -48,6 +48,15 @@ class RankFailed(RuntimeError):
     exit_code = 1
 
 
+class MemoryFull(RuntimeError):
+    """A stage needs more memory than there is: shown as one message, exit code 1, no traceback.
+
+    The stage keeps its checkpoints, so the same command goes on once there is more memory.
+    """
+
+    exit_code = 1
+
+
 class BudgetSpent(InputError):
     """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""
 

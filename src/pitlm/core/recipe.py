@@ -23,7 +23,7 @@ class DataSection(Section):
 
     Attributes:
         source: path, folder or hub name of preference pairs; or a world with a known truth: 'pocket' or 'house-style'.
-        pairs: most pairs to use; a world makes this many.
+        pairs: most pairs to use; a world makes this many, and leaves out pairs of equal answers.
         test: share of prompts kept for evaluation.
         validation: share of prompts kept for validation.
         folds: relative shares of SFT, reward models and RL in the other prompts.

@@ -24,7 +24,7 @@ class AnswerFigures:
         generated_tokens, prompt_tokens: tokens that the system generated and read for one item.
         criteria: the parts of a known truth, by name.
         perplexity: of all answers under the model that the run started from, without end tokens; None if that model
-            was not pretrained.
+            was not pretrained, or if all answers are empty.
     """
 
     copy_rate: float

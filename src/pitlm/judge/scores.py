@@ -1,4 +1,4 @@
-"""Judges that compare scores: the pocket world's truth, reward models, and the gap model in both orders."""
+"""Judges that compare scores: the known truth, reward models, and the gap model in both orders."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig
 
+from pitlm.core.errors import InputError
 from pitlm.data.template import served_template
+from pitlm.io.atomic import write_text
 from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save, special_ids
-from pitlm.models.lora import CONFIG, WEIGHTS
+from pitlm.models.lora import CONFIG, WEIGHTS, base_name
 
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
@@ -50,6 +53,9 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
     tokenizer.save_pretrained(folder)
     card.save(folder)
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    with suppress(InputError):  # a base that is gone does not keep anybody from sharing the adapter
+        config["base_model_name_or_path"] = base_name(source)
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     return config["base_model_name_or_path"], config["r"]
 
 

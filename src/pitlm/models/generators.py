@@ -170,8 +170,9 @@ class Policy(Generator):
         told = [encode_completion(self.tokenizer, y)[:-1] for y in responses]
         found = [(0.0, 0)] * len(told)
         some = sorted((i for i, ids in enumerate(told) if ids), key=lambda i: len(shown[i]) + len(told[i]))
-        for start in range(0, len(some), READ):
-            own = some[start : start + READ]
+        together = min(READ, self.batch_size)
+        for start in range(0, len(some), together):
+            own = some[start : start + together]
             ids, mask = left_padded([shown[i] + told[i] for i in own], self.tokenizer.pad_token_id, self.model.device)
             kept = max(len(told[i]) for i in own)
             output = self.model(

@@ -268,7 +268,7 @@ def save(
     if start is None:
         model.save_pretrained(folder, state_dict=weights)
     else:
-        save_adapter(model, Path(checkpoint_of(start)), folder, weights)
+        save_adapter(model, start, folder, weights)
     tokenizer.save_pretrained(folder)
     card.save(folder)
 

@@ -38,16 +38,16 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def base_name(folder: str | Path) -> str:
-    """The path or hub name of the base under an adapter. A base that the run made may have moved with the run.
+    """The path or hub name of the base under an adapter. If the run made the base, it is the one in the run's folder.
 
     Raises:
         InputError: the base was a folder or a file that is no longer there.
     """
     name: str = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    own = Path(folder).resolve().parent.parent / OWN_BASE
+    if Path(name).match(str(OWN_BASE)) and own.is_dir():  # the run may have been moved or copied
+        return str(own)
     if Path(name).is_absolute() and not Path(name).exists():
-        moved = Path(folder).resolve().parents[1] / OWN_BASE  # with the run that made it
-        if Path(name).match(str(OWN_BASE)) and moved.is_dir():
-            return str(moved)
         raise InputError(f"{folder}: found an adapter over {name}, which is gone; expected this base at its old place")
     return name
 

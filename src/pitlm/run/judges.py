@@ -1,4 +1,4 @@
-"""Makes the judges of a run and of `pit judge`, the pocket world's truth among them, and lets them compare answers."""
+"""Makes the judges of a run and of `pit judge`, the truth of a world among them, and lets them compare answers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, MemoryFull
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison
 from pitlm.data.dataset import Loaded, load_preferences
@@ -63,7 +63,7 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
             key = SECTIONS.get(stage.task, stage.task)
             rows = stage.section.batch_size // stage.section.accumulation
             lower = f"the {rows} rows of a micro-batch (raise {key}.accumulation or set {key}.gradient_checkpointing)"
-        raise InputError(
+        raise MemoryFull(
             f"{stage.name}: the memory is full ({first_line(error)}). Lower {lower}, {limits}; then give the command "
             "again with --update"
         ) from error
@@ -94,6 +94,8 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     """
     recipe, data = context.recipe, context.recipe.data
     longest = data.max_prompt_tokens + 2 * max(data.max_response_tokens, data.max_new_tokens or 0) + TEMPLATE_TOKENS
+    if recipe.model.base is not None:  # before the start model writes for a long time
+        _check_models(context, longest)
     loaded = _load(context, folder)
     if recipe.model.init is not None:
         raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation, shares=data.folds)
@@ -106,7 +108,7 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
             max_tokens=longest,
             words=[*KNOWN[data.world].words, *recipe.template.ask.split()] if data.world else (),
         )
-    _check_models(context, longest)
+        _check_models(context, longest)
     fitted, trimmed = fit_preferences(loaded.preferences, context.tokenizer, context.template, data)
     if not fitted:
         raise InputError(
@@ -126,7 +128,9 @@ def _load(context: Context, folder: Path) -> Loaded:
         world = KNOWN[data.world]
         if world.written and context.recipe.model.base is None:
             raise InputError(f"model.base: found nothing, expected a chat model: it writes the answers of {world.name}")
-        pairs = world.make_preferences(data.pairs or 24_000, context.recipe.seed, partial(_written, context, folder))
+        pairs = world.make_preferences(
+            data.pairs or world.pairs, context.recipe.seed, partial(_written, context, folder)
+        )
         return Loaded(preferences=pairs, read=len(pairs), dropped={}, invalid=0)
     if data.source is None:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")

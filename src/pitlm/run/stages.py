@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from pitlm.core.recipe import CurriculumStage, Recipe, RLSection, TrainSection
 from pitlm.io.digest import digest
+from pitlm.loop.baselines.baseline import guide_file
 from pitlm.run.folder import Stage
 from pitlm.run.judges import judge_settings
+from pitlm.worlds.known import KNOWN
 
 Task = Literal["data", "policy", "improver", "reward", "gap", "policy-rl", "curriculum", "evaluation", "report"]
 """What a stage does: `policy` and `improver` are SFT, `reward` is R_P or the judge, `gap` is R_PIT."""
@@ -69,7 +71,10 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         stages.append(replace(stage, settings={**stage.settings, **(train or {})}))
 
     source = _input("data.source", recipe.data.source, contents)
-    add("data", "data", [], {"data": recipe.data.model_dump(exclude={"source"}), **source})
+    world = recipe.data.world
+    written = {"policy_temperature", "batch_size"} if world and KNOWN[world].written else set[str]()
+    written_as = {"answers": evaluation.model_dump(include=written)} if written else {}
+    add("data", "data", [], {"data": recipe.data.model_dump(exclude={"source"}), **source, **written_as})
     add("policy", "policy-sft", ["data"], {}, section=recipe.policy_sft, folds=["sft"])
     add("reward", "reward", ["data", "policy-sft"], {}, section=recipe.reward, folds=["reward"])
     for judge in judges:
@@ -92,7 +97,9 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         add("curriculum", stage.name, needs, settings, section=stage.rl, folds=["rl"], curriculum=stage)
     other = [recipe.other_policy_stage] if recipe.other_policy_stage else []
     needs = ["data", policy, *other, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
-    held_out = {"evaluation": evaluation.model_dump(exclude={"judges"}), "loop": recipe.loop.model_dump()}
+    guides = [digest(guide_file(name)) for name in evaluation.self_refine]
+    compared = {**evaluation.model_dump(exclude={"judges"}), "self_refine": guides}
+    held_out = {"evaluation": compared, "loop": recipe.loop.model_dump()}
     add("evaluation", "evaluation", needs, held_out | (judge_settings(evaluation.judges) if contents else {}))
     stages.append(PipelineStage("report", {"name": recipe.name}, [stage.name for stage in stages], "report"))
     return stages

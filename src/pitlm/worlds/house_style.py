@@ -4,8 +4,11 @@ The prompts are short questions of everyday life. The start model itself answers
 over the plain text of an answer labels the pair.
 
 The style: keep to the question; one finished text of 8 to 20 words; no list, markup, heading or quotation; nothing
-about oneself and no empty opening; no repetition. An answer that does not keep to the question is worth nothing,
-however well it is written, so that no empty or general answer scores well.
+about oneself and no empty opening; no repetition. An answer that does not name what was asked about is worth nothing,
+however well it is written.
+
+The utility reads words, not meaning: an answer that names the thing and is false, or beside the point, can have all
+points, and a good answer that calls the thing "it" has none.
 """
 
 import random
@@ -28,16 +31,22 @@ WORDS = range(8, 21)
 """The length that the style asks for, in words."""
 
 REQUEST = "Answer in one short sentence."
-"""The system turn of each prompt. It asks for less than the style, and the start model follows it half of the time."""
+"""The system turn of each prompt. It asks for less than the style does. The start model often does not follow it."""
+
+ENDINGS = {"ies": "y", "ves": "f", "ing": "", "ss": "ss", "us": "us", "es": "", "s": "", "ed": "", "e": ""}
+"""Endings of the forms of a word, in the order in which they are tried, and what replaces them."""
+
+SHORTEST = 3
+"""The fewest letters that a stem keeps."""
 
 NEW_WORDS, LONG = 4, 4
 """An answer says something new if it has ``NEW_WORDS`` words of ``LONG`` or more letters that the question lacks."""
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 MARKUP = re.compile(r"[*#`\"“”|<>{}\[\]\n]|^\s*[-•]|\b\d+[.)]\s|:$")
-ONESELF = re.compile(r"\b(?:I|I'm|I've|I'd|I'll|my|me|myself|an AI|language model)\b|\b(?:As an|My) ", re.IGNORECASE)
+ONESELF = re.compile(r"\b(?:I|I'm|I've|I'd|I'll|[Mm]y|[Mm]e|[Mm]yself|[Aa]n AI|[Ll]anguage model)\b(?!\.\w)")
 OPENING = re.compile(
-    r"^(?:sure|certainly|absolutely|of course|great question|good question|well,|here (?:is|are)|here's|thank you|"
+    r"^(?:sure|certainly|absolutely|of course|great question|good question|well(?=,)|here (?:is|are)|here's|thank you|"
     r"to answer|the answer|this is a|that's a)\b",
     re.IGNORECASE,
 )
@@ -67,8 +76,8 @@ def _groups() -> list[dict[str, list[str]]]:
 
 @cache
 def _asking_words() -> frozenset[str]:
-    """The words of all questions without their things."""
-    return frozenset(word for group in _groups() for ask in group["asks"] for word in _words(ask))
+    """The words of all questions without their things, and articles."""
+    return frozenset(word for group in _groups() for ask in ("a an the", *group["asks"]) for word in _words(ask))
 
 
 @cache
@@ -87,16 +96,21 @@ def topic(question: str) -> list[str]:
     return [word for word in words if word not in _asking_words()] or words
 
 
-def alike(first: str, second: str) -> bool:
-    """Whether two words seem to be forms of one word: they begin alike, for up to five letters."""
-    length = max(3, min(len(first), len(second), 5))
-    return first[:length] == second[:length]
+def stem(word: str) -> str:
+    """A word without the ending of its usual forms, roughly: wolves and wolf, hiking and hike, rains and rain."""
+    for ending, other in ENDINGS.items():
+        if word.endswith(ending) and len(word) - len(ending) >= SHORTEST:
+            kept = word.removesuffix(ending) + other
+            doubled = ending in ("ing", "ed") and kept[-1] == kept[-2] and len(kept) > SHORTEST
+            return kept[:-1] if doubled else kept
+    return word
 
 
 def keeps_to(question: str, answer: str) -> bool:
     """Whether an answer names at least half of the topic, and has ``NEW_WORDS`` long words that the question lacks."""
     asked, told = topic(question), _words(answer)
-    named = sum(any(alike(word, other) for other in told) for word in asked)
+    stems = {stem(word) for word in told}
+    named = sum(stem(word) in stems for word in asked)
     more = {word for word in told if len(word) >= LONG and word not in _words(question)}
     return 2 * named >= len(asked) and len(more) >= NEW_WORDS
 
@@ -113,7 +127,7 @@ def style(prompt: Prompt, response: str) -> Style:
     """Which criteria an answer keeps."""
     answer = response.strip()
     return Style(
-        finished=float(re.search(r"\w[.!?]$", answer) is not None),
+        finished=float(re.search(r"[\w%°)][.!?]$", answer) is not None),
         length=float(len(answer.split()) in WORDS),
         plain=float(bool(answer) and MARKUP.search(answer) is None),
         impersonal=float(bool(answer) and not ONESELF.search(answer) and not OPENING.search(answer)),
@@ -159,5 +173,6 @@ WORLD = World(
     utility,
     lambda x, y: style(x, y)._asdict(),
     make_preferences,
+    pairs=3_000,
     written=True,
 )

@@ -177,5 +177,6 @@ WORLD = World(
     utility,
     lambda x, y: mark(x, y)._asdict(),
     lambda count, seed, write: make_preferences(count, seed),
+    24_000,
     vocabulary(),
 )

@@ -61,7 +61,7 @@ def test_a_recipe_names_those_it_wants():
             ["after-rlhf"],
             "evaluation.baselines: found 'after-rlhf', which needs the section policy_rl, and model.policy",
         ),
-        (["sft", "sft"], "evaluation.baselines: found two systems called 'SFT-only improver', expected one"),
+        (["sft", "sft"], "evaluation: found two systems called 'SFT-only improver', expected one"),
     ],
 )
 def test_a_baseline_that_cannot_take_part_is_refused(names, message):
@@ -171,4 +171,14 @@ def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
 def test_a_guide_that_is_not_there_is_named():
     section = RECIPE.evaluation.model_copy(update={"self_refine": ["nowhere.yaml"]})
     with pytest.raises(InputError, match=r"found 'nowhere\.yaml', expected a file of prompts, or one of house_style, "):
+        chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))
+
+
+def test_two_guides_of_one_name_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rubric.yaml").write_text((PROMPTS / "house_style.yaml").read_text())
+    guides = [str(tmp_path / name / "rubric.yaml") for name in ("a", "b")]
+    section = RECIPE.evaluation.model_copy(update={"self_refine": guides})
+    with pytest.raises(InputError, match="found two systems called 'Self-Refine: rubric'"):
         chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))

@@ -6,6 +6,7 @@ entry point of the group ``pitlm.baselines``; a recipe names it in ``evaluation.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
         InputError: an unknown name, a baseline whose section the recipe lacks, or two systems with one title.
     """
     named = recipe.evaluation.baselines
-    titles, chosen = {ORIGINAL, PIT}, []
+    chosen = []
     for name in BASELINES if named is None else named:
         baseline = find_part("pitlm.baselines", BASELINES, name, where="evaluation.baselines")
         if baseline.needs not in (None, recipe.other_policy_stage):
@@ -100,11 +101,12 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
                 continue
             wanted = "policy_rl" + (", and model.policy 'sft'" if baseline.needs == "policy-rl" else "")
             raise InputError(f"evaluation.baselines: found '{name}', which needs the section {wanted}")
-        if baseline.title in titles:
-            raise InputError(f"evaluation.baselines: found two systems called '{baseline.title}', expected one")
-        titles.add(baseline.title)
         chosen.append(baseline)
-    return [*chosen, *(refined_by(Path(guide)) for guide in recipe.evaluation.self_refine)]
+    chosen += map(refined_by, recipe.evaluation.self_refine)
+    titles = Counter([ORIGINAL, PIT, *(baseline.title for baseline in chosen)])
+    if twice := [title for title, count in titles.items() if count > 1]:
+        raise InputError(f"evaluation: found two systems called '{twice[0]}', expected one")
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +131,34 @@ class Watched:
         return True
 
 
-def refined_by(guide: Path) -> Baseline:
+def guide_file(name: str) -> Path:
+    """The file of Self-Refine's prompts that a recipe names: packaged prompts, or a path.
+
+    Raises:
+        InputError: no such file.
+    """
+    packaged = {path.stem: path for path in sorted(PROMPTS.glob("*.yaml"))}
+    file = packaged.get(name, Path(name))
+    if not file.is_file():
+        known = ", ".join(packaged)
+        raise InputError(f"evaluation.self_refine: found '{name}', expected a file of prompts, or one of {known}")
+    return file
+
+
+def refined_by(guide: str) -> Baseline:
     """Self-Refine by the start model. ``guide`` is a file of prompts, or the name of packaged prompts."""
 
     def traces(systems: Systems) -> list[Trace]:
         loop = systems.loop
-        with progress_bar(f"{title}, at most", 2 * loop.rounds * len(systems.prompts)) as advance:
+        with progress_bar(f"{title}, at most", asked * loop.rounds * len(systems.prompts)) as advance:
             chat = Watched(systems.start_model, advance)
             seed = systems.seed("self-refine")
             return self_refine(systems.prompts, systems.y0, chat=chat, guide=read, rounds=loop.rounds, seed=seed)
 
-    title = f"Self-Refine: {guide.stem}"
-    packaged = {path.stem: path for path in sorted(PROMPTS.glob("*.yaml"))}
-    file = packaged.get(str(guide), guide)
-    if not file.is_file():
-        known = ", ".join(packaged)
-        raise InputError(f"evaluation.self_refine: found '{guide}', expected a file of prompts, or one of {known}")
-    read = Guide.load(file)
-    return Baseline(title, traces, work=lambda rounds, samples: Work(answers=2 * rounds))
+    title = f"Self-Refine: {Path(guide).stem}"
+    read = Guide.load(guide_file(guide))
+    asked = 2 * len(read.questions) if read.apart else 2
+    return Baseline(title, traces, work=lambda rounds, samples: Work(answers=asked * rounds))
 
 
 def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:

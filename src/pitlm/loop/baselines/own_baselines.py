@@ -1,7 +1,7 @@
 """The baselines of pitlm.
 
-Some answer again: resample, the policy before RLHF, and the best of N by R_P or by R_PIT. The others rewrite: the
-SFT-only improver, and PIT with another scorer or without its stop rule.
+Some answer again: resample, the policy before or after RLHF, and the best of N by R_P or by R_PIT. The others rewrite:
+the SFT-only improver, and PIT with another scorer, without its stop rule, or on answers of the policy after RLHF.
 """
 
 from __future__ import annotations
