@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from pitlm.core.nouns import Prompt
+from pitlm.core.recipe import WORLDS
+from pitlm.plan.sizes import WORLDS as LENGTHS
 from pitlm.worlds import house_style
 from pitlm.worlds.house_style import (
     NOISE,
@@ -23,6 +25,7 @@ from pitlm.worlds.house_style import (
     topic,
     utility,
 )
+from pitlm.worlds.known import KNOWN
 
 QUESTION = "How do I clean a cast iron pan?"
 X = Prompt.of(QUESTION)
@@ -152,3 +155,8 @@ def test_prompts_ask_for_less_than_the_style():
     [prompt] = {pair.prompt for pair in make_preferences(1, 0, lambda prompts, seed: [f"{seed}"] * len(prompts))}
     assert [message.role for message in prompt.messages] == ["system", "user"]
     assert prompt.text in house_style.questions()
+
+
+def test_every_place_knows_the_same_worlds():
+    """The recipe and the planner do not import the worlds, so they have the names of their own."""
+    assert tuple(KNOWN) == WORLDS == tuple(LENGTHS)

@@ -111,7 +111,7 @@ def keeps_to(question: str, answer: str) -> bool:
     asked, told = topic(question), _words(answer)
     stems = {stem(word) for word in told}
     named = sum(stem(word) in stems for word in asked)
-    more = {word for word in told if len(word) >= LONG and word not in _words(question)}
+    more = {word for word in told if len(word) >= LONG} - set(_words(question))
     return 2 * named >= len(asked) and len(more) >= NEW_WORDS
 
 

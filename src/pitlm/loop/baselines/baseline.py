@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -117,11 +118,11 @@ class Watched:
     advance: Advance
 
     def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer | None]:
-        fitting = [prompt for prompt in prompts if self._fits(prompt)]
-        self.advance(len(prompts) - len(fitting))
-        answers = self.policy.answer(fitting, temperature=temperature, seed=seed, advance=self.advance)
-        given = dict(zip(map(id, fitting), answers, strict=True))
-        return [given.get(id(prompt)) for prompt in prompts]
+        fits = [self._fits(prompt) for prompt in prompts]
+        self.advance(fits.count(False))
+        fitting = list(compress(prompts, fits))
+        answers = iter(self.policy.answer(fitting, temperature=temperature, seed=seed, advance=self.advance))
+        return [next(answers) if fit else None for fit in fits]
 
     def _fits(self, prompt: Prompt) -> bool:
         try:

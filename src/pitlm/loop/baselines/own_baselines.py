@@ -6,7 +6,7 @@ the SFT-only improver, and PIT with another scorer, without its stop rule, or on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pitlm.core.nouns import Answer, Improvement, Prompt, Round, Trace
@@ -62,8 +62,15 @@ def _drawn_by_other(systems: Systems, title: str) -> list[list[Answer]]:
     return systems.draw(title, systems.models.other_policy, 1)
 
 
-def _other_policy(title: str) -> Callable[[Systems], list[Trace]]:
-    return lambda systems: resample(systems.prompts, systems.y0, _drawn_by_other(systems, title))
+def _other_policy(title: str, *, needs: str, compared: bool) -> Baseline:
+    """The policy before or after RLHF, whichever is not M_P, as a baseline."""
+    return Baseline(
+        title,
+        lambda systems: resample(systems.prompts, systems.y0, _drawn_by_other(systems, title)),
+        work=lambda rounds, samples: Work(answers=1),
+        needs=needs,
+        compared=compared,
+    )
 
 
 def _pit_after_rlhf(systems: Systems) -> list[Trace]:
@@ -84,19 +91,8 @@ RESAMPLE = Baseline(
     draws=True,
     compared=False,
 )
-BEFORE_RLHF = Baseline(
-    "policy before RLHF",
-    _other_policy("policy before RLHF"),
-    work=lambda rounds, samples: Work(answers=1),
-    needs="policy-sft",
-    compared=False,
-)
-AFTER_RLHF = Baseline(
-    "policy after RLHF",
-    _other_policy("policy after RLHF"),
-    work=lambda rounds, samples: Work(answers=1),
-    needs="policy-rl",
-)
+BEFORE_RLHF = _other_policy("policy before RLHF", needs="policy-sft", compared=False)
+AFTER_RLHF = _other_policy("policy after RLHF", needs="policy-rl", compared=True)
 PIT_AFTER_RLHF = Baseline(
     "PIT on the policy after RLHF",
     _pit_after_rlhf,
