@@ -41,9 +41,10 @@ from pitlm.core.recipe import InitSection
 from pitlm.data.dataset import load_preferences
 from pitlm.data.items import Failure, Item
 from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.engines.decoder import write_batch
+from pitlm.engines.generators import Improver, Policy
 from pitlm.engines.local_engine import LocalEngine
 from pitlm.loop.loop import Loop
-from pitlm.models.generators import Improver, Policy, generate
 from pitlm.models.loading import Card, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel
 from pitlm.models.scratch import make_from_scratch
@@ -184,14 +185,13 @@ def plain(bench: Bench, items: list[Item], batch: int, clock: Clock) -> list[Tra
     def propose(prompts: list[Prompt], references: list[str]) -> list[Answer]:
         asked = zip(prompts, references, strict=True)
         ids = encode_prompts(improver.tokenizer, [improver.template.improver_messages(*one) for one in asked])
-        made = generate(
+        made = write_batch(
             improver.model,
-            improver.tokenizer,
             ids,
+            pad_token_id=improver.tokenizer.pad_token_id,
+            eos_token_id=improver.tokenizer.eos_token_id,
             max_new_tokens=improver.card.max_new_tokens,
-            temperature=0.0,
-            seed=0,
-            batch_size=batch,
+            do_sample=False,
         )
         texts = improver.tokenizer.batch_decode(made, skip_special_tokens=True)
         return [Answer(text.strip(), len(one)) for text, one in zip(texts, made, strict=True)]

@@ -26,11 +26,11 @@ from typing import Any
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt
 from pitlm.data.folds import read_folds
+from pitlm.engines.generators import Improver, Policy
 from pitlm.evaluate.statistics import share
 from pitlm.loop.calibration import Promise
 from pitlm.loop.loop import GapScorer, improve_many
 from pitlm.loop.margin import calibrate
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, GuardedGap, load_gaps
 from pitlm.run.calibrate import fresh_answers
 from pitlm.run.context import Context

@@ -33,6 +33,7 @@ from pitlm.core.nouns import Answer, Prompt, Trace
 from pitlm.core.recipe import TrainSection
 from pitlm.core.verdicts import Verdict
 from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.engines.generators import Improver, Policy
 from pitlm.evaluate.answer_figures import answer_figures, item_rows
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.evaluate.summary import SystemFigures, summarise
@@ -45,7 +46,6 @@ from pitlm.loop.systems import Systems, TrainedModels, answer_of
 from pitlm.method.curriculum import train_policy
 from pitlm.method.setting import Workbench
 from pitlm.method.supervised import TokenRow, policy_rows, train_on_rows
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context

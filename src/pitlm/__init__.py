@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pitlm.core.nouns import Improvement, Preference, Prompt, Trace
+    from pitlm.engines.generators import Improver
     from pitlm.loop.loop import improve
-    from pitlm.models.generators import Improver
     from pitlm.models.scorers import GapModel, RewardModel
 
 # On a CPU bitsandbytes warns of a kernel that it does without, as soon as peft imports it.
@@ -31,7 +31,7 @@ __all__ = [
 
 _HOME = {
     "GapModel": "pitlm.models.scorers",
-    "Improver": "pitlm.models.generators",
+    "Improver": "pitlm.engines.generators",
     "RewardModel": "pitlm.models.scorers",
     "Improvement": "pitlm.core.nouns",
     "Preference": "pitlm.core.nouns",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from builders import generator_checkpoint
 
-from pitlm.models.generators import Improver
+from pitlm.engines.generators import Improver
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from pitlm.engines.engine import ModelSource
+from pitlm.engines.generators import Improver
 from pitlm.engines.vllm_engine import VLLMEngine
-from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_model, load_tokenizer, save
 
 

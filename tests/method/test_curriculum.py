@@ -10,10 +10,10 @@ from builders import ASK, generator_checkpoint, preference, scorer_checkpoint
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
 from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.engines.generators import Improver, Policy
 from pitlm.method import curriculum
 from pitlm.method.curriculum import sample_references, train_policy, train_stage
 from pitlm.method.setting import Setting
-from pitlm.models.generators import Improver, Policy
 
 WORDS = ("price", "lamp", "red", "small", "nine", "it")
 PAIRS = [preference(f"is {word} it ?", f"the {word} is nine .", f"silly {word} .") for word in WORDS]

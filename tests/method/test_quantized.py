@@ -18,10 +18,10 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.core.recipe import LoraSection, Recipe
 from pitlm.data.template import Template
+from pitlm.engines.generators import Improver
 from pitlm.method.rl import AnchorCheck, train_rl
 from pitlm.method.supervised import gap_rows, improver_rows, train_on_rows
 from pitlm.models.adapters import Bases
-from pitlm.models.generators import Improver
 from pitlm.models.loading import load_model, load_tokenizer
 from pitlm.models.scorers import GapModel
 from pitlm.models.trees import reads_trees

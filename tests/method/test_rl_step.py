@@ -122,13 +122,34 @@ def test_samples_are_read_once_by_the_policy_and_once_by_the_reference(base, tmp
     assert ours.kept is None
 
 
+def test_samples_are_drawn_from_the_stream_that_a_checkpoint_keeps(base, tmp_path):
+    """The same state of torch's stream gives the same samples; in a group they differ, and each prompt is read once."""
+    ours = trainer(SharedPromptRLOOTrainer, base, tmp_path)
+    ours.model.train()
+    asked = [ids for ids in ([5, 6, 7], [5, 8, 9, 10]) for _ in range(G)]
+    passes = []
+    ours.model.register_forward_pre_hook(
+        lambda module, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(ours._generate_single_turn(asked, None, {}))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(set(map(tuple, drawn[0][at : at + G]))) > 1 for at in (0, G))
+    assert passes[0] == (2, 16)  # both prompts, without their last token, in one pass
+    assert ours.model.training
+
+
 def test_the_reference_is_read_the_same_way(base, tmp_path):
     ours = trainer(SharedPromptRLOOTrainer, base, tmp_path)
     assert reads_trees(ours.ref_model)
 
 
 @pytest.mark.parametrize("peft", [None, LoraSection(r=4, alpha=8)])
-def test_a_stage_takes_the_same_steps_either_way(tmp_path, peft):
+def test_a_stage_takes_the_same_steps_either_way(tmp_path, peft, monkeypatch):
+    """With the samples that TRL draws."""
+    monkeypatch.setattr(SharedPromptRLOOTrainer, "_generate_single_turn", RLOOTrainer._generate_single_turn)
     base = FAMILIES["llama3"](tmp_path / "base")
     conversations = [[{"role": "user", "content": text}] for text in ("is it small ?", "price ?", "what is it ?")]
     logs = []

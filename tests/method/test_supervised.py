@@ -11,6 +11,7 @@ from builders import preference, scorer_checkpoint, train_section, workbench
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pitlm.data.template import Template, encode_completion, encode_prompts
+from pitlm.engines.generators import Improver
 from pitlm.method.supervised import (
     GapRow,
     GapTrainer,
@@ -22,7 +23,6 @@ from pitlm.method.supervised import (
     scorer_trainer,
     train_on_rows,
 )
-from pitlm.models.generators import Improver
 from pitlm.models.scorers import GapModel, score_ids
 
 PAIRS = [

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.engines.engine import WriteRequest
+from pitlm.engines.generators import Improver, Policy
 from pitlm.engines.local_engine import LocalEngine
 from pitlm.models.adapters import Bases
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Card, load_model, load_shape, load_tokenizer, save
 from pitlm.models.lora import base_name, last_trained
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
@@ -108,7 +108,7 @@ def test_an_engine_and_a_scorer_take_turns_over_one_base(run):
             Improver.from_pretrained(run["rl"], bases=bases),
             GapModel.from_pretrained(run["gap"], bases=bases),
         )
-        engine = LocalEngine(improver)
+        engine = LocalEngine(improver, tokens_per_batch=1)  # one row after another: R_PIT scores between two prompts
         for key, (x, y) in enumerate(zip(X, Y_REF, strict=True)):
             engine.submit(WriteRequest(key, x, y, 0.4, seed=key))
         done, gaps = [], []

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.models.generators import Policy
+from pitlm.engines.generators import Policy
 from pitlm.models.gguf import converted
 from pitlm.models.loading import load_model, load_shape, load_tokenizer, window_of
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import InitSection
 from pitlm.data.template import PLAIN_CHAT_TEMPLATE
-from pitlm.models.generators import Improver, Policy
+from pitlm.engines.generators import Improver, Policy
 from pitlm.models.loading import Card, load_card, load_model, load_tokenizer, save
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch

@@ -29,7 +29,8 @@ WORK = Workload(1_000, prompt=20, chosen=10, rejected=10, marks=2)
 
 
 def recipe(name="quickstart", **changes):
-    return load_recipe(find_recipe(name), {key.replace("__", "."): value for key, value in changes.items()})
+    loaded = load_recipe(find_recipe(name), {key.replace("__", "."): value for key, value in changes.items()})
+    return loaded.with_dtype(native_bfloat16=True)
 
 
 def stages(given, shape=SMALL, work=WORK, hardware=FLAT):
@@ -194,7 +195,7 @@ def scale():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_comments_of_recipes_say_what_the_planner_says(path, scale):
-    given, text = load_recipe(path), path.read_text()
+    given, text = load_recipe(path).with_dtype(native_bfloat16=True), path.read_text()
     planned = [line for line in text.splitlines() if line.startswith("# Planned")]
     assert planned == ([scale.recipe_note(given)] if given.model.base else [])
 

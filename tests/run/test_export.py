@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from pitlm.cli.main import main
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Improvement, Prompt
+from pitlm.engines.generators import Improver
 from pitlm.loop.calibration import Calibration, load_calibrations, save_calibrations
 from pitlm.models.checkpoint_export import sampling
-from pitlm.models.generators import Improver
 from pitlm.models.loading import Card, load_model, load_tokenizer, save
 from pitlm.models.lora import base_name
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Recipe
+from pitlm.engines.generators import Improver
 from pitlm.models.adapters import Bases
-from pitlm.models.generators import Improver
 from pitlm.models.loading import load_model, load_tokenizer
 from pitlm.models.lora import base_name
 from pitlm.models.scorers import GapModel

@@ -67,10 +67,13 @@ def doctor(
     work, where = measured_workload(source, chosen.data) if source and local else known_workload(chosen)
     work = replace(work, pairs=pairs or min(work.pairs, chosen.data.pairs or work.pairs))
     if hardware is not None:
+        chosen = chosen.with_dtype(native_bfloat16=True)  # as all GPUs of the table do
         machine = replace(assumed(hardware, chosen.model.dtype), devices=devices)
     else:
+        from pitlm.models.loading import native_bfloat16
         from pitlm.plan.rates import measure_rates
 
+        chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())
         click.echo("Measuring this machine for some seconds ...", err=True)
         machine = measure_rates(chosen, work)
     made = plan_run(chosen, shape, work, replace(machine, price=price))

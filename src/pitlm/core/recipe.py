@@ -79,6 +79,7 @@ class ModelSection(Section):
         improver_start: model that improver SFT starts from; 'policy' if the base has random weights.
         policy: M_P, whose answers are improved: the policy after SFT, or after RLHF; default: after RLHF if the recipe
             has `policy_rl`. With 'sft', the policy after RLHF is a baseline.
+        dtype: 'auto' is bfloat16 where the machine multiplies it natively, else float32.
     """
 
     base: str | None = None
@@ -86,7 +87,7 @@ class ModelSection(Section):
     init: InitSection | None = None
     improver_start: Literal["base", "policy"] = "base"
     policy: Literal["sft", "rlhf"] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelSection:
@@ -268,6 +269,11 @@ class Recipe(Section):
         if self.model.policy == "rlhf" and self.policy_rl is None:
             raise ValueError("model.policy rlhf needs the section policy_rl")
         return self
+
+    def with_dtype(self, *, native_bfloat16: bool) -> Recipe:
+        """This recipe for a machine: `model.dtype` is settled if it is 'auto'."""
+        settled = {"dtype": "bfloat16" if native_bfloat16 else "float32"} if self.model.dtype == "auto" else {}
+        return self.model_copy(update={"model": self.model.model_copy(update=settled)})
 
     @property
     def policy_stage(self) -> str:

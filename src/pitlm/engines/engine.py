@@ -129,7 +129,7 @@ class Engine(ABC):
     def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> list[Answer | None]:
         """One first answer per prompt; None for an answer that failed.
 
-        With this method Self-Refine can ask an engine in place of a :class:`pitlm.models.generators.Policy`.
+        With this method Self-Refine can ask an engine in place of a :class:`pitlm.engines.generators.Policy`.
         """
         requests = [WriteRequest(n, prompt, "", temperature, seed_of(seed, n)) for n, prompt in enumerate(prompts)]
         return [finished.answer for finished in self.write(requests)]

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pitlm.core.nouns import Answer
 from pitlm.engines.engine import Engine, Finished, ModelSource, WriteRequest
-from pitlm.models.generators import WRITERS, Generator
+from pitlm.engines.generators import WRITERS, Generator
 from pitlm.models.loading import load_model, save
 from pitlm.models.lora import is_adapter
 

@@ -7,11 +7,11 @@ from functools import cached_property
 
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, Trace
+from pitlm.engines.generators import Improver, Policy
 from pitlm.io.console import progress_bar
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, PIT, PIT_ONE, SFT, Baseline
 from pitlm.loop.chains import Unmeasured, always_accept, held_to
 from pitlm.loop.loop import GapScorer, Proposer, improve_many
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
 
 

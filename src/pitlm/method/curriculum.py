@@ -12,13 +12,13 @@ from typing import Any
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import CurriculumStage, RLSection
 from pitlm.data.folds import unique_prompts
+from pitlm.engines.generators import Improver, Policy
 from pitlm.io.atomic import read_json_lines, write_json_lines
 from pitlm.io.console import progress_bar
 from pitlm.method.rl import Reward, take_for_steps, train_rl
 from pitlm.method.setting import Setting
 from pitlm.method.watch import Probe
 from pitlm.models.adapters import Bases
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardDifference, RewardModel
 
 Reference = tuple[Prompt, str]

@@ -2,14 +2,13 @@
 
 Stock TRL reads a prompt once per completion. Without Triton it also projects prompt positions onto the vocabulary.
 And it reads each sample twice with the policy that drew it. Here a prompt is read once per group, only completions
-pass the head, and the first reading serves as the second. This is the only module that uses private names of TRL;
-`tests/method/test_rl_step.py` compares it with the stock trainer's samples, losses and gradients.
+pass the head, and the first reading serves as the second. The decoder of pitlm draws the samples, each with a seed of
+its own. This is the only module that uses private names of TRL; `tests/method/test_rl_step.py` compares the losses and
+gradients with the stock trainer's.
 
 Shapes: B rows (prompt + completion) of P + C tokens, G rows to a prompt.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from trl import RLOOTrainer
 
+from pitlm.engines.engine import seed_of
+from pitlm.engines.generators import generate
 from pitlm.models.forest import Forest
 from pitlm.models.trees import completion_log_probs, enable_trees, reads_trees
 
@@ -42,11 +43,19 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
         model = self.accelerator.unwrap_model(self.model)
-        if self.use_vllm or images is not None or not reads_trees(model):
+        # Processes that gather sharded weights must take as many passes as their peers, which only TRL's loop ensures.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.use_vllm or images is not None or sharded or not reads_trees(model):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        group = self.num_generations if self.model.training else self.num_generations_eval
-        with _shared_prefill(model, group):
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        return generate(
+            model,
+            self.processing_class,
+            prompt_ids,
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            seed=seed_of(int(torch.randint(2**31, ())), self.accelerator.process_index),
+            batch_size=len(prompt_ids),
+        )
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -93,37 +102,3 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         kept = {tuple(row): place for place, row in enumerate(self.kept[0].tolist())}
         places = [kept.get(tuple(row)) for row in input_ids.tolist()]
         return None if None in places else torch.tensor(places, device=input_ids.device)
-
-
-@contextmanager
-def _shared_prefill(model: Any, group: int) -> Iterator[None]:
-    """While open, ``model.generate`` reads each prompt once and repeats its cache for the rest of the group.
-
-    TRL's batches are whole groups, so all processes make the same passes. With sharded weights they have to.
-    """
-    plain = model.generate
-    before = vars(model).get("generate")
-
-    def generate(input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        rows = torch.cat([input_ids, attention_mask], 1)
-        grouped = len(rows) % group == 0 and torch.equal(rows, rows[::group].repeat_interleave(group, 0))
-        if group > 1 and grouped and input_ids.shape[1] > 1:
-            first, mask = input_ids[::group, :-1], attention_mask[::group, :-1]
-            cache = model(
-                input_ids=first,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=True,
-                logits_to_keep=1,
-            ).past_key_values
-            cache.batch_repeat_interleave(group)
-            kwargs["past_key_values"] = cache
-        return plain(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    model.generate = generate
-    try:
-        yield
-    finally:
-        del model.generate
-        if before is not None:
-            model.generate = before

@@ -15,8 +15,8 @@ from pitlm.core.nouns import Preference, Score
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.data.folds import read_folds
 from pitlm.data.template import Template
+from pitlm.engines.generators import Improver, Policy
 from pitlm.models.adapters import Bases
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_model, load_tokenizer
 from pitlm.models.scorers import GapModel, RewardModel
 

@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from pitlm.core.recipe import RLSection
 from pitlm.data.template import encode_prompts
+from pitlm.engines.generators import generate
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
 from pitlm.method.setting import Workbench
-from pitlm.models.generators import generate
 from pitlm.models.loading import HFTokenizer
 
 PROBE = "probe.jsonl"

@@ -60,7 +60,7 @@ def export_adapter(source: Path, folder: Path, card: Card) -> tuple[str, int]:
 
 
 def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary: int) -> GenerationConfig:
-    """``generation_config.json``: the whole distribution at a temperature, as :mod:`pitlm.models.generators` samples.
+    """``generation_config.json``: the whole distribution at a temperature, as :mod:`pitlm.engines.generators` samples.
 
     ``top_k`` is the whole ``vocabulary``, because transformers takes 50 if it is left out, and SGLang and TGI refuse 0.
     At temperature 0 the file says ``do_sample: false`` and no temperature: transformers saves none beside it.

@@ -100,6 +100,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def native_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 natively."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def release_memory() -> None:
     """Give the memory of dropped models back, so that other processes can take it."""
     gc.collect()

@@ -7,9 +7,9 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.folds import unique_prompts
 from pitlm.data.items import Failure, read_items
+from pitlm.engines.generators import Improver, Policy
 from pitlm.loop.calibration import Promise, save_calibrations
 from pitlm.loop.margin import Answers, Calibrated, calibrate
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.loading import quiet
 from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.report.plots import draw_margins

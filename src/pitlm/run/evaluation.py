@@ -8,6 +8,7 @@ from typing import Any
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.data.folds import unique_prompts
+from pitlm.engines.generators import Improver, Policy
 from pitlm.evaluate.answer_figures import Measure, item_rows
 from pitlm.evaluate.statistics import mean_interval, share
 from pitlm.io.atomic import write_json_lines
@@ -18,7 +19,6 @@ from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_ba
 from pitlm.loop.chains import incumbents
 from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
 from pitlm.models.adapters import Bases
-from pitlm.models.generators import Improver, Policy
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.judges import OF_A_RUN, make_judge, run_judge

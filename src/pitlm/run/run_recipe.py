@@ -15,7 +15,7 @@ from pitlm.loop.baselines.baseline import chosen_baselines
 from pitlm.method.common import check_trackers, share_of_batch
 from pitlm.method.launch import Launch, read_launch
 from pitlm.method.rl import check_rollouts
-from pitlm.models.loading import quiet
+from pitlm.models.loading import native_bfloat16, quiet
 from pitlm.models.quantization import check_quantization
 from pitlm.report.terminal import print_report
 from pitlm.run.context import Context
@@ -49,6 +49,7 @@ def run_recipe(
     """
     console = make_console()
     quiet()
+    recipe = recipe.with_dtype(native_bfloat16=native_bfloat16())
     check_recipe(recipe, out)
     launch = None if accelerate is None else read_launch(accelerate)
     if launch is not None:

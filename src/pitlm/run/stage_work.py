@@ -17,6 +17,7 @@ from pitlm.core.verdicts import Comparison
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.folds import cut_folds, unique_prompts, write_folds
 from pitlm.data.template import fit_preferences
+from pitlm.engines.generators import Policy
 from pitlm.evaluate.gap_health import gap_health
 from pitlm.evaluate.statistics import mean_interval
 from pitlm.io.atomic import write_json_lines, write_text
@@ -24,7 +25,6 @@ from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
 from pitlm.method.watch import PROBE, read_metrics
-from pitlm.models.generators import Policy
 from pitlm.models.loading import first_line, is_out_of_memory, load_shape, load_tokenizer, window_of
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch

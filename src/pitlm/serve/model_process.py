@@ -60,9 +60,9 @@ def load_models(settings: Settings) -> LoadedModels:
     """
     # Otherwise MKL's sums depend on where a buffer lies, and the same seed could give another answer.
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    from pitlm.engines.generators import Improver
     from pitlm.engines.local_engine import LocalEngine
     from pitlm.models.adapters import Bases
-    from pitlm.models.generators import Improver
     from pitlm.models.loading import quiet
     from pitlm.models.scorers import load_gaps
 

@@ -9,8 +9,8 @@ import pytest
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
 from pitlm.engines.engine import Engine, Finished
+from pitlm.engines.generators import Policy
 from pitlm.loop.baselines.self_refine import POCKET, Guide, self_refine
-from pitlm.models.generators import Policy
 
 X = Prompt.of("x")
 GUIDE = Guide(

@@ -21,8 +21,8 @@ from pitlm.io.named_parts import find_part
 from pitlm.loop.baselines.self_refine import PROMPTS, Guide, self_refine
 
 if TYPE_CHECKING:
+    from pitlm.engines.generators import Policy
     from pitlm.loop.systems import Systems
-    from pitlm.models.generators import Policy
 
 BASELINES = {
     "resample": "pitlm.loop.baselines.own_baselines:RESAMPLE",

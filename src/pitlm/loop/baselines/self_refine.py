@@ -154,7 +154,7 @@ def _turns(reply: str, request: str, question: str) -> list[Message]:
 
 
 class Answerer(Protocol):
-    """Answers prompts: :class:`pitlm.models.generators.Policy`, or an engine. None stands for an answer that failed."""
+    """Answers prompts: :class:`pitlm.engines.generators.Policy`, or an engine. None stands for a failed answer."""
 
     def answer(self, prompts: Sequence[Prompt], *, temperature: float, seed: int) -> Sequence[Answer | None]: ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,14 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
-from pitlm.engines import local_engine
+from pitlm.engines import decoder as decoder_module
+from pitlm.engines.decoder import Decoder, DecodingRow, choose, write_batch
 from pitlm.engines.engine import WriteRequest
-from pitlm.engines.local_engine import Decoder, DecodingRow, LocalEngine, choose
-from pitlm.models.generators import Policy, generate
+from pitlm.engines.generators import Policy
+from pitlm.engines.local_engine import LocalEngine
 from pitlm.models.trees import ARCHITECTURES, warn_once
 
 PAD, END, VOCABULARY = 0, 1, 40
-TOKENIZER = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)
+
 LLAMA = {**TINY_LLAMA, "max_position_embeddings": 256}
 WINDOW = {**LLAMA, "sliding_window": 12}  # shorter than most prompts below
 SHAPES = {
@@ -68,10 +68,15 @@ def write(
     return written
 
 
+def greedy(model, rows: list[list[int]]) -> list[list[int]]:
+    """What the model's own ``generate`` writes."""
+    return write_batch(model, rows, max_new_tokens=12, do_sample=False, pad_token_id=PAD, eos_token_id=END)
+
+
 @pytest.mark.parametrize("architecture", [*sorted(ARCHITECTURES), "gemma2"])
 def test_greedy_is_what_generate_writes(architecture):
     model = tiny(architecture)
-    expected = generate(model, TOKENIZER, prompts(), max_new_tokens=12, temperature=0.0, seed=0, batch_size=8)
+    expected = greedy(model, prompts())
     written = write(model, dict(enumerate(prompts())), 400)
     assert written == dict(enumerate(expected))
     assert len(set(map(tuple, expected))) > 12  # different prompts give different completions
@@ -111,7 +116,7 @@ def test_the_logits_of_a_row_are_the_same_to_the_last_bit_whoever_its_neighbours
                 seen.setdefault(row.key, []).append(own.clone())
         return choose(logits, rows)
 
-    monkeypatch.setattr(local_engine, "choose", watched)
+    monkeypatch.setattr(decoder_module, "choose", watched)
     write(llama, asked, 4000)
     together = dict(seen)
     for key in (3, 17, 20):
@@ -136,13 +141,17 @@ def test_the_batch_stays_within_its_tokens_and_full(llama):
 
 def test_a_row_that_is_larger_than_the_batch_runs_alone(llama):
     asked = {0: list(range(2, 40)), 1: [5, 6]}
-    expected = generate(llama, TOKENIZER, list(asked.values()), max_new_tokens=12, temperature=0.0, seed=0)
+    expected = greedy(llama, list(asked.values()))
     assert write(llama, asked, 16) == dict(enumerate(expected))
+
+
+def test_a_prompt_of_one_token_is_answered(llama):
+    assert write(llama, {0: [5], 1: [5], 2: [6]}, 400) == dict(enumerate(greedy(llama, [[5], [5], [6]])))
 
 
 def test_rows_may_come_while_others_are_written(llama):
     asked = prompts(10)
-    expected = generate(llama, TOKENIZER, asked, max_new_tokens=12, temperature=0.0, seed=0)
+    expected = greedy(llama, asked)
     decoder = Decoder(llama, end=END, pad=PAD, tokens_per_batch=320)
     written, waiting = {}, list(enumerate(asked))
     while len(written) < len(asked):

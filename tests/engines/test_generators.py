@@ -9,7 +9,7 @@ from builders import ASK, generator_checkpoint
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import encode_prompts
-from pitlm.models.generators import Improver, Policy, generate
+from pitlm.engines.generators import Improver, Policy, generate
 from pitlm.models.loading import load_model, load_tokenizer
 
 PROMPTS = [
@@ -171,7 +171,7 @@ def test_a_conversation_that_does_not_fit_is_refused(bases, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_likelihoods_are_those_of_the_next_tokens(family, bases, monkeypatch):
     """Against one unpadded row at a time, token by token."""
-    monkeypatch.setattr("pitlm.models.generators.READ", 3)
+    monkeypatch.setattr("pitlm.engines.generators.READ", 3)
     policy = Policy.of_chat_model(bases(family), max_new_tokens=8)
     responses = ["it is small", "", "red", "the price of the red lamp is small"]
     found = policy.likelihoods(PROMPTS, responses)

@@ -1,16 +1,17 @@
 """Policy and improver: models that write."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt
 from pitlm.data.template import encode_completion, encode_prompts
+from pitlm.engines.decoder import Decoder, DecodingRow, left_padded
+from pitlm.engines.engine import seed_of
 from pitlm.models.adapters import Bases, Checkpoint
 from pitlm.models.loading import Card, device, load_tokenizer, window_of
 
@@ -18,27 +19,6 @@ READ = 32
 """Number of answers whose likelihoods are read in one pass. Their logits are the largest tensor."""
 
 
-def left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of token ids that all end in the last column, and the mask of their tokens."""
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids).to(device), torch.tensor(mask).to(device)
-
-
-def write_batch(
-    model: PreTrainedModel, rows: Sequence[list[int]], *, pad_token_id: int, eos_token_id: int, **options: Any
-) -> list[list[int]]:
-    """One completion for each row of token ids by the model's own ``generate``; ends with the end token if reached."""
-    ids, mask = left_padded(rows, pad_token_id, model.device)
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, pad_token_id=pad_token_id, eos_token_id=eos_token_id, **options
-    )
-    completions: list[list[int]] = output[:, ids.shape[1] :].tolist()
-    return [ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids for ids in completions]
-
-
-@torch.no_grad()  # not inference_mode, which forbids FSDP to gather weights in place
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -52,33 +32,32 @@ def generate(
 ) -> list[list[int]]:
     """Sample one completion per prompt: token ids, end token included if it was reached.
 
-    Prompts are batched by length. ``temperature`` 0 is greedy; the full distribution is sampled otherwise
-    (no top-k, no top-p), which is the distribution that RL trained. Same seed, same answers.
+    ``temperature`` 0 is greedy; the full distribution is sampled otherwise (no top-k, no top-p), which is the
+    distribution that RL trained. Each completion has a seed of its own: same seed and place, same completion.
+
+    Args:
+        batch_size: rows of the longest kind that are written at once; of shorter rows, more.
     """
-    order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    completions: list[list[int]] = [[] for _ in prompt_ids]
-    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    sampling = {"do_sample": True, **drawn} if temperature > 0 else {"do_sample": False, **dict.fromkeys(drawn)}
+    if not prompt_ids:
+        return []
     was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            written = write_batch(
-                model,
-                [prompt_ids[i] for i in chosen],
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                max_new_tokens=max_new_tokens,
-                **sampling,
-            )
-            for i, ids in zip(chosen, written, strict=True):
-                completions[i] = ids
-            if advance is not None:
-                advance(len(chosen))
+    model.eval()  # in training, gradient checkpointing would keep the model from reading its cache
+    rows = [
+        DecodingRow(number, ids, max_new_tokens, temperature, seed_of(seed, number))
+        for number, ids in enumerate(prompt_ids)
+    ]
+    tokens = batch_size * max(row.room for row in rows)
+    decoder = Decoder(model, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, tokens_per_batch=tokens)
+    for row in rows:
+        decoder.submit(row)
+    written: dict[Hashable, list[int]] = {}
+    while len(written) < len(rows):
+        ended = decoder.step()
+        written |= {row.key: row.written for row in ended}
+        if advance is not None and ended:
+            advance(len(ended))
     model.train(was_training)
-    return completions
+    return [written[row.key] for row in rows]
 
 
 class Generator(Checkpoint):
