@@ -8,6 +8,7 @@ import pytest
 
 from pitlm.cli.main import EXTRAS, main
 from pitlm.plan import hardware
+from pitlm.run.folder import RECORD
 
 
 @pytest.fixture
@@ -71,6 +72,26 @@ def test_a_recipe_is_planned_for_a_card(pit, tmp_path):
         code, out, _ = pit("doctor", "hh-llama-8b", *enough)
         assert code == 0
         assert "GB: fits" in out
+
+
+def test_what_a_run_took_is_shown_beside_its_plan(pit, tmp_path):
+    for name, status, seconds in (("data", "done", 1.0), ("gap", "done", 90.0), ("rl-0-data", "started", 7.0)):
+        record = dict.fromkeys(RECORD) | {"name": name, "status": status, "seconds": seconds}
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "stage.json").write_text(json.dumps(record))
+    file = tmp_path / "plan.json"
+    asked = ("doctor", "hh-small", "--hardware", "l4")
+    code, out, _ = pit(*asked, "--beside", tmp_path / "run", "--json", file)
+    assert code == 0
+    plan = json.loads(file.read_text())
+    assert plan["took"] == {"data": 1.0, "gap": 90.0}
+    [gap] = [stage for stage in plan["stages"] if stage["name"] == "gap"]
+    [line] = [line for line in out.splitlines() if line.startswith("gap ")]
+    assert line.endswith(f"1.5 min{(gap['trained'] + gap['generated']) / 90:>10,.0f}")
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith("took")] == [["took", "1.5", "min"]]
+    assert "--beside" not in pit(*asked)[1]
+    code, _, err = pit(*asked, "--beside", tmp_path)
+    assert (code, "found no finished stage, expected the folder of a run of hh-small" in err) == (2, True)
 
 
 def test_pairs_and_settings_change_the_plan(pit):

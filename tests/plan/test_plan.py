@@ -14,7 +14,7 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import RECIPES, find_recipe, recipe_names
-from pitlm.core.recipe import TrainSection
+from pitlm.core.recipe import LoraSection, TrainSection
 from pitlm.core.recipe_file import load_recipe
 from pitlm.plan.costs import Costs, Reading, StagePlan
 from pitlm.plan.hardware import CARDS, Hardware, assumed
@@ -60,7 +60,11 @@ def test_a_small_shape_by_hand():
     assert SMALL.linear == 2 * (16 + 8 + 8 + 16 + 96)
     assert SMALL.parameters == SMALL.linear + 40 + 2 * 8 + 4
     # Rank 1: in + out of each matrix.
-    assert SMALL.lora(1) == 2 * ((4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 8))
+    assert SMALL.lora(LoraSection(r=1)) == 2 * ((4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 8))
+    assert SMALL.lora(LoraSection(r=3, target_modules=["v_proj", "down_proj"])) == 3 * 2 * ((4 + 2) + (8 + 4))
+    upper = LoraSection(r=1, target_modules=r".*layers\.1\..*_proj")
+    assert SMALL.lora(upper) == SMALL.lora(LoraSection(r=1)) / 2
+    assert [SMALL.trained_share(peft) for peft in (None, LoraSection(), upper)] == [1, 1, 0.5]
     assert SMALL.kv_elements == 2 * 2 * 1 * 2
 
 
@@ -86,15 +90,30 @@ def test_adapters_spare_a_third_and_recomputing_costs_it_again():
     assert recomputed / held == pytest.approx(4 / 3)
 
 
+def test_layers_below_all_adapters_are_read_forward_only():
+    hardware = replace(FLAT, layer_seconds=0.3)
+    tallies = []
+    for targets in ("all-linear", r".*layers\.1\..*_proj"):
+        costs = Costs(recipe(peft__target_modules=json.dumps(targets)), SMALL, WORK, hardware)
+        tallies.append(StagePlan("any"))
+        costs.learn(tallies[-1], TrainSection(learning_rate=1e-3), 3, Reading(100, context=0))
+    every, upper = tallies
+    assert every.flops == 3 * 100 * 4 * SMALL.linear
+    assert upper.flops == every.flops * 3 / 4  # half of the layers are not passed backward
+    assert every.seconds == pytest.approx(every.flops / 1e6 + 3 * 2 * 0.3)
+    # The lower layer at the rate of reading, twice that of training, and with a third of the launches.
+    assert upper.seconds == pytest.approx(every.flops / 2 / 1e6 + every.flops / 4 / 2e6 + 3 * (0.3 + 0.1))
+
+
 def test_decoding_reads_the_weights_once_a_step():
     hardware = replace(FLAT, forward_flops=1e30, decode_flops=1e30)
     costs = Costs(recipe(), SMALL, WORK, hardware)
     tally = StagePlan("any")
     costs.write(tally, rows=10, prompt=0, batch=5)
-    steps = 2 * costs.y  # padded to the longest of a batch, in two batches
-    cache = 5 * steps / 2 * SMALL.kv_elements * 4
+    steps = 2 * costs.y + costs.y  # five at a time; the last answer is twice as long as the others
+    cache = 10 * costs.y * costs.y / 2 * SMALL.kv_elements * 4
     assert tally.generated == 10 * costs.y
-    assert tally.seconds == pytest.approx(2 * steps * ((SMALL.linear + SMALL.head) * 4 + cache) / 1e9)
+    assert tally.seconds == pytest.approx((steps * (SMALL.linear + SMALL.head) * 4 + cache) / 1e9)
 
 
 def test_more_pairs_are_read_in_proportion_and_rl_by_its_steps():
@@ -125,7 +144,7 @@ def test_a_bfloat16_model_in_full_training_takes_eight_bytes_a_parameter():
 
 def test_models_that_are_only_read_share_one_base_with_lora_and_none_without():
     whole = SMALL.parameters
-    adapters = 2 * SMALL.lora(16) * 4  # two stages, in float32
+    adapters = 2 * SMALL.lora(LoraSection(r=16)) * 4  # two stages, in float32
     for changes, held in (
         ({}, 3 * whole * 2),
         ({"peft": "{}"}, whole * 2 + 3 * adapters),

@@ -5,6 +5,7 @@ Examples:
   pit doctor
   pit doctor quickstart
   pit doctor hh-small --data pairs.jsonl --plan
+  pit doctor quickstart --beside runs/quickstart
   pit doctor ultrafeedback-llama-8b --hardware h200 --price 3.5 --plan
   pit doctor hh-llama-8b --hardware h100 --devices 2 --pairs 1000000 --json plan.json
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import click
 
 from pitlm.cli.main import EXTRAS
-from pitlm.cli.options import overrides_option, write_figures
+from pitlm.cli.options import PATH, overrides_option, write_figures
 from pitlm.core.errors import InputError
 from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
@@ -33,6 +34,7 @@ from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 @click.option("--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure this machine.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
 @click.option("--price", type=click.FloatRange(min=0), help="Price of one device for an hour, in any currency.")
+@click.option("--beside", type=PATH, metavar="RUN", help="Show beside the plan how long the stages of this run took.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def doctor(
     recipe: str | None,
@@ -43,6 +45,7 @@ def doctor(
     hardware: str | None,
     devices: int,
     price: float | None,
+    beside: Path | None,
     output: Path | None,
 ) -> None:
     """Say what this machine can run, and estimate the memory and time that RECIPE needs.
@@ -50,7 +53,7 @@ def doctor(
     The command downloads nothing and asks no hub.
     """
     if recipe is None:
-        if any((data, pairs, overrides, plan, hardware, price)):
+        if any((data, pairs, overrides, plan, hardware, price, beside)):
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
         found = look(EXTRAS, Path())
         click.echo("\n".join(machine_lines(found)))
@@ -60,6 +63,7 @@ def doctor(
     from pitlm.core.recipe_file import named_recipe
     from pitlm.plan.plan import plan_lines, plan_run
     from pitlm.plan.sizes import Shape, known_workload, measured_workload
+    from pitlm.run.folder import stage_record
 
     chosen = named_recipe(recipe, overrides, {"data.pairs": pairs, "data.source": data})
     shape, source = Shape.of_model(chosen.model), chosen.data.source
@@ -77,6 +81,11 @@ def doctor(
         click.echo("Measuring this machine for some seconds ...", err=True)
         machine = measure_rates(chosen, work)
     made = plan_run(chosen, shape, work, replace(machine, price=price))
-    click.echo("\n".join(plan_lines(made, shape, work, where, every=plan)))
+    records = {stage.name: stage_record(beside, stage.name) for stage in made.stages} if beside else {}
+    took = {name: record["seconds"] for name, record in records.items() if record and record["status"] == "done"}
+    if beside and not took:
+        raise InputError(f"{beside}: found no finished stage, expected the folder of a run of {chosen.name}")
+    click.echo("\n".join(plan_lines(made, shape, work, where, every=plan, took=took)))
+    given = {"took": took, "workload": asdict(work), "shape": asdict(shape)}
     totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
-    write_figures(output, {**asdict(made), "workload": asdict(work), "shape": asdict(shape), **totals}, quiet=True)
+    write_figures(output, {**asdict(made), **given, **totals}, quiet=True)

@@ -17,7 +17,7 @@ JOINED = 2
 """Rank of an adapter over the run's base, as a multiple of the recipe's rank: it joins the adapters of two stages."""
 
 LONGEST = 2.0
-"""Length of a batch's longest answer, for which decoding waits, over the mean length. Pocket world: 1.7 to 2.3."""
+"""Length of a batch's longest answer, which is written last, over the mean length. Pocket world: 1.7 to 2.3."""
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Costs:
     def __init__(self, recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -> None:
         self.recipe, self.shape, self.work, self.hardware = recipe, shape, work, hardware
         self.bytes = 2 if recipe.model.dtype == "bfloat16" else 4
+        self.share = shape.trained_share(recipe.peft)
+        self.passes = 2 + (recipe.peft is None)  # frozen weights have no gradient of their own
         data = recipe.data
         pairs = min(work.pairs, data.pairs or work.pairs)
         self.test, self.validation = pairs * data.test, pairs * data.validation
@@ -94,14 +96,16 @@ class Costs:
         plan.seconds += rows * self.hardware.row_seconds
 
     def learn(self, plan: StagePlan, section: TrainSection, steps: float, each: Reading, tree: bool = False) -> None:
-        """Take ``steps`` steps forward and back on ``each``. Frozen weights have no gradient of their own."""
+        """Take ``steps`` steps forward and back on ``each``. Layers below all adapters are read forward only."""
         hardware = self.hardware
-        passes = steps * (2 + (self.recipe.peft is None) + section.gradient_checkpointing)
+        passes = steps * (self.passes + section.gradient_checkpointing)
         slower = hardware.tree_factor if tree else 1.0
-        every = Reading(passes * each.tokens, each.context, passes * each.headed)
-        self._compute(plan, every, hardware.train_flops, slower)
+        above = Reading(passes * self.share * each.tokens, each.context, passes * each.headed)
+        self._compute(plan, above, hardware.train_flops, slower)
+        below = Reading(steps * (1 - self.share) * each.tokens, each.context)
+        self._compute(plan, below, hardware.forward_flops, slower)
         plan.trained += steps * each.tokens
-        launches = hardware.layer_seconds * self.shape.layers * section.accumulation
+        launches = hardware.layer_seconds * self.shape.layers * (1 + 2 * self.share) / 3 * section.accumulation
         plan.seconds += steps * (hardware.step_seconds + launches)
 
     def read(self, plan: StagePlan, reading: Reading, passes: float) -> None:
@@ -110,20 +114,24 @@ class Costs:
         plan.seconds += passes * (self.hardware.layer_seconds * self.shape.layers + self.hardware.step_seconds) / 3
 
     def write(self, plan: StagePlan, rows: float, prompt: float, batch: float, prefills: float | None = None) -> None:
-        """Write ``rows`` answers to prompts of ``prompt`` tokens; ``prefills`` prompts are read (default: all)."""
-        batches = math.ceil(rows / batch)
-        in_batch = rows / batches
-        steps = min(self.limit, LONGEST * self.y)
-        self.read(plan, Reading((rows if prefills is None else prefills) * prompt, prompt / 2), batches)
+        """Write ``rows`` answers to prompts of ``prompt`` tokens; ``prefills`` prompts are read (default: all).
+
+        A place that an answer leaves is filled with the next, so only the last answers run with few beside them.
+        """
+        beside = min(rows, batch)
+        longest = min(self.limit, LONGEST * self.y)
+        prefills = rows if prefills is None else prefills
+        self.read(plan, Reading(prefills * prompt, prompt / 2), math.ceil(rows / batch))
         hardware, shape = self.hardware, self.shape
         weights = (shape.linear + shape.head) * self.bytes / hardware.devices
-        cache = in_batch * (prompt + steps / 2) * shape.kv_elements * self.bytes / hardware.devices
-        flops = self.forward(Reading(in_batch, prompt + steps / 2, in_batch))
-        step = hardware.decode_seconds * shape.layers + (weights + cache) / hardware.bandwidth
-        step += flops / (hardware.decode_flops * hardware.devices)
+        steps = rows * self.y / beside + longest - self.y
+        plan.seconds += steps * (hardware.decode_seconds * shape.layers + weights / hardware.bandwidth)
+        cache = (prompt + self.y / 2) * shape.kv_elements * self.bytes
+        flops = self.forward(Reading(1, prompt + self.y / 2, 1))
+        token = (cache / hardware.bandwidth + flops / hardware.decode_flops) / hardware.devices
         plan.generated += rows * self.y
-        plan.flops += batches * steps * flops
-        plan.seconds += batches * steps * step
+        plan.flops += rows * self.y * flops
+        plan.seconds += rows * self.y * token
 
     def weights(self, models: float) -> float:
         """Bytes of ``models`` models; only the matrices of the layers are held in 4 bits."""
@@ -135,23 +143,23 @@ class Costs:
         """Bytes of ``models`` models that are only read: with LoRA one base (or two) and an adapter for each model."""
         if self.recipe.peft is None:
             return self.weights(models)
-        adapters = models * JOINED * self.shape.lora(self.recipe.peft.r) * 4 / self.hardware.devices
+        adapters = models * JOINED * self.shape.lora(self.recipe.peft) * 4 / self.hardware.devices
         return self.weights(1 + (self.recipe.model.reward_base is not None)) + adapters
 
     def states(self) -> float:
         """Bytes of a model in training: weights, gradients and AdamW's two moments; adapters are float32."""
         if self.recipe.peft is None:
             return 4 * self.weights(1)
-        return self.weights(1) + 16 * self.shape.lora(self.recipe.peft.r) / self.hardware.devices
+        return self.weights(1) + 16 * self.shape.lora(self.recipe.peft) / self.hardware.devices
 
     def activations(self, section: TrainSection, tokens: float) -> float:
         """Bytes kept for the gradient of a micro-batch of ``tokens`` tokens; with checkpointing, mostly one layer's."""
         shape = self.shape
         wide = 8 * shape.hidden + 4 * shape.mlp + 2 * shape.kv_heads * shape.head_dim
-        layer = tokens * (wide * self.bytes + 16 * shape.hidden)
+        layer, layers = tokens * (wide * self.bytes + 16 * shape.hidden), shape.layers * self.share
         if section.gradient_checkpointing:
-            return layer + shape.layers * tokens * shape.hidden * self.bytes
-        return shape.layers * layer
+            return layer + layers * tokens * shape.hidden * self.bytes
+        return layers * layer
 
     def logits(self, tokens: float) -> float:
         """Bytes of logits: as computed, in float32, as log-probabilities, and as gradient."""

@@ -176,8 +176,16 @@ PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
 """The function that plans each kind of stage."""
 
 
-def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: bool) -> Iterator[str]:
-    """A plan as lines for a person. ``every`` adds a line for each stage; ``where`` names the source of the lengths."""
+def plan_lines(
+    plan: Plan, shape: Shape, work: Workload, where: str, *, every: bool, took: Mapping[str, float] | None = None
+) -> Iterator[str]:
+    """A plan as lines for a person.
+
+    Args:
+        where: names the source of the lengths.
+        every: add a line for each stage.
+        took: seconds that stages of a run took, to be shown beside the plan's.
+    """
     hardware = plan.hardware
     lengths = f"x {work.prompt:.0f}, chosen {work.chosen:.0f}, rejected {work.rejected:.0f} tokens"
     yield f"data        {work.pairs:,} pairs; {lengths} ({where})"
@@ -186,15 +194,23 @@ def plan_lines(plan: Plan, shape: Shape, work: Workload, where: str, *, every: b
     rates = f"{hardware.train_flops / 1e9:,.0f} GFLOP/s in training, {hardware.forward_flops / 1e9:,.0f} reading"
     more = f"{hardware.bandwidth / 1e9:,.0f} GB/s, {1000 * hardware.step_seconds:.1f} ms a step"
     yield f"hardware    {hardware.devices} x {hardware.name}, {known}: {rates}, {more}"
-    if every:
-        yield f"{'stage':14}{'trained':>11}{'written':>11}{'FLOP':>10}{'time':>10}{'memory':>10}"
+    if every or took:
+        beside = f"{'took':>10}{'tokens/s':>10}" if took else ""
+        yield f"{'stage':14}{'trained':>11}{'written':>11}{'FLOP':>10}{'time':>10}{'memory':>10}{beside}"
         for stage in plan.stages:
             counts = f"{stage.trained:11,.0f}{stage.generated:11,.0f}{stage.flops:10.1e}"
-            yield f"{stage.name:14}{counts}{_time(stage.seconds):>10}{_bytes(stage.peak):>10}"
+            beside = ""
+            if took and stage.name in took:
+                rate = (stage.trained + stage.generated) / max(took[stage.name], 0.01)
+                beside = f"{_time(took[stage.name]):>10}{rate:>10,.0f}"
+            yield f"{stage.name:14}{counts}{_time(stage.seconds):>10}{_bytes(stage.peak):>10}{beside}"
     room = f"of {_bytes(hardware.memory)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
     yield f"memory      {_bytes(plan.largest.peak)} at most (in {plan.largest.name}) {room}"
     cost = "" if plan.cost is None else f", {plan.cost:,.2f} at {hardware.price:g} an hour"
     yield f"time        {_time(plan.seconds)}{cost}"
+    if took:
+        planned = sum(stage.seconds for stage in plan.stages if stage.name in took)
+        yield f"took        {_time(sum(took.values()))} for stages that were planned with {_time(planned)}"
 
 
 def _time(seconds: float) -> str:

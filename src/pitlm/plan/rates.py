@@ -3,6 +3,7 @@
 A shape of the same width, with few layers and a small vocabulary, stands in for a large one: rates are per FLOP.
 """
 
+import copy
 import platform
 import statistics
 import tempfile
@@ -21,9 +22,10 @@ from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.engines.generators import generate
 from pitlm.method.setting import Workbench
 from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer
-from pitlm.models.loading import Card, device, quiet
+from pitlm.models.loading import Card, Kind, device, quiet
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
 from pitlm.plan.costs import Costs, Reading, tree_tokens
@@ -68,8 +70,12 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Callable[[], float] = t
     parts = [round(length) for length in (costs.x, costs.w, costs.l, work.marks)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        measure = _Measure(shape, recipe.model.dtype, clock)
+        measure = _Measure(shape, recipe, clock)
         pair, fixed = _line(lambda pairs: measure.rewards(pairs, row), rows // 2, few)
+        layer = 0.0
+        if whole.layers > shape.layers:  # what of the fixed seconds grows with the layers
+            thin = _Measure(replace(shape, layers=1), recipe, clock)
+            layer = max(fixed - _line(lambda pairs: thin.rewards(pairs, row), rows // 2, few)[1], 0.0)
         read = pair / 2  # a pair has two rows
         head = measure.training(rows, row) - fixed - rows * read
         forward, _ = _line(lambda rows: measure.forward(rows, row), rows, few)
@@ -78,7 +84,7 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Callable[[], float] = t
         token, one_step = _line(lambda rows: measure.decoding(rows, row), together, max(1, together // 8))
         bandwidth = measure.bandwidth()
     flops, weights = costs.forward(Reading(row, row / 2)), (shape.linear + shape.head) * costs.bytes
-    train_flops = 3 * flops / read
+    train_flops = costs.passes * flops / read
     here = {"name": f"{platform.machine()}, {torch.get_num_threads()} threads", "memory": memory_bytes()}
     return Hardware(
         **(accelerators()[0] if where.type == "cuda" else here),
@@ -86,8 +92,9 @@ def measure_rates(recipe: Recipe, work: Workload, clock: Callable[[], float] = t
         forward_flops=flops / forward,
         decode_flops=costs.forward(Reading(1, 0.5, 1)) / token,
         bandwidth=bandwidth,
-        head_factor=max(head * train_flops / (6 * rows * row * shape.head), 0.1),
-        step_seconds=fixed * whole.layers / shape.layers,
+        head_factor=max(head * train_flops / (2 * costs.passes * rows * row * shape.head), 0.1),
+        step_seconds=max(fixed - layer * shape.layers, 0.0),
+        layer_seconds=layer,
         decode_seconds=max((one_step - weights / bandwidth) / shape.layers, 0.0),
         tree_factor=max(tree / (read / row), 1.0),
         measured=True,
@@ -104,13 +111,15 @@ def _line(seconds: Callable[[int], float], many: int, few: int) -> tuple[float, 
 class _Measure(TrainerCallback):
     """Medians of a few repeats, on models with random weights. As a trainer's callback, it times the steps."""
 
-    def __init__(self, shape: Shape, dtype: str, clock: Callable[[], float]) -> None:
-        self.shape, self.dtype, self.clock, self.device = shape, dtype, clock, device()
+    def __init__(self, shape: Shape, recipe: Recipe, clock: Callable[[], float]) -> None:
+        self.shape, self.dtype, self.clock, self.device = shape, recipe.model.dtype, clock, device()
+        # Each layer that is measured is one that is trained.
+        self.peft = recipe.peft and recipe.peft.model_copy(update={"target_modules": "all-linear", "quantize": None})
         self.tokenizer = make_words_tokenizer(WORDS)
         sizes = {key: getattr(shape, name) for name, key in CONFIG_KEYS.items()}
         special = {"pad_token_id": 0, "eos_token_id": 1, "num_labels": 1}
         config = AutoConfig.for_model("llama", **sizes, **special, max_position_embeddings=32_768)
-        kind = getattr(torch, dtype)
+        kind = getattr(torch, self.dtype)
         self.model: Any = AutoModelForCausalLM.from_config(config, dtype=kind).to(self.device)
         self.scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=kind).to(self.device)
         enable_trees(self.scorer)
@@ -140,13 +149,13 @@ class _Measure(TrainerCallback):
 
     def rewards(self, pairs: int, row: int) -> float:
         """Seconds of a step of R_P, by a stage's own trainer, whose overhead is much of a small model's step."""
-        kind = partial(scorer_trainer, RewardTrainer, self.scorer)
-        return self._steps(pairs, kind, lambda: PairRow(self.ids(row), self.ids(row)))
+        kind = partial(scorer_trainer, RewardTrainer, copy.deepcopy(self.scorer))
+        return self._steps("reward", pairs, kind, lambda: PairRow(self.ids(row), self.ids(row)))
 
     def training(self, rows: int, row: int) -> float:
         """Seconds of a step of SFT."""
-        half = row // 2
-        return self._steps(rows, partial(sft_trainer, self.model), lambda: (self.ids(half), self.ids(row - half)))
+        half, kind = row // 2, partial(sft_trainer, copy.deepcopy(self.model))
+        return self._steps("policy", rows, kind, lambda: (self.ids(half), self.ids(row - half)))
 
     def trees(self, triples: int, x: int, w: int, l: int, marks: int) -> float:
         """Seconds of a step on Eq. 2's four rows of ``triples`` triples."""
@@ -156,15 +165,16 @@ class _Measure(TrainerCallback):
             pairs = ((y_l, y_w), (y_w, y_w), (y_l, y_l), (y_w, y_l))
             return GapRow(*(prompt + y_ref + ask + y for y_ref, y in pairs))
 
-        return self._steps(triples, partial(scorer_trainer, GapTrainer, self.scorer), make)
+        return self._steps("gap", triples, partial(scorer_trainer, GapTrainer, copy.deepcopy(self.scorer)), make)
 
-    def _steps(self, batch: int, trainer_of: Callable[..., Any], make: Callable[[], Any]) -> float:
+    def _steps(self, kind: Kind, batch: int, trainer_of: Callable[..., Any], make: Callable[[], Any]) -> float:
         """Median seconds of the steps of a trainer on rows that ``make`` makes."""
         section = TrainSection(learning_rate=1e-4, batch_size=batch)  # checkpointing is planned as one more pass
         self.times = []
         rows = [make() for _ in range((REPEATS + 2) * batch)]
         with tempfile.TemporaryDirectory() as folder:
-            bench = Workbench(Path(folder), Path(folder), self.tokenizer, Card("policy", "", 1), 0, self.dtype)
+            here, card = Path(folder), Card(kind, "", 1)
+            bench = Workbench(here, here, self.tokenizer, card, 0, self.dtype, self.peft)
             trainer = trainer_of(rows, rows[:1], section, bench)
             trainer.add_callback(self)
             trainer.args.save_strategy = SaveStrategy.NO
@@ -179,15 +189,15 @@ class _Measure(TrainerCallback):
 
     def decoding(self, rows: int, row: int) -> float:
         """Seconds of one step of decoding ``rows`` rows."""
-        ids = torch.randint(2, self.shape.vocabulary, (rows, row), device=self.device)
-        mask = torch.ones_like(ids)
+        prompts = [self.ids(row) for _ in range(rows)]
 
-        def write(count: int) -> float:
-            sampled = {"do_sample": True, "top_k": 0, "min_new_tokens": count, "max_new_tokens": count}
-            return self.median(lambda: self.model.generate(input_ids=ids, attention_mask=mask, **sampled))
+        def write(count: int) -> None:
+            generate(
+                self.model, self.tokenizer, prompts, max_new_tokens=count, temperature=1.0, seed=0, batch_size=rows
+            )
 
-        with torch.inference_mode():
-            return (write(NEW_TOKENS) - write(2)) / (NEW_TOKENS - 2)
+        few, many = (self.median(partial(write, count)) for count in (2, NEW_TOKENS))
+        return (many - few) / (NEW_TOKENS - 2)
 
     def bandwidth(self) -> float:
         """Bytes per second, read and written, of a copy in memory."""

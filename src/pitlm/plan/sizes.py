@@ -6,6 +6,7 @@ Decoders are those of the family of Llama and Qwen: gated feed-forward, rotary p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,19 @@ from statistics import fmean
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import DataSection, ModelSection, Recipe
+from pitlm.core.recipe import DataSection, LoraSection, ModelSection, Recipe
 from pitlm.data.dataset import load_preferences
 
 ROLE_TOKENS = 6
 """Special tokens of a tokenizer that pitlm makes."""
 
 POCKET_WORDS = 49
+
+MATRICES = (
+    *(f"self_attn.{side}_proj" for side in "qkvo"),
+    *(f"mlp.{side}_proj" for side in ("gate", "up", "down")),
+)
+"""Names of a layer's matrices, in the family of Llama."""
 
 CONFIG_KEYS = {
     "layers": "num_hidden_layers",
@@ -71,11 +78,30 @@ class Shape:
         small = self.layers * (2 * self.hidden + self.norms + self.biases) + self.hidden
         return self.linear + self.head * (1 if self.tied else 2) + small
 
-    def lora(self, r: int) -> int:
-        """Weights of adapters of rank r for every matrix of every layer."""
+    def adapted(self, targets: str | list[str]) -> list[tuple[int, str]]:
+        """The layer and the name of each matrix that gets an adapter, as PEFT reads ``target_modules``.
+
+        All matrices, if none has a name of the family of Llama.
+        """
+        names = {f"model.layers.{layer}.{name}": (layer, name) for layer in range(self.layers) for name in MATRICES}
+        wanted = [targets] if isinstance(targets, str) else [rf"(.*\.)?{re.escape(ending)}" for ending in targets]
+        found = [at for name, at in names.items() if any(re.fullmatch(pattern, name) for pattern in wanted)]
+        return found or list(names.values())
+
+    def lora(self, peft: LoraSection) -> int:
+        """Weights of the adapters."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = (self.hidden + q) + 2 * (self.hidden + kv) + (q + self.hidden)
-        return self.layers * r * (attention + 3 * (self.hidden + self.mlp))
+        others = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": q}  # the side that is not hidden
+        return sum(
+            peft.r * (self.hidden + others.get(name.partition(".")[2], self.mlp))
+            for _, name in self.adapted(peft.target_modules)
+        )
+
+    def trained_share(self, peft: LoraSection | None) -> float:
+        """Share of the layers through which gradients flow: with adapters, the lowest adapted layer and all above."""
+        if peft is None:
+            return 1.0
+        return 1 - min(layer for layer, _ in self.adapted(peft.target_modules)) / self.layers
 
     @property
     def kv_elements(self) -> int:
