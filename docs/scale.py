@@ -153,7 +153,8 @@ def main() -> None:
     for path in RECIPES.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         if PLANNED.search(text):
-            path.write_text(PLANNED.sub(recipe_note(load_recipe(path).with_dtype(native_bfloat16=True)), text), encoding="utf-8")
+            note = recipe_note(load_recipe(path).with_dtype(native_bfloat16=True))
+            path.write_text(PLANNED.sub(note, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template, encode_prompts
+from pitlm.engines.generators import generate
 from pitlm.method.rl import sample_reward, train_rl
 from pitlm.method.supervised import improver_rows, train_on_rows
 from pitlm.method.watch import Probe
@@ -160,6 +161,32 @@ def test_a_first_stage_starts_at_its_anchor_and_reads_what_it_sampled(bases, tmp
     measured = [json.loads(line) for line in (bench.folder / "probe.jsonl").read_text().splitlines()]
     assert measured == [{"step": step, "quality": [0.5, 0.5]} for step in (0, 2)]
     assert [row["step"] for row in steps[:2]] == [1, 2]
+
+
+@pytest.mark.parametrize("peft", [None, LORA])
+def test_each_probe_measures_the_weights_after_its_step_and_the_last_those_that_are_saved(bases, tmp_path, peft):
+    """The saved model, asked again, gives the last measurement; no two measurements are of the same weights."""
+    anchor = varied(bases("llama3"), tmp_path / "sft", seed=1)
+    bench = workbench(tmp_path / "rl", anchor, peft=peft)
+    letters = lambda conversations, texts: [float(sum(map(ord, text))) for text in texts]  # noqa: E731
+    section = rl_section(learning_rate=0.05, max_steps=4, probe_every=2, schedule="constant_with_warmup")
+    train(bench, anchor, section=section, probe=Probe(letters, CONVERSATIONS))
+    measured = [json.loads(line) for line in (bench.folder / "probe.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in measured] == [0, 2, 4]
+    answered = []
+    for model in (anchor, bench.model_folder):
+        completions = generate(
+            load_model(model, bench.tokenizer),
+            bench.tokenizer,
+            encode_prompts(bench.tokenizer, CONVERSATIONS),
+            max_new_tokens=bench.card.max_new_tokens,
+            temperature=section.temperature,
+            seed=bench.seed,
+        )
+        texts = bench.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        answered.append(letters(CONVERSATIONS, [text.strip() for text in texts]))
+    assert [measured[0]["quality"], measured[-1]["quality"]] == answered
+    assert len({tuple(row["quality"]) for row in measured}) == 3
 
 
 def test_a_later_stage_is_still_anchored_to_the_sft_model(bases, tmp_path):

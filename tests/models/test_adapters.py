@@ -120,6 +120,23 @@ def test_an_engine_and_a_scorer_take_turns_over_one_base(run):
     assert answers[0][1] == [pytest.approx(found, abs=1e-4) for found in answers[1][1]]
 
 
+def test_the_base_itself_writes_beside_its_adapters(run):
+    """It answers as if it were alone, and holds no memory of its own."""
+    bases = Bases()
+    policy = Policy.from_pretrained(run["policy"], bases=bases)
+    start = Policy.of_chat_model(run["base"], max_new_tokens=8, bases=bases)
+    alone = Policy.of_chat_model(run["base"], max_new_tokens=8), Policy.from_pretrained(run["policy"])
+    for _ in range(2):
+        for shared, single in zip((start, policy), alone, strict=True):
+            assert shared.answer(X, temperature=0.0) == single.answer(X, temperature=0.0)
+            for found, expected in zip(shared.likelihoods(X, Y_REF), single.likelihoods(X, Y_REF), strict=True):
+                assert found == pytest.approx(expected, rel=1e-4)
+    assert start.likelihoods(X, Y_REF) != policy.likelihoods(X, Y_REF)
+    assert storages(start.model).items() <= storages(policy.model).items()
+    first = Policy.of_chat_model(run["base"], max_new_tokens=8, bases=Bases())  # no adapter is open yet
+    assert first.answer(X, temperature=0.0) == alone[0].answer(X, temperature=0.0)
+
+
 def test_memory_holds_one_base_and_small_adapters(run):
     bases = Bases()
     models = [

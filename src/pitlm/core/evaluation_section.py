@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pitlm.core.section import FilePath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from pitlm.core.section import FilePath, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class JudgeSection(Section):
@@ -51,9 +51,11 @@ class EvaluationSection(Section):
     Attributes:
         fresh_pairs: pairs of new policy answers to check R_PIT on.
         tokens: equal compute: tokens that every system may generate for each item; null: no limit.
-        baselines: baselines to compare PIT with; null: all baselines of pitlm that apply to the recipe.
+        baselines: baselines to compare PIT with; null: all baselines of pitlm that apply to the recipe, and
+            PIT after each earlier stage of the curriculum.
         self_refine: prompts of Self-Refine, each a file or the name of packaged prompts; the start model refines its
             answers by them.
+        harm: let PIT also run with the margin that `pit calibrate` would choose for this share of answers made worse.
         judges: judges that say which answer is better; the headline shows the first; default: the true utility where
             it is known, the held-out reward model elsewhere.
     """
@@ -64,6 +66,7 @@ class EvaluationSection(Section):
     tokens: PositiveInt | None = None
     baselines: list[str] | None = None
     self_refine: list[str] = []
+    harm: Fraction | None = None
     judges: list[JudgeSection] | None = Field(None, min_length=1)
     resamples: PositiveInt = 2000
     batch_size: PositiveInt = 128

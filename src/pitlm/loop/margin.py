@@ -246,6 +246,25 @@ def calibrate(
     return made
 
 
+def choose_margin(
+    scorer: GapScorer,
+    choosing: Answers,
+    *,
+    improver: Proposer,
+    settings: LoopSection,
+    promise: Promise,
+    score: Score,
+    seed: int,
+) -> float:
+    """The margin that :func:`calibrate` chooses for one scorer; infinite if no margin keeps the promise.
+
+    Raises:
+        InputError: no answers.
+    """
+    [[traces]] = play({"": scorer}, (choosing,), improver=improver, settings=settings, seed=seed).values()
+    return Chains.of(traces, score).choose(promise.harm, promise.confidence).margin
+
+
 def items_needed(harm: float, confidence: float) -> int:
     """The fewest answers that can prove the promise, if none is made worse: (1 - harm)^n <= 1 - confidence."""
     return math.ceil(math.log(1 - confidence) / math.log(1 - harm))

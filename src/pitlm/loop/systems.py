@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pitlm.core.loop_section import LoopSection
-from pitlm.core.nouns import Answer, Prompt, Trace
+from pitlm.core.nouns import Answer, Prompt, Score, Trace
 from pitlm.engines.generators import Improver, Policy
 from pitlm.io.console import progress_bar
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, PIT, PIT_ONE, SFT, Baseline
@@ -43,6 +43,9 @@ class Systems:
         tokens: tokens that each system may generate for an item. None: best-of-N draws as many samples as cost the
             same tokens as PIT, and the other systems have no limit.
         open_start: opens the model that policy and improver start from, before any training.
+        open_improver: opens the improver that a stage made, by the stage's name.
+        open_quality: opens the judge that says which answers a calibration finds worse.
+        choosing: makes further answers, to choose a margin on.
     """
 
     prompts: Sequence[Prompt]
@@ -53,6 +56,9 @@ class Systems:
     seed: Callable[[str], int]
     tokens: int | None = None
     open_start: Callable[[], Policy] | None = None
+    open_improver: Callable[[str], Improver] | None = None
+    open_quality: Callable[[], Score] | None = None
+    choosing: Callable[[], Sequence[tuple[Prompt, str]]] | None = None
 
     @cached_property
     def start_model(self) -> Policy:
@@ -77,15 +83,17 @@ class Systems:
     @cached_property
     def chains(self) -> dict[str, list[Trace]]:
         """The SFT-only improver and M_PIT, each applied again and again without a stop rule."""
-        settings = self.loop.model_copy(update={"rounds": CHAIN_ROUNDS, "proposals": 1})
+        improvers = {SFT: self.models.corrector, PIT: self.models.improver}
+        return {title: self.chain(title, improver, CHAIN_ROUNDS) for title, improver in improvers.items()}
+
+    def chain(self, title: str, improver: Proposer, rounds: int) -> list[Trace]:
+        """An improver applied again and again without a stop rule."""
+        settings = self.loop.model_copy(update={"rounds": rounds, "proposals": 1})
         answers, seed = list(zip(self.prompts, self.y0, strict=True)), self.seed("rounds-0")
-        made = {}
-        for title, improver in ((SFT, self.models.corrector), (PIT, self.models.improver)):
-            with progress_bar(f"{title}, {CHAIN_ROUNDS} rounds", CHAIN_ROUNDS * len(answers)) as advance:
-                made[title] = always_accept(
-                    answers, improver=improver, gap=Unmeasured(), settings=settings, seed=seed, advance=advance
-                )
-        return made
+        with progress_bar(f"{title}, rounds: {rounds}", rounds * len(answers)) as advance:
+            return always_accept(
+                answers, improver=improver, gap=Unmeasured(), settings=settings, seed=seed, advance=advance
+            )
 
     @cached_property
     def samples(self) -> tuple[float, int]:
@@ -111,11 +119,21 @@ class Systems:
         return {name: [held_to(trace, self.tokens) for trace in own] for name, own in given.items()}
 
     def improved(
-        self, title: str, improver: Proposer, gap: GapScorer, answers: Sequence[str] | None = None
+        self,
+        title: str,
+        improver: Proposer,
+        gap: GapScorer,
+        answers: Sequence[str] | None = None,
+        margin: float | None = None,
     ) -> list[Trace]:
-        """The loop of the run on every answer, by default the first one, with this improver and this scorer."""
+        """The loop of the run on every answer, by default the first one, with this improver and this scorer.
+
+        Args:
+            margin: replaces that of the run.
+        """
         with progress_bar(f"{title}, loop", len(self.prompts)) as advance:
-            settings, seed = self.loop.model_dump(), self.seed("loop")
+            changed = {} if margin is None else {"margin": margin}
+            settings, seed = {**self.loop.model_dump(), **changed}, self.seed("loop")
             return improve_many(
                 self.prompts, answers or self.y0, improver=improver, gap=gap, seed=seed, advance=advance, **settings
             )

@@ -133,14 +133,15 @@ class Setting(ABC):
             report_to=self.recipe.report_to,
         )
 
-    def start_model(self, max_new_tokens: int | None = None) -> Policy:
+    def start_model(self, max_new_tokens: int | None = None, bases: Bases | None = None) -> Policy:
         """The model that policy and improver start from, as it is before any training.
 
         Args:
             max_new_tokens: longest answer; default: as the recipe says.
+            bases: opens the model beside other models.
         """
         longest = max_new_tokens or self.card("policy").max_new_tokens
-        policy = Policy.of_chat_model(self.start, max_new_tokens=longest, bases=self.bases())
+        policy = Policy.of_chat_model(self.start, max_new_tokens=longest, bases=bases or self.bases())
         policy.batch_size = self.recipe.evaluation.batch_size
         return policy
 

@@ -16,11 +16,14 @@ from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Quantization
 from pitlm.data.template import Template
 from pitlm.models.loading import Card, Kind, device, load_card, load_model, load_shape, load_tokenizer
-from pitlm.models.lora import attach, base_name, is_adapter
+from pitlm.models.lora import attach, base_name, is_adapter, whole_name
 from pitlm.models.trees import enable_trees
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+BARE = "no adapter"
+"""What is active while a base itself writes."""
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Bases:
     """Opens checkpoints for one thread; checkpoints that are adapters over one base share the base's weights in memory.
 
     Each call of an opened model first activates the model's own adapter. A checkpoint with whole weights is loaded by
-    itself.
+    itself, unless it is a base that is open and is to write: then the adapters are switched off at each call.
 
     Attributes:
         dtype: of the weights.
@@ -46,9 +49,12 @@ class Bases:
         Raises:
             InputError: nothing loadable there, or the base of an adapter is gone.
         """
-        if not is_adapter(path):
+        adapter = is_adapter(path)
+        name = base_name(path) if adapter else whole_name(path)
+        if not adapter and not (writes and name in self._open):
             return load_model(path, tokenizer, self.dtype, self.quantize, writes=writes)
-        name = base_name(path)
+        if not adapter:
+            return self._open[name].writer(None)
         if name not in self._open:
             base = load_model(name, tokenizer, self.dtype, self.quantize)
             self._open[name] = _Shared(base.to(device()).eval())
@@ -111,8 +117,8 @@ class _Shared:
         self.active = ""
         self.peft: PeftModel | None = None
 
-    def writer(self, path: Path) -> PreTrainedModel:
-        """The causal model with this checkpoint's adapter."""
+    def writer(self, path: Path | None) -> PreTrainedModel:
+        """The causal model with this checkpoint's adapter, or with none."""
         view: PreTrainedModel = copy.copy(self.model)  # the same modules
         view._forward_pre_hooks = OrderedDict()
         view.config = copy.deepcopy(self.model.config)
@@ -133,15 +139,19 @@ class _Shared:
         enable_trees(view)
         return self._switched(view, path).eval()
 
-    def _switched(self, view: PreTrainedModel, path: Path) -> PreTrainedModel:
-        name, _ = self._add(path)
+    def _switched(self, view: PreTrainedModel, path: Path | None) -> PreTrainedModel:
+        name = self._add(path)[0] if path else BARE
 
         def switch(*_: Any) -> None:
             # Layers read the kind of attention from the one configuration that all models share.
             self.model.config._attn_implementation = view.config._attn_implementation
             if self.active != name:
                 assert self.peft is not None
-                self.peft.base_model.set_adapter(name, inference_mode=True)
+                if name == BARE:
+                    self.peft.base_model.disable_adapter_layers()
+                else:
+                    self.peft.base_model.enable_adapter_layers()
+                    self.peft.base_model.set_adapter(name, inference_mode=True)
                 self.active = name
 
         view.register_forward_pre_hook(switch)

@@ -52,6 +52,11 @@ def base_name(folder: str | Path) -> str:
     return name
 
 
+def whole_name(path: str | Path) -> str:
+    """The name of a checkpoint with whole weights in the configuration of an adapter over it."""
+    return str(Path(path).resolve() if Path(path).exists() else path)
+
+
 def save_adapter(model: PeftModel, start: Path, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write the configuration of a model that was trained with LoRA, and its adapter over the base of the run.
 
@@ -64,7 +69,7 @@ def save_adapter(model: PeftModel, start: Path, folder: Path, state: Mapping[str
 
     trained = model.peft_config["default"]
     own = get_peft_model_state_dict(model, state, save_embedding_layers=False)
-    base, rank, before = str(start.resolve() if start.exists() else start), 0, dict[str, Tensor]()
+    base, rank, before = whole_name(start), 0, dict[str, Tensor]()
     if is_adapter(start):
         config = LoraConfig.from_pretrained(str(start))
         scale = (config.lora_alpha / config.r) / (trained.lora_alpha / trained.r)

@@ -71,9 +71,20 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
     Raises:
         InputError: a fold without prompts, or a bad row in the file.
     """
-    evaluation = context.recipe.evaluation
+    asked, shown = _prompts(context, items, more)
+    policy = context.open(Policy, context.recipe.policy_stage)
+    return _answered(context, policy, asked, "choosing"), _answered(context, policy, dict.fromkeys(shown), "shown")
+
+
+def answers_to_choose_on(context: Context, policy: Policy) -> Answers:
+    """The part of :func:`fresh_answers` to choose a margin on."""
+    return _answered(context, policy, _prompts(context, None, None)[0], "choosing")
+
+
+def _prompts(context: Context, items: int | None, more: Path | None) -> tuple[dict[Prompt, str | None], list[Prompt]]:
+    """The prompts to choose a margin on, with a response if they have one, and the prompts to show it on."""
     test = unique_prompts(context.folds["test"])
-    shown, left = test[: evaluation.items], test[evaluation.items :]
+    shown, left = test[: context.recipe.evaluation.items], test[context.recipe.evaluation.items :]
     given: dict[Prompt, str | None] = dict.fromkeys([*unique_prompts(context.folds["validation"]), *left])
     known = {pair.prompt for pairs in context.folds.values() for pair in pairs}
     for item in read_items(more) if more is not None else ():
@@ -84,12 +95,11 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
     chosen = dict(list(given.items())[:items])
     if not chosen or not shown:
         raise InputError(f"{context.root}: found no held-out prompts, expected some in the folds validation and test")
-    policy = context.open(Policy, context.recipe.policy_stage)
+    return chosen, shown
 
-    def answered(asked: Mapping[Prompt, str | None], name: str) -> Answers:
-        seed = context.seed(f"calibration-{name}")
-        unanswered = [prompt for prompt, response in asked.items() if response is None]
-        made = iter(policy.answer(unanswered, temperature=evaluation.policy_temperature, seed=seed))
-        return [(x, next(made).text if y is None else y) for x, y in asked.items()]
 
-    return answered(chosen, "choosing"), answered(dict.fromkeys(shown), "shown")
+def _answered(context: Context, policy: Policy, asked: Mapping[Prompt, str | None], name: str) -> Answers:
+    seed, temperature = context.seed(f"calibration-{name}"), context.recipe.evaluation.policy_temperature
+    unanswered = [prompt for prompt, response in asked.items() if response is None]
+    made = iter(policy.answer(unanswered, temperature=temperature, seed=seed))
+    return [(x, next(made).text if y is None else y) for x, y in asked.items()]

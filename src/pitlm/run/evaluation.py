@@ -20,6 +20,7 @@ from pitlm.loop.chains import incumbents
 from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
 from pitlm.models.adapters import Bases
 from pitlm.models.scorers import GapModel, RewardModel
+from pitlm.run.calibrate import answers_to_choose_on
 from pitlm.run.context import Context
 from pitlm.run.judges import OF_A_RUN, make_judge, run_judge
 from pitlm.worlds.known import KNOWN
@@ -47,8 +48,7 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     answers |= {name: [answer_of(trace) for trace in own] for name, own in traces.items()}
     compared = against_original(systems.prompts, answers)
     labels = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in context.folds["test"]]
-    rows: list[VerdictRow] = []
-    agreement = {}
+    rows, agreement = list[VerdictRow](), dict[str, Any]()
     for judge in judges:
         # A judge that is asked in words gets fewer labels, because each reply may cost money.
         asked = labels[: section.items] if isinstance(judge, TwoOrderJudge) else labels
@@ -56,18 +56,17 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         rows += judged[: len(compared)]
         decided = [row.verdict for row in judged[len(compared) :] if row.verdict in (Verdict.WIN, Verdict.LOSS)]
         agreement[judge.name] = {**share([verdict is Verdict.WIN for verdict in decided]), "pairs": len(asked)}
-    tokenizer = context.tokenizer
     write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
+    tokenizer = context.tokenizer
     items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)), **_further(context, systems))
     write_json_lines(folder / "items.jsonl", items)
     write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
-    wanted, samples = systems.samples
     return {
         "judges": agreement,
         "compared": comparisons(baselines),
         "tokens": systems.tokens,
-        "best_of_samples": samples,
-        "best_of_tokens_wanted": wanted,
+        "best_of_samples": systems.samples[1],
+        "best_of_tokens_wanted": systems.samples[0],
         "quality_by_round": _quality_by_round(systems, judges, section.resamples),
         "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
     }
@@ -109,8 +108,11 @@ def _systems(context: Context) -> Systems:
         seed = context.seed("original")
         originals = models.policy.answer(prompts, temperature=temperature, seed=seed, advance=advance)
     # The start model may write feedback as long as two answers.
-    start = partial(context.start_model, 2 * context.card("policy").max_new_tokens)
-    return Systems(prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens, start)
+    start = partial(context.start_model, 2 * context.card("policy").max_new_tokens, bases)
+    opened = start, partial(context.open, Improver, bases=bases), partial(context.quality, bases)
+    choosing = partial(answers_to_choose_on, context, models.policy)
+    given = prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens
+    return Systems(*given, *opened, choosing)
 
 
 def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:

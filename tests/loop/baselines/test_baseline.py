@@ -37,14 +37,15 @@ def test_all_that_apply_take_part_in_the_order_of_the_tables():
         "PIT with R_P difference",
         "PIT, 1 round, no stop rule",
     ]
+    early = "PIT after stage 0, 1 round"
     assert RECIPE.policy_rl is None
-    assert titles(RECIPE) == expected
+    assert titles(RECIPE) == [*expected, early]
     with_rlhf = RECIPE.model_copy(update={"policy_rl": RECIPE.curriculum.rl})
-    assert titles(with_rlhf) == [expected[0], "policy before RLHF", *expected[1:]]
+    assert titles(with_rlhf) == [expected[0], "policy before RLHF", *expected[1:], early]
     sft = with_rlhf.model_copy(update={"model": RECIPE.model.model_copy(update={"policy": "sft"})})
-    assert titles(sft) == [expected[0], "policy after RLHF", "PIT on the policy after RLHF", *expected[1:]]
+    assert titles(sft) == [expected[0], "policy after RLHF", "PIT on the policy after RLHF", *expected[1:], early]
     before = [name for name in BASELINES if not name.endswith("after-rlhf")]
-    assert titles(naming(*before, recipe=with_rlhf)) == titles(with_rlhf)
+    assert [*titles(naming(*before, recipe=with_rlhf)), early] == titles(with_rlhf)
 
 
 def test_a_recipe_names_those_it_wants():
@@ -115,7 +116,8 @@ def test_the_work_that_is_declared_is_the_work_that_is_asked_for(name):
     prompts, all_ = [Prompt.of("one"), Prompt.of("two")], Counting()
     originals = all_.answer(prompts, temperature=1.0, seed=0)
     models = TrainedModels(all_, all_, all_, all_, all_, all_)
-    systems = Systems(prompts, originals, models, LoopSection(rounds=3), 1.0, lambda purpose: 7)
+    given = (prompts, originals, models, LoopSection(rounds=3), 1.0, lambda purpose: 7)
+    systems = Systems(*given, open_improver=lambda stage: all_)
     systems.traces(baselines)
     assert [len(chain) for chain in systems.chains.values()] == [2, 2]
     asked = Work(*(count / 2 for count in (all_.answers, all_.proposals, all_.gap_scores, all_.rewards)))
@@ -166,6 +168,38 @@ def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
         assert [trace.final for trace in baseline.traces(systems)] == ["better", "b", "better"]
         assert len(refiner.asked) == 6  # of two answers: feedback, rewrite, feedback
         assert ("about cats" in refiner.asked[0]) == (baseline.title == "Self-Refine: mine")
+
+
+def test_each_earlier_stage_of_the_curriculum_takes_part_and_no_stage_that_was_not_trained():
+    curriculum = RECIPE.curriculum.model_copy(update={"stages": ["data", "policy", "improver"]})
+    recipe = RECIPE.model_copy(update={"curriculum": curriculum})
+    early = [b for b in chosen_baselines(recipe) if b.title.startswith("PIT after stage")]
+    assert [b.title for b in early] == ["PIT after stage 0, 1 round", "PIT after stage 1, 1 round"]
+    prompts, all_, opened = [Prompt.of("one")], Counting(), []
+    models = TrainedModels(all_, all_, all_, all_, all_, all_)
+    systems = Systems(prompts, [Answer("a")], models, LoopSection(rounds=3), 1.0, lambda purpose: 7)
+    systems.open_improver = lambda stage: opened.append(stage) or all_
+    for baseline in early:
+        [trace] = baseline.traces(systems)
+        assert [step.accepted for step in trace.rounds] == [True]
+    assert opened == ["rl-0-data", "rl-1-policy"]
+    assert not [b for b in chosen_baselines(naming("sft")) if b.title.startswith("PIT after stage")]
+
+
+def test_the_loop_also_runs_with_the_margin_that_its_harm_asks_for():
+    """The scorer prefers longer answers. The judge finds each of the further answers worse: no margin is safe."""
+    section = RECIPE.evaluation.model_copy(update={"baselines": [], "harm": 0.1})
+    [baseline] = chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))
+    assert baseline.title == "PIT, margin for 10% harm"
+    prompts, all_ = [Prompt.of("one")], Counting()
+    models = TrainedModels(all_, all_, all_, all_, all_, all_)
+    systems = Systems(prompts, [Answer("a")], models, LoopSection(rounds=2), 1.0, lambda purpose: 7)
+    systems.choosing = lambda: [(Prompt.of(f"x{number}"), "y") for number in range(30)]
+    for better, accepted in ((1.0, True), (-1.0, False)):
+        systems.open_quality = lambda better=better: lambda prompts, texts: [better * len(text) for text in texts]
+        [trace] = baseline.traces(systems)
+        assert trace.rounds[0].accepted is accepted
+    assert systems.pit[0].rounds[0].accepted
 
 
 def test_a_guide_that_is_not_there_is_named():

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt, Trace
-from pitlm.core.recipe import Recipe
+from pitlm.core.recipe import CurriculumStage, Recipe
 from pitlm.io.console import progress_bar
 from pitlm.io.named_parts import find_part
 from pitlm.loop.baselines.self_refine import PROMPTS, Guide, self_refine
+from pitlm.loop.calibration import Promise
 
 if TYPE_CHECKING:
     from pitlm.engines.generators import Policy
@@ -103,11 +104,50 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
             wanted = "policy_rl" + (", and model.policy 'sft'" if baseline.needs == "policy-rl" else "")
             raise InputError(f"evaluation.baselines: found '{name}', which needs the section {wanted}")
         chosen.append(baseline)
+    if named is None:
+        chosen += map(after_stage, recipe.curriculum.stage_list[:-1])
+    if recipe.evaluation.harm is not None:
+        chosen.append(with_margin_for(recipe.evaluation.harm))
     chosen += map(refined_by, recipe.evaluation.self_refine)
     titles = Counter([ORIGINAL, PIT, *(baseline.title for baseline in chosen)])
     if twice := [title for title, count in titles.items() if count > 1]:
         raise InputError(f"evaluation: found two systems called '{twice[0]}', expected one")
     return chosen
+
+
+def after_stage(stage: CurriculumStage) -> Baseline:
+    """One round of the improver that an earlier stage of the curriculum made."""
+
+    def traces(systems: Systems) -> list[Trace]:
+        assert systems.open_improver is not None
+        return systems.chain(title, systems.open_improver(stage.name), 1)
+
+    title = f"PIT after stage {stage.number}, 1 round"
+    return Baseline(title, traces, work=lambda rounds, samples: Work(proposals=1), compared=False)
+
+
+def with_margin_for(harm: float) -> Baseline:
+    """PIT with the margin that is chosen on further answers, so that at most this share of answers is made worse."""
+
+    def traces(systems: Systems) -> list[Trace]:
+        from pitlm.loop.margin import choose_margin  # here, because planning needs no scipy
+
+        assert systems.open_quality is not None
+        assert systems.choosing is not None
+        improver, gap = systems.models.improver, systems.models.gap
+        margin = choose_margin(
+            gap,
+            systems.choosing(),
+            improver=improver,
+            settings=systems.loop,
+            promise=Promise(harm=harm),
+            score=systems.open_quality(),
+            seed=systems.seed("calibration"),
+        )
+        return systems.improved(title, improver, gap, margin=margin)
+
+    title = f"PIT, margin for {harm:.0%} harm"
+    return Baseline(title, traces, work=lambda rounds, samples: Work(proposals=rounds, gaps=rounds), compared=False)
 
 
 @dataclass(frozen=True, slots=True)
