@@ -9,10 +9,13 @@ import pytest
 import torch
 from builders import preference, scorer_checkpoint, train_section, workbench
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl import SFTTrainer
 
+from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.engines.generators import Improver
 from pitlm.method.supervised import (
+    CompletionSFTTrainer,
     GapRow,
     GapTrainer,
     gap_batch,
@@ -21,6 +24,7 @@ from pitlm.method.supervised import (
     policy_rows,
     reward_rows,
     scorer_trainer,
+    sft_trainer,
     train_on_rows,
 )
 from pitlm.models.scorers import GapModel, score_ids
@@ -63,6 +67,30 @@ def test_the_loss_is_that_of_the_completion_tokens(bases, tmp_path, family, accu
     expected = nll(bases(family), rows)
     assert logged(bench)[0]["loss"] == pytest.approx(expected, rel=1e-4)
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("peft", [None, LoraSection(r=4, alpha=8)])
+@pytest.mark.parametrize("family", ["llama3", "qwen3"])
+def test_only_completions_pass_the_head_and_the_gradient_is_that_of_trl(bases, tmp_path, family, peft):
+    """TRL's own trainer passes every position but the last of each padded row."""
+    bench = workbench(tmp_path / "sft", bases(family), peft=peft)
+    rows = improver_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    gradients, headed = [], []
+    for compute_loss in (CompletionSFTTrainer.compute_loss, SFTTrainer.compute_loss):
+        trainer = sft_trainer(bench.load(), rows, rows, train_section(batch_size=4), bench)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        head = model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, given: headed.append(given[0].shape[1])
+        )
+        [batch] = trainer.get_train_dataloader()
+        compute_loss(trainer, model, batch).backward()
+        head.remove()
+        gradients.append({name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None})
+    assert headed == [sum(len(completion) for _, completion in rows)]  # TRL multiplies with the head's weight itself
+    ours, stock = gradients
+    assert ours.keys() == stock.keys()
+    for name, gradient in stock.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_every_reply_of_a_conversation_is_learnt_and_nothing_between(bases, tmp_path):

@@ -134,16 +134,23 @@ def test_labels_follow_bradley_terry():
     assert low <= sum(pair.chosen == GOOD for pair in pairs) <= high
 
 
+def test_a_pair_that_is_equally_good_gets_no_label():
+    other = GOOD.replace("coarse", "fine")
+    assert utility(X, GOOD) == utility(X, other)
+    assert label(random.Random(0), [X] * 3, [GOOD, GOOD, ""], [other, GOOD, "Sure."]) == []
+
+
 def test_the_start_model_answers_every_question_about_equally_often():
     asked: dict[int, list[Prompt]] = {}
 
     def write(prompts, seed):
         asked[seed] = list(prompts)
-        return [f"{prompt.text} {'again' if seed == 2 and number else 'once'}" for number, prompt in enumerate(prompts)]
+        more = "is something that many people learn about every summer."
+        return [f"{prompt.text} {more}" if seed == 2 and number else "No." for number, prompt in enumerate(prompts)]
 
     pairs = make_preferences(2_000, 0, write)
     assert asked[1] == asked[2]
-    assert len(pairs) == 1_999  # the first two answers are equal
+    assert len(pairs) == 1_999  # the first two answers are equally good
     counts = [asked[1].count(prompt) for prompt in set(asked[1])]
     assert set(counts) == {1, 2}
     assert len(counts) == len(questions())
@@ -152,7 +159,9 @@ def test_the_start_model_answers_every_question_about_equally_often():
 
 
 def test_prompts_ask_for_less_than_the_style():
-    [prompt] = {pair.prompt for pair in make_preferences(1, 0, lambda prompts, seed: [f"{seed}"] * len(prompts))}
+    asked: list[Prompt] = []
+    make_preferences(1, 0, lambda prompts, seed: asked.extend(prompts) or [""] * len(prompts))
+    [prompt] = set(asked)
     assert [message.role for message in prompt.messages] == ["system", "user"]
     assert prompt.text in house_style.questions()
 

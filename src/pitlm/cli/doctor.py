@@ -69,7 +69,8 @@ def doctor(
     shape, source = Shape.of_model(chosen.model), chosen.data.source
     local = source is not None and not chosen.data.world and (data is not None or Path(source).exists())
     work, where = measured_workload(source, chosen.data) if source and local else known_workload(chosen)
-    work = replace(work, pairs=pairs or min(work.pairs, chosen.data.pairs or work.pairs))
+    if not chosen.data.world:
+        work = replace(work, pairs=pairs or min(work.pairs, chosen.data.pairs or work.pairs))
     if hardware is not None:
         chosen = chosen.with_dtype(native_bfloat16=True)  # as all GPUs of the table do
         machine = replace(assumed(hardware, chosen.model.dtype), devices=devices)

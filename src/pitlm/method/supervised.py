@@ -21,7 +21,10 @@ from pitlm.method.common import arranged, fit, make_trainer, trainer_arguments
 from pitlm.method.setting import Setting, Workbench
 from pitlm.models.forest import Forest
 from pitlm.models.loading import Kind
-from pitlm.models.trees import score_tree
+from pitlm.models.trees import completion_log_probs, enable_trees, reads_trees, score_tree
+
+IGNORED = -100
+"""The label of a token that is only read."""
 
 TokenRow = tuple[list[int], ...]
 """Token ids: a prompt, which is only read, its completion with the end token, which is learnt, and so on in turn."""
@@ -94,7 +97,36 @@ def sft_trainer(
     )
     train, test = _labelled(rows), _labelled(held_out)
     train = arranged(train, [sum(map(len, row)) for row in rows], section, bench)
-    return make_trainer(SFTTrainer, model, bench, args=arguments, train_dataset=train, eval_dataset=test)
+    return make_trainer(CompletionSFTTrainer, model, bench, args=arguments, train_dataset=train, eval_dataset=test)
+
+
+class CompletionSFTTrainer(SFTTrainer):
+    """SFTTrainer that passes only completions through the head, and no padding through the layers; the same loss.
+
+    Without Triton, TRL passes every position through the head, which is most of a small model's step. For rows of
+    several turns, and for an architecture that reads no trees, this trainer takes TRL's own way.
+    """
+
+    def __init__(self, model: PreTrainedModel, **given: Any) -> None:
+        super().__init__(model=model, **given)
+        enable_trees(self.accelerator.unwrap_model(self.model), "passing prompts through the head, too")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labelled = [
+            own[seen] != IGNORED for own, seen in zip(inputs["labels"], inputs["attention_mask"].bool(), strict=True)
+        ]
+        prompts = [int((~own).sum()) for own in labelled]
+        one_turn = all(own[start:].all() and 0 < start < len(own) for own, start in zip(labelled, prompts, strict=True))
+        if return_outputs or not one_turn or not reads_trees(model):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        rows = [ids[: len(own)].tolist() for ids, own in zip(inputs["input_ids"], labelled, strict=True)]
+        logp_BC, _ = completion_log_probs(model, Forest.of(rows), prompts, temperature=1.0)
+        count = sum(map(len, rows)) - sum(prompts) if num_items_in_batch is None else num_items_in_batch
+        # The trainer counts the tokens of all processes, and averages the gradients over them.
+        shared = num_items_in_batch is not None and self.args.average_tokens_across_devices
+        return -logp_BC.sum() / count * (self.accelerator.num_processes if shared else 1)
 
 
 def _labelled(rows: Sequence[TokenRow]) -> Dataset:
@@ -102,7 +134,7 @@ def _labelled(rows: Sequence[TokenRow]) -> Dataset:
         {
             "input_ids": [[token for part in row for token in part] for row in rows],
             "labels": [
-                [token if number % 2 else -100 for number, part in enumerate(row) for token in part] for row in rows
+                [token if number % 2 else IGNORED for number, part in enumerate(row) for token in part] for row in rows
             ],
         }
     )

@@ -64,7 +64,7 @@ def plan_run(recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -
 
 def _data(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     if "answers" in stage.settings:  # the start model writes both answers of each pair
-        p.write(plan, 2 * p.work.pairs, p.x, p.recipe.evaluation.batch_size)
+        p.write(plan, 2 * p.work.pairs / p.work.labelled, p.x, p.recipe.evaluation.batch_size)
     p.encode(plan, p.work.pairs * 3)
 
 

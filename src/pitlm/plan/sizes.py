@@ -181,6 +181,7 @@ class Workload:
     Attributes:
         marks: tokens that a chat template puts around one turn and its answer.
         prompts: distinct prompts per pair.
+        labelled: share of the pairs that are made which get a label.
     """
 
     pairs: int
@@ -189,11 +190,12 @@ class Workload:
     rejected: float
     marks: float = 20.0
     prompts: float = 1.0
+    labelled: float = 1.0
 
 
 WORLDS = {
     "pocket": Workload(24_000, 11.5, 10.1, 10.5, marks=2.5, prompts=0.86),
-    "house-style": Workload(3_000, 14, 30, 34, marks=11, prompts=0.5),
+    "house-style": Workload(3_000, 14, 30, 34, marks=11, prompts=0.5, labelled=0.76),
 }
 
 HUB = {
@@ -210,7 +212,8 @@ def known_workload(recipe: Recipe) -> tuple[Workload, str]:
     data = recipe.data
     if data.world:
         known = WORLDS[data.world]
-        return replace(known, pairs=data.pairs or known.pairs), f"lengths known for the world {data.world}"
+        pairs = round((data.pairs or known.pairs) * known.labelled)
+        return replace(known, pairs=pairs), f"lengths known for the world {data.world}"
     if data.source in HUB:
         return HUB[data.source], f"lengths known for {data.source}"
     half = data.max_response_tokens / 2

@@ -1,7 +1,7 @@
 """A house style for short answers, as a team could write it down, with a known truth.
 
 The prompts are short questions of everyday life. The start model itself answers each question twice. A hidden utility
-over the plain text of an answer labels the pair.
+over the plain text of an answer labels the pair. A pair of equal utility gets no label and is left out.
 
 The style: keep to the question; one finished text of 8 to 20 words; no list, markup, heading or quotation; nothing
 about oneself and no empty opening; no repetition. An answer that does not name what was asked about is worth nothing,
@@ -26,6 +26,9 @@ from pitlm.worlds.world import World, Write, prefer
 
 NOISE = 0.4
 """Temperature of the Bradley-Terry noise, in points."""
+
+TIE = 1e-9
+"""Utilities closer than this are equal."""
 
 WORDS = range(8, 21)
 """The length that the style asks for, in words."""
@@ -143,7 +146,7 @@ def utility(prompt: Prompt, response: str) -> float:
 
 
 def make_preferences(count: int, seed: int, write: Write) -> list[Preference]:
-    """About ``count`` labelled pairs of two answers of one model; pairs of equal answers are left out.
+    """Labelled pairs of two answers of one model to ``count`` questions; about a quarter of the pairs are ties.
 
     Each question is asked as often as any other, give or take one.
     """
@@ -159,11 +162,12 @@ def make_preferences(count: int, seed: int, write: Write) -> list[Preference]:
 def label(
     rng: random.Random, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
 ) -> list[Preference]:
-    """Label pairs of different answers by the utility, with noise."""
+    """Label pairs by the utility, with noise. A labeller who sees no difference gives no label."""
+    differences = [utility(x, a) - utility(x, b) for x, a, b in zip(prompts, first, second, strict=True)]
     return [
-        prefer(rng, x, a, b, utility(x, a) - utility(x, b), noise=NOISE)
-        for x, a, b in zip(prompts, first, second, strict=True)
-        if a.strip() != b.strip()
+        prefer(rng, x, a, b, difference, noise=NOISE)
+        for x, a, b, difference in zip(prompts, first, second, differences, strict=True)
+        if abs(difference) > TIE
     ]
 
 
