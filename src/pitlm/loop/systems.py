@@ -1,6 +1,7 @@
 """The systems of a comparison: PIT and its baselines, on the same prompts and the same first answers."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,10 +130,10 @@ class Systems:
         """The loop of the run on every answer, by default the first one, with this improver and this scorer.
 
         Args:
-            margin: replaces that of the run.
+            margin: replaces that of the run; with an infinite one the loop rejects every proposal.
         """
         with progress_bar(f"{title}, loop", len(self.prompts)) as advance:
-            changed = {} if margin is None else {"margin": margin}
+            changed = {} if margin is None else {"margin": min(margin, sys.float_info.max)}
             settings, seed = {**self.loop.model_dump(), **changed}, self.seed("loop")
             return improve_many(
                 self.prompts, answers or self.y0, improver=improver, gap=gap, seed=seed, advance=advance, **settings

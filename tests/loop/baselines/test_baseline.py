@@ -199,6 +199,8 @@ def test_the_loop_also_runs_with_the_margin_that_its_harm_asks_for():
         systems.open_quality = lambda better=better: lambda prompts, texts: [better * len(text) for text in texts]
         [trace] = baseline.traces(systems)
         assert trace.rounds[0].accepted is accepted
+    systems.choosing = lambda: [(Prompt.of("x"), "y")]  # too few to promise anything
+    assert not baseline.traces(systems)[0].rounds[0].accepted
     assert systems.pit[0].rounds[0].accepted
 
 
