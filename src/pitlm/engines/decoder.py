@@ -184,8 +184,9 @@ class Decoder:
             self.rows[place] = row
         for width, together in alike.items():
             # Rows with one prompt, as in a group of samples, share its reading.
-            prompts = list(dict.fromkeys(tuple(row.prompt[:-1]) for _, row in together))
-            input_ids = torch.tensor([[*ids, *[self.pad] * (width - len(ids))] for ids in prompts])
+            distinct: dict[tuple[int, ...], int] = {}
+            shared = [distinct.setdefault(tuple(row.prompt[:-1]), len(distinct)) for _, row in together]
+            input_ids = torch.tensor([[*ids, *[self.pad] * (width - len(ids))] for ids in distinct])
             read = DynamicCache()
             # Padded on the right, where no token looks. The call goes through the whole model, because an adapter
             # that is one of several is switched on there; almost nothing passes the head.
@@ -196,8 +197,8 @@ class Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            at = {ids: number for number, ids in enumerate(prompts)}
-            read.batch_select_indices(torch.tensor([at[tuple(row.prompt[:-1])] for _, row in together]))
+            if len(distinct) < len(together):
+                read.batch_select_indices(torch.tensor(shared))
             self._places.fill([place for place, _ in together], read)
 
     def _close(self) -> None:
