@@ -189,13 +189,14 @@ class Decoder:
             input_ids = torch.tensor([[*ids, *[self.pad] * (width - len(ids))] for ids in distinct])
             read = DynamicCache()
             # Padded on the right, where no token looks. The call goes through the whole model, because an adapter
-            # that is one of several is switched on there; almost nothing passes the head.
+            # that is one of several is switched on there; nothing passes the head. A last position that is named by
+            # a number is a view, for which torch on a processor copies the head once for every row.
             self.model(
                 input_ids=input_ids.to(self.model.device),
                 position_ids=torch.arange(width, device=self.model.device)[None],
                 past_key_values=read,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=torch.tensor([], dtype=torch.long, device=self.model.device),
             )
             if len(distinct) < len(together):
                 read.batch_select_indices(torch.tensor(shared))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +46,10 @@ SPARE_PAD_TOKENS = (
     "<|endoftext|>",  # of models that end a turn with another token, as SmolLM2 does
     PAD,
 )
+
+# oneDNN keeps a compiled product for every shape that it meets, of 1,024 shapes by default. Batches have their own
+# lengths here, and a training on a processor took 11 GB where 32 shapes take 3, at the same speed.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 HFTokenizer = PreTrainedTokenizerBase
 Kind = Literal["policy", "improver", "reward", "gap"]
@@ -113,6 +120,9 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # glibc keeps freed memory to itself unless it is asked.
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)  # another C library has no such call
 
 
 def is_out_of_memory(error: Exception) -> bool:

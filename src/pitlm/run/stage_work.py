@@ -25,7 +25,7 @@ from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
 from pitlm.method.watch import PROBE, read_metrics
-from pitlm.models.loading import first_line, is_out_of_memory, load_shape, load_tokenizer, window_of
+from pitlm.models.loading import first_line, is_out_of_memory, load_shape, load_tokenizer, release_memory, window_of
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.report.pages import render
@@ -52,6 +52,7 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
     Raises:
         InputError: the recipe asks for something that does not exist, or for more memory than there is.
     """
+    release_memory()  # of the stage before
     try:
         return _do(context, stage, folder)
     except (RuntimeError, MemoryError) as error:
