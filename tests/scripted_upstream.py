@@ -119,8 +119,10 @@ def completion(request) -> dict:
         message, end = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}, "tool_calls"
     if request["model"] == "filtered":
         end = "content_filter"
+    more = {"token_ids": [1, 2], "stop_reason": 7} if request["model"] == "described" else {}
+    message |= {"citations": ["a"]} if more else {}
     choices = [
-        {"index": index, "message": message, "logprobs": None, "finish_reason": end}
+        {**more, "index": index, "message": message, "logprobs": None, "finish_reason": end}
         for index in range(request.get("n") or 1)
     ]
     shape = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1700000000, "model": request["model"]}
@@ -145,6 +147,10 @@ def chunks(request) -> list[dict]:
         deltas += [{"content": word + (" " if index < len(words) - 1 else "")} for index, word in enumerate(words)]
     shape = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1700000000, "model": request["model"]}
     made = [{**shape, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    if request["model"] == "described":
+        made = [chunk | {"citations": ["a"]} for chunk in made]
+        for chunk in made:
+            chunk["choices"][0] |= {"token_ids": [1], "stop_reason": 7}
     made.append({**shape, "choices": [{"index": 0, "delta": {}, "finish_reason": end}]})
     if (request.get("stream_options") or {}).get("include_usage"):
         made.append({**shape, "choices": [], "usage": USAGE})

@@ -85,6 +85,27 @@ def test_another_site_s_page_cannot_even_read():
     assert there.get("/", headers={"Origin": "http://127.0.0.1:8750"}).json() == "served"
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_site_s_page_cannot_send_a_plain_get(site):
+    """An image or a script of another page is asked for without an origin; browsers say where it comes from."""
+    for pages in (True, False):
+        there = client(None, pages=pages)
+        assert there.get("/", headers={"Sec-Fetch-Site": site}).status_code == 403
+        assert there.get("/", headers={"Sec-Fetch-Site": "same-origin"}).json() == "served"
+        assert there.get("/", headers={"Sec-Fetch-Site": "none"}).json() == "served"
+    link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
+    assert client(None).get("/", headers=link).json() == "served"
+    assert client(None, pages=False).get("/", headers=link).status_code == 403
+
+
+def test_no_path_begins_a_line_of_the_log(caplog):
+    with caplog.at_level("INFO"):
+        client(None).get("/a%0aGET%20/forged%1b[2J" + "x" * 500)
+    [line] = [record.getMessage() for record in caplog.records if record.name == "pitlm.serve"]
+    assert line.startswith("GET /a\\nGET /forged\\x1b[2Jxxx")
+    assert len(line) < 300
+
+
 def test_a_token_in_the_wrong_place_is_none():
     """A server for browsers takes no bearer token, and a server for programs takes neither cookie nor address."""
     assert client(TOKEN).get("/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 403

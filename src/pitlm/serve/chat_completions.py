@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,27 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.row_fields import is_unicode
 from pitlm.loop.live_loop import Bounds, LiveOutcome
+from pitlm.serve.event_stream import event_data
 from pitlm.serve.outcomes import pit_field, whole_usage
 from pitlm.serve.web import ApiError
 
 IMPROVABLE_ENDS = ("stop", "length")
 BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
 """Parts of a message that depend on the message's text, or replace the text."""
+OF_ANSWER = frozenset({
+    "id", "object", "created", "model", "system_fingerprint", "service_tier", "usage", "choices", "index", "message",
+    "finish_reason", "delta", "role", "content", "reasoning", "reasoning_content",
+})  # fmt: skip
+"""Fields of a completion, a choice and a message that still hold if the text is another one."""
+HARMLESS = frozenset({
+    "model", "messages", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "stop", "seed", "user", "metadata", "store", "service_tier",
+    "safety_identifier", "prompt_cache_key", "reasoning_effort", "parallel_tool_calls", "chat_template_kwargs",
+    "skip_special_tokens", "priority", "request_id", "cache_salt", "keep_alive",
+})  # fmt: skip
+"""Fields of a request that an improved text obeys. A request with another field is passed on."""
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
 _WORD = re.compile(r"\s*\S+|\s+\Z")
 
 
@@ -105,18 +117,25 @@ def _checked_control(control: Any) -> dict[str, Any]:
     return control
 
 
+NEUTRAL: dict[str, Callable[[Any], bool]] = {
+    "n": lambda value: value == 1,
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), _is_count),
+    "response_format": lambda value: value in ({}, {"type": "text"}),
+    "modalities": lambda value: value == ["text"],
+    **dict.fromkeys(("tool_choice", "function_call"), lambda value: value in ("none", "auto")),
+    **dict.fromkeys(("tools", "functions", "logprobs", "top_logprobs", "logit_bias"), lambda value: not value),
+}
+"""Fields of a request that are harmless with some values."""
+
+
 def _obstacle(request: Mapping[str, Any]) -> str:
-    """The name of a parameter that an improved text could not obey; empty if the request has no such parameter."""
-    response_format = request.get("response_format")
-    asked = {
-        "n": request.get("n") not in (None, 1),
-        "tools": bool(request.get("tools") or request.get("functions")) and request.get("tool_choice") != "none",
-        "response_format": bool(response_format) and response_format != {"type": "text"},
-        "logprobs": bool(request.get("logprobs")),
-        "logit_bias": bool(request.get("logit_bias")),
-        "modalities": request.get("modalities") not in (None, ["text"]),
-    }
-    return next((name for name, is_asked in asked.items() if is_asked), "")
+    """The name of a field that an improved text may not obey; empty if the request has no such field."""
+    unused = ("tools", "functions") if request.get("tool_choice") == "none" else ()
+    for name, value in request.items():
+        known = value is None or name in HARMLESS or name in unused
+        if not known and (name not in NEUTRAL or not NEUTRAL[name](value)):
+            return name
+    return ""
 
 
 def _prompt(messages: Any) -> Prompt:
@@ -135,8 +154,8 @@ def _prompt(messages: Any) -> Prompt:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("system", "developer", "user", "assistant"):
             raise InputError(f"a message with role {role!r}")
-        if message.get("tool_calls"):
-            raise InputError("tools")
+        if more := next((name for name in message if message[name] and name not in ("role", "content", "name")), None):
+            raise InputError("tools" if more == "tool_calls" else more)
         content = message.get("content")
         if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
             content = content[0].get("text") if content[0].get("type") == "text" else None
@@ -160,16 +179,14 @@ def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
     )
 
 
-async def events(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cut a stream into server-sent events. Each keeps its final blank line, so the joined events equal the stream."""
-    rest = b""
-    async for part in stream:
-        rest += part
-        while match := _EVENT_END.search(rest):
-            yield rest[: match.end()]
-            rest = rest[match.end() :]
-    if rest:
-        yield rest
+def _cut(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a completion, a choice or a message that still hold if the text is another one."""
+    return {name: value for name, value in whole.items() if name in OF_ANSWER}
+
+
+def _describes(whole: Mapping[str, Any]) -> bool:
+    """Whether a completion, a choice or a message has a field that holds for this text alone."""
+    return any(whole[name] for name in whole if name not in OF_ANSWER)
 
 
 class ChatReply:
@@ -187,32 +204,34 @@ class ChatReply:
     def __init__(self, *, streamed: bool) -> None:
         self.obstacle = self.text = ""
         self._streamed, self._part = streamed, "delta" if streamed else "message"
-        self._held: list[tuple[bytes, bool]] = []  # chunks from the first text on; whether each has text
+        # Events from the first text on, with their chunks (none: a comment), and whether each speaks of this text.
+        self._held: list[tuple[bytes, dict[str, Any], bool]] = []
+        self._end: int | None = None  # the place of the chunk that ends the answer
         self._shape: dict[str, Any] = {}
-        self._end: list[tuple[bytes, dict[str, Any]]] = []  # the chunk that ends the answer, and later chunks
         self._done = b""
 
     def feed(self, event: bytes) -> bytes:
         """Take one event of a stream, or the whole answer. Return the bytes to send to the client now."""
-        data = event.strip()
-        if self.obstacle or (self._streamed and not data.startswith(b"data:")):
+        if self.obstacle:
             return event
-        if self._streamed:
-            data = data[5:].strip()
-        if data == b"[DONE]":
-            self._done = event
-            return b""
         try:
-            chunk = json.loads(data)
-            choices = chunk["choices"]
-            if not choices and not self._end:  # some servers first send an event about the prompt
-                return event
-            if self._end:
-                self._end.append((event, chunk))
+            data = event_data(event) if self._streamed else event
+            if self._done or (self._streamed and (data or b"").startswith(b"[DONE]")):
+                self._done += event  # clients read no further
+                return b""
+            chunk = {} if data is None else json.loads(data)
+            choices = [] if data is None else chunk["choices"]
+            if not choices or self._end is not None:  # comments, usage, and what some servers say of the prompt
+                if any(choice[self._part].get("content") for choice in choices):
+                    return self._give_up("not understood", event)
+                if not self._held:
+                    return event
+                self._held.append((event, chunk, False))
                 return b""
             (choice,) = choices
             part = choice[self._part]
             text, end = part.get("content") or "", choice.get("finish_reason")
+            of_text = bool(text) or any(map(_describes, (chunk, choice, part)))
         except UNREADABLE:
             return self._give_up("not understood", event)
         obstacles = {name: part.get(name) for name in BESIDE_TEXT}
@@ -221,14 +240,12 @@ class ChatReply:
         obstacles["not understood"] = not isinstance(text, str) or not is_unicode(text)
         if obstacle := next((name for name, is_there in obstacles.items() if is_there), ""):
             return self._give_up(obstacle, event)
-        self.text += text
-        self._shape = self._shape or {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
-        if end:
-            self._end.append((event, chunk))
-        elif text or self._held:
-            self._held.append((event, bool(text)))
-        else:
+        if not (of_text or end or self._held):
             return event
+        self.text += text
+        self._shape = self._shape or {name: value for name, value in _cut(chunk).items() if name != "usage"}
+        self._end = len(self._held) if end else None
+        self._held.append((event, chunk, of_text))
         return b""
 
     def _give_up(self, obstacle: str, event: bytes) -> bytes:
@@ -237,13 +254,13 @@ class ChatReply:
 
     def rest(self) -> bytes:
         """The bytes that are still held, unchanged."""
-        held = b"".join(event for event, _ in (*self._held, *self._end)) + self._done
-        self._held, self._end, self._done = [], [], b""
+        held = b"".join(event for event, _, _ in self._held) + self._done
+        self._held, self._done = [], b""
         return held
 
     def is_improvable(self) -> bool:
         """Whether a finished answer has a text to improve; if not, ``obstacle`` says why."""
-        if not self.obstacle and not (self._end and self.text.strip()):
+        if not self.obstacle and (self._end is None or not self.text.strip()):
             self.obstacle = "finish_reason" if self.text.strip() else "no text"
         return not self.obstacle
 
@@ -252,19 +269,20 @@ class ChatReply:
 
         If the upstream sent its usage, this usage now includes the improver's tokens.
         """
-        end, *tail = (chunk for _, chunk in self._end)
+        end, *tail = (chunk for _, chunk, _ in self._held[self._end :] if chunk)
         usage = next((chunk["usage"] for chunk in (end, *tail) if chunk.get("usage") is not None), None)
-        parts = [event for event, has_text in self._held if not (has_text and outcome.improved)]
+        parts = [event for event, _, of_text in self._held[: self._end] if not (of_text and outcome.improved)]
         if outcome.improved:
-            choice, final = end["choices"][0], outcome.trace.final
-            choice["finish_reason"] = "stop"
+            end, *tail = (_cut(end), *(_cut(chunk) | {"choices": []} for chunk in tail))
+            choice, final = _cut(end["choices"][0]), outcome.trace.final
+            end["choices"], choice["finish_reason"] = [choice], "stop"
             if self._streamed:
                 choice["delta"] = {}
                 for word in _WORD.findall(final):
                     one = {"index": 0, "delta": {"content": word}, "logprobs": None, "finish_reason": None}
                     parts.append(self._encoded({**self._shape, "choices": [one]}))
             else:
-                choice["message"]["content"] = final
+                choice["message"] = {**_cut(choice["message"]), "content": final}
         end["pit"] = pit_field(outcome, usage, original=original)
         for chunk in (end, *tail):
             if isinstance(chunk.get("usage"), dict):

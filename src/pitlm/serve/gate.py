@@ -59,13 +59,14 @@ class Gate:
                 await self._counted(scope, receive, reply)
         except Exception as error:
             if not isinstance(error, ApiError):
-                log.exception("%s %s", scope["method"], scope["path"])
+                log.exception("%s %s", scope["method"], ascii(scope["path"])[1:-1][:200])
                 error = ApiError(500, "internal_error", "The server failed; its log says more.")
             if reply.status is None:
                 await error.send(reply, as_text=self.pages)
         self.metrics.responses.labels(str(reply.status or "gone")).inc()
-        # The log has no query, header or body, because these hold keys and conversations.
-        log.info("%s %s %s %.0f ms", scope["method"], scope["path"], reply.status, 1e3 * (time.perf_counter() - began))
+        # The log has no query, header or body, which hold keys and conversations. No path can begin a line of it.
+        spent = 1e3 * (time.perf_counter() - began)
+        log.info("%s %s %s %.0f ms", scope["method"], ascii(scope["path"])[1:-1][:200], reply.status, spent)
 
     def _headers(self, scope: Scope) -> dict[str, str]:
         """Headers that every response gets."""
@@ -85,6 +86,9 @@ class Gate:
         request, hosts, token = HTTPConnection(scope), self.settings.hosts, self.settings.token
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         foreign = hosts is not None and _PORT.sub("", host) not in hosts
+        # A page's plain GET has no origin. A link that a person follows to our own page comes from another site, too.
+        followed = self.pages and request.headers.get("sec-fetch-mode") == "navigate"
+        foreign |= request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed
         if foreign or (origin is not None and origin.partition("://")[2] != host):
             raise ApiError(403, "foreign_site", "This request comes from another site's page, or by a foreign name.")
         if token is None or scope["path"] in self.settings.open_paths:

@@ -5,6 +5,7 @@ layer of a framework stands between the upstream's bytes and the client's.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import lru_cache, partial
@@ -16,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from pitlm.core.errors import InputError
 from pitlm.loop.live_loop import Improving
-from pitlm.serve.chat_completions import ChatReply, Wish, events, read_wish
+from pitlm.serve.chat_completions import ChatReply, Wish, read_wish
+from pitlm.serve.event_stream import events
 from pitlm.serve.outcomes import Metrics, pit_headers
 from pitlm.serve.web import ApiError, Headers, respond
 
@@ -32,8 +34,13 @@ NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"e
 NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length"}
 
 
-COMMENT = b": pit\n\n"
-"""An event that clients skip. The proxy sends it to keep a connection open while no text goes out."""
+COMMENT = b": pit\n"
+"""A line that clients skip. The proxy sends it to keep a connection open while no text goes out. A blank line after it
+would end an event, which OpenAI's client takes for an empty answer once it has seen an event with an id."""
+
+
+LONGEST_PATH = 8_000
+_LEADS_OUT = re.compile(r"[/\\]\.\.?(?:[/\\]|$)")
 
 
 def end_to_end(headers: Headers, leave_out: frozenset[bytes] = NOT_DOWNSTREAM) -> Headers:
@@ -125,11 +132,12 @@ class PassThrough:
             await relay(response, [], send)
 
     def _response(self, scope: Scope, body: bytes) -> AbstractAsyncContextManager[httpx.Response]:
-        path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii").removeprefix("/v1")
-        if "/.." in scope["path"]:
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii")
+        # With its own slash the path cannot change the host or the port of the base, whatever the rest decodes to.
+        if not path.startswith("/v1/") or _LEADS_OUT.search(scope["path"]) or len(path) > LONGEST_PATH:
             raise ApiError(404, "not_found", "No such path.")
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        return self.upstream.response(scope["method"], path + query.decode("ascii"), scope["headers"], body)
+        return self.upstream.response(scope["method"], path[3:] + query.decode("ascii"), scope["headers"], body)
 
 
 class ChatCompletions(PassThrough):
