@@ -80,7 +80,7 @@ def test_what_a_run_took_is_shown_beside_its_plan(pit, tmp_path):
         (tmp_path / "run" / name).mkdir(parents=True)
         (tmp_path / "run" / name / "stage.json").write_text(json.dumps(record))
     file = tmp_path / "plan.json"
-    asked = ("doctor", "hh-small", "--hardware", "l4")
+    asked = ("doctor", "hh-smol", "--hardware", "l4")
     code, out, _ = pit(*asked, "--beside", tmp_path / "run", "--json", file)
     assert code == 0
     plan = json.loads(file.read_text())
@@ -91,7 +91,7 @@ def test_what_a_run_took_is_shown_beside_its_plan(pit, tmp_path):
     assert [line.split()[:3] for line in out.splitlines() if line.startswith("took")] == [["took", "1.5", "min"]]
     assert "--beside" not in pit(*asked)[1]
     code, _, err = pit(*asked, "--beside", tmp_path)
-    assert (code, "found no finished stage, expected the folder of a run of hh-small" in err) == (2, True)
+    assert (code, "found no finished stage, expected the folder of a run of hh-smol" in err) == (2, True)
 
 
 def test_pairs_and_settings_change_the_plan(pit):
@@ -116,13 +116,13 @@ def test_pairs_of_a_file_are_counted_and_measured(pit, tmp_path):
         for number in range(7)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, _ = pit("doctor", "hh-small", "--data", file, "--hardware", "l4")
+    code, out, _ = pit("doctor", "hh-smol", "--data", file, "--hardware", "l4")
     assert code == 0
     assert "7 pairs; x 10, chosen 20, rejected 5 tokens" in out
-    _, of_recipe, _ = pit("doctor", "hh-small", "--set", f"data.source={file}", "--hardware", "l4")
+    _, of_recipe, _ = pit("doctor", "hh-smol", "--set", f"data.source={file}", "--hardware", "l4")
     assert "7 pairs; x 10, chosen 20, rejected 5 tokens" in of_recipe
     limits = ("--set", "data.max_prompt_tokens=6", "--set", "data.max_response_tokens=8")
-    _, trimmed, _ = pit("doctor", "hh-small", "--data", file, "--hardware", "l4", *limits)
+    _, trimmed, _ = pit("doctor", "hh-smol", "--data", file, "--hardware", "l4", *limits)
     assert "7 pairs; x 6, chosen 8, rejected 5 tokens" in trimmed
 
 
@@ -136,7 +136,7 @@ def test_pairs_of_a_file_are_counted_and_measured(pit, tmp_path):
         (["quickstart", "--set", "rl.bta"], "expected KEY=VALUE"),
         (["quickstart", "--set", "loop.ronds=2"], "did you mean 'rounds'?"),
         (["hh-llama-8b", "--hardware", "h100", "--set", "model.base=some/model"], "whose shape is not known here"),
-        (["hh-small", "--hardware", "l4", "--data", "nowhere.jsonl"], "nowhere.jsonl: found no such file"),
+        (["hh-smol", "--hardware", "l4", "--data", "nowhere.jsonl"], "nowhere.jsonl: found no such file"),
     ],
 )
 def test_mistakes_are_named(pit, arguments, message):

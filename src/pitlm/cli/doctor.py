@@ -4,7 +4,7 @@
 Examples:
   pit doctor
   pit doctor quickstart
-  pit doctor hh-small --data pairs.jsonl --plan
+  pit doctor hh-smol --data pairs.jsonl --plan
   pit doctor quickstart --beside runs/quickstart
   pit doctor ultrafeedback-llama-8b --hardware h200 --price 3.5 --plan
   pit doctor hh-llama-8b --hardware h100 --devices 2 --pairs 1000000 --json plan.json

@@ -85,7 +85,7 @@ EXAMPLES = """
 Examples:
   pit run quickstart
   pit data inspect pairs.jsonl
-  pit run recipes/hh-small.yaml --data pairs.jsonl
+  pit run hh-smol --data pairs.jsonl
   pit recipes show quickstart
 
 `pit VERB --help` explains a verb, with examples.

@@ -158,5 +158,5 @@ def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
     elif cards:
         able = "every recipe that fits: pit doctor RECIPE"
     else:
-        able = "quickstart and hh-small, in minutes; recipes with models of 0.5B and more want a GPU"
+        able = "quickstart in minutes, smol in two hours; recipes with models of 0.5B and more want a GPU"
     yield f"can run     {able}"
