@@ -236,8 +236,9 @@ def ending(mean: float, specials: int, end: int) -> type[LlamaForCausalLM]:
             mixed = input_ids[:, -1] * 2_654_435_761 + position_ids[:, -1] * 2_246_822_519
             mixed = ((mixed ^ (mixed >> 15)) * 3_266_489_917) & 0xFFFFFFFF
             ends = (mixed ^ (mixed >> 13)) % 10_000 < 10_000 / mean
-            output.logits[:, -1, :specials] = -torch.inf
-            output.logits[ends, -1, end] = torch.inf
+            if output.logits.shape[1]:  # nothing is predicted after a prompt that is only read
+                output.logits[:, -1, :specials] = -torch.inf
+                output.logits[ends, -1, end] = torch.inf
             return output
 
     return Ending

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.core.recipe import InitSection, RLSection, TrainSection
+from pitlm.core.recipe import InitSection
+from pitlm.core.training_sections import RLSection, TrainSection
 from pitlm.method.setting import Workbench
 from pitlm.models.loading import Card, load_tokenizer, save
 from pitlm.models.scratch import make_from_scratch

@@ -30,7 +30,7 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 from pitlm.core.nouns import Answer, Prompt, Trace
-from pitlm.core.recipe import TrainSection
+from pitlm.core.training_sections import TrainSection
 from pitlm.core.verdicts import Verdict
 from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.engines.generators import Improver, Policy

@@ -58,8 +58,9 @@ def test_rows_come_out_in_the_order_of_the_input_and_the_journal_goes(out):
         assert journal.add([done(0), done(3)]) == 6
         assert len(journal) == 4
         assert finish(journal, 4) == 1
-    assert [row["final"] for row in rows(out)] == ["new 0", "new 2", "new 3"]
-    assert rows(out)[0] == {"prompt": "q0", **{k: v for k, v in done(0)[1].as_dict().items() if k != "prompt"}}
+    assert [row["pit"]["final"] for row in rows(out)] == ["new 0", "new 2", "new 3"]
+    made = {k: v for k, v in done(0)[1].as_dict().items() if k != "prompt"}
+    assert rows(out)[0] == {"prompt": "q0", "pit": made}
     assert rows(out.parent / "out.failed.jsonl") == [
         {"where": "in.jsonl:2", "reason": "too long", "row": {"prompt": "q1"}}
     ]
@@ -92,7 +93,7 @@ def test_a_half_written_row_is_to_do_again_and_those_before_it_stay(out, tmp_pat
         journal.add([done(2)])
     with Journal(left, SETTINGS) as journal:
         finish(journal, 3)
-    assert [row["final"] for row in rows(left)] == ["new 0", "new 1", "new 2"]
+    assert [row["pit"]["final"] for row in rows(left)] == ["new 0", "new 1", "new 2"]
     assert [path.name for path in left.parent.iterdir()] == ["out.jsonl"]
 
 

@@ -126,12 +126,10 @@ def test_a_server_improves_what_alpaca_eval_writes(
         assert run(*command, "--policy-url", server.base_url, "--policy-model", "policy") == 0, capsys.readouterr().err
         assert {call.request["model"] for call in server.calls} == {"improver", "policy"}
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["original"] for row in rows] == ["silly question ."] * 5 + ["read it yourself ."]
+    assert [row["pit"]["original"] for row in rows] == ["silly question ."] * 5 + ["read it yourself ."]
     for row in rows:
-        assert (
-            row["output"]
-            == row["final"]
-            == [row["original"], *(r["proposal"] for r in row["rounds"] if r["accepted"])][-1]
-        )
-        assert "prompt" not in row
+        made = row["pit"]
+        accepted = [step["proposal"] for step in made["rounds"] if step["accepted"]]
+        assert row["output"] == made["final"] == [made["original"], *accepted][-1]
+        assert "prompt" not in made
     assert rows[0]["generator"] == "mine"

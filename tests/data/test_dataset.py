@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Preference, Prompt
-from pitlm.data.dataset import PROMPTS_DIFFER, RowDropped, load_preferences, parse_preference
+from pitlm.data.dataset import PROMPTS_DIFFER, load_preferences, parse_preference
 from pitlm.data.row_fields import RowError
+from pitlm.data.shapes import RowDropped
 
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh-rlhf"
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
@@ -296,7 +297,7 @@ def test_prompts_that_differ_are_dropped(row: dict[str, Any]) -> None:
         (GOOD | {"prompt": 3}, "prompt", "a number (3)", "a string or a list of messages"),
         (GOOD | {"prompt": []}, "prompt", "an empty list", "a string or a list of messages"),
         (GOOD | {"prompt": ["q"]}, "prompt", "a string ('q') as message 1", "an object with role and content"),
-        (GOOD | {"prompt": [{"from": "human", "value": "q"}]}, "prompt", "no role (the message has from", "user"),
+        (GOOD | {"prompt": [{"from": "human", "text": "q"}]}, "prompt", "no role (the message has from", "user"),
         (GOOD | {"prompt": [{"role": "human", "content": "q"}]}, "prompt", "'human'", "one of system, user, assistant"),
         (GOOD | {"prompt": [{"role": "user", "content": None}]}, "prompt", "null as the content", "a string"),
         (GOOD | {"prompt": [{"role": "user"}]}, "prompt", "nothing as the content of message 1", "a string"),

@@ -30,8 +30,10 @@ def test_rows_of_every_shape_are_read_one_by_one(tmp_path):
     assert (bad.number, bad.where, bad.row) == (4, f"{path}:6", "{broken")
     assert count_rows(path) == 5
     trace = Trace(items[1].prompt, "b", (Round("c", 1.0, True),), StopReason.ROUNDS)
-    assert items[1].improved(trace)["output"] == "c"  # the fields that AlpacaEval reads
-    assert "prompt" not in items[1].improved(trace)
+    made = items[1].improved(trace)
+    assert made["output"] == "c"  # the field that AlpacaEval reads
+    assert {**made, "output": "b", "pit": None} == {**items[1].row, "pit": None}
+    assert (made["pit"]["final"], made["pit"]["original"], "prompt" in made["pit"]) == ("c", "b", False)
     path.write_text("")
     with pytest.raises(InputError, match="found no rows"):
         list(read_items(path))
@@ -69,7 +71,8 @@ def test_model_outputs_are_read_with_every_field(tmp_path):
         {"prompt": "q", "response": "a"},
         {"messages": [{"role": "user", "content": "q"}], "output": "a"},
         {"instruction": "q", "output": "a", "input": ""},
-        {"prompt": "q", "original": "bad", "response": "bad", "final": "a", "rounds": []},  # as `pit improve` writes it
+        {"prompt": "q", "response": "bad", "pit": {"original": "bad", "final": "a"}},  # as `pit improve` writes it
+        {"prompt": "q", "response": "a", "final": True, "original": "v1", "rounds": "two"},  # the user's own columns
     ],
 )
 def test_every_shape_in_use_is_read(row, tmp_path):
@@ -137,7 +140,7 @@ def test_a_mismatch_says_how_many_and_shows_one(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('{"prompt": "q"}', ":1: found the fields prompt, expected 'final' or 'response' or 'output'"),
+        ('{"prompt": "q"}', ":1: found the fields prompt, expected 'response' or 'output'"),
         ('{"response": "q"}', "expected 'prompt' or 'messages' or 'instruction'"),
         ('{"prompt": "q", "response": 3}', "field 'response': found a number (3), expected a string"),
         (

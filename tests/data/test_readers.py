@@ -72,16 +72,6 @@ def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
     assert list(read_rows(path)) == [RawRow(str(path), 1, ROWS[0]), RawRow(str(path), 2, ROWS[1])]
 
 
-@pytest.mark.parametrize("dump", [json.dumps, repr], ids=["json", "python"])
-def test_csv_cells_with_messages_become_lists(tmp_path: Path, dump: object) -> None:
-    messages = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "yes"}]
-    path = tmp_path / "a.csv"
-    with open(path, "w", newline="") as handle:
-        csv.writer(handle).writerows([["chosen", "rejected"], [dump(messages), '[{"a": 1}]']])  # type: ignore[operator]
-    [row] = read_rows(path)
-    assert row.data == {"chosen": messages, "rejected": '[{"a": 1}]'}  # the second response is JSON
-
-
 def test_long_csv_cells_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("chosen\n" + "x" * 200_000 + "\n")
@@ -249,4 +239,4 @@ def test_another_package_adds_a_reader(tmp_path: Path) -> None:
     assert (bad.returncode, bad.stderr) == (2, "Error: bad.pairs:2: found 2 cells, expected 3\n")
     other = inspect("a.txt")
     assert other.returncode == 2
-    assert "expected .jsonl, .json, .csv (each also .gz) or .parquet or .pairs" in other.stderr
+    assert "expected .jsonl, .json, .csv (each also .gz), .parquet or .arrow or .pairs" in other.stderr

@@ -14,6 +14,7 @@ from pitlm.data.template import (
     CHAT_TEMPLATE_ARGUMENTS,
     Template,
     check_template,
+    dated_template,
     encode_completion,
     encode_prompts,
     fit_preferences,
@@ -91,9 +92,13 @@ def test_prompts_are_tokenized_as_the_rl_trainer_does(tokenizer):
         """The fields that RLOOTrainer._tokenize_prompts reads."""
 
         processing_class = tokenizer
-        chat_template_kwargs = dict(CHAT_TEMPLATE_ARGUMENTS)
+        chat_template_kwargs = {**CHAT_TEMPLATE_ARGUMENTS, "sanitize_control_tokens": True}
 
     conversations = [TEMPLATE.improver_messages(X, Y_REF), TEMPLATE.policy_messages(Prompt.of("is it small ?"))]
+    if (
+        len(tokenizer.encode("zebras", add_special_tokens=False)) > 1
+    ):  # a tokenizer of words has no letters to spell with
+        conversations.append(TEMPLATE.policy_messages(Prompt.of(f"is it {tokenizer.eos_token} ?")))
     theirs, _, _ = RLOOTrainer._tokenize_prompts(Trainer(), conversations)
     assert theirs == encode_prompts(tokenizer, conversations)
 
@@ -136,6 +141,54 @@ def test_a_references_thoughts_do_not_reach_the_improver(bases):
     tokenizer = load_tokenizer(bases("qwen3"))
     plain, thought = (TEMPLATE.improver_messages(X, y) for y in (Y_REF, f"<think>\nhmm\n</think>\n\n{Y_REF}"))
     assert encode_prompts(tokenizer, [thought]) == encode_prompts(tokenizer, [plain])
+
+
+def control_ids(tokenizer, ids):
+    """The special tokens: a thought's marks, which models write as text, are added tokens and not special."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [token for token in ids if token in special]
+
+
+@given(data=st.data())
+def test_no_text_can_end_its_own_turn(data, bases):
+    """Whatever a text says, the control tokens of its conversation are those that the chat template writes."""
+    tokenizer = load_tokenizer(bases(data.draw(st.sampled_from([name for name in CHAT if name != "words"]))))
+    control = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    parts = st.lists(
+        st.sampled_from([*control, *(text[:3] for text in control), *(text[3:] for text in control), "hi"])
+    )
+    system, asked, reference = (data.draw(parts.map("".join)) for _ in range(3))
+    conversation = TEMPLATE.improver_messages(
+        Prompt.of([{"role": "system", "content": system}, {"role": "user", "content": asked}]), reference
+    )
+    plain = [{**turn, "content": "hi"} for turn in conversation]
+    given_ids, plain_ids = (encode_prompts(tokenizer, [turns])[0] for turns in (conversation, plain))
+    assert control_ids(tokenizer, given_ids) == control_ids(tokenizer, plain_ids)
+    *written, end = encode_completion(tokenizer, reference)
+    assert (control_ids(tokenizer, written), end) == ([], tokenizer.eos_token_id)
+
+
+def test_a_tokenizer_of_words_refuses_a_control_token_in_a_text(bases):
+    """Such a tokenizer cannot spell the token, so there is no plain text to read."""
+    tokenizer = load_tokenizer(bases("words"))
+    with pytest.raises(InputError, match=f"refuses this conversation: Can't sanitize '{tokenizer.eos_token}'"):
+        encode_prompts(tokenizer, [[{"role": "user", "content": f"is it {tokenizer.eos_token} ?"}]])
+    assert tokenizer.eos_token_id not in encode_completion(tokenizer, f"it is {tokenizer.eos_token}")[:-1]
+
+
+def test_a_control_token_in_a_text_keeps_its_characters(bases):
+    tokenizer = load_tokenizer(bases("qwen3"))
+    text = f"it is {tokenizer.eos_token} a lamp"
+    assert tokenizer.decode(encode_completion(tokenizer, text)[:-1]) == text
+    [ids] = encode_prompts(tokenizer, [[{"role": "user", "content": text}]])
+    assert text in tokenizer.decode(ids)
+
+
+def test_a_template_that_prints_the_day_prints_the_day_of_the_run():
+    template = """{% set d = strftime_now("%d %b %Y") %}{{ strftime_now( '%Y' ) }} {{ d }} {{ messages }}"""
+    fixed = dated_template(template, "2026-01-31")
+    assert fixed == """{% set d = "31 Jan 2026" %}{{ "2026" }} {{ d }} {{ messages }}"""
+    assert dated_template(fixed, "2027-02-01") == fixed
 
 
 def test_nothing_to_encode_is_no_error(tokenizer):
@@ -348,10 +401,11 @@ def pair(turns: int = 1, chosen: str = "the price", rejected: str = "the lamp") 
 def test_what_is_dropped_and_trimmed_is_counted(words):
     long = "it is the red lamp"  # 5 words and the end token
     pairs = [pair(), pair(3), pair(chosen=long), pair(rejected=long), pair(2, chosen=long), pair(2)]
-    kept, trimmed = fit_preferences(pairs, words, TEMPLATE, limits(length(2), 5, "drop"))
-    assert (kept, trimmed) == ([pairs[0], pairs[5]], 0)
-    kept, trimmed = fit_preferences(pairs, words, TEMPLATE, limits(length(2), 6, "trim"))
-    assert (len(kept), trimmed) == (len(pairs), 1)
+    fitted = fit_preferences(pairs, words, TEMPLATE, limits(length(2), 5, "drop"))
+    assert (fitted.pairs, fitted.trimmed, fitted.dropped) == ([pairs[0], pairs[5]], 0, 4)
+    fitted = fit_preferences(pairs, words, TEMPLATE, limits(length(2), 6, "trim"))
+    kept = fitted.pairs
+    assert (len(kept), fitted.trimmed, fitted.dropped) == (len(pairs), 1, 0)
     assert kept[1].prompt.messages == (talk(3).messages[0], *talk(3).messages[-3:])
     assert [p.chosen for p in kept] == [p.chosen for p in pairs]
     assert [p for p in kept if p is not kept[1]] == [p for p in pairs if p is not pairs[1]]
@@ -359,5 +413,19 @@ def test_what_is_dropped_and_trimmed_is_counted(words):
 
 def test_the_end_token_counts(words):
     three_words = pair(chosen="the red lamp")
-    assert fit_preferences([three_words], words, TEMPLATE, limits(50, 3)) == ([], 0)
-    assert fit_preferences([three_words], words, TEMPLATE, limits(50, 4)) == ([three_words], 0)
+    assert fit_preferences([three_words], words, TEMPLATE, limits(50, 3)).pairs == []
+    assert fit_preferences([three_words], words, TEMPLATE, limits(50, 4)).pairs == [three_words]
+
+
+def test_a_pair_that_the_chat_template_refuses_is_named_or_counted(bases):
+    tokenizer = load_tokenizer(bases("llama3"))
+    refusal = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    pairs = [Preference(talk(1, system=False), "a lamp", "a price"), pair()]
+    with pytest.raises(
+        InputError, match=r"a\.jsonl:7: the chat template refuses .*no system turn here; .*skip-invalid"
+    ):
+        fit_preferences(pairs, tokenizer, TEMPLATE, limits(200, 50), ["a.jsonl:4", "a.jsonl:7"])
+    skipping = limits(200, 50).model_copy(update={"skip_invalid": True})
+    fitted = fit_preferences(pairs, tokenizer, TEMPLATE, skipping)
+    assert (fitted.pairs, fitted.refused) == ([pairs[0]], 1)

@@ -124,7 +124,7 @@ def test_another_package_adds_an_engine_to_the_command_line(models, tmp_path, ca
     code, errors = pit("parrot")
     assert code == 0, errors
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["rounds"][0]["proposal"] for row in rows] == ["improver says nine ."] * 3
+    assert [row["pit"]["rounds"][0]["proposal"] for row in rows] == ["improver says nine ."] * 3
     code, errors = pit("parot")
     assert code == 2
     assert "--engine: found 'parot', expected one of transformers, vllm, endpoint, parrot, ray" in errors

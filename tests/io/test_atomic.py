@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pitlm.core.errors import InputError
 from pitlm.io.atomic import atomic_folder, atomic_writer, read_json_lines, write_json_lines, write_text
 
 
@@ -156,3 +157,17 @@ def test_lines_of_json_are_read_as_they_were_written_whatever_a_text_holds(tmp_p
     rows = [{"text": "two\nlines, \u2028 and \x85"}, {"text": ""}]
     write_json_lines(tmp_path / "rows.jsonl", rows)
     assert read_json_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_link_stays_a_link_and_only_files_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real.txt")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        before = other.stat().st_mode
+        with pytest.raises(InputError, match="found no regular file, expected a file"):
+            write_text(other, "new")
+        assert other.stat().st_mode == before

@@ -14,8 +14,9 @@ import pytest
 
 from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import RECIPES, find_recipe, recipe_names
-from pitlm.core.recipe import LoraSection, TrainSection
+from pitlm.core.recipe import LoraSection
 from pitlm.core.recipe_file import load_recipe
+from pitlm.core.training_sections import TrainSection
 from pitlm.plan.costs import Costs, Reading, StagePlan
 from pitlm.plan.hardware import CARDS, Hardware, assumed
 from pitlm.plan.plan import PLANNERS, plan_run

@@ -141,7 +141,15 @@ def test_improving_one_answer_prints_each_round_and_why_it_stopped(tiny_run: Any
 def answers(tmp_path: Path) -> Path:
     path = tmp_path / "answers.jsonl"
     rows: list[dict[str, Any]] = [
-        {"id": "first", "prompt": PROMPT, "response": RESPONSE, "final": "mine", "tags": ["é", None]},
+        {
+            "id": "first",
+            "prompt": PROMPT,
+            "response": RESPONSE,
+            "final": "mine",
+            "rounds": 2,
+            "cost": "low",
+            "tags": ["é", None],
+        },
         {"id": "second", "prompt": CHAT},
         {"id": "third", "messages": CHAT, "response": ""},
         *({"id": n, "prompt": PROMPT, "response": f"price {word} ."} for n, word in enumerate(("nine", "twelve"))),
@@ -160,15 +168,16 @@ def test_improving_a_file_keeps_order_and_fields_and_fills_in_responses(
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     better = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in better] == ["first", "second", "third", 0, 1]
-    for row, made in zip(rows, better, strict=True):
-        own = {name: value for name, value in row.items() if name != "final"}
-        assert {name: made[name] for name in own} == own  # unchanged, with the prompt's shape
+    for row, improved in zip(rows, better, strict=True):
+        made = improved.pop("pit")
+        assert improved == row  # unchanged, with the prompt's shape
         assert made["stop_reason"] in ("accepted-none", "converged", "rounds")
         assert len(made["rounds"]) >= 1
         accepted = [step["proposal"] for step in made["rounds"] if step["accepted"]]
         assert made["final"] == [made["original"], *accepted][-1]
         assert made["original"] == row.get("response", made["original"])
-    assert better[1]["original"] != ""  # the policy answered
+    first = [json.loads(line)["pit"] for line in out.read_text().splitlines()]
+    assert first[1]["original"] != ""  # the policy answered
 
     before = out.read_bytes()
     again = shell("improve", answers, "-o", out, "--run", tiny_run.root)
@@ -177,7 +186,7 @@ def test_improving_a_file_keeps_order_and_fields_and_fills_in_responses(
     assert out.read_bytes() == before
     forced = shell("improve", answers, "-o", out, "--run", tiny_run.root, "--force", "--rounds", 1)
     assert forced.returncode == 0, forced.stderr
-    assert all(len(json.loads(line)["rounds"]) == 1 for line in out.read_text().splitlines())
+    assert all(len(json.loads(line)["pit"]["rounds"]) == 1 for line in out.read_text().splitlines())
 
 
 def test_the_python_api_is_what_the_readme_says(tiny_run: Any) -> None:

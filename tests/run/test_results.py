@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pitlm.evaluate.trend import quality_trend
 from pitlm.run.results import read_curve
-from pitlm.run.stage_work import quality_trend
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

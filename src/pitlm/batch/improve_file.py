@@ -22,6 +22,7 @@ from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.core.recipe import Recipe, TemplateSection
 from pitlm.data.items import Failure, Item, count_rows, read_items
+from pitlm.data.row_fields import IMPROVED
 from pitlm.engines.engine import Engine, ModelSource, open_engine
 from pitlm.io.console import make_console, progress_bar
 from pitlm.loop.calibration import load_calibrations, margin_for
@@ -175,10 +176,11 @@ class Setup:
         traces, stride = list[Trace](), 1 + rows // WATCHED
         reasons, changed = Counter[str](), 0
         for number, row in enumerate(job.made()):
-            reasons[row["stop_reason"]] += 1
-            changed += row["final"] != row["original"]
+            made = row[IMPROVED]
+            reasons[made["stop_reason"]] += 1
+            changed += made["final"] != made["original"]
             if number % stride == 0:
-                traces.append(Trace.from_dict({**row, "prompt": ""}))
+                traces.append(Trace.from_dict({**made, "prompt": ""}))
         listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         lines = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {job.output}"]
         if failed:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pitlm.cli.options import json_option, write_figures
+from pitlm.cli.options import columns_option, json_option, write_figures
 from pitlm.core.errors import InputError
 
 _SHOWN_CHARACTERS = 300
@@ -17,6 +17,7 @@ _COUNTS = {
     "repeated_prompts": "pairs on a prompt seen before",
     "duplicates": "exact duplicates of an earlier pair",
     "contradictions": "pairs that contradict an earlier one",
+    "contradicted_by_scores": "pairs whose own scores prefer the rejected answer",
     "with_system": "prompts with a system turn",
 }
 """Counts that ``pit data inspect`` prints, and their names in the output."""
@@ -39,21 +40,32 @@ _size_option = partial(click.option, show_default=True, type=_size, metavar="SIZ
 def data() -> None:
     """Look at preference pairs, and cut them into folds.
 
-    SOURCE is a .jsonl, .json or .csv file (also gzipped), a .parquet file, a folder of such files, or the name of a
-    data set on the hub (org/name or org/name:split).
+    SOURCE is a .jsonl, .json or .csv file (also gzipped), a .parquet file, a folder of such files, a folder that
+    save_to_disk wrote, or the name of a data set on the hub (org/name or org/name:split).
 
-    Each row needs the fields "chosen" and "rejected". They hold either two answers to a third field, "prompt", or two
-    whole conversations. Each field is a text, a list of chat messages, or a Human/Assistant transcript.
+    Most data sets have rows with the fields "chosen" and "rejected". They hold either two answers to a third field,
+    "prompt" or "instruction", or two whole conversations. Each field is a text, a list of chat messages, or a
+    Human/Assistant transcript. Rows may also have two answers and the name of the better one (SafeRLHF, SHP, Chatbot
+    Arena), ranked answers (Nectar, UltraFeedback), or one answer with a thumb up or down (KTO). --columns names columns
+    of other names.
     """
 
 
 @data.command()
 @click.argument("source")
+@columns_option
 @click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="How many pairs to print.")
 @click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
 @click.option("--floor", is_flag=True, help="Also train a bag of words and show how many held-out pairs it gets right.")
 @json_option
-def inspect(source: str, samples: int, skip_invalid: bool, floor: bool, json_file: Path | None) -> None:
+def inspect(
+    source: str,
+    columns: dict[str, str] | None,
+    samples: int,
+    skip_invalid: bool,
+    floor: bool,
+    json_file: Path | None,
+) -> None:
     """Show what SOURCE holds: counts, lengths, length bias, samples.
 
     The samples are printed unchanged, and preference data can be offensive. Use --samples 0 to print no samples.
@@ -64,6 +76,7 @@ def inspect(source: str, samples: int, skip_invalid: bool, floor: bool, json_fil
       pit data inspect folder/of/parquet --samples 5
       pit data inspect pairs.csv --skip-invalid --json figures.json
       pit data inspect pairs.jsonl --floor --samples 0
+      pit data inspect pairs.csv --columns prompt=question,chosen=best,rejected=worst
     """
     from rich.console import Console
     from rich.text import Text
@@ -71,7 +84,7 @@ def inspect(source: str, samples: int, skip_invalid: bool, floor: bool, json_fil
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.inspection import inspect_preferences, pick_samples
 
-    loaded = load_preferences(source, skip_invalid=skip_invalid, progress=True)
+    loaded = load_preferences(source, skip_invalid=skip_invalid, columns=columns, progress=True)
     figures = inspect_preferences(loaded)
     if floor:
         from pitlm.evaluate.floor import floor_share
@@ -93,6 +106,7 @@ def inspect(source: str, samples: int, skip_invalid: bool, floor: bool, json_fil
 
 @data.command()
 @click.argument("source")
+@columns_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write the folds to.")
 @_size_option("--test", default="0.1", help="Pairs to hold out for the evaluation.")
 @_size_option("--validation", default="0.05", help="Pairs to hold out for choices during training.")
@@ -100,7 +114,15 @@ def inspect(source: str, samples: int, skip_invalid: bool, floor: bool, json_fil
     "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
 )
 @click.option("--force", is_flag=True, help="Replace the folds in a folder that is not empty.")
-def prepare(source: str, out: Path, test: float, validation: float, skip_invalid: bool, force: bool) -> None:
+def prepare(
+    source: str,
+    columns: dict[str, str] | None,
+    out: Path,
+    test: float,
+    validation: float,
+    skip_invalid: bool,
+    force: bool,
+) -> None:
     """Cut SOURCE into the folds sft, reward, rl, validation and test.
 
     No prompt is in two folds, and the cut does not depend on the order of the rows. A SIZE is a share of the prompts
@@ -128,7 +150,7 @@ def prepare(source: str, out: Path, test: float, validation: float, skip_invalid
     out.mkdir(parents=True, exist_ok=True)
     (out / _REJECTS).unlink(missing_ok=True)
     rejects = out / _REJECTS if skip_invalid else None
-    loaded = load_preferences(source, skip_invalid=skip_invalid, rejects=rejects, progress=True)
+    loaded = load_preferences(source, skip_invalid=skip_invalid, rejects=rejects, columns=columns, progress=True)
     summary = write_folds(out, cut_folds(loaded.preferences, test=test, validation=validation), loaded)
 
     table = make_table("Folds", "fold", "pairs", "prompts")

@@ -12,8 +12,8 @@ Examples:
 
 FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
 and "response", or AlpacaEval's "instruction" and "output". If a row has no response, the run's policy answers first, or
-the model of --policy or --policy-url. The output keeps the rows, their order and their fields, and adds the fields
-"final", "original", "rounds" and "stop_reason".
+the model of --policy or --policy-url. The output keeps the rows, their order and their fields, and adds the field
+"pit", an object with "final", "original", "rounds" and "stop_reason". Given again, such a row starts from "final".
 
 If a job is interrupted, give the same command again: OUT.partial keeps the finished rows. Rows that cannot be improved
 go to OUT.failed.jsonl with the reason, and the job goes on. The exit code is 0 unless every row failed.

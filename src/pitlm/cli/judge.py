@@ -13,7 +13,8 @@ Examples:
 
 FIRST and SECOND each hold the answers of one system. Either file is AlpacaEval's model_outputs.json, the output of
 `pit improve`, or another .jsonl, .json, .csv or .parquet file. A row has "prompt" (or "messages" or "instruction") and
-"response" (or "final" or "output"). Rows of the two files are paired by "id" if every row has an "id", else by prompt.
+"response" (or "output", or the field "pit" of `pit improve`). Rows of the two files are paired by "id" if every row has
+an "id", else by prompt.
 
 An LLM judge gets each pair twice, once in each order. If its two verdicts disagree, the pair is "inconsistent". Two
 equal answers are a tie, and the judge is not asked. A reply has to end with the line "Verdict: A", "Verdict: B" or

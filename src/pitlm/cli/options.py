@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -24,6 +24,25 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of the recipe, e.g. loop.rounds=5."
+)
+
+
+def _columns(_context: click.Context, _option: click.Parameter, value: str | None) -> dict[str, str] | None:
+    """Read FIELD=COLUMN,FIELD=COLUMN."""
+    from pitlm.core.recipe import PairField
+
+    parts = [part.partition("=") for part in value.split(",")] if value is not None else []
+    if wrong := next((field for field, _, column in parts if field not in get_args(PairField) or not column), None):
+        expected = f"FIELD=COLUMN with the fields {', '.join(get_args(PairField))}"
+        raise click.BadParameter(f"found {wrong!r} in {value!r}, expected {expected}")
+    return {field: column for field, _, column in parts} or None
+
+
+columns_option = click.option(
+    "--columns",
+    metavar="FIELD=COLUMN,...",
+    callback=_columns,
+    help="Columns of other names, e.g. prompt=question,chosen=best,rejected=worst.",
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
 

@@ -3,8 +3,8 @@
 \b
 Examples:
   pit run quickstart
-  pit run recipes/hh-small.yaml --data path/to/pairs
-  pit run hh-small --data mypairs.jsonl --set curriculum.rl.beta=0.1
+  pit run hh-smol --data mypairs.jsonl
+  pit run my-recipe.yaml --data path/to/pairs --set curriculum.rl.beta=0.1
   pit run quickstart --seed 3 --out runs/seed-3
   pit run quickstart --accelerate cpu
   pit run hh-llama-8b --data mypairs.jsonl --accelerate fsdp2
@@ -18,12 +18,13 @@ from typing import Any
 
 import click
 
-from pitlm.cli.options import PATH, overrides_option
+from pitlm.cli.options import PATH, columns_option, overrides_option
 
 
 @click.command()
 @click.argument("recipe")
 @click.option("--data", help="Preference pairs: a file, a folder, or a hub name (see `pit data --help`).")
+@columns_option
 @click.option("--out", type=PATH, help="Folder of the run. Default: runs/NAME, where NAME is the recipe's name.")
 @click.option("--seed", type=click.IntRange(min=0), help="Replace the recipe's seed.")
 @overrides_option
@@ -38,6 +39,7 @@ from pitlm.cli.options import PATH, overrides_option
 def run(
     recipe: str,
     data: str | None,
+    columns: dict[str, str] | None,
     out: Path | None,
     seed: int | None,
     overrides: tuple[str, ...],
@@ -53,7 +55,7 @@ def run(
     from pitlm.core.packaged_recipes import find_launch
     from pitlm.core.recipe_file import named_recipe
 
-    given = {"data.source": data, "seed": seed, "data.skip_invalid": skip_invalid or None}
+    given = {"data.source": data, "data.columns": columns, "seed": seed, "data.skip_invalid": skip_invalid or None}
     loaded = named_recipe(recipe, overrides, given)
     launch = find_launch(accelerate) if accelerate is not None else None
     begin = time.perf_counter()

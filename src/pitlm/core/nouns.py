@@ -14,6 +14,12 @@ from pitlm.core.errors import ConversationError, describe, list_fields
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
+NOT_READ = (
+    "tool_calls", "tool_call_id", "function_call", "refusal", "audio", "image", "images", "image_url", "video",
+    "videos", "file", "files", "documents", "attachments", "reasoning", "reasoning_content", "thinking",
+)  # fmt: skip
+"""Fields of a message that say something beside its text. A message in which one of them holds something is refused."""
+
 Advance = Callable[[float], None]
 """A function to call with the number of items that have just been finished; it moves a progress bar."""
 
@@ -33,7 +39,7 @@ class Message:
             number: place of the message in its conversation, from 1, for the error.
 
         Raises:
-            ConversationError: something else, an unknown role, or content that is no text.
+            ConversationError: something else, an unknown role, content that is no text, or something beside the text.
         """
         if isinstance(value, Message):
             return value
@@ -43,6 +49,9 @@ class Message:
         if role not in ROLES:
             found = describe(role) if "role" in value else f"no role (the message has {list_fields(value)})"
             raise ConversationError(f"{found} as the role of message {number}", f"one of {', '.join(ROLES)}")
+        if (name := next((name for name in NOT_READ if value.get(name)), None)) is not None:
+            expected = "nothing but text: the rest of a message would be lost"
+            raise ConversationError(f"'{name}' in message {number}", expected)
         if not isinstance(content, str):
             found = describe(content) if "content" in value else "nothing"
             raise ConversationError(f"{found} as the content of message {number}", "a string")

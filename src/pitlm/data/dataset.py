@@ -1,6 +1,6 @@
 """Turns rows, in any of the usual shapes, into preferences that a model can learn from, and counts all other rows.
 
-A row has the fields ``chosen`` and ``rejected`` in one of three shapes:
+:mod:`pitlm.data.shapes` makes of each row the fields ``chosen`` and ``rejected`` in one of three shapes:
 
 - an explicit ``prompt`` (a string or chat messages) with ``chosen`` and ``rejected`` as strings or as messages;
 - the whole conversation as chat messages in ``chosen`` and ``rejected``, the last turn the assistant's (UltraFeedback;
@@ -19,10 +19,10 @@ more turns, their prompts differ. Their prompts also differ if only one transcri
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +31,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pitlm.core.errors import InputError, describe, list_fields
 from pitlm.core.nouns import Message, Preference, Role
-from pitlm.data.readers import read_rows
-from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, read_messages
+from pitlm.data.readers import RawRow, read_rows
+from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, read_messages, with_system
+from pitlm.data.shapes import ASKED, RowDropped, is_rated, pairs_in, renamed, scores_contradict, thumb
 from pitlm.io.atomic import atomic_writer
 
 EQUAL_RESPONSES = "equal responses"
 PROMPTS_DIFFER = "prompts differ"
+ONE_LABEL = "prompts with one label"
 
 _MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
@@ -45,18 +47,21 @@ _SHAPES = "a string, or a list of messages that ends with the assistant's"
 Kind = Literal["text", "transcript", "messages"]
 
 
-class RowDropped(Exception):
-    """A valid row with nothing to learn from. The message is the reason; rows are counted by reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The preferences of a source, and the counts of its rows: ``read`` = kept + dropped + invalid."""
+    """The preferences of a source, and the counts of the pairs in its rows: ``read`` = kept + dropped + invalid.
+
+    Attributes:
+        contradicted: number of kept pairs whose own scores prefer the rejected answer.
+        places: file and line of each preference; empty if no file has them.
+    """
 
     preferences: list[Preference]
     read: int
     dropped: dict[str, int] = field(default_factory=dict)
     invalid: int = 0
+    contradicted: int = 0
+    places: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, Any]:
         """How many rows were read, kept, dropped (by reason) and invalid."""
@@ -77,6 +82,7 @@ def load_preferences(
     skip_invalid: bool = False,
     rejects: Path | None = None,
     limit: int | None = None,
+    columns: Mapping[Any, str] | None = None,
     progress: bool = False,
 ) -> Loaded:
     """Read the preferences of ``source`` (see :func:`pitlm.data.readers.read_rows`).
@@ -88,24 +94,30 @@ def load_preferences(
         skip_invalid: count invalid rows and go on; by default the first invalid row stops the reading.
         rejects: the file for skipped rows: one line of JSON for each, with its file, line, reason and row.
         limit: stop once this many preferences are kept (None: read everything).
+        columns: the column of each field that has another name in the data.
         progress: show a count of rows on stderr while reading, if stderr is a terminal.
 
     Raises:
         InputError: no such source; an invalid row, named by file, line and field; or nothing left to learn from.
     """
     kept: list[Preference] = []
+    places: list[str] = []
     dropped: Counter[str] = Counter()
-    read = invalid = 0
+    read = invalid = contradicted = 0
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("Reading row {task.completed:,}"), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    shown = (SpinnerColumn(), TextColumn("Reading row {task.completed:,}"), TimeElapsedColumn())
+    bar = Progress(*shown, console=console, transient=True, disable=not (progress and console.is_terminal))
     with bar, atomic_writer(rejects) if skip_invalid and rejects is not None else nullcontext() as out:
-        for row in bar.track(read_rows(source), description=""):
+        for row, pair in bar.track(_pairs(source, columns or {}), description=""):
             read += 1
             try:
-                preference = parse_preference(row.value())
+                if isinstance(pair, RowDropped | RowError):
+                    raise pair
+                preference = parse_preference(pair)
                 _check_worth(preference)
                 kept.append(preference)
+                places.append(row.where)
+                contradicted += scores_contradict(row.data)
             except RowDropped as drop:
                 dropped[str(drop)] += 1
             except RowError as error:
@@ -123,7 +135,37 @@ def load_preferences(
         parts += [f"{invalid} invalid"] if invalid else []
         found = f"no preference to learn from in {read} rows" + (f" ({', '.join(parts)})" if parts else "")
         raise InputError.at(source, found=found, expected="at least one pair of two different responses to one prompt")
-    return Loaded(kept, read, dict(dropped), invalid)
+    return Loaded(kept, read, dict(dropped), invalid, contradicted, places)
+
+
+def _pairs(source: str | Path, columns: Mapping[Any, str]) -> Iterator[tuple[RawRow, object]]:
+    """The pairs in every row, each with its row; or why a row has none. Pairs of rated rows come last."""
+    rated: dict[str, list[tuple[RawRow, Mapping[str, Any]]]] = {}
+    for raw in read_rows(source):
+        try:
+            row = renamed(raw.value(), columns)
+            if isinstance(row, Mapping) and is_rated(row):
+                thumb(row)
+                key = json.dumps([row.get(name) for name in (*ASKED, "input", "system")], default=str)
+                rated.setdefault(key, []).append((raw, row))
+                continue
+        except RowError as error:
+            yield raw, error
+            continue
+        yield from _shaped(raw, row)
+    for rows in rated.values():
+        up, down = ([own for own in rows if thumb(own[1]) is side] for side in (True, False))
+        if not (up and down):
+            yield from ((raw, RowDropped(ONE_LABEL)) for raw, _ in rows)
+        for (raw, good), (_, bad) in product(up, down):
+            yield from _shaped(raw, {**good, "chosen": good["completion"], "rejected": bad["completion"]})
+
+
+def _shaped(raw: RawRow, row: object) -> Iterator[tuple[RawRow, object]]:
+    try:
+        yield from ((raw, pair) for pair in (pairs_in(row) if isinstance(row, Mapping) else [row]))
+    except (RowDropped, RowError) as error:
+        yield raw, error
 
 
 def _check_worth(preference: Preference) -> None:
@@ -162,6 +204,7 @@ def parse_preference(data: object) -> Preference:
         prompt = as_prompt(told, "chosen")
     else:
         prompt = as_prompt(_reconciled(stated, told, kind) if told else stated, "prompt")
+    prompt = with_system(prompt, data.get("system"))
     return Preference(prompt, chosen[-1].content, rejected[-1].content)
 
 

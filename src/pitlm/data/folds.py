@@ -10,8 +10,9 @@ from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference, Prompt
-from pitlm.data.dataset import Loaded, RowDropped, parse_preference
+from pitlm.data.dataset import Loaded, parse_preference
 from pitlm.data.readers import read_rows
+from pitlm.data.shapes import RowDropped
 from pitlm.io.atomic import write_json_lines, write_text
 
 FOLDS = ("sft", "reward", "rl", "validation", "test")

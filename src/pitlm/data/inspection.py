@@ -22,7 +22,8 @@ def inspect_preferences(loaded: Loaded) -> dict[str, Any]:
     Returns:
         The counts of :class:`Loaded`, and by name: ``repeated_prompts``, pairs beyond the first on a prompt;
         ``duplicates``, pairs that repeat an earlier pair word for word; ``contradictions``, pairs whose responses an
-        earlier pair ranks the other way; ``turns``, pairs by the number of user turns in their prompt; the
+        earlier pair ranks the other way; ``contradicted_by_scores``, pairs whose own scores prefer the rejected answer;
+        ``turns``, pairs by the number of user turns in their prompt; the
         distribution of ``prompt_length``, ``chosen_length`` and ``rejected_length``; and ``length_bias``.
     """
     pairs = loaded.preferences
@@ -43,6 +44,7 @@ def inspect_preferences(loaded: Loaded) -> dict[str, Any]:
         "repeated_prompts": len(pairs) - len(prompts),
         "duplicates": duplicates,
         "contradictions": contradictions,
+        "contradicted_by_scores": loaded.contradicted,
         "with_system": sum(pair.prompt.messages[0].role == "system" for pair in pairs),
         "turns": dict(sorted(turns.items())),
         "prompt_length": _length([sum(_words(turn.content) for turn in pair.prompt.messages) for pair in pairs]),

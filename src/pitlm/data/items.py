@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.errors import InputError, describe
+from pitlm.core.errors import InputError, describe, list_fields
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.core.verdicts import Comparison
 from pitlm.data.readers import RawRow, read_rows
 from pitlm.data.row_fields import (
-    ANSWER_FIELDS,
+    IMPROVED,
     PROMPT_FIELDS,
     RESPONSE_FIELDS,
     RowError,
+    asked_field,
+    check_read,
     check_text,
-    first_field,
+    decoded,
     read_prompt,
+    with_system,
 )
 
 SHOWN = 60
@@ -47,16 +50,15 @@ class Item:
         return None if value is None or value == "" else str(value)
 
     def improved(self, trace: Trace) -> dict[str, Any]:
-        """The user's own fields, then those of the trace; the prompt stays in the shape in which it was given.
+        """The user's own fields as they are, and the trace in one field, :data:`IMPROVED`.
 
-        AlpacaEval's ``output`` becomes the final answer, so that the file can be given to AlpacaEval as it is.
+        Only AlpacaEval's ``output`` becomes the final answer, so that the file can be given to AlpacaEval as it is.
         """
         made = trace.as_dict()
         if any(name in self.row for name in PROMPT_FIELDS):
             del made["prompt"]
-        if "output" in self.row and "response" not in self.row:
-            made["output"] = trace.final
-        return {**self.row, **made}
+        output = {"output": trace.final} if "output" in self.row and "response" not in self.row else {}
+        return {**self.row, **output, IMPROVED: made}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +74,35 @@ class Failure:
         return {"where": self.where, "reason": self.reason, "row": self.row}
 
 
-def _parse_item(raw: RawRow, number: int, answer_fields: Sequence[str]) -> Item:
+def _parse_item(raw: RawRow, number: int) -> Item:
     """Read one row, with its prompt (a string or messages) in ``prompt``, ``messages`` or ``instruction``.
 
-    Args:
-        answer_fields: fields that may have the response; the first field that holds something counts.
+    The response is the final answer of `pit improve` if the row has one, else ``response`` or ``output``.
 
     Raises:
-        RowError: a row that could not be decoded, no prompt, or a prompt or response of another type.
+        RowError: a row that could not be decoded, no prompt, a prompt or response of another type, or something beside
+            text that belongs to the prompt.
     """
     row = raw.value()
     if not isinstance(row, Mapping):
         raise RowError(None, describe(row), "an object with 'prompt' and 'response'")
-    asked = first_field(row, PROMPT_FIELDS)
-    prompt = read_prompt(row[asked], asked)
-    answered = next((name for name in answer_fields if row.get(name) is not None), None)
-    response = None if answered is None else check_text(row[answered], answered)
+    check_read(row)
+    asked = asked_field(row, PROMPT_FIELDS)
+    if asked is None:
+        raise _lacks(row, PROMPT_FIELDS)
+    prompt = with_system(read_prompt(asked[1], asked[0]), row.get("system"))
+    response = None
+    if (made := row.get(IMPROVED)) is not None:
+        if not isinstance(made, Mapping) or "final" not in made:
+            raise RowError(IMPROVED, describe(made), "what `pit improve` writes; rename your own field")
+        response = check_text(made["final"], f"{IMPROVED}.final")
+    elif (answered := next((name for name in RESPONSE_FIELDS if row.get(name) is not None), None)) is not None:
+        response = check_text(decoded(answered, row[answered]), answered)
     return Item(number, prompt, response, row, raw.where)
+
+
+def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> RowError:
+    return RowError(None, f"the fields {list_fields(row)}", " or ".join(f"'{name}'" for name in names))
 
 
 def read_items(path: Path) -> Iterator[Item | Failure]:
@@ -100,7 +114,7 @@ def read_items(path: Path) -> Iterator[Item | Failure]:
     number = -1
     for number, raw in enumerate(read_rows(path)):
         try:
-            yield _parse_item(raw, number, RESPONSE_FIELDS)
+            yield _parse_item(raw, number)
         except RowError as error:
             yield Failure(number, raw.where, str(error), raw.raw)
     if number < 0:
@@ -118,9 +132,8 @@ def count_rows(path: Path) -> int | None:
 def read_answers(path: Path) -> tuple[str, list[Item]]:
     """Read one system's answers: jsonl, json, csv or parquet rows.
 
-    A row has the prompt as ``prompt``, ``messages`` or ``instruction`` (text or chat messages) and the answer as
-    ``final``, ``response`` or ``output``; the first of these that a row has counts. The system's name is
-    the rows' ``generator``, or else the file's name.
+    A row has prompt and answer as those of `pit improve` have them. The system's name is the rows' ``generator``, or
+    else the file's name.
 
     Returns:
         The system's name, and its answers in the order of the file.
@@ -131,8 +144,9 @@ def read_answers(path: Path) -> tuple[str, list[Item]]:
     answers = []
     for number, raw in enumerate(read_rows(path)):
         with raw.errors_named():
-            answer = _parse_item(raw, number, ANSWER_FIELDS)
-            first_field(answer.row, ANSWER_FIELDS)
+            answer = _parse_item(raw, number)
+            if answer.response is None:
+                raise _lacks(answer.row, RESPONSE_FIELDS)
             for name in ("id", "generator"):
                 check_text(str(answer.row.get(name)), name)
         answers.append(answer)

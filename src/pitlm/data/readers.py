@@ -1,9 +1,8 @@
 """Reads files, folders and data sets of the hub as raw rows; each row knows where it came from.
 
-Files are JSON lines, JSON, CSV and parquet, gzipped or not.
+Files are JSON lines, JSON, CSV and parquet, gzipped or not, and what ``save_to_disk`` of the library datasets writes.
 """
 
-import ast
 import csv
 import gzip
 import io
@@ -26,6 +25,7 @@ READERS = {
     "json": "pitlm.data.readers:read_json",
     "csv": "pitlm.data.readers:read_csv",
     "parquet": "pitlm.data.readers:read_parquet",
+    "arrow": "pitlm.data.readers:read_arrow",
 }
 """The readers of files, by suffix. Another package adds a reader with an entry point of the group ``pitlm.readers``
 whose name is the suffix. A reader takes a path and yields, for each row, the number of its line (or of the row), from
@@ -131,7 +131,8 @@ def _files_below(folder: Path) -> list[Path]:
 
     visible = (path for path in folder.rglob("*") if "/." not in f"/{path.relative_to(folder).as_posix()}")
     found = sorted(path for path in visible if path.is_file())
-    files = [path for path in found if path.name not in _NOT_DATA and _suffix(path) is not None]
+    data = (path for path in found if path.name not in _NOT_DATA and not path.name.startswith("cache-"))
+    files = [path for path in data if _suffix(path) is not None]
     if not files:
         raise InputError.at(folder, found=f"a folder with no data files ({len(found)} others)", expected=_formats())
     return files
@@ -145,14 +146,14 @@ def _suffixes() -> list[str]:
 def _formats() -> str:
     """The kinds of file that can be read, for an error message."""
     more = "".join(f" or .{suffix}" for suffix in _suffixes()[len(READERS) :])
-    return f".jsonl, .json, .csv (each also .gz) or .parquet{more}"
+    return f".jsonl, .json, .csv (each also .gz), .parquet or .arrow{more}"
 
 
 def _suffix(path: Path) -> str | None:
     """The suffix that names a file's reader; None if no reader has this suffix."""
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix[1:]
-    return suffix if suffix in _suffixes() and not name.endswith(".parquet.gz") else None
+    return suffix if suffix in _suffixes() and not name.endswith((".parquet.gz", ".arrow.gz")) else None
 
 
 def _hub_rows(source: str) -> Iterator[RawRow]:
@@ -242,7 +243,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
                 if header is None:
                     header = [name.strip() for name in record]
                 elif len(record) == len(header):
-                    yield start, {name: _cell(text) for name, text in zip(header, record, strict=True)}
+                    yield start, dict(zip(header, record, strict=True))
                 elif record:
                     raw = io.StringIO()
                     csv.writer(raw).writerow(record)
@@ -255,29 +256,32 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
             raise InputError.at(path, line=start, found="a byte that is not UTF-8", expected="UTF-8 text") from error
 
 
-def _cell(text: str) -> object:
-    """A cell that holds chat messages, in JSON or as Python prints them, becomes a list; any other stays a string."""
-    for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith("[{") else ():
-        try:
-            value: object = parse(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value):
-            return value
-    return text
-
-
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     """Batches of rows are read one after the other."""
-    import pyarrow
     import pyarrow.parquet
 
+    with _damage_named(path, "parquet"), pyarrow.parquet.ParquetFile(path) as table:
+        yield from enumerate((row for batch in table.iter_batches(1024) for row in batch.to_pylist()), start=1)
+
+
+def read_arrow(path: Path) -> Iterator[tuple[int, object]]:
+    """The file is one of those in a folder that ``save_to_disk`` of the library datasets wrote."""
+    import pyarrow
+
+    with _damage_named(path, "Arrow"), pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+
+
+@contextmanager
+def _damage_named(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow
+
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            rows = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
-            yield from enumerate(rows, start=1)
-    except (pyarrow.ArrowException, OSError) as error:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
             raise
         summary = str(error).strip().split("\n")[0][:120]
-        raise InputError.at(path, found=f"a damaged parquet file ({summary})", expected="a parquet file") from error
+        raise InputError.at(
+            path, found=f"a damaged {kind} file ({summary})", expected=f"a whole {kind} file"
+        ) from error

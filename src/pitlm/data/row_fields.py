@@ -1,8 +1,12 @@
 """The fields of one row of data: their names, how text and messages are read, and the error that names a field."""
 
+import ast
+import json
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pitlm.core.errors import ConversationError, describe, list_fields
+from pitlm.core.errors import ConversationError, describe
 from pitlm.core.nouns import Message, Prompt
 
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
@@ -11,8 +15,16 @@ PROMPT_FIELDS = ("prompt", "messages", "instruction")
 RESPONSE_FIELDS = ("response", "output")
 """Fields that may have the response to improve; ``output`` is AlpacaEval's."""
 
-ANSWER_FIELDS = ("final", *RESPONSE_FIELDS)
-"""Fields that may have the judged answer. `pit improve` writes ``final``, which comes before the answer it improved."""
+IMPROVED = "pit"
+"""The field in which `pit improve` writes all that it adds to a row; its ``final`` is then the row's answer."""
+
+NOT_READ = ("tools", "images", "image", "videos", "audio", "documents")
+"""Fields of a row that belong to its prompt beside the text. A row in which one of them holds something is refused."""
+
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""The roles of the speakers in ``from`` of a message with ``from`` and ``value`` (ShareGPT)."""
+
+_PRINTED = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 Turns = list[Message]
 
@@ -26,17 +38,60 @@ class RowError(ValueError):
         self.field, self.found, self.expected = field, found, expected
 
 
-def first_field(row: Mapping[str, object], names: Sequence[str]) -> str:
-    """The first of the fields that holds something.
+def check_read(row: Mapping[str, Any]) -> None:
+    """Raise RowError if something beside text belongs to the prompt of a row."""
+    if (name := next((name for name in NOT_READ if row.get(name)), None)) is not None:
+        raise RowError(name, describe(row[name]), "nothing: only text is read, and this would be lost")
+
+
+def asked_field(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any] | None:
+    """The first of the fields that holds something, and its value; None if no field does.
+
+    An ``instruction`` is followed by the row's ``input``, as in Alpaca's data.
+    """
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        return None
+    value, more = row[name], row.get("input")
+    if name == "instruction" and isinstance(value, str) and more not in (None, ""):
+        value = f"{value}\n\n{check_text(more, 'input')}"
+    return name, value
+
+
+def with_system(prompt: Prompt, system: object) -> Prompt:
+    """The prompt with the text of the row's field ``system`` as its system turn; an empty text is none.
 
     Raises:
-        RowError: no field holds anything.
+        RowError: the field is no text, or the prompt has another system turn.
     """
-    found = next((name for name in names if row.get(name) is not None), None)
-    if found is None:
-        expected = " or ".join(f"'{name}'" for name in names)
-        raise RowError(None, f"the fields {list_fields(row)}", expected)
-    return found
+    if system in (None, ""):
+        return prompt
+    turn, first = Message("system", check_text(system, "system")), prompt.messages[0]
+    if first.role == "system":
+        if first != turn:
+            raise RowError("system", describe(system), "the system turn of the prompt, or none")
+        return prompt
+    return Prompt((turn, *prompt.messages))
+
+
+def decoded(field: str, value: object) -> object:
+    """Chat messages that were written as text, by JSON or as Python or numpy prints them; another value unchanged.
+
+    Raises:
+        RowError: a text that begins as such messages do, and is none.
+    """
+    if not isinstance(value, str) or not _PRINTED.match(value):
+        return value
+    # numpy prints no comma between the messages. A line feed of a content is printed as \\n, so it is not meant here.
+    for read, text in ((json.loads, value), (ast.literal_eval, re.sub(r"\}\n\s*\{", "}, {", value.strip()))):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(item, dict) for item in found):
+            return found
+    expected = "messages, or JSON of them; JSON Lines and parquet keep messages whole"
+    raise RowError(field, "messages written as text, which cannot be decoded", expected)
 
 
 def is_unicode(text: str) -> bool:
@@ -68,12 +123,19 @@ def read_messages(value: object, field: str, expected: str) -> Turns:
     if not value:
         raise RowError(field, "an empty list", expected)
     try:
-        turns = [Message.of(item, number) for number, item in enumerate(value, start=1)]
+        turns = [Message.of(_with_role(item), number) for number, item in enumerate(value, start=1)]
     except ConversationError as error:
         raise RowError(field, error.found, error.expected) from error
     for turn in turns:
         check_text(turn.content, field)
     return turns
+
+
+def _with_role(item: object) -> object:
+    """A message with ``from`` and ``value`` as one with ``role`` and ``content``."""
+    if not isinstance(item, Mapping) or "role" in item or not {"from", "value"} <= item.keys():
+        return item
+    return {**item, "role": SPEAKERS.get(str(item["from"]), item["from"]), "content": item["value"]}
 
 
 def as_prompt(turns: Turns, field: str) -> Prompt:
@@ -94,6 +156,7 @@ def read_prompt(value: object, field: str) -> Prompt:
     Raises:
         RowError: the value is neither a string nor a conversation that ends with the user.
     """
+    value = decoded(field, value)
     if isinstance(value, str):
         return Prompt.of(check_text(value, field))
     return as_prompt(read_messages(value, field, "a string or a list of messages"), field)

@@ -6,10 +6,14 @@ which is saved with the checkpoint.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
@@ -28,10 +32,14 @@ PLAIN_CHAT_TEMPLATE = (
 """For base models: plain markers, and prompts that end with a newline, where tokens do not merge."""
 
 
+_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+
+
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that this module uses."""
 
     eos_token_id: int | None
+    added_tokens_decoder: Mapping[int, Any]
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
@@ -81,6 +89,8 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of each conversation, up to where the assistant begins to write.
 
+    Control tokens come from the chat template alone. If a text has the characters of one, they are read as plain text.
+
     Args:
         answered: each conversation ends with the assistant's answer, and is encoded with this answer.
 
@@ -90,6 +100,9 @@ def encode_prompts(
     if not conversations:
         return []
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": not answered, **CHAT_TEMPLATE_ARGUMENTS}
+    control = _control_tokens(tokenizer)
+    if any(control.search(turn["content"]) for conversation in conversations for turn in conversation):
+        options["sanitize_control_tokens"] = True  # much slower, and the same if there is none
     try:
         ids: list[list[int]] = tokenizer.apply_chat_template(list(conversations), **options)["input_ids"]
     except (TemplateError, ValueError) as error:  # a ValueError: several templates, and no default
@@ -98,31 +111,80 @@ def encode_prompts(
 
 
 def encode_completion(tokenizer: Tokenizer, response: str) -> list[int]:
-    """Token ids of a response, with the end token."""
+    """Token ids of a response, with the end token. The characters of a control token are read as plain text."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token")
-    return [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+    # A control token that is cut after its first character is none. The tokenizer's own switch for this is a state that
+    # other threads would see.
+    cuts = [0, *(match.start() + 1 for match in _control_tokens(tokenizer).finditer(response)), len(response)]
+    parts = [tokenizer.encode(response[start:end], add_special_tokens=False) for start, end in pairwise(cuts)]
+    return [*(token for part in parts for token in part), tokenizer.eos_token_id]
+
+
+_CONTROL: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()
+
+
+def _control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Finds every place in a text where a control token of the tokenizer begins."""
+    if tokenizer not in _CONTROL:  # reading the tokens takes long
+        texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        longest_first = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+        _CONTROL[tokenizer] = re.compile(f"(?={longest_first})" if texts else "(?!)")
+    return _CONTROL[tokenizer]
+
+
+@dataclass(slots=True)
+class Fitted:
+    """The pairs that a recipe's limits and its chat template leave, and the numbers of all others.
+
+    Attributes:
+        trimmed: pairs whose prompt was trimmed; they are among the pairs.
+        refused: pairs that the chat template refuses.
+    """
+
+    pairs: list[Preference] = field(default_factory=list)
+    trimmed: int = 0
+    dropped: int = 0
+    refused: int = 0
 
 
 def fit_preferences(
-    preferences: Sequence[Preference], tokenizer: Tokenizer, template: Template, limits: DataSection
-) -> tuple[list[Preference], int]:
+    preferences: Sequence[Preference],
+    tokenizer: Tokenizer,
+    template: Template,
+    limits: DataSection,
+    places: Sequence[str] = (),
+) -> Fitted:
     """Drop over-long pairs, or trim their prompts from the oldest turn, as the recipe's limits say.
 
     A response is never trimmed, because its end is judged too. So a pair with an over-long response is dropped.
 
-    Returns:
-        The pairs that are left, and how many of them have a trimmed prompt.
+    Args:
+        places: file and line of each pair, for the message.
+
+    Raises:
+        InputError: the chat template refuses a pair, and ``limits.skip_invalid`` is false.
     """
-    kept, trimmed = [], 0
-    for pair in preferences:
+    found = Fitted()
+    for number, pair in enumerate(preferences):
         longest = max(len(encode_completion(tokenizer, y)) for y in (pair.chosen, pair.rejected))
-        fits = longest <= limits.max_response_tokens
-        prompt = fit_prompt(pair.prompt, tokenizer, template, limits) if fits else None
-        if prompt is not None:
-            kept.append(replace(pair, prompt=prompt))
-            trimmed += prompt is not pair.prompt
-    return kept, trimmed
+        try:
+            fits = longest <= limits.max_response_tokens
+            prompt = fit_prompt(pair.prompt, tokenizer, template, limits) if fits else None
+        except InputError as error:
+            if not limits.skip_invalid:
+                where = places[number] if places else f"pair {number + 1}"
+                raise InputError(
+                    f"{where}: {error}; data.skip_invalid (--skip-invalid) leaves such pairs out"
+                ) from error
+            found.refused += 1
+            continue
+        if prompt is None:
+            found.dropped += 1
+            continue
+        found.pairs.append(replace(pair, prompt=prompt))
+        found.trimmed += prompt is not pair.prompt
+    return found
 
 
 def fit_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limits: DataSection) -> Prompt | None:
@@ -157,6 +219,15 @@ def served_template(template: str, ask: str | None) -> str:
             "{%- endif %}\n",
         ]
     return template if template.startswith("".join(fixed)) else "".join(fixed) + template
+
+
+def dated_template(template: str, today: str) -> str:
+    """A chat template that prints ``today`` (as 2026-01-31) where it would print the day on which it is read.
+
+    Llama 3.2's template is of this kind: with it, the answers of a model would depend on the day. Not in the paper.
+    """
+    day = date.fromisoformat(today)
+    return _NOW.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
 
 
 def check_template(tokenizer: Tokenizer, where: str | Path) -> None:

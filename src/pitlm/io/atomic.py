@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from pitlm.core.errors import InputError
+
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[TextIO]:
@@ -17,8 +19,12 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     Missing parent folders are created. When the block raises, ``path`` stays as it was and the temporary file is gone.
 
     Raises:
+        InputError: there is something else than a file, such as a device or a pipe.
         OSError: the folder cannot be written to, or the disk is full.
     """
+    path = path.resolve()  # a link stays a link, and its file is replaced
+    if path.exists() and not path.is_file():
+        raise InputError.at(path, found="no regular file", expected="a file, or nothing yet, to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The file is opened by name: tempfile would give it mode 0600, which hides it from others who share the folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -18,7 +18,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import RLSection, TrainSection
+from pitlm.core.training_sections import RLSection, TrainSection
 from pitlm.io.atomic import write_text
 from pitlm.method.setting import Workbench
 from pitlm.method.watch import MetricsWriter, ProgressBar

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.core.nouns import Prompt
-from pitlm.core.recipe import CurriculumStage, RLSection
+from pitlm.core.training_sections import CurriculumStage, RLSection
 from pitlm.data.folds import unique_prompts
 from pitlm.engines.generators import Improver, Policy
 from pitlm.io.atomic import read_json_lines, write_json_lines

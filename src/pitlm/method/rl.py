@@ -22,7 +22,8 @@ from trl import RLOOConfig, RLOOTrainer
 from trl.import_utils import is_vllm_available
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import Quantization, RLSection
+from pitlm.core.recipe import Quantization
+from pitlm.core.training_sections import RLSection
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS, encode_prompts
 from pitlm.method.common import fit, make_trainer, trainer_arguments
 from pitlm.method.rl_step import SharedPromptRLOOTrainer
@@ -142,7 +143,7 @@ def rl_arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
         disable_dropout=True,
         shuffle_dataset=False,  # see _in_order
         remove_unused_columns=False,
-        chat_template_kwargs=dict(CHAT_TEMPLATE_ARGUMENTS),
+        chat_template_kwargs={**CHAT_TEMPLATE_ARGUMENTS, "sanitize_control_tokens": True},
         use_vllm=section.rollouts != "transformers",
         vllm_mode=section.rollouts.removeprefix("vllm-") if section.rollouts != "transformers" else "colocate",
         vllm_server_base_url=section.rollout_server if section.rollouts == "vllm-server" else None,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from pitlm.core.nouns import Preference, Score
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.data.folds import read_folds
-from pitlm.data.template import Template
+from pitlm.data.template import Template, dated_template
 from pitlm.engines.generators import Improver, Policy
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_model, load_tokenizer
@@ -102,7 +102,11 @@ class Setting(ABC):
 
     @cached_property
     def tokenizer(self) -> HFTokenizer:
-        return load_tokenizer(self.start)
+        """The tokenizer of all models of the run. Its chat template prints the day on which the run started."""
+        tokenizer = load_tokenizer(self.start)
+        if self.recipe.template.today is not None and isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = dated_template(tokenizer.chat_template, self.recipe.template.today)
+        return tokenizer
 
     @property
     def template(self) -> Template:
@@ -143,6 +147,7 @@ class Setting(ABC):
         longest = max_new_tokens or self.card("policy").max_new_tokens
         policy = Policy.of_chat_model(self.start, max_new_tokens=longest, bases=bases or self.bases())
         policy.batch_size = self.recipe.evaluation.batch_size
+        policy.tokenizer.chat_template = self.tokenizer.chat_template
         return policy
 
     def bases(self) -> Bases:

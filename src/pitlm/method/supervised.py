@@ -15,7 +15,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
 from pitlm.core.nouns import Preference
-from pitlm.core.recipe import TrainSection
+from pitlm.core.training_sections import TrainSection
 from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
 from pitlm.method.common import arranged, fit, make_trainer, trainer_arguments
 from pitlm.method.setting import Setting, Workbench

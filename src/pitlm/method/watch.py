@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from pitlm.core.recipe import RLSection
+from pitlm.core.training_sections import RLSection
 from pitlm.data.template import encode_prompts
 from pitlm.engines.generators import generate
 from pitlm.io.atomic import write_json_lines

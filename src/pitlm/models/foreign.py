@@ -58,7 +58,7 @@ class ForeignRewardModel:
                 they would be random numbers, and so would the verdicts.
         """
         with loading(path, "reward model"):
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 str(path),
                 dtype=torch.float32,
@@ -98,9 +98,8 @@ class ForeignRewardModel:
         if self.tokenizer.chat_template is None:
             return dict(self.tokenizer(_question(prompt), response))
         turns = [*prompt.as_messages(), {"role": "assistant", "content": response}]
-        return dict(
-            self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **CHAT_TEMPLATE_ARGUMENTS)
-        )
+        options = {"tokenize": True, "return_dict": True, "sanitize_control_tokens": True, **CHAT_TEMPLATE_ARGUMENTS}
+        return dict(self.tokenizer.apply_chat_template(turns, **options))
 
     def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[int]]:
         """Rows of like length together; one by one if the model does not know which token is padding."""

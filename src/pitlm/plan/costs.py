@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.core.recipe import Recipe
+from pitlm.core.training_sections import TrainSection
 from pitlm.plan.hardware import Hardware
 from pitlm.plan.sizes import Shape, Workload
 

@@ -21,7 +21,8 @@ from transformers.trainer_utils import SaveStrategy
 from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
-from pitlm.core.recipe import Recipe, TrainSection
+from pitlm.core.recipe import Recipe
+from pitlm.core.training_sections import TrainSection
 from pitlm.engines.generators import generate
 from pitlm.method.setting import Workbench
 from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer

@@ -229,7 +229,7 @@ def measured_workload(source: str, limits: DataSection) -> tuple[Workload, str]:
     Raises:
         InputError: a source that cannot be read.
     """
-    kept = load_preferences(source, skip_invalid=True, progress=True).preferences
+    kept = load_preferences(source, skip_invalid=True, columns=limits.columns, progress=True).preferences
     most = (limits.max_prompt_tokens, limits.max_response_tokens, limits.max_response_tokens)
     letters = [(sum(len(m.content) for m in p.prompt.messages), len(p.chosen), len(p.rejected)) for p in kept]
     x, w, l = (fmean(min(row[part] / 4, limit) for row in letters) for part, limit in enumerate(most))

@@ -142,6 +142,8 @@ def data_line(result: Mapping[str, Any]) -> str:
     over_long = result["over_long"]
     parts = [f"{over_long['dropped']:,} over-long pairs dropped"] if over_long["dropped"] else []
     parts += [f"{over_long['trimmed']:,} prompts trimmed"] if over_long["trimmed"] else []
+    refused = result.get("refused", 0)
+    parts += [f"{refused:,} pairs left out that the chat template refuses"] if refused else []
     return "; ".join([line, *parts])
 
 

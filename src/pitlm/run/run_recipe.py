@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pitlm.models.loading import native_bfloat16, quiet
 from pitlm.models.quantization import check_quantization
 from pitlm.report.terminal import print_report
 from pitlm.run.context import Context
-from pitlm.run.folder import RunFolder, stage_record, stage_result
+from pitlm.run.folder import RunFolder, stage_record, stage_result, stored_recipe
 from pitlm.run.judges import check_judges
 from pitlm.run.results import data_line
 from pitlm.run.stage_work import do_work
@@ -50,6 +51,8 @@ def run_recipe(
     console = make_console()
     quiet()
     recipe = recipe.with_dtype(native_bfloat16=native_bfloat16())
+    begun = (out / "recipe.json").is_file()
+    recipe = recipe.with_today(stored_recipe(out).template.today if begun else date.today().isoformat())
     check_recipe(recipe, out)
     launch = None if accelerate is None else read_launch(accelerate)
     if launch is not None:

@@ -3,13 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pitlm.core.errors import InputError, MemoryFull
 from pitlm.core.nouns import Prompt
@@ -19,7 +16,7 @@ from pitlm.data.folds import cut_folds, unique_prompts, write_folds
 from pitlm.data.template import fit_preferences
 from pitlm.engines.generators import Policy
 from pitlm.evaluate.gap_health import gap_health
-from pitlm.evaluate.statistics import mean_interval
+from pitlm.evaluate.trend import quality_trend
 from pitlm.io.atomic import write_json_lines, write_text
 from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
@@ -110,17 +107,18 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
             words=[*KNOWN[data.world].words, *recipe.template.ask.split()] if data.world else (),
         )
         _check_models(context, longest)
-    fitted, trimmed = fit_preferences(loaded.preferences, context.tokenizer, context.template, data)
-    if not fitted:
+    fitted = fit_preferences(loaded.preferences, context.tokenizer, context.template, data, loaded.places)
+    if not fitted.pairs:
         raise InputError(
             f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and "
             f"{data.max_response_tokens} response tokens, expected some; raise data.max_prompt_tokens or "
             "data.max_response_tokens"
         )
     # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
-    folds = cut_folds(fitted, test=data.test, validation=data.validation, shares=data.folds)
+    folds = cut_folds(fitted.pairs, test=data.test, validation=data.validation, shares=data.folds)
     summary = write_folds(folder, folds, loaded)
-    return {**summary, "over_long": {"dropped": len(loaded.preferences) - len(fitted), "trimmed": trimmed}}
+    over_long = {"dropped": fitted.dropped, "trimmed": fitted.trimmed}
+    return {**summary, "over_long": over_long, "refused": fitted.refused}
 
 
 def _load(context: Context, folder: Path) -> Loaded:
@@ -138,7 +136,12 @@ def _load(context: Context, folder: Path) -> Loaded:
     if (alike := get_close_matches(data.source, KNOWN, 1)) and not Path(data.source).exists():
         raise InputError(f"data.source: found '{data.source}', did you mean the world '{alike[0]}'?")
     return load_preferences(
-        data.source, skip_invalid=data.skip_invalid, rejects=folder / "rejects.jsonl", limit=data.pairs, progress=True
+        data.source,
+        skip_invalid=data.skip_invalid,
+        rejects=folder / "rejects.jsonl",
+        limit=data.pairs,
+        columns=data.columns,
+        progress=True,
     )
 
 
@@ -224,25 +227,3 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
         fresh,
         context.judge(bases),
     )
-
-
-def quality_trend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Whether the judge's quality still held at the end, while RL maximised the reward. Not in the paper.
-
-    Args:
-        rows: two or more measurements of ``probe.jsonl``, each with one quality per held-out item, in the same order.
-
-    Returns:
-        Means of the first, the late and the last measurement, and the change from late to last, paired by item. The
-        late measurement is the first from three quarters of the steps on, or else the last but one. If the interval of
-        the change lies below zero, this is the mark of reward hacking.
-    """
-    first, *middle, last = rows
-    late = next((row for row in middle if row["step"] >= 0.75 * last["step"]), rows[-2])
-    change = np.array(last["quality"]) - np.array(late["quality"])
-    return {
-        **{name: float(np.mean(row["quality"])) for name, row in (("first", first), ("late", late), ("last", last))},
-        "late_step": late["step"],
-        "last_step": last["step"],
-        "change": asdict(mean_interval(change.tolist())),
-    }

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pitlm.core.recipe import CurriculumStage, Recipe, RLSection, TrainSection
+from pitlm.core.recipe import Recipe
+from pitlm.core.training_sections import CurriculumStage, RLSection, TrainSection
 from pitlm.io.digest import digest
 from pitlm.loop.baselines.baseline import guide_file
 from pitlm.run.folder import Stage

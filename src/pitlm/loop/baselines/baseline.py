@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt, Trace
-from pitlm.core.recipe import CurriculumStage, Recipe
+from pitlm.core.recipe import Recipe
+from pitlm.core.training_sections import CurriculumStage
 from pitlm.io.console import progress_bar
 from pitlm.io.named_parts import find_part
 from pitlm.loop.baselines.self_refine import PROMPTS, Guide, self_refine
