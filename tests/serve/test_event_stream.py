@@ -108,7 +108,13 @@ async def proxied(parts: list[bytes], *, improve: bool) -> tuple[bytes, ChatRepl
 @example([b": ping\ndata: " + chunk({"content": "x"}).replace("\n", "").encode() + b"\n\n"], True)
 def test_a_client_sees_the_upstreams_answer_or_the_improved_one(parts, improve):
     sent, reply = asyncio.run(proxied(parts, improve=improve))
-    assert seen(sent) in (seen(b"".join(parts)), (BETTER, "") if improve and not reply.obstacle else None)
+    direct = seen(b"".join(parts))
+    allowed = [direct]
+    if not reply.obstacle:
+        allowed += [(BETTER, "")] * improve
+        # A comment after an id breaks the client off, as it stands. The end that the proxy writes has neither.
+        allowed += [(reply.text, "")] * (not improve and direct[1] != "")
+    assert seen(sent) in allowed
     if reply.obstacle:
         assert sent.replace(COMMENT, b"") == b"".join(parts)
 

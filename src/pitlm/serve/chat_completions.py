@@ -226,7 +226,7 @@ class ChatReply:
                     return self._give_up("not understood", event)
                 if not self._held:
                     return event
-                self._held.append((event, chunk, False))
+                self._held.append((event, chunk, data is None))
                 return b""
             (choice,) = choices
             part = choice[self._part]
