@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from builders import ASK, CHAT, LLAMA3_TEMPLATE, QWEN3_TEMPLATE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pitlm.core.errors import InputError
@@ -149,6 +149,7 @@ def control_ids(tokenizer, ids):
     return [token for token in ids if token in special]
 
 
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_no_text_can_end_its_own_turn(data, bases):
     """Whatever a text says, the control tokens of its conversation are those that the chat template writes."""

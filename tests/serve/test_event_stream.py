@@ -103,18 +103,19 @@ async def proxied(parts: list[bytes], *, improve: bool) -> tuple[bytes, ChatRepl
     return sent + reply.with_outcome(outcome, original=False), reply
 
 
-@settings(max_examples=int(os.environ.get("PIT_STREAMS", "150")), deadline=None)
+@settings(
+    max_examples=int(os.environ.get("PIT_STREAMS", "150")), derandomize="PIT_STREAMS" not in os.environ, deadline=None
+)
 @given(streams(), st.booleans())
 @example([b": ping\ndata: " + chunk({"content": "x"}).replace("\n", "").encode() + b"\n\n"], True)
 def test_a_client_sees_the_upstreams_answer_or_the_improved_one(parts, improve):
     sent, reply = asyncio.run(proxied(parts, improve=improve))
     direct = seen(b"".join(parts))
-    allowed = [direct]
-    if not reply.obstacle:
-        allowed += [(BETTER, "")] * improve
-        # A comment after an id breaks the client off, as it stands. The end that the proxy writes has neither.
-        allowed += [(reply.text, "")] * (not improve and direct[1] != "")
-    assert seen(sent) in allowed
+    # Once an event had an id, OpenAI's client breaks off at a comment or a blank line too many, also without the proxy.
+    # The events that the proxy writes in their place have neither, so the client may come to its end.
+    whole = (BETTER if improve else reply.text) if not reply.obstacle else direct[0]
+    assert seen(sent) in (direct, (whole, ""), (whole, direct[1]))
+    assert direct[1] or seen(sent) == (whole, "")
     if reply.obstacle:
         assert sent.replace(COMMENT, b"") == b"".join(parts)
 
