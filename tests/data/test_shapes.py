@@ -15,7 +15,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import NOT_READ, Message, Prompt
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.items import read_answers, read_comparisons
-from pitlm.data.row_fields import NOT_READ as NOT_READ_IN_ROWS
+from pitlm.data.row_fields import NOT_READ_IN_ROWS
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "q"},

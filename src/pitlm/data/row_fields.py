@@ -18,7 +18,7 @@ RESPONSE_FIELDS = ("response", "output")
 IMPROVED = "pit"
 """The field in which `pit improve` writes all that it adds to a row; its ``final`` is then the row's answer."""
 
-NOT_READ = ("tools", "images", "image", "videos", "audio", "documents")
+NOT_READ_IN_ROWS = ("tools", "images", "image", "videos", "audio", "documents")
 """Fields of a row that belong to its prompt beside the text. A row in which one of them holds something is refused."""
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -40,7 +40,7 @@ class RowError(ValueError):
 
 def check_read(row: Mapping[str, Any]) -> None:
     """Raise RowError if something beside text belongs to the prompt of a row."""
-    if (name := next((name for name in NOT_READ if row.get(name)), None)) is not None:
+    if (name := next((name for name in NOT_READ_IN_ROWS if row.get(name)), None)) is not None:
         raise RowError(name, describe(row[name]), "nothing: only text is read, and this would be lost")
 
 
