@@ -199,3 +199,23 @@ def test_a_policy_after_rlhf_needs_the_settings_of_rlhf():
     recipe = Recipe(**changed(policy_rl={"learning_rate": 1e-4}))
     assert (recipe.policy_stage, recipe.other_policy_stage) == ("policy-rl", "policy-sft")
     assert Recipe(**changed()).other_policy_stage is None
+
+
+@pytest.mark.parametrize("scalar", ["2024-99-99", "!!int abc", "9" * 5_000, "[" * 5_000])
+def test_a_value_that_yaml_itself_cannot_make_is_refused(tmp_path, scalar):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: {scalar}\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: found broken YAML"):
+        load_recipe(path)
+    with pytest.raises(InputError, match=r"--set template\.today: cannot read the value"):
+        load_recipe(find_recipe("quickstart"), {"template.today": scalar})
+
+
+def test_the_day_of_a_run_may_be_written_as_yaml_writes_days():
+    for day in ("2026-01-31", "'2026-01-31'"):
+        recipe = load_recipe(find_recipe("quickstart"), {"template.today": day})
+        assert recipe.template.today == "2026-01-31"
+        assert Recipe.of(recipe.model_dump(), "again") == recipe
+    with pytest.raises(InputError, match=r"template\.today"):
+        load_recipe(find_recipe("quickstart"), {"template.today": "tomorrow"})
+    assert load_recipe(find_recipe("quickstart")).template.today is None

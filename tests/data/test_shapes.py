@@ -110,6 +110,7 @@ def test_ties_are_counted(tmp_path):
         ({"prompt": "q", "answers": [{"answer": "a"}]}, "found the fields answer in answer 1, expected a text"),
         ({"prompt": "q", "answers": [{"answer": "a", "rank": "x"}] * 2}, "as the rank of answer 1, expected a number"),
         ({"prompt": "q", "answers": [{"answer": "a", "rank": float("nan")}] * 2}, "expected a number"),
+        ({"prompt": "q", "answers": [{"answer": "a", "rank": float("inf")}] * 2}, "expected a number"),
         ({"prompt": "q", "completion": "a", "label": "maybe"}, "field 'label': found a string ('maybe')"),
         ({"prompt": "q", "chosen": "[{'role': broken", "rejected": "b"}, "field 'chosen': found messages written as"),
         ({"prompt": [{"from": "tool", "value": "q"}], "chosen": "a", "rejected": "b"}, "a string ('tool') as the role"),

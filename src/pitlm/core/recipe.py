@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pitlm.core.evaluation_section import EvaluationSection
 from pitlm.core.loop_section import LoopSection
@@ -118,7 +118,7 @@ class TemplateSection(Section):
     """
 
     ask: str = Field("Please write a better answer.", min_length=1)
-    today: Annotated[str, AfterValidator(lambda day: date.fromisoformat(day).isoformat())] | None = None
+    today: Annotated[str, BeforeValidator(lambda day: date.fromisoformat(str(day)).isoformat())] | None = None
 
 
 class Recipe(Section):

@@ -11,6 +11,9 @@ from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
 
+# What YAML's own types raise for a date such as 2024-99-99, a number of 5,000 digits or 5,000 brackets.
+_BROKEN = (yaml.YAMLError, ValueError, RecursionError)
+
 
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key that comes twice; plain YAML would silently drop the first of two sections."""
@@ -64,7 +67,7 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
                 raise InputError(f"--set {dotted}: '{section}' is not a section")
         try:
             node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except _BROKEN as error:
             raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
     return Recipe.of(tree, str(path))
 
@@ -81,7 +84,7 @@ def read_tree(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{path}: cannot read the {what}: {error}") from error
     try:
         tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _BROKEN as error:
         raise InputError(f"{path}: found broken YAML, expected a {what}: {error}") from error
     if not isinstance(tree, dict):
         raise InputError.at(path, found=type(tree).__name__, expected="a mapping of sections")

@@ -9,7 +9,7 @@ Messages may be objects, or text that JSON, Python or numpy made of them.
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
-from math import isnan
+from math import isfinite
 from typing import Any, NamedTuple
 
 from pitlm.core.errors import describe, list_fields
@@ -152,7 +152,7 @@ def _ranked(answers: Iterable[object], field: str) -> Iterator[tuple[object, obj
             place = _RANKS[rank] * float(answer[rank])
         except (TypeError, ValueError):
             place = float("nan")
-        if isnan(place):
+        if not isfinite(place):
             raise RowError(field, f"{describe(answer[rank])} as the {rank} of answer {number}", "a number")
         found.append((place, _answer(answer[text], field)))
     pairs = [(a, b) if r > s else (b, a) for (r, a), (s, b) in combinations(found, 2) if r != s]
