@@ -39,8 +39,9 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.evaluate.summary import SystemFigures, summarise
 from pitlm.io.atomic import write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, chosen_baselines
+from pitlm.loop.baselines.guide import POCKET, Guide
 from pitlm.loop.baselines.own_baselines import resample
-from pitlm.loop.baselines.self_refine import POCKET, Guide, self_refine
+from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.chains import held_to
 from pitlm.loop.systems import Systems, TrainedModels, answer_of
 from pitlm.method.curriculum import train_policy

@@ -111,6 +111,15 @@ def test_a_missing_key_is_named():
     assert "mine.yaml: key 'curriculum.rl.learning_rate' is missing" in message
 
 
+def test_an_override_changes_its_own_section_and_no_section_that_shares_an_anchor(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    rl = {**TREE["curriculum"]["rl"], "max_steps": 30}
+    path.write_text(yaml.safe_dump({**TREE, "policy_rl": rl, "curriculum": {**TREE["curriculum"], "rl": rl}}))
+    assert "*" in path.read_text()
+    recipe = load_recipe(path, {"curriculum.rl.max_steps": "40"})
+    assert (recipe.curriculum.rl.max_steps, recipe.policy_rl.max_steps) == (40, 30)
+
+
 def test_overrides_reach_any_depth_and_are_read_as_yaml(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(TREE))

@@ -60,11 +60,12 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
         *sections, leaf = dotted.split(".")
         node = tree
         for section in sections:
-            if node.get(section) is None:
-                node[section] = {}
-            node = node[section]
-            if not isinstance(node, dict):
+            inner = node.get(section)
+            if not isinstance(inner, dict | None):
                 raise InputError(f"--set {dotted}: '{section}' is not a section")
+            # A copy: YAML gives one mapping to all sections that name one anchor, and only this section is to change.
+            node[section] = dict(inner or {})
+            node = node[section]
         try:
             node[leaf] = yaml.safe_load(text)
         except _BROKEN as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from pitlm.core.nouns import Answer, Prompt
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.loop.baselines.baseline import BASELINES, CHAIN_ROUNDS, Work, chosen_baselines, work_per_item
-from pitlm.loop.baselines.self_refine import PROMPTS
+from pitlm.loop.baselines.guide import PROMPTS
 from pitlm.loop.systems import Systems, TrainedModels, comparisons
 
 RECIPE = load_recipe(find_recipe("quickstart"))
@@ -146,15 +147,16 @@ class Refiner:
     def answer(self, prompts, *, temperature, seed, advance):
         advance(len(prompts))
         self.asked += [prompt.text for prompt in prompts]
+        self.temperatures = {temperature}
         drafts = [prompt.messages[-2].content for prompt in prompts]
-        if "anew" in prompts[0].text:
+        if re.search("anew|Rewrite", prompts[0].text):
             return [Answer("better", 3, 9) for _ in drafts]
         return [Answer("Nothing to improve" if draft == "better" else "too short", 2, 9) for draft in drafts]
 
 
 def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
     own = tmp_path / "mine.yaml"
-    own.write_text((PROMPTS / "house_style.yaml").read_text().replace("It keeps to the question", "It is about cats"))
+    own.write_text("rubric: {a: cats}\nfeedback: About {rubric}?\nrefine: Write it anew.\ndone: Nothing\n")
     section = RECIPE.evaluation.model_copy(update={"baselines": [], "self_refine": ["house_style", str(own)]})
     baselines = chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))
     assert [baseline.title for baseline in baselines] == ["Self-Refine: house_style", "Self-Refine: mine"]
@@ -163,11 +165,26 @@ def test_the_start_model_refines_its_answers_by_each_named_guide(tmp_path):
     loop, prompts = LoopSection(rounds=2), [Prompt.of("one"), Prompt.of("long"), Prompt.of("two")]
     originals = [Answer("a"), Answer("b"), Answer("c")]
     systems = Systems(prompts, originals, models, loop, 1.0, lambda purpose: 7, None, lambda: refiner)
-    for baseline in baselines:
+    for baseline, request, replies in zip(baselines, ("Rewrite your answer", "About cats?"), (1, 3), strict=True):
         refiner.asked.clear()
         assert [trace.final for trace in baseline.traces(systems)] == ["better", "b", "better"]
-        assert len(refiner.asked) == 6  # of two answers: feedback, rewrite, feedback
-        assert ("about cats" in refiner.asked[0]) == (baseline.title == "Self-Refine: mine")
+        assert len(refiner.asked) == 2 * replies  # of two answers: a rewrite; or feedback, a rewrite and feedback
+        assert request in refiner.asked[0]
+
+
+def test_prompts_may_set_their_own_rounds_and_temperature(tmp_path):
+    own = tmp_path / "once.yaml"
+    own.write_text("rubric: {}\nfeedback: null\nrefine: Write it anew.\nrounds: 1\ntemperature: 0\n")
+    section = RECIPE.evaluation.model_copy(update={"baselines": [], "self_refine": [str(own)]})
+    [baseline] = chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))
+    assert baseline.work(5, 3).answers == 1
+    all_, refiner = Counting(), Refiner()
+    models = TrainedModels(all_, all_, all_, all_, all_, all_)
+    loop = LoopSection(rounds=5)
+    systems = Systems([Prompt.of("one")], [Answer("a")], models, loop, 1.0, lambda purpose: 7, None, lambda: refiner)
+    [trace] = baseline.traces(systems)
+    assert (trace.final, len(trace.rounds), len(refiner.asked)) == ("better", 1, 1)
+    assert refiner.temperatures == {0}
 
 
 def test_each_earlier_stage_of_the_curriculum_takes_part_and_no_stage_that_was_not_trained():

@@ -10,7 +10,8 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
 from pitlm.engines.engine import Engine, Finished
 from pitlm.engines.generators import Policy
-from pitlm.loop.baselines.self_refine import POCKET, Guide, self_refine
+from pitlm.loop.baselines.guide import POCKET, Guide
+from pitlm.loop.baselines.self_refine import self_refine
 
 X = Prompt.of("x")
 GUIDE = Guide(
@@ -217,6 +218,39 @@ def test_an_answer_whose_feedback_failed_is_never_the_best_nor_satisfied():
     assert (trace.final, trace.stop_reason) == ("a", StopReason.ROUNDS)
 
 
+def test_the_request_for_a_better_answer_can_repeat_the_prompt():
+    chat = Rewriter()
+    guide = Guide(rubric={}, feedback=None, refine="Write it anew.\n\nQuestion: {prompt}")
+    self_refine([Prompt.of("What is {rubric}?")], ["a"], chat=chat, guide=guide, rounds=1)
+    assert chat.asked[0].text == "Write it anew.\n\nQuestion: What is {rubric}?"
+
+
+@pytest.mark.parametrize("rubric", [GUIDE.rubric, {}])
+def test_without_feedback_the_model_writes_a_better_answer_at_once(rubric):
+    refine = "Write it anew.\n{rubric}" if rubric else "Write it anew."
+    chat = Rewriter()
+    guide = Guide(rubric=rubric, feedback=None, refine=refine)
+    (trace,) = self_refine([X], ["a"], chat=chat, guide=guide, rounds=2)
+    assert trace.responses == ("a", "a!", "a!!")
+    assert trace.stop_reason is StopReason.ROUNDS
+    assert (trace.generated_tokens, trace.prompt_tokens) == (2 * 5, 2 * 100)
+    request = refine.replace("{rubric}", "- It is short.\n- It is kind.")
+    assert [turn["content"] for turn in chat.asked[-1].as_messages()] == ["x", "a", request, "a!", request]
+    with pytest.raises(InputError, match="best: found prompts without feedback"):
+        self_refine([X], ["a"], chat=chat, guide=guide, best=True)
+
+
+class Rewriter:
+    """Writes the answer before the request again, with one more exclamation mark."""
+
+    def __init__(self):
+        self.asked = []
+
+    def answer(self, prompts, *, temperature, seed):
+        self.asked += prompts
+        return [Answer(prompt.messages[-2].content + "!", generated_tokens=5, prompt_tokens=100) for prompt in prompts]
+
+
 def test_any_chat_model_can_refine_itself(bases):
     chat = Policy.of_chat_model(bases("words"), max_new_tokens=4)
     guide = Guide(rubric={"nice": "nice"}, feedback="is it {rubric} ?", refine="better .", done="never said")
@@ -272,6 +306,8 @@ def test_the_pockets_rubric_is_the_hidden_criteria():
             "examples: [{prompt: x, response: y, feedback: z, refined: w}]\napart: true",
             "prompts.yaml: 'examples' show the whole",
         ),
+        ("done: null", "prompts.yaml: 'feedback' needs 'done'"),
+        ("feedback: null", "prompts.yaml: 'done', 'score' and 'examples' are about feedback, and 'feedback' is null"),
         ("histroy: false", "prompts.yaml: unknown key 'histroy'; did you mean 'history'?"),
         ("examples: [{promt: x}]", "prompts.yaml: unknown key 'examples.0.promt'; did you mean 'prompt'?"),
     ],

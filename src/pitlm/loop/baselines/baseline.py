@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +20,8 @@ from pitlm.core.recipe import Recipe
 from pitlm.core.training_sections import CurriculumStage
 from pitlm.io.console import progress_bar
 from pitlm.io.named_parts import find_part
-from pitlm.loop.baselines.self_refine import PROMPTS, Guide, self_refine
+from pitlm.loop.baselines.guide import PROMPTS, Guide
+from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.calibration import Promise
 
 if TYPE_CHECKING:
@@ -191,16 +193,16 @@ def refined_by(guide: str) -> Baseline:
     """Self-Refine by the start model. ``guide`` is a file of prompts, or the name of packaged prompts."""
 
     def traces(systems: Systems) -> list[Trace]:
-        loop = systems.loop
-        with progress_bar(f"{title}, at most", asked * loop.rounds * len(systems.prompts)) as advance:
+        prompts, rounds = systems.prompts, read.rounds or systems.loop.rounds
+        with progress_bar(f"{title}, at most", asked * rounds * len(prompts)) as advance:
             chat = Watched(systems.start_model, advance)
-            seed = systems.seed("self-refine")
-            return self_refine(systems.prompts, systems.y0, chat=chat, guide=read, rounds=loop.rounds, seed=seed)
+            refine = partial(self_refine, guide=read, rounds=rounds, temperature=read.temperature)
+            return refine(prompts, systems.y0, chat=chat, seed=systems.seed("self-refine"))
 
     title = f"Self-Refine: {Path(guide).stem}"
     read = Guide.load(guide_file(guide))
-    asked = 2 * len(read.questions) if read.apart else 2
-    return Baseline(title, traces, work=lambda rounds, samples: Work(answers=asked * rounds))
+    asked = len(read.questions) * (1 if read.feedback is None else 2)
+    return Baseline(title, traces, work=lambda rounds, samples: Work(answers=asked * (read.rounds or rounds)))
 
 
 def work_per_item(baselines: Sequence[Baseline], rounds: float) -> Work:
