@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pocket_tasks import CRITERIA, GUIDE, Lesson, draw_lessons, lesson
 from scipy import stats
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
@@ -39,7 +40,6 @@ from pitlm.evaluate.statistics import mean_interval
 from pitlm.evaluate.summary import SystemFigures, summarise
 from pitlm.io.atomic import write_text
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, chosen_baselines
-from pitlm.loop.baselines.guide import POCKET, Guide
 from pitlm.loop.baselines.own_baselines import resample
 from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.chains import held_to
@@ -52,11 +52,9 @@ from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
 from pitlm.run.evaluation import against_original
 from pitlm.run.folder import stored_recipe
-from pitlm.worlds.pocket_tasks import CRITERIA, Lesson, draw_lessons, lesson
 
 LAST, BEST, RLHF = "Self-Refine, last answer", "Self-Refine, best answer", "policy after ordinary RLHF"
 BUDGETS = (12, 25, 50, 100)
-GUIDE = Guide.load(POCKET)
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"

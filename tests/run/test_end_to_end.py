@@ -182,7 +182,7 @@ def test_improving_a_file_keeps_order_and_fields_and_fills_in_responses(
     before = out.read_bytes()
     again = shell("improve", answers, "-o", out, "--run", tiny_run.root)
     assert again.returncode == 2
-    assert again.stderr == f"Error: {out}: exists already; give another -o, or --force to replace it\n"
+    assert again.stderr == f"Error: {out}: exists already; name another output, or give --force to replace it\n"
     assert out.read_bytes() == before
     forced = shell("improve", answers, "-o", out, "--run", tiny_run.root, "--force", "--rounds", 1)
     assert forced.returncode == 0, forced.stderr

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from pitlm.cli.options import PATH, json_option, section_options, write_figures
+from pitlm.cli.options import PATH, check_output, force_option, json_option, section_options, write_figures
 from pitlm.loop.calibration import Promise
 
 
@@ -31,7 +31,8 @@ from pitlm.loop.calibration import Promise
 @click.option("--run", "run_folder", required=True, type=PATH, help="Folder of a finished run.")
 @section_options(Promise, into="promise")
 @json_option
-def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> None:
+@force_option
+def calibrate(run_folder: Path, promise: Promise, json_file: Path | None, force: bool) -> None:
     """Choose the margin of the loop, so that the loop makes at most a given share of answers worse.
 
     The command chooses the margin on new answers to held-out prompts. No model was trained or evaluated on these
@@ -41,6 +42,7 @@ def calibrate(run_folder: Path, promise: Promise, json_file: Path | None) -> Non
     from pitlm.report.terminal import print_margins
     from pitlm.run.calibrate import calibrate_run
 
+    check_output(json_file, force, "the figures")
     made = calibrate_run(run_folder, promise)
     for found in made.values():
         print_margins(found)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pitlm.cli.options import columns_option, json_option, write_figures
+from pitlm.cli.options import check_output, columns_option, force_option, json_option, write_figures
 from pitlm.core.errors import InputError
 
 _SHOWN_CHARACTERS = 300
@@ -58,6 +58,7 @@ def data() -> None:
 @click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
 @click.option("--floor", is_flag=True, help="Also train a bag of words and show how many held-out pairs it gets right.")
 @json_option
+@force_option
 def inspect(
     source: str,
     columns: dict[str, str] | None,
@@ -65,6 +66,7 @@ def inspect(
     skip_invalid: bool,
     floor: bool,
     json_file: Path | None,
+    force: bool,
 ) -> None:
     """Show what SOURCE holds: counts, lengths, length bias, samples.
 
@@ -84,6 +86,7 @@ def inspect(
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.inspection import inspect_preferences, pick_samples
 
+    check_output(json_file, force, "the figures")
     loaded = load_preferences(source, skip_invalid=skip_invalid, columns=columns, progress=True)
     figures = inspect_preferences(loaded)
     if floor:

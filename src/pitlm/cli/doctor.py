@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from pitlm.cli.main import EXTRAS
-from pitlm.cli.options import PATH, overrides_option, write_figures
+from pitlm.cli.options import PATH, check_output, force_option, json_option, overrides_option, write_figures
 from pitlm.core.errors import InputError
 from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
@@ -35,7 +35,8 @@ from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
 @click.option("--price", type=click.FloatRange(min=0), help="Price of one device for an hour, in any currency.")
 @click.option("--beside", type=PATH, metavar="RUN", help="Show beside the plan how long the stages of this run took.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@json_option
+@force_option
 def doctor(
     recipe: str | None,
     data: str | None,
@@ -46,18 +47,20 @@ def doctor(
     devices: int,
     price: float | None,
     beside: Path | None,
-    output: Path | None,
+    json_file: Path | None,
+    force: bool,
 ) -> None:
     """Say what this machine can run, and estimate the memory and time that RECIPE needs.
 
     The command downloads nothing and asks no hub.
     """
+    check_output(json_file, force, "the figures")
     if recipe is None:
         if any((data, pairs, overrides, plan, hardware, price, beside)):
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
         found = look(EXTRAS, Path())
         click.echo("\n".join(machine_lines(found)))
-        return write_figures(output, found, quiet=True)
+        return write_figures(json_file, found, quiet=True)
     if devices > 1 and hardware is None:
         raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
     from pitlm.core.recipe_file import named_recipe
@@ -89,4 +92,4 @@ def doctor(
     click.echo("\n".join(plan_lines(made, shape, work, where, every=plan, took=took)))
     given = {"took": took, "workload": asdict(work), "shape": asdict(shape)}
     totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
-    write_figures(output, {**asdict(made), **given, **totals}, quiet=True)
+    write_figures(json_file, {**asdict(made), **given, **totals}, quiet=True)

@@ -23,7 +23,7 @@ import click
 from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
-from pitlm.cli.options import FILE, json_option, section_options, write_figures
+from pitlm.cli.options import FILE, check_output, json_option, section_options, write_figures
 from pitlm.core.section import Fraction, PositiveInt, Section
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ class StatisticsSection(Section):
 @click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
 @section_options(StatisticsSection, into="statistics")
 @click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
-@click.option("--force", is_flag=True, help="With --judge: replace the verdicts. Stored replies are used again.")
+@click.option(
+    "--force", is_flag=True, help="Replace files that exist already. With --judge, stored replies are used again."
+)
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],
@@ -78,8 +80,8 @@ def evaluate(
     folder of a finished run. The verdicts of several sources are taken together. Intervals resample items, so several
     verdicts on one item count as one piece of evidence.
     """
-    if options is None and (output is not None or force):
-        raise click.UsageError("-o and --force: found without --judge")
+    if options is None and output is not None:
+        raise click.UsageError("-o: found without --judge")
     wanted = None if points is None else points / 100
     if not sources:
         if wanted is None:
@@ -91,6 +93,8 @@ def evaluate(
     from pitlm.report.terminal import print_summary
     from pitlm.run.results import read_sources
 
+    check_output(json_file, force, "the figures")
+    check_output(alpaca, force, "the annotations")
     annotations, known = read_sources(sources) if options is None else (_judged(sources, output, options, force), None)
     rows = [annotation.row for annotation in annotations]
     summary = summarise(rows, baseline=baseline, answered=known, wanted=wanted, **statistics.model_dump())

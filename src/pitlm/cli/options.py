@@ -45,6 +45,7 @@ columns_option = click.option(
     help="Columns of other names, e.g. prompt=question,chosen=best,rejected=worst.",
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
+force_option = click.option("--force", is_flag=True, help="Replace the file of figures.")
 
 
 def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> None:
@@ -164,23 +165,32 @@ def _click_type(schema: Mapping[str, Any]) -> Any:
     return click.FloatRange(low, high, min_open=above is not None, max_open=below is not None)
 
 
-def check_output(output: Path, force: bool, what: str, pattern: str | None = None) -> None:
-    """Refuse, before anything long begins, an output that could not be written at the end.
+def check_output(output: Path | None, force: bool, what: str, pattern: str | None = None) -> None:
+    """Refuse, before anything long begins, an output that could not be written at the end, or would destroy something.
 
     Args:
+        output: None is fine: the user wants no such output.
         what: what goes to the output, for messages.
         pattern: pattern of the files in an output folder; ``force`` replaces only a folder of such files. None: the
             output is one file.
 
     Raises:
-        InputError: the wrong kind of output, an output that exists already and is not to be replaced, or a place that
-            cannot be written to.
+        InputError: the wrong kind of output, an output that exists already and is not to be replaced, an input or
+            another output of the same command, or a place that cannot be written to.
     """
-    if output.exists() and output.is_dir() != (pattern is not None):
-        found, expected = ("a folder", "file") if output.is_dir() else ("a file", "folder")
+    if output is None:
+        return
+    expected, fits = ("file", output.is_file()) if pattern is None else ("folder", output.is_dir())
+    if output.exists() and not fits:
+        found = "a folder" if output.is_dir() else "a file" if output.is_file() else "no regular file"
         raise InputError.at(output, found=found, expected=f"the {expected} that {what} go to")
     if output.exists() and not force:
-        raise InputError(f"{output}: exists already; give another -o, or --force to replace it")
+        raise InputError(f"{output}: exists already; name another output, or give --force to replace it")
+    context = click.get_current_context(silent=True)
+    named = context.params.values() if context else ()
+    paths = [path for value in named for path in (value if isinstance(value, tuple) else [value])]
+    if [os.path.realpath(path) for path in paths if isinstance(path, str | Path)].count(os.path.realpath(output)) > 1:
+        raise InputError(f"{output}: found the same file twice in one command, expected {what} to go to another file")
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise InputError(f"{output}: {above} is a file, not a folder")

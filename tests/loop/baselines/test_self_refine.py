@@ -10,7 +10,7 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Answer, Prompt, StopReason
 from pitlm.engines.engine import Engine, Finished
 from pitlm.engines.generators import Policy
-from pitlm.loop.baselines.guide import POCKET, Guide
+from pitlm.loop.baselines.guide import Guide
 from pitlm.loop.baselines.self_refine import self_refine
 
 X = Prompt.of("x")
@@ -284,16 +284,6 @@ def test_an_engine_can_refine_itself_and_a_failed_reply_is_asked_for_again(round
     first, second = self_refine([X, X], ["a", "b"], chat=EveryOther(), guide=GUIDE, rounds=rounds)
     assert (first.final, first.stop_reason, first.generated_tokens) == ("a", StopReason.CONVERGED, 3)
     assert (second.final, second.stop_reason, second.generated_tokens) == ("b", reason, tokens)
-
-
-def test_the_pockets_rubric_is_the_hidden_criteria():
-    from pitlm.worlds.pocket_tasks import CRITERIA
-
-    guide = Guide.load(POCKET)
-    assert tuple(guide.rubric) == CRITERIA
-    assert guide.apart
-    assert guide.satisfied("no")
-    assert not guide.satisfied("yes stock none .")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pitlm.core.recipe_file import read_tree
 from pitlm.core.section import NonNegativeFloat, PositiveInt, Section
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
-DEFAULT, POCKET = PROMPTS / "self_refine.yaml", PROMPTS / "pocket.yaml"
+DEFAULT = PROMPTS / "self_refine.yaml"
 RUBRIC, PROMPT = "{rubric}", "{prompt}"
 
 Step = tuple[str, str, str]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from pitlm.core.nouns import Prompt
 from pitlm.worlds.pocket import best_utility, draw_request, draw_response, make_preferences, mark, utility
-from pitlm.worlds.pocket_tasks import CRITERIA, draw_lessons, lesson, mend
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "slow"))
+from pocket_tasks import CRITERIA, GUIDE, draw_lessons, lesson, mend
 
 X = Prompt.of("lamp : color red price nine size small . price color ?")
 
@@ -94,3 +98,10 @@ def test_lessons_take_the_criteria_in_turn_and_half_of_them_find_something():
 def test_an_unknown_criterion_is_refused():
     with pytest.raises(ValueError, match="found 'nice', expected one of wrong"):
         lesson(X, "price nine .", "nice")
+
+
+def test_the_prompts_name_the_hidden_criteria():
+    assert tuple(GUIDE.rubric) == CRITERIA
+    assert GUIDE.apart
+    assert GUIDE.satisfied("no")
+    assert not GUIDE.satisfied("yes stock none .")

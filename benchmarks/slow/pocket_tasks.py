@@ -1,14 +1,16 @@
 """Small instruction tasks of the pocket world: find the sentences that break one criterion, and mend them.
 
 A model has to learn these tasks before it can follow a rubric (Self-Refine). For each criterion of the hidden utility
-this module finds the faulty sentences and mends them by the true marks. A file of prompts puts the tasks into words.
+this module finds the faulty sentences and mends them by the true marks. ``pocket.yaml`` puts the tasks into words.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pitlm.core.nouns import Preference, Prompt
+from pitlm.loop.baselines.guide import Guide
 from pitlm.worlds.pocket import COURTESY, ShopRequest, kinds, written
 
 CRITERIA = ("wrong", "missing", "rude", "padding", "repeated", "curt")
@@ -18,6 +20,8 @@ MENDED_BEFORE = 0.3
 """Probability that a response is mended by each other criterion before a lesson, as earlier rewrites would do."""
 
 TRIES = 30
+
+GUIDE = Guide.load(Path(__file__).with_name("pocket.yaml"))
 
 
 @dataclass(frozen=True, slots=True)
