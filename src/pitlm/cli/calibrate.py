@@ -24,6 +24,7 @@ from pathlib import Path
 import click
 
 from pitlm.cli.options import PATH, check_output, force_option, json_option, section_options, write_figures
+from pitlm.io.visible import echo
 from pitlm.loop.calibration import Promise
 
 
@@ -46,5 +47,5 @@ def calibrate(run_folder: Path, promise: Promise, json_file: Path | None, force:
     made = calibrate_run(run_folder, promise)
     for found in made.values():
         print_margins(found)
-    click.echo(f"\nPicture: {run_folder / 'calibration.svg'}")
+    echo(f"\nPicture: {run_folder / 'calibration.svg'}")
     write_figures(json_file, {name: found.as_dict() for name, found in made.items()})

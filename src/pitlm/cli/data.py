@@ -9,6 +9,7 @@ import click
 
 from pitlm.cli.options import check_output, columns_option, force_option, json_option, write_figures
 from pitlm.core.errors import InputError
+from pitlm.io.visible import echo
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
@@ -80,11 +81,11 @@ def inspect(
       pit data inspect pairs.jsonl --floor --samples 0
       pit data inspect pairs.csv --columns prompt=question,chosen=best,rejected=worst
     """
-    from rich.console import Console
     from rich.text import Text
 
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.inspection import inspect_preferences, pick_samples
+    from pitlm.io.console import make_console
 
     check_output(json_file, force, "the figures")
     loaded = load_preferences(source, skip_invalid=skip_invalid, columns=columns, progress=True)
@@ -93,9 +94,9 @@ def inspect(
         from pitlm.evaluate.floor import floor_share
 
         figures["floor"] = floor_share(loaded.preferences)
-    click.echo(reading(**loaded.counts()))
+    echo(reading(**loaded.counts()))
     _print_figures(figures)
-    console = Console()
+    console = make_console()
     for number, pair in enumerate(pick_samples(loaded.preferences, samples), start=1):
         console.print()
         console.print(Text(f"Sample {number}", style="bold"))
@@ -137,12 +138,10 @@ def prepare(
       pit data prepare pairs.jsonl --out folds --test 500 --validation 200
       pit data prepare folder/of/csv --out folds --skip-invalid --force
     """
-    from rich.console import Console
-
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.folds import cut_folds, write_folds
     from pitlm.data.readers import check_outside
-    from pitlm.io.console import make_table
+    from pitlm.io.console import make_console, make_table
 
     if out.exists() and not out.is_dir():
         raise InputError.at(out, found="a file", expected="a folder to write the folds to")
@@ -159,18 +158,17 @@ def prepare(
     table = make_table("Folds", "fold", "pairs", "prompts")
     for fold, counts in summary["folds"].items():
         table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
-    Console().print(table)
-    click.echo(reading(**loaded.counts()))
+    make_console().print(table)
+    echo(reading(**loaded.counts()))
     if loaded.invalid:
-        click.echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
-    click.echo(f"Written to {out}")
+        echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
+    echo(f"Written to {out}")
 
 
 def _print_figures(figures: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from pitlm.io.console import make_table
+    from pitlm.io.console import make_console, make_table
 
     lengths = make_table("Length in words", "", "mean", *figures["prompt_length"]["quantiles"], "longest")
     for name in ("prompt", "chosen", "rejected"):
@@ -193,4 +191,4 @@ def _print_figures(figures: Mapping[str, Any]) -> None:
         low, high = floor["low"], floor["high"]
         right = f"{floor['estimate']:.1%}, 95% interval {low:.1%} to {high:.1%}\n(of {floor['n']:,} held-out pairs)"
         table.add_row("a bag of words is right on", right)
-    Console().print("", lengths, "", table, sep="\n")
+    make_console().print("", lengths, "", table, sep="\n")

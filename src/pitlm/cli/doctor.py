@@ -22,6 +22,7 @@ import click
 from pitlm.cli.main import EXTRAS
 from pitlm.cli.options import PATH, check_output, force_option, json_option, overrides_option, write_figures
 from pitlm.core.errors import InputError
+from pitlm.io.visible import echo
 from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
 
@@ -59,7 +60,7 @@ def doctor(
         if any((data, pairs, overrides, plan, hardware, price, beside)):
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
         found = look(EXTRAS, Path())
-        click.echo("\n".join(machine_lines(found)))
+        echo("\n".join(machine_lines(found)))
         return write_figures(json_file, found, quiet=True)
     if devices > 1 and hardware is None:
         raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
@@ -82,14 +83,14 @@ def doctor(
         from pitlm.plan.rates import measure_rates
 
         chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())
-        click.echo("Measuring this machine for some seconds ...", err=True)
+        echo("Measuring this machine for some seconds ...", err=True)
         machine = measure_rates(chosen, work)
     made = plan_run(chosen, shape, work, replace(machine, price=price))
     records = {stage.name: stage_record(beside, stage.name) for stage in made.stages} if beside else {}
     took = {name: record["seconds"] for name, record in records.items() if record and record["status"] == "done"}
     if beside and not took:
         raise InputError(f"{beside}: found no finished stage, expected the folder of a run of {chosen.name}")
-    click.echo("\n".join(plan_lines(made, shape, work, where, every=plan, took=took)))
+    echo("\n".join(plan_lines(made, shape, work, where, every=plan, took=took)))
     given = {"took": took, "workload": asdict(work), "shape": asdict(shape)}
     totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
     write_figures(json_file, {**asdict(made), **given, **totals}, quiet=True)

@@ -25,6 +25,7 @@ from pydantic import Field
 from pitlm.cli.judge import judge_options, judge_to_file
 from pitlm.cli.options import FILE, check_output, json_option, section_options, write_figures
 from pitlm.core.section import Fraction, PositiveInt, Section
+from pitlm.io.visible import echo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +103,7 @@ def evaluate(
     write_figures(json_file, summary.as_dict())
     if alpaca is not None:
         write_annotations(alpaca, annotations)
-        click.echo(f"{len(annotations):,} annotations written to {alpaca}")
+        echo(f"{len(annotations):,} annotations written to {alpaca}")
 
 
 def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, force: bool) -> list[Annotation]:
@@ -126,7 +127,7 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
 def _print_plan(wanted: float) -> None:
     from pitlm.evaluate.significance import items_needed
 
-    click.echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power; Connor, 1987):")
+    echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power; Connor, 1987):")
     for ties in PLANNED_TIES:
         needed = items_needed(wanted, tie_rate=ties)
-        click.echo(f"  {ties:4.0%} ties or inconsistent  {f'{needed:,}' if needed else 'not possible'}")
+        echo(f"  {ties:4.0%} ties or inconsistent  {f'{needed:,}' if needed else 'not possible'}")

@@ -20,6 +20,7 @@ import click
 
 from pitlm.cli.options import PATH
 from pitlm.core.errors import InputError
+from pitlm.io.visible import echo
 
 MODELS = ["improver", "policy", "gap", "reward"]
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -51,4 +52,4 @@ def export(source: Path, model: Any, output: Path | None, **how: Any) -> None:
     from pitlm.run.export import Source, deliver
 
     for line in deliver(Source.of(source, model), output, **how):
-        click.echo(line)
+        echo(line)

@@ -36,6 +36,7 @@ from pitlm.cli.options import PATH, Command, check_output, option_name, section_
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.io.named_parts import part_names
+from pitlm.io.visible import echo
 from pitlm.judge.protocol import GROUP
 
 KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
@@ -103,12 +104,12 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     write_json_lines(output, [row.as_dict() for row in rows])
     counts = Counter(row.verdict for row in rows)
     listed = ", ".join(f"{verdict} {counts[verdict]} ({counts[verdict] / len(rows):.1%})" for verdict in Verdict)
-    click.echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
+    echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
     failures = [reply.failure for row in rows for reply in row.replies if reply.failure]
     if failures:
-        click.echo(
+        echo(
             f"{len(failures)} calls failed and count as unparsable; the same command with --force asks for them again. "
             f"The first: {failures[0]}"
         )
-    click.echo(f"Written to {output}")
+    echo(f"Written to {output}")
     return rows

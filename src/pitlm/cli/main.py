@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from io import StringIO
 from typing import NoReturn
 
 import click
 
 from pitlm import __version__
 from pitlm.core.errors import InputError, MemoryFull, RankFailed
+from pitlm.io.visible import echo
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = pit.main(arguments, prog_name="pit", standalone_mode=False)
         sys.stdout.flush()  # here a closed pipe can still be caught; at interpreter exit it cannot
     except click.ClickException as error:
-        error.show()
+        error.show(shown := StringIO())
+        echo(shown.getvalue(), nl=False, err=True)
         code = error.exit_code
     except click.Abort as error:
         if isinstance(error.__cause__, EOFError):  # no verb asks a person, so this is a fault of ours
             raise
-        click.echo("Interrupted; run the same command again to go on.", err=True)
+        echo("Interrupted; run the same command again to go on.", err=True)
         code = 130
     except BrokenPipeError:
         # Discard the rest of the output, so that the interpreter's own flush at exit raises no error.
@@ -135,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         message = user_message(error)
         if message is None:
             raise
-        click.echo(f"Error: {message}", err=True)
+        echo(f"Error: {message}", err=True)
         code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
 

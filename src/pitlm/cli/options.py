@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from pitlm.core.errors import InputError
+from pitlm.io.visible import echo
 
 if TYPE_CHECKING:
     from pitlm.core.section import Section
@@ -56,7 +57,7 @@ def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> No
 
     write_text(file, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     if not quiet:
-        click.echo(f"Figures written to {file}")
+        echo(f"Figures written to {file}")
 
 
 def json_object(value: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import click
 from pitlm.cli.options import FILE, PATH, check_output
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import VerdictRow
+from pitlm.io.visible import echo
 
 
 @click.command()
@@ -57,7 +58,7 @@ def rate(
         check_output(export, force, "the verdicts")
         rows = Votes(file).rows()
         write_json_lines(export, [row.as_dict() for row in rows])
-        click.echo(f"Verdicts written to {export}: {_by_rater(rows)}")
+        echo(f"Verdicts written to {export}: {_by_rater(rows)}")
         return
     if first is None or second is None:
         raise InputError("give two files of answers, FIRST and SECOND, or --export")
@@ -68,12 +69,12 @@ def rate(
     votes = Votes(file)
 
     def ready(url: str) -> None:
-        click.echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {file}. Ctrl-C ends.")
+        echo(f"{len(comparisons)} pairs of answers to rate at {url}\nVotes go to {file}. Ctrl-C ends.")
 
     # A person ends the server with Ctrl-C; at certain moments the server itself swallows the signal.
     with suppress(KeyboardInterrupt):
         serve_rating(comparisons, votes, host=host, port=port, ready=ready)
-    click.echo(f"\nStopped. Votes in {file}: {_by_rater(votes.rows())}")
+    echo(f"\nStopped. Votes in {file}: {_by_rater(votes.rows())}")
 
 
 def _by_rater(rows: Sequence[VerdictRow]) -> str:

@@ -9,6 +9,8 @@ Examples:
 
 import click
 
+from pitlm.io.visible import echo
+
 
 @click.group(invoke_without_command=True)
 @click.pass_context
@@ -22,7 +24,7 @@ def recipes(ctx: click.Context) -> None:
     width = max(map(len, names))
     for name in names:
         about = find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        click.echo(f"{name:{width}}  {about}")
+        echo(f"{name:{width}}  {about}")
 
 
 @recipes.command(epilog="Example: pit recipes show quickstart > mine.yaml")
@@ -31,4 +33,4 @@ def show(name: str) -> None:
     """Print the recipe NAME as it is, comments and all."""
     from pitlm.core.packaged_recipes import find_recipe
 
-    click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)

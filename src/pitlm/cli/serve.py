@@ -9,6 +9,7 @@ import click
 from pitlm.cli.options import section_options
 from pitlm.core.errors import InputError
 from pitlm.core.loop_section import LoopSection
+from pitlm.io.visible import echo
 from pitlm.serve.settings import LOOPBACK_HOSTS, Settings
 
 TOKEN = "PIT_SERVE_TOKEN"
@@ -55,7 +56,7 @@ def serve(
             raise InputError(
                 f"--host {host}: others could use the upstream's key; set {TOKEN}, which they then have to send"
             )
-        click.echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
+        echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
     if settings.improver is not None and settings.gap is None and run_folder is None:
         raise InputError("--improver: found no --gap beside it, expected one, which says whether a proposal is better")
     if not (run_folder or settings.improver or settings.gap or settings.upstream):

@@ -26,7 +26,6 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pitlm.core.errors import InputError, describe, list_fields
@@ -35,6 +34,7 @@ from pitlm.data.readers import RawRow, read_rows
 from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, read_messages, with_system
 from pitlm.data.shapes import ASKED, RowDropped, is_rated, pairs_in, renamed, scores_contradict, thumb
 from pitlm.io.atomic import atomic_writer
+from pitlm.io.console import make_console
 
 EQUAL_RESPONSES = "equal responses"
 PROMPTS_DIFFER = "prompts differ"
@@ -104,7 +104,7 @@ def load_preferences(
     places: list[str] = []
     dropped: Counter[str] = Counter()
     read = invalid = contradicted = 0
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     shown = (SpinnerColumn(), TextColumn("Reading row {task.completed:,}"), TimeElapsedColumn())
     bar = Progress(*shown, console=console, transient=True, disable=not (progress and console.is_terminal))
     with bar, atomic_writer(rejects) if skip_invalid and rejects is not None else nullcontext() as out:

@@ -1,19 +1,30 @@
 """Output on the terminal: one console, one kind of table and one kind of progress bar."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich import progress
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+
+from pitlm.io.visible import visible
 
 WIDTH = 120
 
 
-def make_console() -> Console:
-    """A console that does not fold to 80 columns if the output is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+class VisibleConsole(Console):
+    """A console that prints :func:`~pitlm.io.visible.visible` text, and its own control sequences alone."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that takes no text for markup, and that does not fold to 80 columns in a file or a pipe."""
+    console = VisibleConsole(stderr=stderr, markup=False)
+    return console if console.is_terminal else VisibleConsole(stderr=stderr, markup=False, width=WIDTH)
 
 
 def make_table(title: str, *columns: str) -> Table:

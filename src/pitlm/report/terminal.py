@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +11,7 @@ from pitlm.evaluate.agreement import Agreement
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
 from pitlm.io.console import make_console
+from pitlm.io.visible import echo
 from pitlm.loop.margin import Calibrated, Outcome
 from pitlm.report.shape import HEALTH, Report
 
@@ -44,7 +44,7 @@ def print_report(report: Report) -> None:
 def print_summary(summary: Summary) -> None:
     """Print the tables of a summary that have something in them."""
     console, settings = make_console(), summary.settings
-    click.echo(
+    echo(
         f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {100 * settings['confidence']:g}%, "
         f"{settings['resamples']:,} resamples of items, seed {settings['seed']}."
     )
@@ -67,7 +67,7 @@ def print_summary(summary: Summary) -> None:
         _print(console, title, ("system", "Bradley-Terry", "Elo"), rows)
     for judge, ranking in summary.rankings.items():
         if not ranking.exists:
-            click.echo(
+            echo(
                 f"{judge or 'Ranking'}: some system never lost, or never won, against the rest, so Bradley-Terry has "
                 "no finite estimate. The strengths are held by a prior: read their order, not their distances."
             )
@@ -187,7 +187,7 @@ def _print_agreement(console: Console, found: Agreement | None) -> None:
 def _print(console: Console, title: str, headings: Sequence[str], rows: Rows, names: int = 1) -> None:
     """Print a table that is not empty. The title is printed apart, because a table folds it to its own width."""
     if rows:
-        click.echo(f"\n{title}")
+        echo(f"\n{title}")
         console.print(_table(headings, rows, names=names))
 
 

@@ -113,7 +113,7 @@ def judge_answer_files(first: Path, second: Path, section: JudgeSection) -> list
     judge = _truth_of(first, prompts) if section.kind == "truth" else make_judge(section, "--judge")
     rows = run_judge(judge, comparisons)
     if spent := spent_on(judge):
-        make_console().print(spent, markup=False, highlight=False)
+        make_console().print(spent, highlight=False)
     return rows
 
 

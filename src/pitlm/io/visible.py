@@ -1,0 +1,23 @@
+"""What may reach a terminal: text that cannot move the cursor, set the title, or hide or reorder other text."""
+
+from typing import Any
+
+import click
+
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = _PICTURES | dict.fromkeys((*range(0x80, 0xA0), *_REORDERING, *range(0xD800, 0xE000)), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """The text with a visible character in place of each control character and each that no terminal can show.
+
+    Answers, names and messages come from models, files and servers. A control character becomes its picture (␛), and
+    C1 controls, bidirectional overrides and lone surrogates become �. Line feeds and tabs stay.
+    """
+    return text.translate(_VISIBLE)
+
+
+def echo(text: str, **how: Any) -> None:
+    """Print a line, as ``click.echo`` does, with :func:`visible` text."""
+    click.echo(visible(text), **how)
