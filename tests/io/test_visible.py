@@ -71,8 +71,8 @@ def test_every_line_of_the_package_goes_through_the_two():
 def test_names_samples_and_messages_are_printed_visibly(command, tmp_path, capfd):
     hostile = HOSTILE.replace("\ud800", "").replace("\x00", "")
     verdicts, pairs = tmp_path / "verdicts.jsonl", tmp_path / "pairs.jsonl"
-    row = {"id": "1", "first": hostile, "second": "b", "judge": hostile, "verdict": "win", "preference": 1.0}
-    verdicts.write_text(json.dumps({**row, "prompt": "p"}) + "\n")
+    row = {"item": "1", "first": hostile, "second": "b", "judge": hostile, "verdict": "win"}
+    verdicts.write_text(json.dumps(row) + "\n")
     pairs.write_text(json.dumps({"prompt": hostile, "chosen": hostile + "c", "rejected": hostile}) + "\n")
     arguments = {
         "evaluate": ["evaluate", str(verdicts), "--resamples", "20"],
