@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import partial
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from pitlm import __version__
 from pitlm.core.verdicts import Verdict
@@ -108,11 +108,21 @@ def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | 
         eval_results=figures or None,
     )
     settings = yaml.safe_dump(origin.recipe, sort_keys=False, allow_unicode=True) if origin else ""
-    body = _template("card.md.j2", keep_trailing_newline=True).render(
-        shown, card=card, origin=origin, adapter=adapter, settings=settings, version=__version__, infinity=math.inf
+    # A fence longer than any in the settings: no text of theirs can end the block.
+    fence = "~" * max(3, 1 + max(map(len, re.findall("~+", settings)), default=0))
+    texts = {"settings": Markup(settings), "fence": fence, "version": __version__, "infinity": math.inf}
+    body = _template("card.md.j2", keep_trailing_newline=True, finalize=_plain).render(
+        shown, card=card, origin=origin, adapter=adapter, **texts
     )
     # Read back by the hub's own class, which refuses the metadata that the hub refuses.
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
+
+
+def _plain(value: Any) -> Any:
+    """A name without its markup: no tag, link, image, code or table of Markdown comes from a value of the card."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"[\\`<|]|(?<=\])\(", r"\\\g<0>", re.sub(r"\s*[\r\n]\s*", " ", value))
 
 
 def _figures(card: Card, origin: Origin, task: str) -> list[EvalResult]:
@@ -174,9 +184,14 @@ def _template(name: str, **options: Any) -> Template:
         **options,
     )
     made.filters |= {"number": number, "share": share, "bounds": bounds, "csp_hash": _csp_hash}
-    made.filters["json"] = partial(json.dumps, ensure_ascii=False)  # a string of Python and of JSON alike
+    made.filters["json"] = _json
     made.globals["HEALTH"] = HEALTH
     return made.get_template(name)
+
+
+def _json(value: str) -> Markup:
+    """A string of Python and of JSON alike, which cannot end a span of code."""
+    return Markup(json.dumps(value, ensure_ascii=False).replace("`", r"\u0060"))
 
 
 def _csp_hash(script: str) -> str:
