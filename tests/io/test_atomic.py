@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from pitlm.core.errors import InputError
+from pitlm.engines.reply_cache import ReplyCache
 from pitlm.io.atomic import atomic_folder, atomic_writer, read_json_lines, write_json_lines, write_text
+from pitlm.judge.votes import Votes
 
 
 def names(folder: Path) -> list[str]:
@@ -171,3 +174,17 @@ def test_a_link_stays_a_link_and_only_files_are_replaced(tmp_path: Path) -> None
         with pytest.raises(InputError, match="found no regular file, expected a file"):
             write_text(other, "new")
         assert other.stat().st_mode == before
+
+
+@pytest.mark.parametrize("make", [ReplyCache, Votes])
+def test_files_of_votes_and_replies_are_their_owners_alone(make, tmp_path):
+    before = os.umask(0o022)
+    try:
+        make(tmp_path / "new.sqlite")
+        (tmp_path / "shared.sqlite").touch(mode=0o640)  # somebody chose this
+        make(tmp_path / "shared.sqlite")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes.pop("shared.sqlite") == 0o640
+    assert {mode for name, mode in modes.items() if name.startswith("new")} == {0o600}

@@ -79,7 +79,7 @@ def doctor(
         chosen = chosen.with_dtype(native_bfloat16=True)  # as all GPUs of the table do
         machine = replace(assumed(hardware, chosen.model.dtype), devices=devices)
     else:
-        from pitlm.models.loading import native_bfloat16
+        from pitlm.models.machine import native_bfloat16
         from pitlm.plan.rates import measure_rates
 
         chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())

@@ -13,7 +13,8 @@ from pitlm.data.template import encode_completion, encode_prompts
 from pitlm.engines.decoder import Decoder, DecodingRow, left_padded
 from pitlm.engines.engine import seed_of
 from pitlm.models.adapters import Bases, Checkpoint
-from pitlm.models.loading import Card, device, load_tokenizer, window_of
+from pitlm.models.loading import Card, load_tokenizer, window_of
+from pitlm.models.machine import device
 
 READ = 32
 """Number of answers whose likelihoods are read in one pass. Their logits are the largest tensor."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
+from pitlm.io.atomic import make_private
 
 
 class ReplyCache:
@@ -26,6 +27,7 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self.path)
         self._lock = threading.Lock()
         self._run("PRAGMA journal_mode = WAL")
         self._run(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
+from pitlm.io.atomic import make_private
 
 APPLICATION_ID = 0x50_49_54_56  # "PITV" in the header of the file, so that we write to no other program's file
 SCHEMA = f"""
@@ -97,6 +98,7 @@ class Votes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        make_private(path)
         with self._open() as database:
             (mark,) = database.execute("PRAGMA application_id").fetchone()
             (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()

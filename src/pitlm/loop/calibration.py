@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pitlm.core.errors import InputError
@@ -52,10 +52,10 @@ class Calibration:
     """
 
     scorer: str
-    margin: Annotated[float, BeforeValidator(lambda margin: math.inf if margin is None else margin)]
-    harm: float
-    confidence: float
-    items: int
+    margin: Annotated[float, Field(ge=0), BeforeValidator(lambda margin: math.inf if margin is None else margin)]
+    harm: Fraction
+    confidence: Fraction
+    items: PositiveInt
     judge: str
     settings: LoopSection
     gaps: tuple[float, ...] = field(repr=False)

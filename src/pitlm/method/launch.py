@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
 from pitlm.core.errors import InputError, RankFailed
-from pitlm.models.loading import first_line
+from pitlm.models.weights import first_line
 
 KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -15,8 +15,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pitlm.core.nouns import Prompt
 from pitlm.core.recipe import Quantization
 from pitlm.data.template import Template
-from pitlm.models.loading import Card, Kind, device, load_card, load_model, load_shape, load_tokenizer
+from pitlm.models.loading import Card, Kind, load_card, load_model, load_shape, load_tokenizer
 from pitlm.models.lora import attach, base_name, is_adapter, whole_name
+from pitlm.models.machine import device
 from pitlm.models.trees import enable_trees
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from transformers import (
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS
-from pitlm.models.loading import device, loading
+from pitlm.models.machine import device
 from pitlm.models.trees import batches
+from pitlm.models.weights import check_weights, loading
 
 TOKENS_PER_BATCH = 8_192
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -66,11 +67,7 @@ class ForeignRewardModel:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise InputError(
-                f"{path}: found no weights for {missing}; expected a trained sequence-classification model"
-            )
+        check_weights(path, report["missing_keys"], model.named_parameters())
         check_reward_model(path)
         return cls(model.to(device()).eval(), tokenizer)
 

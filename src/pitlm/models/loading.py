@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import logging
-import os
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,6 +30,7 @@ from pitlm.models.lora import base_name, is_adapter, merged, save_adapter
 from pitlm.models.quantization import in_four_bits, keep_gradients
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
+from pitlm.models.weights import check_weights, first_line, loading
 
 SPARE_PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
@@ -46,9 +40,6 @@ SPARE_PAD_TOKENS = (
     "<|endoftext|>",  # of models that end a turn with another token, as SmolLM2 does
     PAD,
 )
-
-# By default oneDNN keeps compiled products of 1,024 shapes: 11 GB in a training here, where 32 shapes take 3 GB.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 HFTokenizer = PreTrainedTokenizerBase
 Kind = Literal["policy", "improver", "reward", "gap"]
@@ -99,33 +90,6 @@ def load_card(path: str | Path, kind: Kind) -> Card:
     if card.kind != kind:
         raise InputError(f"{path}: found a model trained as {card.kind}, expected one trained as {kind}")
     return card
-
-
-def device() -> torch.device:
-    """The accelerator if there is one, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def native_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 natively."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def release_memory() -> None:
-    """Give the memory of dropped models back, so that other processes can take it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":  # glibc keeps freed memory to itself unless it is asked
-        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the device, or the machine, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def checkpoint_of(path: str | Path) -> str | Path:
@@ -191,8 +155,8 @@ def load_model(
             new if the checkpoint has none.
 
     Raises:
-        InputError: nothing loadable there, the base of an adapter is gone, or the library for the quantization is
-            missing.
+        InputError: nothing loadable there, weights that are missing or no numbers, the base of an adapter is gone, or
+            the library for the quantization is missing.
     """
     auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
     options: dict[str, Any] = {} if writes else {"num_labels": 1}
@@ -204,13 +168,20 @@ def load_model(
         auto, source, options = type(whole), None, {"config": whole.config, "state_dict": whole.state_dict()}
     options |= in_four_bits(quantize, dtype)
     with loading(path, "model"):
-        model: PreTrainedModel = auto.from_pretrained(
+        model: PreTrainedModel
+        model, report = auto.from_pretrained(
             source,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
+    # A model that writes has no head that scores. A model that was trained to score needs its head.
+    backbone, card = f"{model.base_model_prefix}.", Card.load(path)
+    headless = not writes and (card is None or card.writes)
+    missing = [name for name in report["missing_keys"] if not headless or name.startswith(backbone)]
+    check_weights(path, missing, model.named_parameters())
     keep_gradients(model)
     _fit(model, tokenizer)
     if not writes:
@@ -251,19 +222,6 @@ def load_shape(path: str | Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(str(checkpoint_of(path)), trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
-
-
-@contextmanager
-def loading(path: str | Path, name: str) -> Iterator[None]:
-    """For a block that loads ``name`` (such as "GGUF file") from ``path``: its errors become InputErrors with both."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def save(

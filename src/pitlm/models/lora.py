@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pitlm.core.errors import InputError
+from pitlm.models.weights import check_weights, loading
 
 if TYPE_CHECKING:
     # Only for types: peft also imports bitsandbytes if it is installed, and whole models need neither.
@@ -41,9 +43,11 @@ def base_name(folder: str | Path) -> str:
     """The path or hub name of the base under an adapter. If the run made the base, it is the one in the run's folder.
 
     Raises:
-        InputError: the base was a folder or a file that is no longer there.
+        InputError: a broken configuration, or the base was a folder or a file that is no longer there.
     """
-    name: str = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    with loading(folder, "LoRA adapter"):
+        config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+        name: str = os.fspath(config["base_model_name_or_path"])
     own = Path(folder).resolve().parent.parent / OWN_BASE
     if Path(name).match(str(OWN_BASE)) and own.is_dir():  # the run may have been moved or copied
         return str(own)
@@ -123,18 +127,25 @@ def attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> tuple
 
     Returns:
         The model in PEFT's wrapper, and the trained head of a model that scores, which the model does not get.
-    """
-    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 
-    weights = load_file(folder / WEIGHTS)
-    head = weights.pop(HEAD, None)
-    config = LoraConfig.from_pretrained(str(folder))
-    config.modules_to_save, config.task_type = None, None
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-    else:
-        model = PeftModel(model, config, adapter_name=name)
-    set_peft_model_state_dict(model, weights, adapter_name=name)
+    Raises:
+        InputError: an adapter that cannot be loaded, or whose weights are missing or no numbers.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    with loading(folder, "LoRA adapter"):
+        weights = load_file(folder / WEIGHTS)
+        config = LoraConfig.from_pretrained(str(folder))
+        lost = {HEAD} - weights.keys() if config.modules_to_save else set()
+        config.modules_to_save, config.task_type = None, None
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = PeftModel(model, config, adapter_name=name)
+        lost |= get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys() - weights.keys()
+        check_weights(folder, lost, weights.items())
+        head = weights.pop(HEAD, None)
+        set_peft_model_state_dict(model, weights, adapter_name=name)
     return model, head
 
 

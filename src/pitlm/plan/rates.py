@@ -26,7 +26,8 @@ from pitlm.core.training_sections import TrainSection
 from pitlm.engines.generators import generate
 from pitlm.method.setting import Workbench
 from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer
-from pitlm.models.loading import Card, Kind, device, quiet
+from pitlm.models.loading import Card, Kind, quiet
+from pitlm.models.machine import device
 from pitlm.models.scratch import make_words_tokenizer
 from pitlm.models.trees import enable_trees
 from pitlm.plan.costs import Costs, Reading, tree_tokens

@@ -12,7 +12,7 @@ from pitlm.method.common import finished_metrics
 from pitlm.method.launch import Launch, run_ranks
 from pitlm.method.setting import Setting
 from pitlm.models.adapters import Bases
-from pitlm.models.loading import release_memory
+from pitlm.models.machine import release_memory
 from pitlm.models.scorers import RewardModel
 from pitlm.report.shape import Report
 from pitlm.run.judges import truth

@@ -16,7 +16,8 @@ from pitlm.loop.baselines.baseline import chosen_baselines
 from pitlm.method.common import check_trackers, share_of_batch
 from pitlm.method.launch import Launch, read_launch
 from pitlm.method.rl import check_rollouts
-from pitlm.models.loading import native_bfloat16, quiet
+from pitlm.models.loading import quiet
+from pitlm.models.machine import native_bfloat16
 from pitlm.models.quantization import check_quantization
 from pitlm.report.terminal import print_report
 from pitlm.run.context import Context

@@ -22,9 +22,11 @@ from pitlm.io.console import progress_bar
 from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
 from pitlm.method.watch import PROBE, read_metrics
-from pitlm.models.loading import first_line, is_out_of_memory, load_shape, load_tokenizer, release_memory, window_of
+from pitlm.models.loading import load_shape, load_tokenizer, window_of
+from pitlm.models.machine import is_out_of_memory, release_memory
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
+from pitlm.models.weights import first_line
 from pitlm.report.pages import render
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate

@@ -1,0 +1,46 @@
+"""Weights from files: none that cannot be loaded, is missing or is no number goes unnoticed."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pitlm.core.errors import InputError
+
+
+@contextmanager
+def loading(path: str | Path, name: str) -> Iterator[None]:
+    """For a block that loads ``name`` (such as "GGUF file") from ``path``: its errors become InputErrors with both."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse a checkpoint with missing tensors, for which libraries draw random numbers, and one with broken numbers.
+
+    Args:
+        missing: names of the tensors that the model needs and the checkpoint lacks.
+        weights: the tensors by name.
+
+    Raises:
+        InputError: any is missing, or has a NaN or an infinity.
+    """
+    if lost := sorted(missing):
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise InputError(f"{path}: found no weights for {', '.join(lost[:3])}{more}, expected a whole checkpoint")
+    for name, weight in weights:
+        # A NaN or an infinity is left in the sum, which needs no copy of the tensor.
+        if weight.is_floating_point() and not weight.is_meta and not math.isfinite(weight.sum(dtype=torch.float32)):
+            raise InputError(f"{path}: found a NaN or an infinity in {name}, expected numbers; did a training diverge?")
