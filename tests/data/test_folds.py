@@ -172,8 +172,11 @@ def spoil(folder: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
-        ("unfinished", ["summary.json: found no such file", "that `pit data prepare` finished"]),
-        ("bad summary", ["summary.json: found no counts of pairs", "'sft'"]),
+        (
+            "unfinished",
+            ["summary.json: cannot load a summary of folds, as `pit data prepare` writes it", "No such file"],
+        ),
+        ("bad summary", ["summary.json: cannot load a summary of folds", "no 'sft'"]),
         ("missing", ["rl.jsonl: found no such file", "the fold 'rl'"]),
         ("short", ["rl.jsonl: found 6 pairs", "expected 7"]),
         ("broken", ["rl.jsonl:2: found broken JSON", "expected one JSON object"]),
@@ -200,5 +203,5 @@ def test_an_interrupted_rewrite_is_not_taken_for_whole(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         write_folds(folder, folds, Loaded(many(30), 30))
     assert not list(folder.glob(".*"))  # no half-written file stays behind
-    with pytest.raises(InputError, match=r"summary\.json: found no such file"):
+    with pytest.raises(InputError, match=r"summary\.json: cannot load a summary of folds.* No such file"):
         read_folds(folder)

@@ -121,6 +121,7 @@ def test_texts_that_the_caller_knows_are_written():
 
 
 ROW = {"item": "1", "first": "a", "second": "b", "verdict": "win"}
+REPLY = {"swapped": False, "verdict": "win"}
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,25 @@ ROW = {"item": "1", "first": "a", "second": "b", "verdict": "win"}
         ),
         ({"instruction": "q"}, "found an object with the fields instruction, expected a verdict row"),
         ([1], "found [1], expected a verdict row"),
-        ({**ROW, "verdict": "victory"}, "found a broken row ('victory' is not a valid Verdict)"),
-        ({**ROW, "colour": 1}, "found a broken row (unknown fields colour)"),
-        ({**ROW, "item": 7}, "field 'item': found 7, expected text"),
-        ({"verdict": "win", "item": "1", "first": "a"}, "field 'second': found nothing, expected text"),
-        ({**ROW, "strength": 3}, "field 'strength': found 3, expected a number in [0, 1]"),
-        ({**ROW, "lengths": [1]}, "field 'lengths': found (1,), expected two whole numbers"),
-        ({**ROW, "replies": [{"verdict": "win"}]}, "found a broken row"),
+        (
+            {**ROW, "verdict": "victory"},
+            "field 'verdict': found 'victory', expected a verdict row (Input should be 'win'",
+        ),
+        ({**ROW, "colour": 1}, "field 'colour': found 1, expected a verdict row (Unexpected"),
+        ({**ROW, "item": 7}, "field 'item': found 7, expected a verdict row (Input should be a valid string)"),
+        ({"verdict": "win", "item": "1", "first": "a"}, "field 'second': found nothing, expected a verdict row"),
+        ({**ROW, "strength": 3}, "field 'strength': found 3, expected a verdict row (Input should be less than"),
+        (
+            {**ROW, "strength": math.nan},
+            "field 'strength': found nan, expected a verdict row (Input should be a finite",
+        ),
+        ({**ROW, "scores": [1, math.inf]}, "field 'scores.1': found inf, expected a verdict row"),
+        ({**ROW, "lengths": [1]}, "field 'lengths.1': found nothing, expected a verdict row"),
+        ({**ROW, "lengths": [1, -2]}, "field 'lengths.1': found -2, expected a verdict row"),
+        ({**ROW, "lengths": [1, math.nan]}, "field 'lengths.1': found nan, expected a verdict row"),
+        ({**ROW, "replies": [{"verdict": "win"}]}, "field 'replies.0.swapped': found nothing"),
+        ({**ROW, "replies": [{**REPLY, "cost": math.nan}]}, "field 'replies.0.cost': found nan"),
+        ({**ROW, "replies": 3}, "field 'replies': found 3, expected a verdict row"),
     ],
 )
 def test_broken_lines_are_named(tmp_path: Path, line, message):

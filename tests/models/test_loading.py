@@ -115,7 +115,7 @@ def test_a_model_of_another_kind_is_refused(bases, tmp_path, wanted, given):
 )
 def test_a_card_that_says_what_no_model_is_is_refused(tmp_path, changes):
     (tmp_path / "pit.json").write_text(json.dumps({"kind": "gap", "ask": ASK, "max_new_tokens": 8, **changes}))
-    with pytest.raises(InputError, match=r"pit\.json: found an unreadable model card"):
+    with pytest.raises(InputError, match=r"pit\.json: cannot load a model card"):
         Card.load(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_a_folder_without_weights_is_refused(bases, tmp_path):
 )
 def test_an_unreadable_card_is_refused_by_name(tmp_path, text):
     (tmp_path / "pit.json").write_text(text)
-    with pytest.raises(InputError, match=r"pit\.json: found an unreadable model card"):
+    with pytest.raises(InputError, match=r"pit\.json: cannot load a model card"):
         load_card(tmp_path, "gap")
 
 

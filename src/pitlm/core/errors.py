@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -61,6 +62,23 @@ class BudgetSpent(InputError):
     """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""
 
     exit_code = 3
+
+
+@contextmanager
+def loading(path: object, name: str) -> Iterator[None]:
+    """For a block that reads ``name`` (such as "model card") from ``path``: its errors become InputErrors with both."""
+    try:
+        yield
+    except (InputError, RankFailed, MemoryFull):
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+        raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the error's name if it has none."""
+    text = f"no {error}" if isinstance(error, KeyError) else str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def describe(value: object) -> str:

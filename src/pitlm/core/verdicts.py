@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from pitlm.core.nouns import Prompt
+from pitlm.core.section import NonNegativeFloat, NonNegativeInt
+
+_CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Verdict(StrEnum):
@@ -66,11 +71,13 @@ class Reply:
     verdict: Verdict
     text: str = ""
     prompt: str = ""
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    cost: float = 0.0
+    input_tokens: NonNegativeInt = 0
+    cached_tokens: NonNegativeInt = 0
+    output_tokens: NonNegativeInt = 0
+    cost: NonNegativeFloat = 0.0
     failure: str = ""
+
+    __pydantic_config__ = _CHECKED
 
     def swap(self) -> Reply:
         return replace(self, swapped=not self.swapped, verdict=self.verdict.swap())
@@ -93,10 +100,12 @@ class VerdictRow:
     second: str
     verdict: Verdict
     scores: tuple[float, float] | None = None
-    strength: float | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
     replies: tuple[Reply, ...] = ()
     judge: str = ""
-    lengths: tuple[int, int] | None = None
+    lengths: tuple[NonNegativeInt, NonNegativeInt] | None = None
+
+    __pydantic_config__ = _CHECKED
 
     @classmethod
     def of(cls, comparison: Comparison, verdict: Verdict, *, judge: str, **more: Any) -> VerdictRow:
@@ -126,11 +135,9 @@ class VerdictRow:
         """The inverse of :meth:`as_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: not such a row.
+            ValidationError: not such a row: another field, a value of another type, or a number that is not finite.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := set(row) - known:
-            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
-        pairs = {name: tuple(row[name]) for name in ("scores", "lengths") if row.get(name) is not None}
-        replies = tuple(Reply(**{**r, "verdict": Verdict(r["verdict"])}) for r in row.get("replies", ()))
-        return cls(**{**row, **pairs, "replies": replies, "verdict": Verdict(row["verdict"])})
+        return _ROW.validate_python(row)
+
+
+_ROW = TypeAdapter(VerdictRow)

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.data.dataset import Loaded, parse_preference
 from pitlm.data.readers import read_rows
@@ -138,12 +138,9 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
 
 
 def _summary_counts(path: Path) -> dict[str, int]:
-    try:
+    with loading(path, "summary of folds, as `pit data prepare` writes it"):
         folds = json.loads(path.read_text(encoding="utf-8"))["folds"]
         return {fold: int(folds[fold]["pairs"]) for fold in FOLDS}
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        found = f"no counts of pairs ({type(error).__name__}: {error})" if path.is_file() else "no such file"
-        raise InputError.at(path, found=found, expected="a folder that `pit data prepare` finished") from error
 
 
 def unique_prompts(pairs: Sequence[Preference]) -> list[Prompt]:

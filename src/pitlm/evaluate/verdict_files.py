@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Verdict, VerdictRow
@@ -107,18 +109,12 @@ def _verdict(data: object, line: int) -> Annotation:
 
 
 def _row(data: Mapping[str, Any]) -> VerdictRow:
-    for name in ("item", "first", "second"):
-        if not isinstance(data.get(name), str):
-            raise RowError(name, _shown(data.get(name)), "text")
     try:
-        row = VerdictRow.from_dict(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RowError(None, f"a broken row ({error})", "a verdict row") from error
-    if row.strength is not None and not (isinstance(row.strength, int | float) and 0 <= row.strength <= 1):
-        raise RowError("strength", _shown(row.strength), "a number in [0, 1]")
-    if row.lengths is not None and [type(n) for n in row.lengths] != [int, int]:
-        raise RowError("lengths", _shown(row.lengths), "two whole numbers")
-    return row
+        return VerdictRow.from_dict(data)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        found = "nothing" if wrong["type"] == "missing" else _shown(wrong["input"])
+        raise RowError(".".join(map(str, wrong["loc"])), found, f"a verdict row ({wrong['msg']})") from error
 
 
 def _shown(value: object) -> str:

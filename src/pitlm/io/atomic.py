@@ -4,12 +4,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 
 
 @contextmanager
@@ -68,10 +68,18 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that :func:`write_json_lines` wrote."""
-    with path.open(encoding="utf-8") as lines:  # not splitlines, which splits within a text that holds U+2028
-        return [json.loads(line) for line in lines]
+def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Any] = dict) -> list[Any]:
+    """The objects of a file that :func:`write_json_lines` wrote, each as ``read`` makes it of the fields.
+
+    Raises:
+        InputError: no such file, or a line that is none of ours.
+    """
+    made = []
+    with loading(path, "file of this run"), path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):  # not splitlines, which splits within a text that holds U+2028
+            with loading(f"{path}:{number}", "row of this run"):
+                made.append(read(json.loads(line)))
+    return made
 
 
 @contextmanager

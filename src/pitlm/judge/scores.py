@@ -66,8 +66,8 @@ class GapJudge(TwoOrderJudge):
 
 
 def _verdict(difference: float, tie: float) -> Verdict:
-    """The verdict on a difference of scores, or on a gap; unparsable if the difference is NaN."""
-    if math.isnan(difference):
+    """The verdict on a difference of scores, or on a gap; unparsable if the difference is no finite number."""
+    if not math.isfinite(difference):
         return Verdict.UNPARSABLE
     return Verdict.TIE if abs(difference) <= tie else Verdict.WIN if difference > 0 else Verdict.LOSS
 

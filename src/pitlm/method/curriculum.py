@@ -29,7 +29,7 @@ def train_stage(run: Setting, stage: CurriculumStage, folder: Path) -> dict[str,
     """One stage of the curriculum, in its folder; an interrupted attempt keeps the references that it sampled."""
     path = folder / "references.jsonl"
     if path.is_file():
-        references = [(Prompt.of(row["prompt"]), str(row["reference"])) for row in read_json_lines(path)]
+        references = read_json_lines(path, lambda row: (Prompt.of(row["prompt"]), str(row["reference"])))
     else:
         references = sample_references(run, stage)
         write_json_lines(path, ({"prompt": x.as_messages(), "reference": y} for x, y in references))

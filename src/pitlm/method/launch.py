@@ -20,8 +20,7 @@ from accelerate.utils import is_deepspeed_available
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
-from pitlm.core.errors import InputError, RankFailed
-from pitlm.models.weights import first_line
+from pitlm.core.errors import InputError, RankFailed, first_line
 
 KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, first_line
 from pitlm.core.recipe import Quantization
 from pitlm.data.template import PLAIN_CHAT_TEMPLATE, check_template
 from pitlm.io.atomic import write_text
@@ -30,7 +30,7 @@ from pitlm.models.lora import base_name, is_adapter, merged, save_adapter
 from pitlm.models.quantization import in_four_bits, keep_gradients
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
-from pitlm.models.weights import check_weights, first_line, loading
+from pitlm.models.weights import check_weights, loading
 
 SPARE_PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
@@ -66,15 +66,11 @@ class Card:
         path = Path(folder) / "pit.json"
         if not path.is_file():
             return None
-        try:
+        with loading(path, "model card"):
             card = cls(**json.loads(path.read_text(encoding="utf-8")))
             if card.kind not in get_args(Kind) or not isinstance(card.ask, str) or not card.max_new_tokens > 0:
-                raise ValueError(f"{card.kind!r}, {card.ask!r}, {card.max_new_tokens!r}")
-            return card
-        except (TypeError, ValueError) as error:
-            raise InputError.at(
-                path, found=f"an unreadable model card ({error})", expected="what pitlm wrote"
-            ) from error
+                raise ValueError(f"found {card.kind!r}, {card.ask!r}, {card.max_new_tokens!r}")
+        return card
 
 
 def load_card(path: str | Path, kind: Kind) -> Card:

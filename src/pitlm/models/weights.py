@@ -9,22 +9,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pitlm.core import errors
 from pitlm.core.errors import InputError
 
 
 @contextmanager
 def loading(path: str | Path, name: str) -> Iterator[None]:
-    """For a block that loads ``name`` (such as "GGUF file") from ``path``: its errors become InputErrors with both."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """:func:`pitlm.core.errors.loading` for a block that also reads safetensors."""
+    with errors.loading(path, name):
+        try:
+            yield
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
 
 
 def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -41,6 +37,8 @@ def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tu
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise InputError(f"{path}: found no weights for {', '.join(lost[:3])}{more}, expected a whole checkpoint")
     for name, weight in weights:
+        if weight.is_meta or not weight.is_floating_point():
+            continue
         # A NaN or an infinity is left in the sum, which needs no copy of the tensor.
-        if weight.is_floating_point() and not weight.is_meta and not math.isfinite(weight.sum(dtype=torch.float32)):
+        if not math.isfinite(weight.detach().sum(dtype=torch.float32)):
             raise InputError(f"{path}: found a NaN or an infinity in {name}, expected numbers; did a training diverge?")

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.core.recipe import DataSection, LoraSection, ModelSection, Recipe
 from pitlm.data.dataset import load_preferences
 
@@ -147,11 +147,8 @@ class Shape:
             folder = Path(checkpoint_of(folder))
         file = folder / "config.json"
         if file.is_file():
-            try:
-                config = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError.at(file, found=f"broken JSON ({error})", expected="a model's configuration") from error
-            return cls.of_config(config, str(file))
+            with loading(file, "model's configuration"):
+                return cls.of_config(json.loads(file.read_text(encoding="utf-8")), str(file))
         if model.base not in KNOWN:
             raise InputError(
                 f"model.base: found {model.base!r}, whose shape is not known here (no hub is asked), expected a folder "

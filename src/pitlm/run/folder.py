@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pitlm import __version__
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.io.atomic import write_text
@@ -219,13 +219,10 @@ def stage_record(root: Path, name: str) -> dict[str, Any] | None:
     path = root / name / "stage.json"
     if not path.is_file():
         return None
-    expected = "the record of a stage (delete the stage's folder to have it made again)"
-    try:
+    with loading(path, "record of a stage (delete the stage's folder to have it made again)"):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError.at(path, found=f"broken JSON ({error})", expected=expected) from error
-    if not isinstance(record, dict) or record.get("status") not in list(Status) or not RECORD.issubset(record):
-        raise InputError.at(path, found="something else", expected=expected)
+        if record["status"] not in list(Status) or not RECORD.issubset(record):
+            raise ValueError("found something else")
     return record
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Trace
 from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
@@ -36,8 +36,9 @@ def run_verdicts(root: Path) -> tuple[Path, dict[str, AnswerFigures]]:
     """
     stored_recipe(root)
     stage_result(root, "evaluation")
-    folder = root / "evaluation"
-    return folder / "verdicts.jsonl", answer_figures(read_json_lines(folder / "items.jsonl"))
+    items = root / "evaluation" / "items.jsonl"
+    with loading(items, "list of answers"):
+        return items.with_name("verdicts.jsonl"), answer_figures(read_json_lines(items))
 
 
 def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, AnswerFigures] | None]:
@@ -56,7 +57,16 @@ def read_sources(sources: Sequence[Path]) -> tuple[list[Annotation], dict[str, A
 
 
 def run_report(root: Path, recipe: Recipe) -> Report:
-    """The measurements of a run so far, of the models that its folder holds now."""
+    """The measurements of a run so far, of the models that its folder holds now.
+
+    Raises:
+        InputError: a file of the run that pitlm did not write so.
+    """
+    with loading(root, "finished run"):
+        return _run_report(root, recipe)
+
+
+def _run_report(root: Path, recipe: Recipe) -> Report:
     record = stage_record(root, "gap")
     gap = record["result"]["health"] if record and record["status"] == Status.DONE else None
     title, health = f"pitlm: {recipe.name}", health_figures(gap) if gap else {}
@@ -68,7 +78,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
     summary = summarise(rows, answered=known, rank=None, resamples=recipe.evaluation.resamples)
     judge, compared = next(iter(result["judges"])), [(first, second) for first, second in result["compared"]]
     pit = next(line for line in summary.by(judge) if line.system == PIT)
-    traces = [Trace.from_dict(row) for row in read_json_lines(verdicts.with_name("traces.jsonl"))]
+    traces = read_json_lines(verdicts.with_name("traces.jsonl"), Trace.from_dict)
     changed = zip(traces, result["gaps"][PIT], (r for r in rows if (r.first, r.judge) == (PIT, judge)), strict=True)
     stages = [stage.name for stage in recipe.curriculum.stage_list]
     return Report(

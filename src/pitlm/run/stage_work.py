@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.errors import InputError, MemoryFull
+from pitlm.core.errors import InputError, MemoryFull, first_line
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Comparison
 from pitlm.data.dataset import Loaded, load_preferences
@@ -26,7 +26,6 @@ from pitlm.models.loading import load_shape, load_tokenizer, window_of
 from pitlm.models.machine import is_out_of_memory, release_memory
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
-from pitlm.models.weights import first_line
 from pitlm.report.pages import render
 from pitlm.run.context import Context
 from pitlm.run.evaluation import evaluate
