@@ -210,8 +210,8 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "csv without header": ("pairs.csv", csv_text(["q", "a", "b"], ["q", "a", "b"]), ["pairs.csv:2: field 'chosen'"]),
     "cut gzip": ("pairs.jsonl.gz", gzip.compress(lines(*GOOD), mtime=0)[:-20], ["damaged gzip"]),
     "no gzip": ("pairs.jsonl.gz", lines(*GOOD), ["damaged gzip"]),
-    "no parquet": ("pairs.parquet", b"PAR1 nonsense", ["damaged parquet"]),
-    "empty parquet": ("pairs.parquet", b"", ["damaged parquet"]),
+    "no parquet": ("pairs.parquet", b"PAR1 nonsense", ["cannot load a parquet file"]),
+    "empty parquet": ("pairs.parquet", b"", ["cannot load a parquet file"]),
 }
 
 

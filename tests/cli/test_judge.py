@@ -127,6 +127,15 @@ def test_failed_calls_are_told_and_asked_for_again(server, files, tmp_path, caps
     assert len(server.calls) == 26
 
 
+def test_when_every_call_fails_there_is_no_file_and_the_exit_code_says_so(server, files, tmp_path, capsys):
+    output = tmp_path / "verdicts.jsonl"
+    server.reply = lambda request: Fail(400, message="no such deployment")
+    code, _, err = pit_judge(files, *llm(server, output), capsys=capsys)
+    assert (code, output.exists()) == (2, False)
+    assert "all 24 calls failed, and no verdict is written. The first: " in err
+    assert "no such deployment" in err
+
+
 def stored(cache):
     if not cache.exists():
         return 0

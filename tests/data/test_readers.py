@@ -138,7 +138,7 @@ def test_ragged_csv_rows_are_marked(tmp_path: Path) -> None:
         ("a.jsonl.gz", b"plain text", ["a.jsonl.gz", "damaged gzip"]),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-12], ["a.jsonl.gz", "damaged gzip"]),
         ("a.csv.gz", b"plain text", ["a.csv.gz", "damaged gzip"]),
-        ("a.parquet", b"plain text", ["a.parquet", "damaged parquet"]),
+        ("a.parquet", b"plain text", ["a.parquet", "cannot load a parquet file"]),
         ("a.txt", b"plain text", ["a.txt", "'.txt'", "expected .jsonl"]),
     ],
 )
@@ -153,7 +153,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, part
 def test_a_parquet_file_cut_short_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"a\.parquet: found a damaged parquet file"):
+    with pytest.raises(InputError, match=r"a\.parquet: cannot load a parquet file"):
         list(read_rows(path))
 
 

@@ -224,5 +224,5 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
     assert len(load_preferences(tmp_path / "two").preferences) == 6
     damaged = next((tmp_path / "one").glob("*.arrow"))
     damaged.write_bytes(damaged.read_bytes()[:200])
-    with pytest.raises(InputError, match="damaged Arrow file"):
+    with pytest.raises(InputError, match="cannot load a file of Arrow data"):
         load_preferences(tmp_path / "one")

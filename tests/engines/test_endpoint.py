@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import subprocess
 import sys
@@ -185,6 +186,36 @@ def test_the_cost_limit_stops_cleanly_and_the_next_run_goes_on(server, endpoint,
     onward = endpoint(cache=cache, price=PRICE)
     assert all(c.text for c in onward.complete(prompts(10)))
     assert len(server.calls) == 10
+
+
+def paid(content, **usage):
+    """A reply with a content of another shape, whose tokens are counted."""
+    counted = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 40}} | usage
+    return Nonsense(json.dumps({"choices": [{"message": {"content": content}}], "usage": counted}))
+
+
+def test_a_text_in_parts_is_joined(server, endpoint):
+    server.reply = lambda request: paid([{"type": "text", "text": "Verdict"}, {"type": "text", "text": ": A"}])
+    (done,) = endpoint(price=PRICE).complete(prompts(1))
+    assert (done.text, done.failure, done.cost) == ("Verdict: A", "", pytest.approx(260e-6))
+
+
+@pytest.mark.parametrize("content", [3, {"a": 1}, [{"type": "refusal", "refusal": "no"}], [[]]])
+def test_a_reply_that_is_not_understood_counts_and_is_kept(server, endpoint, tmp_path, content):
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    server.reply = lambda request: paid(content)
+    chat = endpoint(cache=cache, price=PRICE, max_cost=3 * 260e-6, concurrency=1)
+    done = chat.complete(prompts(10))
+    assert all(c.failure for c in done)
+    assert sum("no chat completion" in c.failure for c in done) == len(server.calls) == len(cache) == 3
+    assert chat.spent == pytest.approx(3 * 260e-6)
+
+
+@pytest.mark.parametrize("count", [None, "many", -5, math.nan, math.inf, 1e300, [], {}])
+def test_a_count_that_is_no_count_is_none(server, endpoint, count):
+    server.reply = lambda request: paid("ok", completion_tokens=count, prompt_tokens_details=count)
+    (done,) = endpoint(price=PRICE).complete(prompts(1))
+    assert (done.text, done.input_tokens, done.output_tokens, done.cached_tokens) == ("ok", 100, 0, 0)
 
 
 def test_a_cost_limit_that_cannot_be_kept_is_refused(server, endpoint):

@@ -34,7 +34,7 @@ def test_what_is_saved_is_read_again(tmp_path):
 )
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "calibration.json").write_text(text)
-    with pytest.raises(InputError, match=r"calibration\.json: found an unreadable calibration .* run it again"):
+    with pytest.raises(InputError, match=r"calibration\.json: cannot load a calibration .run `pit calibrate` again"):
         load_calibrations(tmp_path)
 
 

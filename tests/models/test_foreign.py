@@ -176,3 +176,9 @@ def test_a_checkpoint_s_card_says_how_it_judges(bases, tmp_path):
     save(policy, AutoTokenizer.from_pretrained(bases("words")), Card("policy", "ask", 8), tmp_path / "policy")
     with pytest.raises(InputError, match="found a model trained as policy"):
         checkpoint_judge(JudgeSection(kind="foreign", model=str(tmp_path / "policy")))
+
+
+def test_a_mere_adapter_is_told_from_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="found an adapter of PEFT, expected a whole model; merge it"):
+        checkpoint_judge(JudgeSection(kind="foreign", model=str(tmp_path)))

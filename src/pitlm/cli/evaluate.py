@@ -24,7 +24,7 @@ from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
 from pitlm.cli.options import FILE, check_output, json_option, section_options, write_figures
-from pitlm.core.section import Fraction, PositiveInt, Section
+from pitlm.core.section import Fraction, Section
 from pitlm.io.visible import echo
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class StatisticsSection(Section):
     """How verdicts are counted."""
 
     rank: bool = Field(False, description="also show rankings of fewer than three systems")
-    resamples: PositiveInt = Field(2000, description="number of draws of each bootstrap")
+    resamples: int = Field(2000, gt=0, le=10**5, description="number of draws of each bootstrap")
     confidence: Fraction = Field(0.95, description="confidence of each interval")
     seed: int = Field(0, ge=0, description="seed of all resampling")
 

@@ -33,6 +33,7 @@ from pathlib import Path
 import click
 
 from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
+from pitlm.core.errors import InputError
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.io.named_parts import part_names
@@ -92,7 +93,8 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
 
     Raises:
-        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, and an output that exists already.
+        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, an output that exists already, or not one call
+            that did not fail.
     """
     from pitlm.io.atomic import write_json_lines
     from pitlm.run.judges import judge_answer_files
@@ -101,11 +103,14 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     if options.kind == "llm" and options.cache is None:
         options = options.model_copy(update={"cache": output.with_name(f"{output.name}.replies.sqlite")})
     rows = judge_answer_files(first, second, options)
+    replies = [reply for row in rows for reply in row.replies]
+    failures = [reply.failure for reply in replies if reply.failure]
+    if failures and len(failures) == len(replies):
+        raise InputError(f"all {len(failures)} calls failed, and no verdict is written. The first: {failures[0]}")
     write_json_lines(output, [row.as_dict() for row in rows])
     counts = Counter(row.verdict for row in rows)
     listed = ", ".join(f"{verdict} {counts[verdict]} ({counts[verdict] / len(rows):.1%})" for verdict in Verdict)
     echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
-    failures = [reply.failure for row in rows for reply in row.replies if reply.failure]
     if failures:
         echo(
             f"{len(failures)} calls failed and count as unparsable; the same command with --force asks for them again. "

@@ -76,7 +76,9 @@ def loading(path: object, name: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the error's name if it has none."""
+    """The first line of an error's message, or the error's name if it has none. Of pydantic's errors the first."""
+    if callable(listed := getattr(error, "errors", None)):
+        return "{}: {msg}".format(".".join(map(str, listed()[0]["loc"])), **listed()[0])
     text = f"no {error}" if isinstance(error, KeyError) else str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -1,6 +1,6 @@
 """The options of an evaluation in a recipe, and of a judge also on the command line."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -68,5 +68,5 @@ class EvaluationSection(Section):
     self_refine: list[str] = []
     harm: Fraction | None = None
     judges: list[JudgeSection] | None = Field(None, min_length=1)
-    resamples: PositiveInt = 2000
+    resamples: Annotated[int, Field(gt=0, le=10**5)] = 2000
     batch_size: PositiveInt = 128

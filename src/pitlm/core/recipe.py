@@ -13,6 +13,7 @@ from pitlm.core.section import Fraction, NonNegativeInt, PositiveFloat, Positive
 from pitlm.core.training_sections import CurriculumSection, RLSection, TrainSection
 
 Quantization = Literal["nf4"]
+Size = Annotated[int, Field(gt=0, le=10**6)]
 PairField = Literal["prompt", "chosen", "rejected", "system", "completion", "label"]
 
 WORLDS = ("pocket", "house-style")
@@ -38,7 +39,7 @@ class DataSection(Section):
 
     source: str | None = None
     columns: dict[PairField, str] | None = None
-    pairs: PositiveInt | None = None
+    pairs: Annotated[int, Field(gt=0, le=10**6)] | None = None
     test: Fraction = 0.1
     validation: Fraction = 0.05
     folds: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1, 1, 1)
@@ -64,13 +65,13 @@ class InitSection(Section):
     """A small model with random weights, for a run without a pretrained model."""
 
     architecture: Literal["llama", "qwen3"] = "llama"
-    layers: PositiveInt = 2
-    hidden: PositiveInt = 96
-    heads: PositiveInt = 4
+    layers: Size = 2
+    hidden: Size = 96
+    heads: Size = 4
     head_dim: int = Field(default=32, gt=0, multiple_of=2)  # 32: the fewest that vLLM serves
-    mlp: PositiveInt = 256
+    mlp: Size = 256
     tokenizer: Literal["words", "bpe"] = "words"
-    vocabulary: PositiveInt = 512
+    vocabulary: Size = 512
 
 
 class ModelSection(Section):

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.data.row_fields import RowError
 from pitlm.io.named_parts import find_part, part_names
 
@@ -260,7 +260,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     """Batches of rows are read one after the other."""
     import pyarrow.parquet
 
-    with _damage_named(path, "parquet"), pyarrow.parquet.ParquetFile(path) as table:
+    with loading(path, "parquet file"), pyarrow.parquet.ParquetFile(path) as table:
         yield from enumerate((row for batch in table.iter_batches(1024) for row in batch.to_pylist()), start=1)
 
 
@@ -268,20 +268,9 @@ def read_arrow(path: Path) -> Iterator[tuple[int, object]]:
     """The file is one of those in a folder that ``save_to_disk`` of the library datasets wrote."""
     import pyarrow
 
-    with _damage_named(path, "Arrow"), pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+    with (
+        loading(path, "file of Arrow data"),
+        pyarrow.memory_map(str(path)) as file,
+        pyarrow.ipc.open_stream(file) as batches,
+    ):
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-
-
-@contextmanager
-def _damage_named(path: Path, kind: str) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
-            raise
-        summary = str(error).strip().split("\n")[0][:120]
-        raise InputError.at(
-            path, found=f"a damaged {kind} file ({summary})", expected=f"a whole {kind} file"
-        ) from error

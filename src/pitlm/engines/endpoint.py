@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Advance, AnyPrompt, Prompt
 from pitlm.engines.reply_cache import ReplyCache
 
@@ -42,18 +43,15 @@ class Price(NamedTuple):
             InputError: no such numbers, or a file without the model.
         """
         where, given = f"price '{text}'", text.split(",")
-        try:
-            if Path(text).is_file():
+        if Path(text).is_file():
+            with loading(text, f"table of prices with the model '{model}'"):
                 where, given = f"{text}: field '{model}'", json.loads(Path(text).read_text(encoding="utf-8"))[model]
+        try:
             return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             expected = "three numbers from 0, for a million tokens: input, cached, output"
             found = ",".join(map(str, given)) if isinstance(given, list) else given
             raise InputError(f"{where}: found {found}, expected {expected}") from error
-        except ValueError as error:
-            raise InputError.at(text, found=f"broken JSON ({error})", expected="prices by model") from error
-        except (KeyError, TypeError) as error:
-            raise InputError.at(text, field=model, found="nothing", expected="[in, cached, out]") from error
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
         """The cost of one call; ``cached_tokens`` are among ``input_tokens``."""
@@ -167,8 +165,9 @@ class ChatEndpoint:
                 return Completion(failure=NOT_ASKED)
         raw, failure = self._call(body)
         completion = read_completion(raw, self.price) if not failure else Completion(failure=failure)
-        if completion.failure:
+        if completion.failure and completion.input_tokens == 0:
             return completion
+        # From here on also a reply that is not understood: it was paid for.
         if self.cache is not None:
             try:
                 self.cache.put(request, raw)
@@ -239,16 +238,30 @@ def _words(error: Exception) -> str:
     return "".join(character if character.isprintable() else " " for character in text)  # a server wrote the text
 
 
+def _tokens(count: Any) -> int:
+    """A server's count of tokens; 0 for anything that is no such count."""
+    return int(count) if isinstance(count, int | float) and 0 < count < 1e12 else 0
+
+
 def read_completion(raw: str, price: Price | None) -> Completion:
-    """The completion in a raw response. If the response is no chat completion, ``failure`` says so. A pure function."""
-    try:
+    """The completion in a raw response. A pure function.
+
+    If the response is no chat completion, ``failure`` says so; the tokens and the cost are counted all the same. Of a
+    text in parts, the parts are joined.
+    """
+    unreadable = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+    given = made = cached = 0
+    text, finish, failure = "", "", f"no chat completion in the response: {raw[:80]!r}"
+    with suppress(*unreadable):
         response = json.loads(raw)
+        with suppress(*unreadable):
+            usage = response["usage"]
+            given, made = _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
+            cached = _tokens(usage["prompt_tokens_details"]["cached_tokens"])
         choice = response["choices"][0]
-        text = (choice["message"].get("content") or "").encode(errors="replace")  # no file can hold half a character
-        usage = response.get("usage") or {}
-        given, made = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Completion(failure=f"no chat completion in the response: {raw[:80]!r}")
+        content = choice["message"].get("content") or ""
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        text = text.encode(errors="replace").decode()  # no file can hold half a character
+        finish, failure = str(choice.get("finish_reason") or ""), ""
     cost = price.cost(given, cached, made) if price is not None else 0.0
-    return Completion(text.decode(), str(choice.get("finish_reason") or ""), "", given, cached, made, cost)
+    return Completion(text, finish, failure, given, cached, made, cost)

@@ -6,10 +6,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import loading
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.section import Fraction, PositiveInt, Section
 from pitlm.io.atomic import write_text
@@ -91,12 +91,8 @@ def load_calibrations(folder: Path) -> dict[str, Calibration]:
     path = folder / CALIBRATION_FILE
     if not path.is_file():
         return {}
-    try:
+    with loading(path, "calibration (run `pit calibrate` again)"):
         return _FILE_CONTENT.validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        found = f"an unreadable calibration ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        raise InputError.at(path, found=found, expected="what `pit calibrate` wrote; run it again") from error
 
 
 def margin_for(gap: Any, settings: LoopSection) -> float:

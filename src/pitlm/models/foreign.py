@@ -30,8 +30,12 @@ def check_reward_model(path: str | Path) -> None:
     """Read the configuration of a reward model, but not its weights.
 
     Raises:
-        InputError: there is no model, or one whose configuration names more than one logit.
+        InputError: there is no model, a mere adapter, or a model whose configuration names more than one logit.
     """
+    if Path(path, "adapter_config.json").is_file() and not Path(path, "config.json").is_file():
+        raise InputError(
+            f"{path}: found an adapter of PEFT, expected a whole model; merge it: model.merge_and_unload()"
+        )
     with loading(path, "reward model"):
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     if config.num_labels != 1:
@@ -58,6 +62,7 @@ class ForeignRewardModel:
             InputError: nothing loadable there, not exactly one logit, or weights that are missing, such as the score's:
                 they would be random numbers, and so would the verdicts.
         """
+        check_reward_model(path)
         with loading(path, "reward model"):
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -68,7 +73,6 @@ class ForeignRewardModel:
                 output_loading_info=True,
             )
         check_weights(path, report["missing_keys"], model.named_parameters())
-        check_reward_model(path)
         return cls(model.to(device()).eval(), tokenizer)
 
     @property
