@@ -42,6 +42,11 @@ def check_reward_model(path: str | Path) -> None:
         raise InputError(f"{path}: found {config.num_labels} logits, expected a reward model with one")
 
 
+def _refuse_adapter(path: str | Path) -> None:
+    if Path(path, "adapter_config.json").is_file() and not Path(path, "config.json").is_file():
+        raise InputError(f"{path}: found an adapter of PEFT, expected a whole model; merge it (merge_and_unload)")
+
+
 class ForeignRewardModel:
     """r(x, y) of a checkpoint from elsewhere, which reads x and y as its makers intended.
 
@@ -62,7 +67,7 @@ class ForeignRewardModel:
             InputError: nothing loadable there, not exactly one logit, or weights that are missing, such as the score's:
                 they would be random numbers, and so would the verdicts.
         """
-        check_reward_model(path)
+        _refuse_adapter(path)
         with loading(path, "reward model"):
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -73,6 +78,7 @@ class ForeignRewardModel:
                 output_loading_info=True,
             )
         check_weights(path, report["missing_keys"], model.named_parameters())
+        check_reward_model(path)
         return cls(model.to(device()).eval(), tokenizer)
 
     @property
