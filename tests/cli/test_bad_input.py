@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,7 @@ def test_an_unreadable_file_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     source = cli.source("pairs.jsonl", lines(*GOOD))
     deny(monkeypatch, source)
     code, message = cli.run_data(source)
-    assert (code, message) == (2, f"Error: {source}: no permission\n")
+    assert (code, message) == (2, f"Error: {source}: Permission denied\n")
     assert not cli.out.exists()
 
 
@@ -264,7 +265,7 @@ def test_a_hub_name_for_the_model_without_a_hub_is_explained(cli: Cli) -> None:
     code, message = cli.run_data(source, "--set", "model.init=null", "--set", "model.base=nobody/no-such-model")
     assert code == 2
     assert_one_message(message)
-    assert "nobody/no-such-model: found no such folder, and no model on the hub" in message
+    assert "nobody/no-such-model: cannot load a model: no such folder, and none on the hub" in message
     assert not cli.out.exists()
 
 
@@ -301,3 +302,10 @@ def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:
     message = cli.refused("run", cli.recipe, "--out", cli.out)
     assert "--data" in message
     assert not cli.out.exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("command", ["evaluate --plan", "doctor quickstart --price", "data prepare x --out y --test"])
+def test_no_option_takes_what_is_no_number(cli, command, value):
+    message = cli.refused(*command.split(), value)
+    assert re.search(rf"(found '?|: ){value}('|,| is not in the range)", message)

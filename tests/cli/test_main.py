@@ -140,12 +140,12 @@ def test_input_error_is_shown_without_traceback(
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ENOSPC, "disk is full"),
-        (errno.EACCES, "permission"),
-        (errno.EPERM, "permission"),
-        (errno.EROFS, "read-only"),
-        (errno.ENOTDIR, "not a folder"),
-        (errno.ENOENT, "no such file"),
+        (errno.ENOSPC, "No space left"),
+        (errno.EACCES, "Permission denied"),
+        (errno.EPERM, "not permitted"),
+        (errno.EROFS, "Read-only"),
+        (errno.ENOTDIR, "Not a directory"),
+        (errno.ENOENT, "No such file"),
     ],
 )
 def test_file_system_errors_name_the_path(
@@ -164,7 +164,7 @@ def test_a_full_disk_is_recognised_in_another_library_s_error(
 ) -> None:
     stub(raising(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")))
     assert exit_code("stub") == 2
-    assert capsys.readouterr().err == "Error: the disk is full\n"
+    assert capsys.readouterr().err == "Error: No space left on device\n"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug"), ValueError("no")])
@@ -226,3 +226,17 @@ def test_each_extra_of_the_package_is_known() -> None:
     for extra, modules in EXTRAS.items():
         wanted = {re.split(r"[\[<>=]", line)[0] for line in declared["optional-dependencies"][extra]} - {"pitlm"}
         assert wanted <= {names.get(module, module) for module in modules}, extra
+
+
+def test_a_polite_kill_says_how_to_go_on():
+    script = (
+        "import click, time; from pitlm.cli import main as m\n"
+        "m.load_verb = lambda name: click.Command(name, callback=lambda: (print('on', flush=True), time.sleep(60)))\n"
+        "m.main(['doctor'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "on\n"
+        process.terminate()
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.strip() == "Interrupted; run the same command again to go on."

@@ -404,6 +404,13 @@ def test_a_template_of_one_s_own(tmp_path):
         ("{{ first }} {{ second }}", "shows prompt or conversation"),
         ("{{ first }} {{ second }} {{ prompt }} {{ answer }}", "'answer' is undefined"),
         ("{{ first }}\n{% if %}", "mine.txt:2"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ first + 1 }}", "found "),
+        ("{{ range(10 ** 9) | list }}", "Range too big"),
+        (
+            "{% for i in range(9999) %}{% for j in range(9999) %}{{ first }}{% endfor %}{% endfor %}",
+            "more than 20,000,000",
+        ),
         ("{{ first.__class__.__mro__ }} {{ first }} {{ second }} {{ prompt }}", "unsafe"),
     ],
 )
@@ -412,6 +419,19 @@ def test_a_broken_template_is_refused(text, words, tmp_path):
     with pytest.raises(InputError) as error:
         JudgePrompt(tmp_path / "mine.txt")
     assert words in str(error.value)
+
+
+def test_a_template_that_fails_on_a_comparison_is_refused_there(tmp_path):
+    text = "{{ first }} {{ second }} {{ prompt }} {{ 1 // (first | length - 1) }}"
+    (tmp_path / "mine.txt").write_text(text)
+    with pytest.raises(InputError, match=r"mine\.txt: found .* by zero"):
+        JudgePrompt(tmp_path / "mine.txt").fill(Comparison(Prompt.of("x"), "a", "bc"))
+
+
+def test_a_template_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_bytes(b"\xff\xfe{{ first }}")
+    with pytest.raises(InputError, match=r"mine\.txt: found .*utf-8"):
+        JudgePrompt(tmp_path / "mine.txt")
 
 
 def test_no_such_template(tmp_path):

@@ -244,7 +244,7 @@ def test_shapes_come_from_configurations(tmp_path):
     assert Shape.of_model(recipe(model__init="null", model__base=str(tmp_path)).model) == KNOWN["Qwen/Qwen3-8B"]
     del sizes["hidden_size"]
     (tmp_path / "config.json").write_text(json.dumps(sizes))
-    with pytest.raises(InputError, match=r"config.json: found no size \('hidden_size'\)"):
+    with pytest.raises(InputError, match=r"config.json: cannot load a configuration of a decoder: no 'hidden_size'"):
         Shape.of_model(recipe(model__init="null", model__base=str(tmp_path)).model)
 
 

@@ -1,6 +1,8 @@
 """`pit data`: look at preference pairs, and cut them into the folds of a run."""
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,9 @@ _COUNTS = {
 
 def _size(value: str) -> float:
     """Read a share (with a decimal point) or a whole number of pairs."""
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
+    with suppress(ValueError):
+        if math.isfinite(number := float(value)):
+            return int(value) if value.strip().isdecimal() else number
     raise click.BadParameter(f"found {value!r}, expected a share such as 0.1 or a number of pairs such as 500")
 
 

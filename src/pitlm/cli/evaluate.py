@@ -23,7 +23,7 @@ import click
 from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
-from pitlm.cli.options import FILE, check_output, json_option, section_options, write_figures
+from pitlm.cli.options import FILE, check_output, finite, json_option, section_options, write_figures
 from pitlm.core.section import Fraction, Section
 from pitlm.io.visible import echo
 
@@ -53,6 +53,7 @@ class StatisticsSection(Section):
     "--plan",
     "points",
     type=click.FloatRange(0, 100, min_open=True),
+    callback=finite,
     metavar="POINTS",
     help="Say how many items are needed to show a Delta of POINTS; needs no SOURCE.",
 )

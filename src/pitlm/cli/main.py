@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,16 +58,9 @@ ENVIRONMENT = {
 
 # Errors that the user can mend; any other OSError is a fault of ours, and keeps its traceback.
 USER_ERRNOS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "no permission",
-    errno.EPERM: "no permission",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOENT: "no such file or folder",
-    errno.ENOTDIR: "part of the path is a file, not a folder",
-    errno.EISDIR: "this is a folder, not a file",
-    errno.ENAMETOOLONG: "the name is too long",
-}
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter failed")
 """Words in torch's errors when fewer bytes reached the disk than it wrote."""
@@ -118,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `pit` and exit: 0 done, 1 failed, 2 for what the user can mend, 3 at a cost limit, 130 interrupted."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that it says how to go on
     try:
         code = pit.main(arguments, prog_name="pit", standalone_mode=False)
         sys.stdout.flush()  # here a closed pipe can still be caught; at interpreter exit it cannot
@@ -151,10 +146,10 @@ def user_message(error: Exception) -> str | None:
         extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
         return extra and f"{error.name} is not installed; this verb needs: pip install 'pitlm[{extra}]'"
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
-        return ": ".join([*(str(name) for name in (error.filename,) if name is not None), USER_ERRNOS[error.errno]])
+        return ": ".join([*(str(name) for name in (error.filename,) if name is not None), os.strerror(error.errno)])
     # The writers below torch and safetensors raise errors of their own, some without the message of the system.
     if os.strerror(errno.ENOSPC) in str(error):
-        return USER_ERRNOS[errno.ENOSPC]
+        return os.strerror(errno.ENOSPC)
     if any(words in str(error) for words in SHORT_WRITES):
         return "a checkpoint could not be written to its end, as when the disk is full"
     return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -62,13 +64,17 @@ def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> No
 
 def json_object(value: str) -> dict[str, Any]:
     """Read the value of an option whose field is a mapping."""
-    try:
-        found = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"found {value!r} ({error}), expected a JSON object") from error
-    if not isinstance(found, dict):
-        raise click.BadParameter(f"found {value!r}, expected a JSON object")
-    return found
+    with suppress(ValueError, RecursionError):
+        if isinstance(found := json.loads(value), dict):
+            return found
+    raise click.BadParameter(f"found {value!r}, expected a JSON object")
+
+
+def finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN and infinities, which click takes for numbers in any range."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"found {value}, expected a number")
+    return value
 
 
 def section_options(
@@ -159,6 +165,7 @@ def _click_type(schema: Mapping[str, Any]) -> Any:
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     low, high = schema.get("minimum", above), schema.get("maximum", below)
     whole = schema["type"] == "integer"
+    high = None if whole and high is not None and high >= 10**9 else high  # a bound that nobody needs to read
     if low is None and high is None:
         return click.INT if whole else click.FLOAT
     if whole:
@@ -187,8 +194,7 @@ def check_output(output: Path | None, force: bool, what: str, pattern: str | Non
         raise InputError.at(output, found=found, expected=f"the {expected} that {what} go to")
     if output.exists() and not force:
         raise InputError(f"{output}: exists already; name another output, or give --force to replace it")
-    context = click.get_current_context(silent=True)
-    named = context.params.values() if context else ()
+    named = getattr(click.get_current_context(silent=True), "params", {}).values()
     paths = [path for value in named for path in (value if isinstance(value, tuple) else [value])]
     if [os.path.realpath(path) for path in paths if isinstance(path, str | Path)].count(os.path.realpath(output)) > 1:
         raise InputError(f"{output}: found the same file twice in one command, expected {what} to go to another file")

@@ -66,12 +66,15 @@ class BudgetSpent(InputError):
 
 @contextmanager
 def loading(path: object, name: str) -> Iterator[None]:
-    """For a block that reads ``name`` (such as "model card") from ``path``: its errors become InputErrors with both."""
+    """For a block that reads ``name`` (such as "model card") from ``path``: its errors become InputErrors with both.
+
+    Of any kind, because the libraries that read a damaged file raise whatever the damage leads them to.
+    """
     try:
         yield
-    except (InputError, RankFailed, MemoryFull):
+    except (InputError, RankFailed, MemoryFull, MemoryError):
         raise
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+    except Exception as error:
         raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
 
 

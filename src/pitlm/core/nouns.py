@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -209,16 +209,9 @@ class Trace:
         return tuple(r.gap for r in self.rounds)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "prompt": self.prompt.as_messages(),
-            "original": self.original,
-            "final": self.final,
-            "rounds": [r.as_dict() for r in self.rounds],
-            "stop_reason": str(self.stop_reason),
-            "generated_tokens": self.generated_tokens,
-            "prompt_tokens": self.prompt_tokens,
-            "cost": self.cost,
-        }
+        made = {"prompt": self.prompt.as_messages(), "original": self.original, "final": self.final}
+        made["rounds"] = [r.as_dict() for r in self.rounds]
+        return {**made, **asdict(self), **made}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Trace:

@@ -21,7 +21,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         InputError: neither a packaged name nor a file.
     """
-    return _find(name, RECIPES, "recipe")
+    return find_packaged(name, RECIPES, "recipe")
 
 
 def find_launch(name: str) -> Path:
@@ -30,10 +30,11 @@ def find_launch(name: str) -> Path:
     Raises:
         InputError: neither a packaged name nor a file.
     """
-    return _find(name, LAUNCHES, "configuration of accelerate")
+    return find_packaged(name, LAUNCHES, "configuration of accelerate")
 
 
-def _find(name: str, folder: Path, what: str) -> Path:
+def find_packaged(name: str, folder: Path, what: str) -> Path:
+    """The YAML file of this name in ``folder``, or else the file ``name``. Raises InputError: neither is there."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name in names:
         return folder / f"{name}.yaml"

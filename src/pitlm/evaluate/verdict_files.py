@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, describe
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.data.readers import read_rows
@@ -66,10 +66,10 @@ def annotation_from_dict(fields: Mapping[str, Any], line: int) -> Annotation:
         strength = (given or 1.5) - 1.0
         verdict = Verdict.TIE if strength == 0.5 else Verdict.WIN if strength > 0.5 else Verdict.LOSS
     elif given is not None and not (isinstance(given, float) and math.isnan(given)):
-        raise RowError("preference", _shown(given), "a number in [1, 2] or null")
+        raise RowError("preference", describe(given), "a number in [1, 2] or null")
     for name in _TEXTS:
         if not isinstance(fields.get(name), str | None):
-            raise RowError(name, _shown(fields[name]), "text")
+            raise RowError(name, describe(fields[name]), "text")
     asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
     outputs = (fields.get("output_2"), fields.get("output_1"))
     row = VerdictRow(
@@ -101,7 +101,7 @@ def annotation_as_dict(annotation: Annotation) -> dict[str, Any]:
 
 def _verdict(data: object, line: int) -> Annotation:
     if not isinstance(data, Mapping) or not {"verdict", "preference"} & set(data):
-        raise RowError(None, _shown(data), _EXPECTED)
+        raise RowError(None, describe(data), _EXPECTED)
     annotation = annotation_from_dict(data, line) if "preference" in data else Annotation(_row(data))
     if annotation.row.first == annotation.row.second:
         raise RowError(None, f"'{annotation.row.first}' compared with itself", "two systems")
@@ -113,11 +113,5 @@ def _row(data: Mapping[str, Any]) -> VerdictRow:
         return VerdictRow.from_dict(data)
     except ValidationError as error:
         wrong = error.errors()[0]
-        found = "nothing" if wrong["type"] == "missing" else _shown(wrong["input"])
+        found = "nothing" if wrong["type"] == "missing" else describe(wrong["input"])
         raise RowError(".".join(map(str, wrong["loc"])), found, f"a verdict row ({wrong['msg']})") from error
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Mapping):
-        return f"an object with the fields {', '.join(map(str, value)) or '(none)'}"[:120]
-    return "nothing" if value is None else repr(value)[:60]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, first_line
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict
@@ -24,6 +25,9 @@ from pitlm.judge.protocol import TwoOrderJudge
 
 DEFAULT = Path(__file__).parent / "prompts" / "compare.txt.j2"
 """The built-in template."""
+WANTED = "a Jinja template with first, second, prompt or conversation, and mark"
+LONGEST = 20_000_000
+"""Most characters of a question. A template that writes more never ends."""
 _PROBE = Comparison(Prompt.of("probe-request"), "probe-answer-one", "probe-answer-two")
 # ASCII only: a letter that merely looks like A is not A.
 _VERDICT = re.compile(r"verdict\s*:\s*(a|b|tie)\.?", re.ASCII | re.IGNORECASE)
@@ -42,32 +46,38 @@ class JudgePrompt:
     """
 
     def __init__(self, path: Path = DEFAULT) -> None:
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, UnicodeDecodeError) as error:
-            raise InputError.at(path, found=str(error), expected="a template in UTF-8") from error
+        self.path = path
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-        expected = "a Jinja template with first, second, prompt or conversation, and mark"
-        try:
-            self._template = environment.from_string(source)
-            shown = self.fill(_PROBE)
-        except jinja2.TemplateError as error:
-            line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else None
-            raise InputError.at(path, line=line, found=str(error), expected=expected) from error
+        with self._faults_named():
+            self._template = environment.from_string(path.read_text(encoding="utf-8"))
+        shown = self.fill(_PROBE)
         texts = {"first": _PROBE.first, "second": _PROBE.second, "prompt or conversation": _PROBE.prompt.text}
         for name, text in texts.items():
             if text not in shown:
-                raise InputError.at(path, found=f"nowhere that shows {name}", expected=expected)
+                raise InputError.at(path, found=f"nowhere that shows {name}", expected=WANTED)
 
     def fill(self, comparison: Comparison) -> str:
-        """The question to the judge, as text; the comparison's first response is A."""
-        return self._template.render(
-            first=comparison.first,
-            second=comparison.second,
-            prompt=comparison.prompt.text,
-            conversation=comparison.prompt.as_messages(),
-            mark=mark_of(comparison),
-        )
+        """The question to the judge, as text; the comparison's first response is A.
+
+        Raises:
+            InputError: the template fails on this comparison, or writes without end.
+        """
+        texts = {"first": comparison.first, "second": comparison.second, "prompt": comparison.prompt.text}
+        texts["mark"], question = mark_of(comparison), ""
+        with self._faults_named():
+            for part in self._template.generate(**texts, conversation=comparison.prompt.as_messages()):
+                question += part
+                if len(question) > LONGEST:
+                    raise ValueError(f"more than {LONGEST:,} characters of text")
+        return question
+
+    @contextmanager
+    def _faults_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the code of a template is its author's, and can raise anything
+            line = getattr(error, "lineno", None)
+            raise InputError.at(self.path, line=line, found=first_line(error), expected=WANTED) from error
 
 
 def mark_of(comparison: Comparison) -> str:

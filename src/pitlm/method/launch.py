@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -20,7 +19,7 @@ from accelerate.utils import is_deepspeed_available
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
-from pitlm.core.errors import InputError, RankFailed, first_line
+from pitlm.core.errors import InputError, RankFailed, loading
 
 KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -55,10 +54,8 @@ def read_launch(path: Path) -> Launch:
     def refused(field: str, found: str, expected: str) -> InputError:
         return InputError.at(path, field=field, found=found, expected=expected)
 
-    try:
+    with loading(path, "configuration of accelerate"):
         config = load_config_from_file(str(path))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot read a configuration of accelerate: {first_line(error)}") from error
     kind = config.distributed_type.value
     if not isinstance(config, ClusterConfig) or kind not in KINDS:
         hint = f"{', '.join(KINDS)} (CPUs: MULTI_GPU with use_cpu: true)"

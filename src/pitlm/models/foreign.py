@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS
 from pitlm.models.machine import device
 from pitlm.models.trees import batches
-from pitlm.models.weights import check_weights, loading
+from pitlm.models.weights import check_weights
 
 TOKENS_PER_BATCH = 8_192
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pitlm.core.errors import InputError, first_line
+from pitlm.core.errors import InputError, loading
 from pitlm.core.recipe import Quantization
 from pitlm.data.template import PLAIN_CHAT_TEMPLATE, check_template
 from pitlm.io.atomic import write_text
@@ -30,7 +30,7 @@ from pitlm.models.lora import base_name, is_adapter, merged, save_adapter
 from pitlm.models.quantization import in_four_bits, keep_gradients
 from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
-from pitlm.models.weights import check_weights, loading
+from pitlm.models.weights import check_weights
 
 SPARE_PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
@@ -110,11 +110,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         InputError: nothing loadable there, no end token, or a chat template that does not fit (``check_template``).
     """
     source = checkpoint_of(path)
-    try:
+    with loading(path, "tokenizer" if Path(path).exists() else "model: no such folder, and none on the hub"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-    except Exception as error:  # a damaged tokenizer.json raises no narrower type
-        found = "cannot load a tokenizer" if Path(path).exists() else "found no such folder, and no model on the hub"
-        raise InputError(f"{path}: {found}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pitlm.core.errors import InputError
-from pitlm.models.weights import check_weights, loading
+from pitlm.core.errors import InputError, loading
+from pitlm.models.weights import check_weights
 
 if TYPE_CHECKING:
     # Only for types: peft also imports bitsandbytes if it is installed, and whole models need neither.

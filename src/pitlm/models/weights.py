@@ -1,26 +1,13 @@
-"""Weights from files: none that cannot be loaded, is missing or is no number goes unnoticed."""
+"""Weights from files: none that is missing or is no number goes unnoticed."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from pitlm.core import errors
 from pitlm.core.errors import InputError
-
-
-@contextmanager
-def loading(path: str | Path, name: str) -> Iterator[None]:
-    """:func:`pitlm.core.errors.loading` for a block that also reads safetensors."""
-    with errors.loading(path, name):
-        try:
-            yield
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
 
 
 def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tuple[str, Tensor]]) -> None:

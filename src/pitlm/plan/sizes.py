@@ -116,13 +116,11 @@ class Shape:
             InputError: the configuration lacks a size, as in other families.
         """
         config = {**config, **config.get("text_config", {})}
-        try:
+        with loading(where, "configuration of a decoder"):
             hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
             usual = {"num_key_value_heads": heads, "head_dim": hidden // heads, "tie_word_embeddings": False}
             given = {**usual, **{key: value for key, value in config.items() if value is not None}}
             sizes: dict[str, Any] = {name: int(given[key]) for name, key in CONFIG_KEYS.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError.at(where, found=f"no size ({error})", expected="the sizes of a decoder") from error
         width, kind = sizes["head_dim"], given.get("model_type")
         biases = (heads + 2 * sizes["kv_heads"]) * width if kind == "qwen2" else 0
         return cls(**{**sizes, "tied": bool(sizes["tied"])}, norms=2 * width if kind == "qwen3" else 0, biases=biases)

@@ -117,9 +117,8 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
         )
     # Cut after trimming: prompts that differ only in what was trimmed are one prompt, and belong in one fold.
     folds = cut_folds(fitted.pairs, test=data.test, validation=data.validation, shares=data.folds)
-    summary = write_folds(folder, folds, loaded)
     over_long = {"dropped": fitted.dropped, "trimmed": fitted.trimmed}
-    return {**summary, "over_long": over_long, "refused": fitted.refused}
+    return {**write_folds(folder, folds, loaded), "over_long": over_long, "refused": fitted.refused}
 
 
 def _load(context: Context, folder: Path) -> Loaded:
@@ -128,10 +127,9 @@ def _load(context: Context, folder: Path) -> Loaded:
         world = KNOWN[data.world]
         if world.written and context.recipe.model.base is None:
             raise InputError(f"model.base: found nothing, expected a chat model: it writes the answers of {world.name}")
-        pairs = world.make_preferences(
-            data.pairs or world.pairs, context.recipe.seed, partial(_written, context, folder)
-        )
-        return Loaded(preferences=pairs, read=len(pairs), dropped={}, invalid=0)
+        write = partial(_written, context, folder)
+        pairs = world.make_preferences(data.pairs or world.pairs, context.recipe.seed, write)
+        return Loaded(pairs, len(pairs))
     if data.source is None:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
     if (alike := get_close_matches(data.source, KNOWN, 1)) and not Path(data.source).exists():

@@ -223,7 +223,10 @@ def test_the_loop_also_runs_with_the_margin_that_its_harm_asks_for():
 
 def test_a_guide_that_is_not_there_is_named():
     section = RECIPE.evaluation.model_copy(update={"self_refine": ["nowhere.yaml"]})
-    with pytest.raises(InputError, match=r"found 'nowhere\.yaml', expected a file of prompts, or one of house_style, "):
+    with pytest.raises(
+        InputError,
+        match=r"nowhere\.yaml: found no such file of prompts \(evaluation\.self_refine\), expected .* one of house_style, ",
+    ):
         chosen_baselines(RECIPE.model_copy(update={"evaluation": section}))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt, Trace
+from pitlm.core.packaged_recipes import find_packaged
 from pitlm.core.recipe import Recipe
 from pitlm.core.training_sections import CurriculumStage
 from pitlm.io.console import progress_bar
@@ -181,12 +182,7 @@ def guide_file(name: str) -> Path:
     Raises:
         InputError: no such file.
     """
-    packaged = {path.stem: path for path in sorted(PROMPTS.glob("*.yaml"))}
-    file = packaged.get(name, Path(name))
-    if not file.is_file():
-        known = ", ".join(packaged)
-        raise InputError(f"evaluation.self_refine: found '{name}', expected a file of prompts, or one of {known}")
-    return file
+    return find_packaged(name, PROMPTS, "file of prompts (evaluation.self_refine)")
 
 
 def refined_by(guide: str) -> Baseline:
