@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart smol test test-slow chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
+.PHONY: help venv quickstart smol test test-slow test-hostile test-kill chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,12 @@ test: $(DEV) ## Run the tests
 
 test-slow: $(DEV) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
+
+test-hostile: $(DEV) ## A thousand malformed inputs to every verb (five minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) tests/hostile -m "hostile or not hostile"
+
+test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (a quarter of an hour)
+	$(BIN)/python -m pytest -n $(WORKERS) tests/run/test_kill.py -m kill
 
 chromium:
 	@test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import signal
 import subprocess
 import time
@@ -147,3 +148,32 @@ def test_killed_thrice_it_ends_as_if_uninterrupted(shell: Any, tiny_run: Any) ->
 )
 def test_killed_anywhere_it_ends_as_if_uninterrupted(shell: Any, tiny_run: Any, points: list[tuple[str, bool]]) -> None:
     killed_run(shell, tiny_run, points)
+
+
+KILLS = 5
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_random_moments_it_ends_as_if_uninterrupted(shell: Any, tiny_run: Any, seed: int) -> None:
+    """Weights, results and logs are equal bit for bit, and nothing is left of the attempts that were killed."""
+    rng, root = random.Random(seed), shell.folder / "run"
+    arguments = ["run", tiny_run.recipe, "--out", root]
+    for _ in range(KILLS):
+        with (shell.folder / "output.txt").open("w") as output:
+            process = subprocess.Popen(
+                shell.command(*arguments), cwd=shell.folder, env=shell.environment, stdout=output, stderr=output
+            )
+            with suppress(subprocess.TimeoutExpired):  # a process that is done before is killed in vain
+                process.wait(3 + rng.expovariate(1 / 5))  # three seconds go by while the libraries are imported
+            process.send_signal(KILL)
+            process.wait()
+    done = shell(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert_like_uninterrupted(root, tiny_run.root)
+    for name in ("*/model/*.safetensors", "*/base/*.safetensors", "*/probe.jsonl", "*/references.jsonl"):
+        for path in tiny_run.root.glob(name):
+            assert (root / path.relative_to(tiny_run.root)).read_bytes() == path.read_bytes(), path
+    left = {path.relative_to(root) for path in root.rglob("*") if path.is_file() and "tfevents" not in path.name}
+    known = {path.relative_to(tiny_run.root) for path in tiny_run.root.rglob("*") if path.is_file()}
+    assert left <= known, left - known

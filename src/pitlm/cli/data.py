@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pitlm.cli.options import check_output, columns_option, force_option, json_option, write_figures
+from pitlm.cli.options import PATH, check_output, columns_option, force_option, json_option, write_figures
 from pitlm.core.errors import InputError
 from pitlm.io.visible import echo
 
@@ -111,12 +111,10 @@ def inspect(
 @data.command()
 @click.argument("source")
 @columns_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write the folds to.")
+@click.option("--out", required=True, type=PATH, help="Folder to write the folds to.")
 @_size_option("--test", default="0.1", help="Pairs to hold out for the evaluation.")
 @_size_option("--validation", default="0.05", help="Pairs to hold out for choices during training.")
-@click.option(
-    "--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, instead of stopping at the first."
-)
+@click.option("--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, and go on.")
 @click.option("--force", is_flag=True, help="Replace the folds in a folder that is not empty.")
 def prepare(
     source: str,

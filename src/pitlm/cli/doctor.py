@@ -34,9 +34,7 @@ from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 @click.option("--plan", is_flag=True, help="Show every stage, not only the total.")
 @click.option("--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure this machine.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
-@click.option(
-    "--price", type=click.FloatRange(min=0), callback=finite, help="Price of one device for an hour, in any currency."
-)
+@click.option("--price", type=click.FloatRange(min=0), callback=finite, help="Price of a device for an hour.")
 @click.option("--beside", type=PATH, metavar="RUN", help="Show beside the plan how long the stages of this run took.")
 @json_option
 @force_option

@@ -23,7 +23,7 @@ import click
 from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
-from pitlm.cli.options import FILE, check_output, finite, json_option, section_options, write_figures
+from pitlm.cli.options import FILE, NoDevice, check_output, finite, json_option, section_options, write_figures
 from pitlm.core.section import Fraction, Section
 from pitlm.io.visible import echo
 
@@ -47,7 +47,7 @@ class StatisticsSection(Section):
 
 
 @click.command()
-@click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[SOURCE]...")
+@click.argument("sources", nargs=-1, type=NoDevice(path_type=Path, exists=True), metavar="[SOURCE]...")
 @click.option("--baseline", metavar="NAME", help="System to compare with. Default: the most frequent second system.")
 @click.option(
     "--plan",
@@ -61,9 +61,7 @@ class StatisticsSection(Section):
 @click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
 @section_options(StatisticsSection, into="statistics")
 @click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
-@click.option(
-    "--force", is_flag=True, help="Replace files that exist already. With --judge, stored replies are used again."
-)
+@click.option("--force", is_flag=True, help="Replace existing files. With --judge, stored replies are used again.")
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],

@@ -29,14 +29,14 @@ from pathlib import Path
 import click
 
 from pitlm.batch.model_choice import ModelChoice
-from pitlm.cli.options import check_output, section_options
+from pitlm.cli.options import PATH, check_output, section_options
 from pitlm.core.errors import InputError
 from pitlm.core.loop_section import LoopSection
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File for the improved answers (JSON lines).")
+@click.argument("file", type=PATH, required=False)
+@click.option("-o", "--output", type=PATH, help="File for the improved answers (JSON lines).")
 @section_options(ModelChoice, into="models")
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--response", help="The answer to improve, beside --prompt.")

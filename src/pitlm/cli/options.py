@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, refuse_device
 from pitlm.io.visible import echo
 
 if TYPE_CHECKING:
@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
+
+class NoDevice(click.Path):
+    """A path, but not of a device or a pipe, whose reading may never end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        refuse_device(path)
+        return path
+
+
+PATH, FILE = NoDevice(path_type=Path), NoDevice(path_type=Path, dir_okay=False)
 
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of the recipe, e.g. loop.rounds=5."

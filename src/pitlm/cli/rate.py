@@ -29,11 +29,11 @@ from pitlm.io.visible import echo
 @click.argument("first", type=PATH, required=False)
 @click.argument("second", type=PATH, required=False)
 @click.option(
-    "--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; created if it is missing."
+    "--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; made if it is missing."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 finds a free port."
+    "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free port."
 )
 @click.option(
     "-o",

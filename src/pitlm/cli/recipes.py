@@ -31,6 +31,8 @@ def recipes(ctx: click.Context) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME as it is, comments and all."""
+    from pitlm.core.errors import loading
     from pitlm.core.packaged_recipes import find_recipe
 
-    echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    with loading(name, "recipe"):
+        echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)

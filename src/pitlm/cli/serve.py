@@ -54,7 +54,7 @@ def serve(
     if not local and token is None:
         if key is not None:
             raise InputError(
-                f"--host {host}: others could use the upstream's key; set {TOKEN}, which they then have to send"
+                f"--host {host}: others could use the upstream's key; set {TOKEN}, which they have to send"
             )
         echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
     if settings.improver is not None and settings.gap is None and run_folder is None:
@@ -74,9 +74,7 @@ def serve(
 
 def _secret(variable: str | None) -> str | None:
     if variable and not os.environ.get(variable):
-        raise InputError(
-            f"--upstream-key-env: found no variable {variable}, or an empty one, expected the upstream's key"
-        )
+        raise InputError(f"--upstream-key-env: found {variable} empty or not set, expected the upstream's key")
     return os.environ[variable] if variable else None
 
 

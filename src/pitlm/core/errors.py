@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -64,12 +65,20 @@ class BudgetSpent(InputError):
     exit_code = 3
 
 
+def refuse_device(path: object) -> None:
+    """Raise InputError for a device or a pipe, whose reading may never end."""
+    place = Path(str(path))
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise InputError.at(path, found="a device or a pipe", expected="a file or a folder")
+
+
 @contextmanager
 def loading(path: object, name: str) -> Iterator[None]:
     """For a block that reads ``name`` (such as "model card") from ``path``: its errors become InputErrors with both.
 
     Of any kind, because the libraries that read a damaged file raise whatever the damage leads them to.
     """
+    refuse_device(path)
     try:
         yield
     except (InputError, RankFailed, MemoryFull, MemoryError):

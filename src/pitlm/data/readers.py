@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pitlm.core.errors import InputError, loading
+from pitlm.core.errors import InputError, loading, refuse_device
 from pitlm.data.row_fields import RowError
 from pitlm.io.named_parts import find_part, part_names
 
@@ -30,6 +30,9 @@ READERS = {
 """The readers of files, by suffix. Another package adds a reader with an entry point of the group ``pitlm.readers``
 whose name is the suffix. A reader takes a path and yields, for each row, the number of its line (or of the row), from
 1, and its content."""
+
+LONGEST, LARGEST = 2**26, 2**28
+"""Most bytes of a line, and of a JSON file. A gzip file of a few kilobytes can hold gigabytes."""
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(:(?P<split>[\w.\-\[\]%:+]+))?")
 # Files that lie beside data and hold no data: those of the hub's tools and those of `pit data prepare`.
@@ -104,7 +107,8 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
     if not path.exists():
         yield from _hub_rows(str(source))
         return
-    if not path.is_dir() and _suffix(path) is None:
+    refuse_device(path)
+    if path.is_file() and _suffix(path) is None:
         raise InputError.at(path, found=f"a file of kind '{path.suffix}'", expected=_formats())
     for file in _files_below(path) if path.is_dir() else [path]:
         read = find_part("pitlm.readers", READERS, _suffix(file) or "")
@@ -188,13 +192,20 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError.at(path, found=f"a damaged gzip file ({error})", expected="a complete gzip file") from error
 
 
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a plain or gzipped file. Bytes, because text mode breaks lines at separators within JSON strings."""
+    with opened(path) as handle:
+        for number, line in enumerate(iter(partial(handle.readline, LONGEST), b""), start=1):
+            if len(line) == LONGEST:
+                raise InputError.at(path, line=number, found=f"a line of {LONGEST:,} bytes or more", expected="a row")
+            yield line
+
+
 def read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
     """Each line that is not blank is a row."""
-    with opened(path) as handle:
-        # Bytes, because text mode would also break lines at separators that JSON strings may hold.
-        for number, raw in enumerate(handle, start=1):
-            if raw.strip():
-                yield number, _decoded(raw)
+    for number, raw in enumerate(_lines(path), start=1):
+        if raw.strip():
+            yield number, _decoded(raw)
 
 
 def _decoded(raw: bytes) -> object:
@@ -216,7 +227,10 @@ def _decoded(raw: bytes) -> object:
 def read_json(path: Path) -> Iterator[tuple[int, object]]:
     """The file is a list of rows, or an object whose ``data`` is that list."""
     with opened(path) as handle:
-        value = _decoded(handle.read())
+        content = handle.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise InputError.at(path, found=f"more than {LARGEST:,} bytes of JSON", expected="JSON lines (.jsonl)")
+    value = _decoded(content)
     expected = "a list of objects, or an object whose 'data' is one"
     if isinstance(value, Unreadable):
         if "Extra data" in value.found:  # several values in a row: JSON lines, which hubs often name .json
@@ -232,28 +246,27 @@ def read_json(path: Path) -> Iterator[tuple[int, object]]:
 
 def read_csv(path: Path) -> Iterator[tuple[int, object]]:
     """The first record names the columns; the number of a row is the line on which its record starts."""
-    csv.field_size_limit(2**31 - 1)  # a conversation easily exceeds the module's 128 KiB
-    with opened(path) as binary:
-        # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
-        records = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), strict=True)
-        header: list[str] | None = None
-        start = 1
-        try:
-            for record in records:
-                if header is None:
-                    header = [name.strip() for name in record]
-                elif len(record) == len(header):
-                    yield start, dict(zip(header, record, strict=True))
-                elif record:
-                    raw = io.StringIO()
-                    csv.writer(raw).writerow(record)
-                    expected = f"{len(header)}, as in the header"
-                    yield start, Unreadable(f"{len(record)} cells", expected, raw.getvalue().rstrip("\r\n"))
-                start = records.line_num + 1
-        except csv.Error as error:
-            raise InputError.at(path, line=start, found=f"broken CSV ({error})", expected="a CSV record") from error
-        except UnicodeDecodeError as error:
-            raise InputError.at(path, line=start, found="a byte that is not UTF-8", expected="UTF-8 text") from error
+    csv.field_size_limit(LONGEST)  # a conversation easily exceeds the module's 128 KiB
+    # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
+    records = csv.reader((line.decode("utf-8-sig") for line in _lines(path)), strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for record in records:
+            if header is None:
+                header = [name.strip() for name in record]
+            elif len(record) == len(header):
+                yield start, dict(zip(header, record, strict=True))
+            elif record:
+                raw = io.StringIO()
+                csv.writer(raw).writerow(record)
+                expected = f"{len(header)}, as in the header"
+                yield start, Unreadable(f"{len(record)} cells", expected, raw.getvalue().rstrip("\r\n"))
+            start = records.line_num + 1
+    except csv.Error as error:
+        raise InputError.at(path, line=start, found=f"broken CSV ({error})", expected="a CSV record") from error
+    except UnicodeDecodeError as error:
+        raise InputError.at(path, line=start, found="a byte that is not UTF-8", expected="UTF-8 text") from error
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:

@@ -126,9 +126,7 @@ class ChatEndpoint:
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise InputError(f"base URL: found {self.base_url!r}, expected http://... or https://...")
         if self.base_url is None and not self.key:
-            raise InputError(
-                f"found no {KEY_VARIABLE} in the environment, expected a key, or the URL of a local server"
-            )
+            raise InputError(f"found no {KEY_VARIABLE} in the environment, expected a key or the URL of a local server")
 
     @cached_property
     def client(self) -> openai.OpenAI:

@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pitlm.core.errors import InputError, first_line
+from pitlm.core.errors import InputError, first_line, refuse_device
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.nouns import Advance, Prompt
 from pitlm.core.verdicts import Comparison, Reply, Verdict
@@ -48,6 +48,7 @@ class JudgePrompt:
     def __init__(self, path: Path = DEFAULT) -> None:
         self.path = path
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+        refuse_device(path)
         with self._faults_named():
             self._template = environment.from_string(path.read_text(encoding="utf-8"))
         shown = self.fill(_PROBE)

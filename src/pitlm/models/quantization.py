@@ -15,9 +15,7 @@ def check_quantization(quantize: Quantization | None) -> None:
         InputError: the library is missing.
     """
     if quantize is not None and find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"peft.quantize: found {quantize}, expected bitsandbytes installed: pip install 'pitlm[qlora]'"
-        )
+        raise InputError(f"peft.quantize: found {quantize}, expected bitsandbytes: pip install 'pitlm[qlora]'")
 
 
 def in_four_bits(quantize: Quantization | None, dtype: str) -> dict[str, BitsAndBytesConfig]:

@@ -35,25 +35,10 @@ _VARIABLES = {"#000000": "var(--fg)", "#b0b0b0": "var(--grid)", "#ffffff": "var(
 }
 _LINES = ("solid", "dashed", "dashdot", "dotted")
 _MARKERS = "osD^vP"
-_STYLE: dict[Any, Any] = {
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "errorbar.capsize": 3,
-    "figure.facecolor": "none",
-    "font.size": 9,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    # Labels hold names from data and settings: a dollar sign must not start a formula.
-    "text.parse_math": False,
-}
+_STYLE = str(Path(__file__).with_name("panels.mplstyle"))
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(fname=_STYLE)
 def curve_panels(stage: str, figures: Mapping[str, Points]) -> list[Markup]:
     """Each figure of one RL stage against its steps; a figure without a finite value gives no panel."""
     panels = []
@@ -70,7 +55,7 @@ def curve_panels(stage: str, figures: Mapping[str, Points]) -> list[Markup]:
     return panels
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(fname=_STYLE)
 def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup | None:
     """Mean quality by improvement round, with intervals; None without a finite value."""
     shown = {n: i for n, i in systems.items() if any(isfinite(interval.estimate) for interval in i)}
@@ -89,7 +74,7 @@ def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup
     return _panel(figure, f"{judge} by improvement round")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(fname=_STYLE)
 def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     """Overlaid histograms of the calibrated gap to the original, with a line at 0; None without a finite value."""
     finite = {name: np.array([v for v in values if isfinite(v)]) for name, values in gaps.items()}
@@ -111,7 +96,7 @@ def gap_panel(gaps: Mapping[str, Sequence[float]]) -> Markup | None:
     return _panel(figure, "Distribution of the gap")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(fname=_STYLE)
 def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
     """Win rate and Delta of each judged system as dots with intervals, best viewed side by side."""
     judged = [line for line in systems if isfinite(line.delta.estimate)]

@@ -71,9 +71,7 @@ class RunFolder:
         if root.exists() and not root.is_dir():
             raise InputError(f"{root}: found a file, expected a folder for the run")
         if root.is_dir() and not marker.is_file() and any(root.iterdir()):
-            raise InputError(
-                f"{root}: found a folder that holds other files, expected an empty folder or an earlier run"
-            )
+            raise InputError(f"{root}: found a folder that holds other files, expected an empty folder or a run")
         self._new = not marker.is_file()
         self._made = not root.is_dir()
         if self._new:
