@@ -64,7 +64,7 @@ test-slow: $(DEV) ## Run the tests that train for minutes
 test-hostile: $(DEV) ## A thousand malformed inputs to every verb (five minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/hostile -m "hostile or not hostile"
 
-test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (a quarter of an hour)
+test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (five minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/run/test_kill.py -m kill
 
 chromium:

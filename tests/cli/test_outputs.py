@@ -73,7 +73,7 @@ def test_the_input_is_kept_even_if_outputs_may_be_replaced(refused, tmp_path, ho
 def test_a_pipe_a_device_and_a_folder_are_no_output(refused, tmp_path, how):
     os.mkfifo(tmp_path / "pipe")
     for out in (tmp_path / "pipe", "/dev/null"):
-        assert f"{out}: found no regular file" in refused(how, out, "--force")
+        assert f"{out}: found a device or a pipe" in refused(how, out, "--force")
     message = refused(how, tmp_path, "--force")
     assert "found a folder" in message or "is a directory" in message
 

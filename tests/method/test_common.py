@@ -164,8 +164,10 @@ def test_a_finished_model_is_not_trained_again(stage, tmp_path):
     """The interruption came after training, for example in the health of a gap model."""
     assert len(stage(tmp_path / "run")) == STEPS
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "checkpoints" / "checkpoint-6").mkdir(parents=True)  # the kill came before they were deleted
     assert stage(tmp_path / "run") == []
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("stage", ["sft"], indirect=True)

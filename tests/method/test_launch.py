@@ -204,7 +204,7 @@ def test_a_configuration_that_cannot_run_says_why(tmp_path, monkeypatch, changes
 def test_what_is_no_configuration_is_refused(tmp_path, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="cannot read a configuration of accelerate"):
+    with pytest.raises(InputError, match="cannot load a configuration of accelerate"):
         read_launch(path)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from pitlm.models.loading import Card
-from pitlm.report.pages import Origin, _json, _plain, model_card
+from pitlm.report.pages import Origin, json_text, model_card, plain
 from pitlm.report.shape import Report
 
 READER = MarkdownIt("commonmark").enable("table")
@@ -28,7 +28,7 @@ def parts(text):
 
 @given(NAMES)
 def test_no_name_makes_a_tag_a_link_an_image_or_a_further_cell(name):
-    for text in (f"a {_plain(name)} b", f"a `{_plain(name)}` b", f"| h |\n| --- |\n| a {_plain(name)} |\n"):
+    for text in (f"a {plain(name)} b", f"a `{plain(name)}` b", f"| h |\n| --- |\n| a {plain(name)} |\n"):
         kinds = [token.type for token in parts(text)]
         assert not {"html_inline", "html_block", "link_open", "image", "heading_open", "fence"} & set(kinds), text
         assert kinds.count("td_open") <= 1
@@ -37,8 +37,8 @@ def test_no_name_makes_a_tag_a_link_an_image_or_a_further_cell(name):
 
 @given(NAMES)
 def test_a_json_string_in_code_is_the_same_string_and_stays_code(name):
-    assert json.loads(_json(name)) == name
-    assert not {"html_inline", "link_open", "image"} & {token.type for token in parts(f"`{{{_json(name)}}}`")}
+    assert json.loads(json_text(name)) == name
+    assert not {"html_inline", "link_open", "image"} & {token.type for token in parts(f"`{{{json_text(name)}}}`")}
 
 
 @pytest.mark.parametrize("ask", ["Better?", "~~~\n\n~~~~~\n<script>", "`<img src=x>"])

@@ -326,3 +326,14 @@ def test_status_of_each_kind(bench: Bench) -> None:
     found = {name: folder.status(stage, prints[name]) for name, stage in stages.items()}
     assert found == {"a": Status.DONE, "b": Status.DONE, "c": Status.STARTED, "d": Status.MISSING}
     assert folder.status(stages["a"], "other") is Status.STALE
+
+
+def test_what_killed_processes_had_begun_to_write_is_removed(bench: Bench) -> None:
+    bench.run()
+    left = [bench.root / ".recipe.json.1f.tmp", bench.root / "b" / ".stage.json.2e.tmp"]
+    for path in left:
+        path.write_text("{")
+    (bench.root / "c" / ".model.3d.tmp" / "deep").mkdir(parents=True)
+    kept = {path for path in bench.root.rglob("*") if ".tmp" not in str(path)}
+    assert bench.run() == []
+    assert set(bench.root.rglob("*")) == kept

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
 from pitlm.core.nouns import Prompt, Round, StopReason, Trace
+from pitlm.io.event_stream import event_data, events
 from pitlm.loop.live_loop import LiveOutcome
 from pitlm.serve.chat_completions import ChatReply
-from pitlm.serve.event_stream import event_data, events
 from pitlm.serve.proxying import COMMENT
 
 BETTER = "A better answer, in seven short words."

@@ -45,9 +45,9 @@ class Item:
 
     @property
     def id(self) -> str | None:
-        """The field ``id`` as text; None if the row has no id, or an empty id."""
+        """The field ``id`` as text; None if the row has no id, an empty id, or NaN, which pandas writes for none."""
         value = self.row.get("id")
-        return None if value is None or value == "" else str(value)
+        return None if value is None or value == "" or value != value else str(value)
 
     def improved(self, trace: Trace) -> dict[str, Any]:
         """The user's own fields as they are, and the trace in one field, :data:`IMPROVED`.

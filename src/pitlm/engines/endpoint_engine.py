@@ -39,12 +39,10 @@ class EndpointEngine(Engine):
         return self.pending < AHEAD * self._endpoint.concurrency
 
     def submit(self, request: WriteRequest) -> None:
-        conversation = request.prompt
+        asked = request.prompt
         if self._template is not None:
-            conversation = Prompt.of(self._template.improver_messages(request.prompt, request.reference))
-        asking = self._pool.submit(
-            self._endpoint.ask, conversation, temperature=request.temperature, attempt=request.seed
-        )
+            asked = Prompt.of(self._template.improver_messages(request.prompt, request.reference))
+        asking = self._pool.submit(self._endpoint.ask, asked, temperature=request.temperature, attempt=request.seed)
         self._asked[asking] = request.key
 
     def step(self) -> list[Finished]:

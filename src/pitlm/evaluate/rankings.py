@@ -74,9 +74,7 @@ def bradley_terry(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Rank
     drawn = ItemDraws(len(items), **how)
     size = max(1, CELLS_PER_BATCH // design_COP.size)
     batches = np.split(drawn.weights, range(size, len(drawn.weights), size))
-    draws_BP = np.concatenate(
-        [_fit(np.tensordot(batch, counts_ICO, axes=1), design_COP, ties, precision) for batch in batches]
-    )
+    draws_BP = np.concatenate([_fit(np.tensordot(b, counts_ICO, axes=1), design_COP, ties, precision) for b in batches])
     intervals = [drawn.interval(float(value), draws) for value, draws in zip(estimate, draws_BP.T, strict=True)]
     strengths = _strongest_first(names, intervals)
     tie = float(np.exp(estimate[-1])) if ties else 0.0

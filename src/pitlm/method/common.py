@@ -167,6 +167,7 @@ def fit(trainer: Trainer, bench: Workbench, title: str, *more: TrainerCallback) 
         trainer.add_callback(callback)
     checkpoints = bench.folder / "checkpoints"
     if (finished := finished_metrics(bench.folder)) is not None:  # the stage was interrupted after its training
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return finished
     for name, weight in trainer.model.named_parameters() if bench.quantize else ():
         # TRL makes adapters over four-bit weights bfloat16, in which a weight of 0.01 cannot move by less than 3e-5. A

@@ -133,9 +133,7 @@ def _labelled(rows: Sequence[TokenRow]) -> Dataset:
     return Dataset.from_dict(
         {
             "input_ids": [[token for part in row for token in part] for row in rows],
-            "labels": [
-                [token if number % 2 else IGNORED for number, part in enumerate(row) for token in part] for row in rows
-            ],
+            "labels": [[token if n % 2 else IGNORED for n, part in enumerate(row) for token in part] for row in rows],
         }
     )
 

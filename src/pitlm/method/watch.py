@@ -35,7 +35,8 @@ class StepLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+            # A training that begins anew keeps nothing: it measures step 0 again.
+            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step > 0]
             write_json_lines(self.path, kept)
 
     def append(self, state: TrainerState, row: dict[str, Any]) -> None:

@@ -111,14 +111,14 @@ def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | 
     # A fence longer than any in the settings: no text of theirs can end the block.
     fence = "~" * max(3, 1 + max(map(len, re.findall("~+", settings)), default=0))
     texts = {"settings": Markup(settings), "fence": fence, "version": __version__, "infinity": math.inf}
-    body = _template("card.md.j2", keep_trailing_newline=True, finalize=_plain).render(
+    body = _template("card.md.j2", keep_trailing_newline=True, finalize=plain).render(
         shown, card=card, origin=origin, adapter=adapter, **texts
     )
     # Read back by the hub's own class, which refuses the metadata that the hub refuses.
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A name without its markup: no tag, link, image, code or table of Markdown comes from a value of the card."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
@@ -184,12 +184,12 @@ def _template(name: str, **options: Any) -> Template:
         **options,
     )
     made.filters |= {"number": number, "share": share, "bounds": bounds, "csp_hash": _csp_hash}
-    made.filters["json"] = _json
+    made.filters["json"] = json_text
     made.globals["HEALTH"] = HEALTH
     return made.get_template(name)
 
 
-def _json(value: str) -> Markup:
+def json_text(value: str) -> Markup:
     """A string of Python and of JSON alike, which cannot end a span of code."""
     return Markup(json.dumps(value, ensure_ascii=False).replace("`", r"\u0060"))
 

@@ -85,6 +85,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"{self.root}: another process is working on this run") from error
+            for left in self.root.rglob(".*.tmp"):  # what processes that were killed had begun to write
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
 
     def status(self, stage: Stage, fingerprint: str) -> Status:

@@ -16,9 +16,9 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from pitlm.core.errors import InputError
+from pitlm.io.event_stream import events
 from pitlm.loop.live_loop import Improving
 from pitlm.serve.chat_completions import ChatReply, Wish, read_wish
-from pitlm.serve.event_stream import events
 from pitlm.serve.outcomes import Metrics, pit_headers
 from pitlm.serve.web import ApiError, Headers, respond
 

@@ -10,11 +10,15 @@ import uvicorn
 from jinja2 import Environment, PackageLoader
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from pitlm.core.errors import InputError
 from pitlm.serve.settings import LOOPBACK_HOSTS
 
 Headers = list[tuple[bytes, bytes]]
+
+PATIENCE = 75.0
+"""Seconds in which the head of a request has to arrive; an idle connection lasts as long, which clients expect."""
 
 TEMPLATES = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True)
 PAGE_HEADERS = {
@@ -98,7 +102,21 @@ def address(listener: socket.socket, token: str | None = None) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
 
 
+class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of two classes, as installed
+    """Ends a connection on which nothing but the head of a request is awaited for too long; uvicorn would never."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(PATIENCE, self._check, None)
+
+    def _check(self, before: Any) -> None:
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.loop.call_later(PATIENCE, self._check, self.cycle)
+
+
 def make_server(app: ASGIApp, **more: Any) -> uvicorn.Server:
     """A uvicorn server for an application. It has no access log, because addresses may hold a token."""
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(app, **quiet, **more))
+    return uvicorn.Server(uvicorn.Config(app, http=_Impatient, **quiet, **more))
