@@ -10,9 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pitlm.core.errors import InputError
+from pitlm.data import readers
 from pitlm.data.readers import RawRow, Unreadable, read_rows
 
 ROWS = [
@@ -240,3 +243,40 @@ def test_another_package_adds_a_reader(tmp_path: Path) -> None:
     other = inspect("a.txt")
     assert other.returncode == 2
     assert "expected .jsonl, .json, .csv (each also .gz), .parquet or .arrow or .pairs" in other.stderr
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.csv.gz"])
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch, name):
+    """A gzip file of a few kilobytes can hold a line of gigabytes."""
+    monkeypatch.setattr(readers, "LONGEST", 1000)
+    content = b"prompt,chosen,rejected\n" + b"\x00" * 5000
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match=r"a\.\S+:2: found a line of 1,000 bytes or more, expected a row"):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_json_file_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LARGEST", 1000)
+    (tmp_path / "a.json").write_text("[" + "1," * 1000 + "1]")
+    with pytest.raises(InputError, match=r"a\.json: found more than 1,000 bytes of JSON, expected JSON lines"):
+        list(read_rows(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a"])
+def test_a_pipe_and_a_device_are_no_data(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for path in (tmp_path / name, tmp_path / "zero.jsonl"):
+        with pytest.raises(InputError, match="found a device or a pipe, expected a file or a folder"):
+            list(read_rows(path))
+
+
+def test_text_of_a_parquet_file_that_is_not_utf_8_is_one_message(tmp_path):
+    array = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        1,
+        [None, pyarrow.py_buffer(b"\x00\x00\x00\x00\x02\x00\x00\x00"), pyarrow.py_buffer(b"\xff\xfe")],
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": array}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: cannot load a parquet file: 'utf-8' codec"):
+        list(read_rows(tmp_path / "a.parquet"))

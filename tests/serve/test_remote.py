@@ -95,6 +95,15 @@ def test_a_remote_gap_model_is_another_pit_serve():
     assert [row[0] for row in asked] == ["POST", "POST", "GET"]
 
 
+@pytest.mark.parametrize("margin", ["-99", "NaN", "-Infinity", "-1e-9"])
+def test_a_margin_that_is_none_accepts_nothing(margin):
+    async def use(remote):
+        return await remote.margin()
+
+    found, _ = remotely(use, RemoteScorer, (200, f'{{"margin": {margin}}}'))
+    assert found == math.inf
+
+
 def test_a_remote_gap_model_that_makes_no_sense_is_unavailable():
     for reply in ((200, '{"gap": "high"}'), (200, "[]"), (404, "{}")):
         with pytest.raises(Unavailable, match="gap model"):

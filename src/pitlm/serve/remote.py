@@ -72,7 +72,7 @@ class RemoteScorer:
         """See :class:`pitlm.loop.live_loop.AsyncScorer`. The other server is asked only once."""
         if self._margin is None:
             margin = await self._ask("GET", None, "margin")
-            self._margin = math.inf if margin is None else margin
+            self._margin = margin if margin is not None and margin >= 0 else math.inf  # so that nothing is accepted
         return self._margin
 
     async def gap(self, item: Improvement) -> float:
