@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 # With workers side by side, threads inside torch only get in one another's way.
-test test-slow browser-test screenshots check: export OMP_NUM_THREADS := 1
+test test-slow test-hostile test-kill browser-test screenshots check: export OMP_NUM_THREADS := 1
 
 .PHONY: help venv quickstart smol test test-slow test-hostile test-kill chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
 
@@ -61,10 +61,10 @@ test: $(DEV) ## Run the tests
 test-slow: $(DEV) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
-test-hostile: $(DEV) ## A thousand malformed inputs to every verb (five minutes)
+test-hostile: $(DEV) ## A thousand malformed inputs to every verb (seven minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/hostile -m "hostile or not hostile"
 
-test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (five minutes)
+test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (four minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/run/test_kill.py -m kill
 
 chromium:

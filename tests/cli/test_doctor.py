@@ -43,7 +43,7 @@ def test_a_missing_extra_says_how_to_get_it(pit, monkeypatch):
     _, out, _ = pit("doctor")
     assert "lacks no_such_module: pip install 'pitlm[train]'" in out
     assert "not pit run" in out
-    assert "asked for what its cache lacks" in out
+    assert "asked for files not in its cache" in out
 
 
 def test_a_limit_of_the_container_counts_as_memory(monkeypatch, tmp_path):

@@ -132,7 +132,7 @@ def test_when_every_call_fails_there_is_no_file_and_the_exit_code_says_so(server
     server.reply = lambda request: Fail(400, message="no such deployment")
     code, _, err = pit_judge(files, *llm(server, output), capsys=capsys)
     assert (code, output.exists()) == (2, False)
-    assert "all 24 calls failed, and no verdict is written. The first: " in err
+    assert "found 24 calls that all failed, expected replies. The first: " in err
     assert "no such deployment" in err
 
 

@@ -251,7 +251,7 @@ def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch, 
     monkeypatch.setattr(readers, "LONGEST", 1000)
     content = b"prompt,chosen,rejected\n" + b"\x00" * 5000
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(InputError, match=r"a\.\S+:2: found a line of 1,000 bytes or more, expected a row"):
+    with pytest.raises(InputError, match=r"a\.\S+:2: found 1,000 bytes or more, expected a shorter line"):
         list(read_rows(tmp_path / name))
 
 
@@ -280,3 +280,14 @@ def test_text_of_a_parquet_file_that_is_not_utf_8_is_one_message(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"prompt": array}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: cannot load a parquet file: 'utf-8' codec"):
         list(read_rows(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_csv_file_may_have_any_line_ends(tmp_path, end):
+    text = end.join(["prompt,chosen,rejected", 'q,"two' + end + 'lines",b', "q2,a,b", ""])
+    (tmp_path / "a.csv").write_bytes(text.encode("utf-8-sig"))
+    rows = [row.value() for row in read_rows(tmp_path / "a.csv")]
+    assert rows == [
+        {"prompt": "q", "chosen": f"two{end}lines", "rejected": "b"},
+        {"prompt": "q2", "chosen": "a", "rejected": "b"},
+    ]

@@ -307,7 +307,9 @@ def test_a_broken_record_is_the_users_to_see(bench: Bench, text: str) -> None:
     with pytest.raises(InputError) as broken:
         bench.run()
     assert str(path) in str(broken.value)
-    assert "cannot load a record of a stage (delete the stage's folder to have it made again)" in str(broken.value)
+    assert "cannot load a record of a stage (delete the stage's folder, then `pit run` makes the stage again)" in str(
+        broken.value
+    )
 
 
 def test_a_removed_stage_folder_is_made_again(bench: Bench) -> None:

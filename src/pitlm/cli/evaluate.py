@@ -61,7 +61,7 @@ class StatisticsSection(Section):
 @click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
 @section_options(StatisticsSection, into="statistics")
 @click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
-@click.option("--force", is_flag=True, help="Replace existing files. With --judge, stored replies are used again.")
+@click.option("--force", is_flag=True, help="Replace existing output files. Stored replies are used again.")
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],

@@ -10,7 +10,7 @@ Examples:
       --base-url http://localhost:8000/v1 --model my-improver
   pit improve answers/ -o better/ --run runs/mine --engine ray --workers 8
 
-FILE is .jsonl, .json, .csv or .parquet, and may be larger than memory. A row has "prompt" (a string or chat messages)
+FILE is .jsonl, .csv or .parquet of any size, or .json up to 256 MiB. A row has "prompt" (a string or chat messages)
 and "response", or AlpacaEval's "instruction" and "output". If a row has no response, the run's policy answers first, or
 the model of --policy or --policy-url. The output keeps the rows, their order and their fields, and adds the field
 "pit", an object with "final", "original", "rounds" and "stop_reason". Given again, such a row starts from "final".

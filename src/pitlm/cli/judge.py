@@ -93,8 +93,8 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     """Judge two files of answers, write the rows, print their tally; an LLM's replies are kept beside the output.
 
     Raises:
-        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, an output that exists already, or not one call
-            that did not fail.
+        InputError: as :func:`pitlm.run.judges.judge_answer_files` does, an output that exists already, or all calls
+            failed.
     """
     from pitlm.io.atomic import write_json_lines
     from pitlm.run.judges import judge_answer_files
@@ -106,15 +106,15 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     replies = [reply for row in rows for reply in row.replies]
     failures = [reply.failure for reply in replies if reply.failure]
     if failures and len(failures) == len(replies):
-        raise InputError(f"all {len(failures)} calls failed, and no verdict is written. The first: {failures[0]}")
+        raise InputError(f"found {len(failures)} calls that all failed, expected replies. The first: {failures[0]}")
     write_json_lines(output, [row.as_dict() for row in rows])
     counts = Counter(row.verdict for row in rows)
     listed = ", ".join(f"{verdict} {counts[verdict]} ({counts[verdict] / len(rows):.1%})" for verdict in Verdict)
     echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
     if failures:
         echo(
-            f"{len(failures)} calls failed and count as unparsable; the same command with --force asks for them again. "
-            f"The first: {failures[0]}"
+            f"{len(failures)} calls failed and count as unparsable. The same command with --force asks again where no "
+            f"reply is stored. The first failure: {failures[0]}"
         )
     echo(f"Written to {output}")
     return rows

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `pit` and exit: 0 done, 1 failed, 2 for what the user can mend, 3 at a cost limit, 130 interrupted."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that it says how to go on
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a verb as Ctrl-C does, with its message
     try:
         code = pit.main(arguments, prog_name="pit", standalone_mode=False)
         sys.stdout.flush()  # here a closed pipe can still be caught; at interpreter exit it cannot

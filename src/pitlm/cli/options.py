@@ -24,7 +24,7 @@ Command = Callable[..., Any]
 
 
 class NoDevice(click.Path):
-    """A path, but not of a device or a pipe, whose reading may never end."""
+    """A path that is no device and no pipe: to read one of those may never end."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
@@ -57,7 +57,7 @@ columns_option = click.option(
     help="Columns of other names, e.g. prompt=question,chosen=best,rejected=worst.",
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
-force_option = click.option("--force", is_flag=True, help="Replace the file of figures.")
+force_option = click.option("--force", is_flag=True, help="With --json: replace the file if it exists.")
 
 
 def write_figures(file: Path | None, figures: Any, *, quiet: bool = False) -> None:
@@ -80,9 +80,9 @@ def json_object(value: str) -> dict[str, Any]:
 
 
 def finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN and infinities, which click takes for numbers in any range."""
+    """Refuse NaN, which click takes in any range, and infinity, which click takes where a range has no end."""
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"found {value}, expected a number")
+        raise click.BadParameter(f"found {value}, expected a finite number")
     return value
 
 
@@ -174,7 +174,8 @@ def _click_type(schema: Mapping[str, Any]) -> Any:
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     low, high = schema.get("minimum", above), schema.get("maximum", below)
     whole = schema["type"] == "integer"
-    high = None if whole and high is not None and high >= 10**9 else high  # a bound that nobody needs to read
+    if whole and high is not None and high >= 10**9:
+        high = below = None  # a bound that nobody needs to read
     if low is None and high is None:
         return click.INT if whole else click.FLOAT
     if whole:

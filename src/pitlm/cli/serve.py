@@ -42,7 +42,7 @@ says which answers are improved, which are passed through, and what happens when
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Use the models and settings of this run.")
 @section_options(LoopSection, "rounds", "proposals", "margin", "temperature", into="loop", of_run=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 finds a free port.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
 @click.option("--access-log", is_flag=True, help="Log each request's path, status and time, and nothing else.")
 @click.option("--check", is_flag=True, help="Load the models, say what would be served, and stop.")
 def serve(

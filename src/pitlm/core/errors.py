@@ -66,7 +66,7 @@ class BudgetSpent(InputError):
 
 
 def refuse_device(path: object) -> None:
-    """Raise InputError for a device or a pipe, whose reading may never end."""
+    """Raise InputError for a device or a pipe, because to read one may never end."""
     place = Path(str(path))
     if place.exists() and not (place.is_file() or place.is_dir()):
         raise InputError.at(path, found="a device or a pipe", expected="a file or a folder")
@@ -74,9 +74,9 @@ def refuse_device(path: object) -> None:
 
 @contextmanager
 def loading(path: object, name: str) -> Iterator[None]:
-    """For a block that reads ``name`` (such as "model card") from ``path``: its errors become InputErrors with both.
+    """In this block ``name`` (such as "model card") is read from ``path``. Its errors become InputErrors with both.
 
-    Of any kind, because the libraries that read a damaged file raise whatever the damage leads them to.
+    Every kind of error but MemoryError, because libraries raise any kind when they read a damaged file.
     """
     refuse_device(path)
     try:
@@ -88,7 +88,7 @@ def loading(path: object, name: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the error's name if it has none. Of pydantic's errors the first."""
+    """The first line of an error's message, or the error's class name. Of pydantic's errors, the first one."""
     if callable(listed := getattr(error, "errors", None)):
         return "{}: {msg}".format(".".join(map(str, listed()[0]["loc"])), **listed()[0])
     text = f"no {error}" if isinstance(error, KeyError) else str(error).strip()

@@ -211,7 +211,7 @@ class Trace:
     def as_dict(self) -> dict[str, Any]:
         made = {"prompt": self.prompt.as_messages(), "original": self.original, "final": self.final}
         made["rounds"] = [r.as_dict() for r in self.rounds]
-        return {**made, **asdict(self), **made}
+        return {**made, **asdict(self), **made}  # first for the order of the keys, then for their values
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Trace:

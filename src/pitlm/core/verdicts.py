@@ -135,7 +135,7 @@ class VerdictRow:
         """The inverse of :meth:`as_dict`.
 
         Raises:
-            ValidationError: not such a row: another field, a value of another type, or a number that is not finite.
+            ValidationError: an unknown or missing field, a value of another type, or a number that is not allowed.
         """
         return _ROW.validate_python(row)
 

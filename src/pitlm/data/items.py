@@ -45,7 +45,7 @@ class Item:
 
     @property
     def id(self) -> str | None:
-        """The field ``id`` as text; None if the row has no id, an empty id, or NaN, which pandas writes for none."""
+        """The field ``id`` as text; None if the row has no id, an empty id, or NaN, as pandas writes a missing id."""
         value = self.row.get("id")
         return None if value is None or value == "" or value != value else str(value)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -32,7 +33,7 @@ whose name is the suffix. A reader takes a path and yields, for each row, the nu
 1, and its content."""
 
 LONGEST, LARGEST = 2**26, 2**28
-"""Most bytes of a line, and of a JSON file. A gzip file of a few kilobytes can hold gigabytes."""
+"""Most bytes of a line (64 MiB) and of a .json file (256 MiB): a gzip file of a few kilobytes can hold gigabytes."""
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(:(?P<split>[\w.\-\[\]%:+]+))?")
 # Files that lie beside data and hold no data: those of the hub's tools and those of `pit data prepare`.
@@ -193,11 +194,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a plain or gzipped file. Bytes, because text mode breaks lines at separators within JSON strings."""
+    """The lines of a plain or gzipped file, as bytes, so that a reader can name the line that is not UTF-8."""
     with opened(path) as handle:
         for number, line in enumerate(iter(partial(handle.readline, LONGEST), b""), start=1):
             if len(line) == LONGEST:
-                raise InputError.at(path, line=number, found=f"a line of {LONGEST:,} bytes or more", expected="a row")
+                raise InputError.at(path, line=number, found=f"{LONGEST:,} bytes or more", expected="a shorter line")
             yield line
 
 
@@ -248,7 +249,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
     """The first record names the columns; the number of a row is the line on which its record starts."""
     csv.field_size_limit(LONGEST)  # a conversation easily exceeds the module's 128 KiB
     # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
-    records = csv.reader((line.decode("utf-8-sig") for line in _lines(path)), strict=True)
+    texts = (re.split(r"(?<=\r)(?!\n)", line.decode("utf-8-sig")) for line in _lines(path))
+    records = csv.reader(chain.from_iterable(texts), strict=True)
     header: list[str] | None = None
     start = 1
     try:

@@ -44,7 +44,7 @@ class Price(NamedTuple):
         """
         where, given = f"price '{text}'", text.split(",")
         if Path(text).is_file():
-            with loading(text, f"table of prices with the model '{model}'"):
+            with loading(text, "table of prices {model: [input, cached, output]}"):
                 where, given = f"{text}: field '{model}'", json.loads(Path(text).read_text(encoding="utf-8"))[model]
         try:
             return TypeAdapter(cls).validate_python(given)
@@ -165,7 +165,7 @@ class ChatEndpoint:
         completion = read_completion(raw, self.price) if not failure else Completion(failure=failure)
         if completion.failure and completion.input_tokens == 0:
             return completion
-        # From here on also a reply that is not understood: it was paid for.
+        # A reply that cannot be read is stored and counted too, because it was paid for.
         if self.cache is not None:
             try:
                 self.cache.put(request, raw)
@@ -244,8 +244,8 @@ def _tokens(count: Any) -> int:
 def read_completion(raw: str, price: Price | None) -> Completion:
     """The completion in a raw response. A pure function.
 
-    If the response is no chat completion, ``failure`` says so; the tokens and the cost are counted all the same. Of a
-    text in parts, the parts are joined.
+    If the response is no chat completion, ``failure`` says so; the tokens and the cost are counted all the same. If
+    the text comes in parts, the parts are joined.
     """
     unreadable = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
     given = made = cached = 0

@@ -40,9 +40,9 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
 
 
 def make_private(path: Path) -> None:
-    """Make an empty file that its owner alone reads, for votes and replies. A file that exists stays as it is.
+    """Make an empty file that only its owner may read or write. A file that exists stays as it is.
 
-    A fault is left to the program that opens the file next.
+    No error is raised here: SQLite raises one when it opens the file.
     """
     with suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -69,10 +69,10 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Any] = dict) -> list[Any]:
-    """The objects of a file that :func:`write_json_lines` wrote, each as ``read`` makes it of the fields.
+    """The objects of a file that :func:`write_json_lines` wrote; ``read`` makes a value of each object's fields.
 
     Raises:
-        InputError: no such file, or a line that is none of ours.
+        InputError: no such file, or a line that ``read`` does not take.
     """
     made = []
     with loading(path, "file of this run"), path.open(encoding="utf-8") as lines:

@@ -14,7 +14,7 @@ WIDTH = 120
 
 
 class VisibleConsole(Console):
-    """A console that prints :func:`~pitlm.io.visible.visible` text, and its own control sequences alone."""
+    """A console that makes all text :func:`~pitlm.io.visible.visible`; only rich's own control sequences pass."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -22,7 +22,7 @@ class VisibleConsole(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that takes no text for markup, and that does not fold to 80 columns in a file or a pipe."""
+    """A console that reads no text as markup, and that does not fold to 80 columns in a file or a pipe."""
     console = VisibleConsole(stderr=stderr, markup=False)
     return console if console.is_terminal else VisibleConsole(stderr=stderr, markup=False, width=WIDTH)
 

@@ -1,4 +1,4 @@
-"""What may reach a terminal: text that cannot move the cursor, set the title, or hide or reorder other text."""
+"""Text for a terminal: it cannot move the cursor, set the title, or reorder other text."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _VISIBLE = _PICTURES | dict.fromkeys((*range(0x80, 0xA0), *_REORDERING, *range(0
 
 
 def visible(text: str) -> str:
-    """The text with a visible character in place of each control character and each that no terminal can show.
+    """The text with a visible sign in place of each character that controls a terminal, or that none can show.
 
     Answers, names and messages come from models, files and servers. A control character becomes its picture (␛), and
     C1 controls, bidirectional overrides and lone surrogates become �. Line feeds and tabs stay.

@@ -27,7 +27,7 @@ DEFAULT = Path(__file__).parent / "prompts" / "compare.txt.j2"
 """The built-in template."""
 WANTED = "a Jinja template with first, second, prompt or conversation, and mark"
 LONGEST = 20_000_000
-"""Most characters of a question. A template that writes more never ends."""
+"""Most characters of a question. A template that writes more is taken for one that never ends."""
 _PROBE = Comparison(Prompt.of("probe-request"), "probe-answer-one", "probe-answer-two")
 # ASCII only: a letter that merely looks like A is not A.
 _VERDICT = re.compile(r"verdict\s*:\s*(a|b|tie)\.?", re.ASCII | re.IGNORECASE)

@@ -30,12 +30,9 @@ def check_reward_model(path: str | Path) -> None:
     """Read the configuration of a reward model, but not its weights.
 
     Raises:
-        InputError: there is no model, a mere adapter, or a model whose configuration names more than one logit.
+        InputError: there is no model, only an adapter, or the model's configuration names more than one logit.
     """
-    if Path(path, "adapter_config.json").is_file() and not Path(path, "config.json").is_file():
-        raise InputError(
-            f"{path}: found an adapter of PEFT, expected a whole model; merge it: model.merge_and_unload()"
-        )
+    _refuse_adapter(path)
     with loading(path, "reward model"):
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     if config.num_labels != 1:
@@ -64,8 +61,8 @@ class ForeignRewardModel:
         """Load by path or hub name in float32, safetensors only.
 
         Raises:
-            InputError: nothing loadable there, not exactly one logit, or weights that are missing, such as the score's:
-                they would be random numbers, and so would the verdicts.
+            InputError: nothing loadable there, an adapter, not exactly one logit, or weights that are missing or not
+                finite: the verdicts would be random.
         """
         _refuse_adapter(path)
         with loading(path, "reward model"):

@@ -69,7 +69,7 @@ class Card:
         with loading(path, "model card"):
             card = cls(**json.loads(path.read_text(encoding="utf-8")))
             if card.kind not in get_args(Kind) or not isinstance(card.ask, str) or not card.max_new_tokens > 0:
-                raise ValueError(f"found {card.kind!r}, {card.ask!r}, {card.max_new_tokens!r}")
+                raise ValueError(f"found {card.kind!r}, {card.ask!r}, {card.max_new_tokens!r}, expected pitlm's card")
         return card
 
 
@@ -148,7 +148,7 @@ def load_model(
             new if the checkpoint has none.
 
     Raises:
-        InputError: nothing loadable there, weights that are missing or no numbers, the base of an adapter is gone, or
+        InputError: nothing loadable there, weights that are missing or not finite, the base of an adapter is gone, or
             the library for the quantization is missing.
     """
     auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification

@@ -43,7 +43,7 @@ def base_name(folder: str | Path) -> str:
     """The path or hub name of the base under an adapter. If the run made the base, it is the one in the run's folder.
 
     Raises:
-        InputError: a broken configuration, or the base was a folder or a file that is no longer there.
+        InputError: the configuration is broken, or the base was a folder or a file that is no longer there.
     """
     with loading(folder, "LoRA adapter"):
         config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> tuple
         The model in PEFT's wrapper, and the trained head of a model that scores, which the model does not get.
 
     Raises:
-        InputError: an adapter that cannot be loaded, or whose weights are missing or no numbers.
+        InputError: an adapter that cannot be loaded, or whose weights are missing or not finite.
     """
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 

@@ -1,4 +1,4 @@
-"""Weights from files: none that is missing or is no number goes unnoticed."""
+"""Weights from files: each has to be there, and its numbers have to be finite."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from pitlm.core.errors import InputError
 
 
 def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse a checkpoint with missing tensors, for which libraries draw random numbers, and one with broken numbers.
+    """Refuse a checkpoint that lacks tensors, which libraries would draw at random, or that has a NaN or an infinity.
 
     Args:
         missing: names of the tensors that the model needs and the checkpoint lacks.
@@ -26,6 +26,6 @@ def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tu
     for name, weight in weights:
         if weight.is_meta or not weight.is_floating_point():
             continue
-        # A NaN or an infinity is left in the sum, which needs no copy of the tensor.
+        # The sum of a tensor with a NaN or an infinity is not finite either, and summing needs no copy of the tensor.
         if not math.isfinite(weight.detach().sum(dtype=torch.float32)):
-            raise InputError(f"{path}: found a NaN or an infinity in {name}, expected numbers; did a training diverge?")
+            raise InputError(f"{path}: found NaN or infinity in {name}, expected finite numbers; did training diverge?")

@@ -149,7 +149,7 @@ def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
     for extra, missing in machine["missing"].items():
         state = f"lacks {', '.join(missing)}: pip install 'pitlm[{extra}]'" if missing else "installed"
         yield f"{extra:10}  {state}"
-    offline = f"offline ({', '.join(machine['offline'])})" if machine["offline"] else "asked for what its cache lacks"
+    offline = f"offline ({', '.join(machine['offline'])})" if machine["offline"] else "asked for files not in its cache"
     yield f"hub         {offline}"
     if machine["missing"]["train"] or machine["missing"]["evaluate"]:
         able = "judging, rating and serving remote models; not pit run"

@@ -119,7 +119,7 @@ def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | 
 
 
 def plain(value: Any) -> Any:
-    """A name without its markup: no tag, link, image, code or table of Markdown comes from a value of the card."""
+    """Escape a text so that Markdown makes no tag, link, image, code or table of it; other values stay as they are."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return re.sub(r"[\\`<|]|(?<=\])\(", r"\\\g<0>", re.sub(r"\s*[\r\n]\s*", " ", value))
@@ -190,7 +190,7 @@ def _template(name: str, **options: Any) -> Template:
 
 
 def json_text(value: str) -> Markup:
-    """A string of Python and of JSON alike, which cannot end a span of code."""
+    """A string in the notation of JSON and Python. It holds no backtick, so it cannot end a span of code."""
     return Markup(json.dumps(value, ensure_ascii=False).replace("`", r"\u0060"))
 
 

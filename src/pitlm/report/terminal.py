@@ -51,7 +51,7 @@ def print_summary(summary: Summary) -> None:
     for judge in dict.fromkeys(s.judge for s in summary.systems):
         _print_systems(console, summary, judge)
     for judge in dict.fromkeys(d.judge for d in summary.differences):
-        title = f"Between systems: Delta against {summary.baseline} of one less the other, same items{_by(judge)}"
+        title = f"Between systems: one's Delta minus the other's, against {summary.baseline}, same items{_by(judge)}"
         headings = ["one", "other", "items", "difference", "better", "worse", "p", "sign p", "p Holm"]
         rows = []
         for d in (d for d in summary.differences if d.judge == judge):

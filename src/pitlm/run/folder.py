@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pitlm import __version__
-from pitlm.core.errors import InputError, loading
+from pitlm.core.errors import InputError, describe, loading
 from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.io.atomic import write_text
@@ -85,7 +85,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"{self.root}: another process is working on this run") from error
-            for left in self.root.rglob(".*.tmp"):  # what processes that were killed had begun to write
+            for left in self.root.rglob(".*.tmp"):  # unfinished files of processes that were killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
 
@@ -219,10 +219,10 @@ def stage_record(root: Path, name: str) -> dict[str, Any] | None:
     path = root / name / "stage.json"
     if not path.is_file():
         return None
-    with loading(path, "record of a stage (delete the stage's folder to have it made again)"):
+    with loading(path, "record of a stage (delete the stage's folder, then `pit run` makes the stage again)"):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if record["status"] not in list(Status) or not RECORD.issubset(record):
-            raise ValueError("found something else")
+            raise ValueError(f"found {describe(record)}, expected the fields that `pit run` writes")
     return record
 
 

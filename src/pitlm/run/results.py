@@ -60,7 +60,7 @@ def run_report(root: Path, recipe: Recipe) -> Report:
     """The measurements of a run so far, of the models that its folder holds now.
 
     Raises:
-        InputError: a file of the run that pitlm did not write so.
+        InputError: a file of the run is not as pitlm wrote it.
     """
     with loading(root, "finished run"):
         return _run_report(root, recipe)

@@ -18,7 +18,7 @@ from pitlm.serve.settings import LOOPBACK_HOSTS
 Headers = list[tuple[bytes, bytes]]
 
 PATIENCE = 75.0
-"""Seconds in which the head of a request has to arrive; an idle connection lasts as long, which clients expect."""
+"""Seconds for the head of a connection's first request; a later head has up to twice as long."""
 
 TEMPLATES = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True)
 PAGE_HEADERS = {
@@ -103,7 +103,7 @@ def address(listener: socket.socket, token: str | None = None) -> str:
 
 
 class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of two classes, as installed
-    """Ends a connection on which nothing but the head of a request is awaited for too long; uvicorn would never."""
+    """Closes a connection that waits too long for the head of a request, which uvicorn never does."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -236,7 +236,7 @@ def test_without_feedback_the_model_writes_a_better_answer_at_once(rubric):
     assert (trace.generated_tokens, trace.prompt_tokens) == (2 * 5, 2 * 100)
     request = refine.replace("{rubric}", "- It is short.\n- It is kind.")
     assert [turn["content"] for turn in chat.asked[-1].as_messages()] == ["x", "a", request, "a!", request]
-    with pytest.raises(InputError, match="best: found prompts without feedback"):
+    with pytest.raises(InputError, match="best: found a guide with feedback: null"):
         self_refine([X], ["a"], chat=chat, guide=guide, best=True)
 
 
@@ -296,8 +296,8 @@ def test_an_engine_can_refine_itself_and_a_failed_reply_is_asked_for_again(round
             "examples: [{prompt: x, response: y, feedback: z, refined: w}]\napart: true",
             "prompts.yaml: 'examples' show the whole",
         ),
-        ("done: null", "prompts.yaml: 'feedback' needs 'done'"),
-        ("feedback: null", "prompts.yaml: 'done', 'score' and 'examples' are about feedback, and 'feedback' is null"),
+        ("done: null", "prompts.yaml: found 'feedback' without 'done'"),
+        ("feedback: null", "prompts.yaml: found 'done', 'score' or 'examples' beside feedback: null"),
         ("histroy: false", "prompts.yaml: unknown key 'histroy'; did you mean 'history'?"),
         ("examples: [{promt: x}]", "prompts.yaml: unknown key 'examples.0.promt'; did you mean 'prompt'?"),
     ],

@@ -35,16 +35,16 @@ class Guide(Section):
 
     Attributes:
         rubric: the criteria: a name for each, and the text that the model sees.
-        feedback: request for feedback on the answer before it; {rubric} is filled in. null: the model gives no feedback
-            and writes a better answer at once, as models do better that are too small to criticise.
-        refine: request for a better answer; {rubric} is filled in, and for {prompt} the user's last message, for small
-            models that would otherwise write about the request.
+        feedback: request for feedback on the answer before it; {rubric} is filled in. null: rewrites without feedback,
+            for models that are too small to criticise.
+        refine: request for a better answer; {rubric} and {prompt}, the user's last message, are filled in. Some small
+            models write about the request unless the question follows it.
         done: regular expression that is found in feedback that asks for nothing more.
         score: regular expression whose group is the score.
         apart: ask about each criterion separately, not about all of them at once.
         history: show earlier answers and their feedback when asking for a better answer.
         examples: few-shot examples.
-        rounds: most rewrites of an answer in an evaluation; null: as many as the loop of PIT has.
+        rounds: most rounds for an answer in an evaluation; null: as many as the loop of PIT has.
         temperature: of every reply in an evaluation; PIT's paper found 0.6 to 0.8 best.
     """
 
@@ -78,9 +78,9 @@ class Guide(Section):
         if self.apart and self.examples:
             raise ValueError("'examples' show the whole rubric at once; they cannot be used with 'apart'")
         if self.feedback is not None and self.done is None:
-            raise ValueError("'feedback' needs 'done', which finds the feedback that asks for nothing more")
+            raise ValueError("found 'feedback' without 'done', expected an expression that finds satisfied feedback")
         if self.feedback is None and (self.score or self.examples or self.done):
-            raise ValueError("'done', 'score' and 'examples' are about feedback, and 'feedback' is null")
+            raise ValueError("found 'done', 'score' or 'examples' beside feedback: null, expected feedback for them")
         return self
 
     @classmethod
@@ -102,7 +102,7 @@ class Guide(Section):
     def questions(self) -> tuple[str, ...]:
         """The texts that are filled in for the rubric: all criteria at once, as a list, or each criterion by itself.
 
-        Without a rubric there is nothing to ask for feedback about; a better answer can still be asked for.
+        Without criteria: one empty text if the guide asks for no feedback, else no text.
         """
         criteria = tuple(self.rubric.values())
         if self.apart or len(criteria) == 1:

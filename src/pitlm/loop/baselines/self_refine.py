@@ -55,7 +55,7 @@ def self_refine(
     if rounds < 1:
         raise InputError(f"rounds: found {rounds}, expected at least 1")
     if best and guide.feedback is None:
-        raise InputError("best: found prompts without feedback, expected feedback that scores the answers")
+        raise InputError("best: found a guide with feedback: null, expected one whose feedback scores the answers")
     drafts = [_Draft(prompt, [response]) for prompt, response in zip(prompts, responses, strict=True)]
     talk = _Talk(chat, guide, temperature, seed)
     active = drafts
