@@ -309,3 +309,33 @@ def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:
 def test_no_option_takes_what_is_no_number(cli, command, value):
     message = cli.refused(*command.split(), value)
     assert re.search(rf"(found '?|: ){value}('|,| is not in the range)", message)
+
+
+NINES = "9" * 400
+ODD_ROWS = {
+    "scores": f'{{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": {NINES}, "score_rejected": 1}}',
+    "ranks": f'{{"prompt": "a", "answers": [{{"answer": "x", "rank": {NINES}}}, {{"answer": "y", "rank": 1}}]}}',
+    "messages": json.dumps({"prompt": "[{'role': 'user', {} : 'a'}]", "chosen": "b", "rejected": "c"}),
+}
+
+
+@pytest.mark.parametrize("row", ODD_ROWS.values(), ids=ODD_ROWS)
+def test_a_number_without_a_float_and_a_message_without_a_hash_are_no_traceback(cli, row):
+    source = cli.source("pairs.jsonl", (row + "\n").encode())
+    code, message = cli("data", "inspect", source)
+    assert code in (0, 2)
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int ''", "!!float []"])
+def test_a_tag_of_yaml_that_does_not_fit_is_one_message(cli, value):
+    assert "cannot read the value" in cli.refused("run", "quickstart", "--set", f"loop.rounds={value}")
+
+
+def test_a_bomb_of_yaml_is_one_short_message(cli):
+    layers = [
+        f"&{name} [{', '.join([inner] * 10)}]"
+        for name, inner in zip("abcdefghi", ["x", *(f"*{n}" for n in "abcdefgh")], strict=True)
+    ]
+    cli.recipe.write_text(f"name: [{', '.join(layers)}]\n")
+    assert len(cli.refused("run", cli.recipe)) < 5_000

@@ -81,3 +81,29 @@ def test_a_pipe_a_device_and_a_folder_are_no_output(refused, tmp_path, how):
 def test_two_outputs_of_one_command_are_two_files(refused, tmp_path):
     how = "evaluate {input} --json {out} --alpaca {out}"
     assert "found the same file twice" in refused(how, tmp_path / "new.json")
+
+
+def test_the_failed_rows_of_an_earlier_job_are_an_input_that_is_kept(refused, tmp_path):
+    """`pit improve` writes rows that fail to OUT.failed.jsonl."""
+    (tmp_path / "out.failed.jsonl").write_text('{"prompt": "p", "response": "b"}\n')
+    how = "improve {tmp}/out.failed.jsonl --run {tmp}/run -o {out}"
+    assert "found the file that failed rows go to" in refused(how, tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("how", [HOWS["evaluate", "--json"], HOWS["judge", "--output"], HOWS["improve", "--output"]])
+def test_a_file_in_an_input_folder_is_kept(refused, tmp_path, how):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jsonl").write_text('{"prompt": "p", "response": "b"}\n')
+    message = refused(how.replace("{input}", "{tmp}/folder"), tmp_path / "folder" / "a.jsonl", "--force")
+    assert "found a file of the input" in message
+    assert (tmp_path / "folder" / "a.jsonl").read_text().startswith('{"prompt"')
+
+
+@pytest.mark.parametrize("more", [(), ("--force",), ("--skip-invalid",)])
+def test_folds_replace_neither_their_source_nor_another_file(refused, tmp_path, more):
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    for name in ("rejects.jsonl", "sft.jsonl"):
+        (folder / name).write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n' * 3)
+        refused(f"data prepare {folder / name} --out {{out}}", folder, *more)
+        assert len((folder / name).read_text().splitlines()) == 3

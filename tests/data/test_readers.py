@@ -291,3 +291,9 @@ def test_a_csv_file_may_have_any_line_ends(tmp_path, end):
         {"prompt": "q", "chosen": f"two{end}lines", "rejected": "b"},
         {"prompt": "q2", "chosen": "a", "rejected": "b"},
     ]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,chosen,chosen,rejected\na,b,lost,c\n")
+    with pytest.raises(InputError, match=r"a\.csv:1: found two columns 'chosen', expected one of each name"):
+        list(read_rows(tmp_path / "a.csv"))

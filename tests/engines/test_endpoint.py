@@ -218,6 +218,13 @@ def test_a_count_that_is_no_count_is_none(server, endpoint, count):
     assert (done.text, done.input_tokens, done.output_tokens, done.cached_tokens) == ("ok", 100, 0, 0)
 
 
+def test_cached_tokens_are_among_those_that_were_read(server, endpoint):
+    server.reply = lambda request: paid("ok", prompt_tokens_details={"cached_tokens": 10**9})
+    (done,) = endpoint(price=PRICE).complete(prompts(1))
+    assert done.cached_tokens == 100
+    assert done.cost > 0
+
+
 def test_a_cost_limit_that_cannot_be_kept_is_refused(server, endpoint):
     with pytest.raises(InputError, match="needs a price"):
         endpoint(max_cost=1.0)

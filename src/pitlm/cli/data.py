@@ -143,14 +143,15 @@ def prepare(
 
     if out.exists() and not out.is_dir():
         raise InputError.at(out, found="a file", expected="a folder to write the folds to")
-    if out.is_dir() and not force and any(path.name != _REJECTS for path in out.iterdir()):
+    if out.is_dir() and not force and any(out.iterdir()):
         expected = "a new one, or --force to replace its folds"
         raise InputError.at(out, found="a folder that is not empty", expected=expected)
     check_outside(source, out)  # the next run would read the folds as data
     out.mkdir(parents=True, exist_ok=True)
-    (out / _REJECTS).unlink(missing_ok=True)
     rejects = out / _REJECTS if skip_invalid else None
     loaded = load_preferences(source, skip_invalid=skip_invalid, rejects=rejects, columns=columns, progress=True)
+    if rejects is None:
+        (out / _REJECTS).unlink(missing_ok=True)
     summary = write_folds(out, cut_folds(loaded.preferences, test=test, validation=validation), loaded)
 
     table = make_table("Folds", "fold", "pairs", "prompts")

@@ -73,9 +73,12 @@ def improve(
         parts = "part-*.jsonl" if models.engine == "ray" else None
         check_output(output, force, "the improved answers", parts)
 
+    from pitlm.batch.finished_rows import failed_path
     from pitlm.batch.improve_file import Setup, improve_file, improve_one
     from pitlm.data.items import read_items
 
+    if file is not None and output is not None and failed_path(output).resolve() == file.resolve():
+        raise InputError(f"{file}: found the file that failed rows go to, expected another -o")
     if file is not None:
         next(read_items(file))  # a fault of the whole file shows before anything starts
     setup = Setup(models, loop, seed)

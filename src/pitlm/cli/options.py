@@ -208,6 +208,8 @@ def check_output(output: Path | None, force: bool, what: str, pattern: str | Non
     paths = [path for value in named for path in (value if isinstance(value, tuple) else [value])]
     if [os.path.realpath(path) for path in paths if isinstance(path, str | Path)].count(os.path.realpath(output)) > 1:
         raise InputError(f"{output}: found the same file twice in one command, expected {what} to go to another file")
+    if output.exists() and any(isinstance(path, Path) and path.resolve() in output.resolve().parents for path in paths):
+        raise InputError(f"{output}: found a file of the input, expected {what} to go to another file")
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise InputError(f"{output}: {above} is a file, not a folder")

@@ -28,18 +28,11 @@ from pitlm.io.visible import echo
 @click.command()
 @click.argument("first", type=PATH, required=False)
 @click.argument("second", type=PATH, required=False)
-@click.option(
-    "--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; made if it is missing."
-)
+@click.option("--votes", "file", type=FILE, required=True, help="SQLite file that keeps the votes; made if missing.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: any free one.")
 @click.option(
-    "--port", default=8750, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free port."
-)
-@click.option(
-    "-o",
-    "--export",
-    type=PATH,
-    help="Write the votes that count to this file as verdicts (JSON lines), and serve nothing.",
+    "-o", "--export", type=PATH, help="Write the votes that count to this file as verdicts, and serve nothing."
 )
 @click.option("--force", is_flag=True, help="Replace the file of verdicts.")
 def rate(

@@ -12,7 +12,7 @@ from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
 
 # What YAML's own types raise for a date such as 2024-99-99, a number of 5,000 digits or 5,000 brackets.
-_BROKEN = (yaml.YAMLError, ValueError, RecursionError)
+_BROKEN = (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupError, TypeError)
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -71,7 +72,8 @@ def _explain(kind: type[BaseModel], problem: Any, spell: Callable[[str], str]) -
     if problem["type"] == "missing":
         return f"{spell(dotted)} is missing"
     message: str = problem["msg"].removeprefix("Value error, ")
-    found = "a section" if isinstance(problem["input"], dict) else repr(problem["input"])
+    value = problem["input"]  # a list may be a thousand times as long as the file that it comes from
+    found = "a section" if isinstance(value, dict) else (reprlib.repr if isinstance(value, list) else repr)(value)[:500]
     return f"{spell(dotted)}: found {found}: {message}" if dotted else message
 
 

@@ -117,18 +117,20 @@ def read_rows(source: str | Path) -> Iterator[RawRow]:
 
 
 def check_outside(source: str | Path, out: Path, option: str = "--out") -> None:
-    """Refuse an output folder inside of the source folder: the next reading would take the output for data.
+    """Refuse an output folder inside of the source, which would be read as data, and one that holds the source.
 
     Args:
         option: the option that names the output, for the message.
 
     Raises:
-        InputError: ``source`` is a folder, and ``out`` is in it.
+        InputError: one of the two is in the other.
     """
     folder = Path(source)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         found = f"a folder inside the source {source}"
         raise InputError.at(out, found=found, expected=f"one outside it; give {option}")
+    if folder.exists() and folder.resolve().is_relative_to(out.resolve()):
+        raise InputError.at(out, found="a folder that holds the source", expected=f"another; give {option}")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -257,6 +259,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
         for record in records:
             if header is None:
                 header = [name.strip() for name in record]
+                if twice := next((name for name in header if header.count(name) > 1), None):
+                    raise InputError.at(path, line=1, found=f"two columns '{twice}'", expected="one of each name")
             elif len(record) == len(header):
                 yield start, dict(zip(header, record, strict=True))
             elif record:

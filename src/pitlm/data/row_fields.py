@@ -86,7 +86,7 @@ def decoded(field: str, value: object) -> object:
     for read, text in ((json.loads, value), (ast.literal_eval, re.sub(r"\}\n\s*\{", "}, {", value.strip()))):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, list) and all(isinstance(item, dict) for item in found):
             return found

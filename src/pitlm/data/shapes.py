@@ -120,7 +120,7 @@ def scores_contradict(row: object) -> bool:
     for names in _SCORES:
         try:
             chosen, rejected = (float(row[name]) for name in names)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
         return chosen < rejected
     return False
@@ -150,7 +150,7 @@ def _ranked(answers: Iterable[object], field: str) -> Iterator[tuple[object, obj
             raise RowError(field, f"the fields {list_fields(answer)} in answer {number}", expected)
         try:
             place = _RANKS[rank] * float(answer[rank])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             place = float("nan")
         if not isfinite(place):
             raise RowError(field, f"{describe(answer[rank])} as the {rank} of answer {number}", "a number")

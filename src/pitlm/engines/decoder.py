@@ -40,9 +40,8 @@ def write_batch(
 ) -> list[list[int]]:
     """One completion for each row of token ids by the model's own ``generate``; ends with the end token if reached."""
     ids, mask = left_padded(rows, pad_token_id, model.device)
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, pad_token_id=pad_token_id, eos_token_id=eos_token_id, **options
-    )
+    options |= {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
+    output = model.generate(input_ids=ids, attention_mask=mask, **options)
     completions: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return [ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids for ids in completions]
 

@@ -55,7 +55,7 @@ class Price(NamedTuple):
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
         """The cost of one call; ``cached_tokens`` are among ``input_tokens``."""
-        fresh = input_tokens - cached_tokens
+        fresh = max(0, input_tokens - cached_tokens)
         return (fresh * self.input + cached_tokens * self.cached + output_tokens * self.output) / 1_000_000
 
 
@@ -132,9 +132,8 @@ class ChatEndpoint:
     def client(self) -> openai.OpenAI:
         import openai  # takes a second
 
-        return openai.OpenAI(
-            api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.retries
-        )
+        how: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
+        return openai.OpenAI(api_key=self.key or "none", base_url=self.base_url, **how)
 
     def ask(self, conversation: AnyPrompt, *, attempt: int = 0, **sampling: Any) -> Completion:
         """One completion, from the cache or by a call. The reply to a call is stored in the cache at once.
@@ -163,7 +162,7 @@ class ChatEndpoint:
                 return Completion(failure=NOT_ASKED)
         raw, failure = self._call(body)
         completion = read_completion(raw, self.price) if not failure else Completion(failure=failure)
-        if completion.failure and completion.input_tokens == 0:
+        if completion.failure and not (completion.input_tokens or completion.output_tokens):
             return completion
         # A reply that cannot be read is stored and counted too, because it was paid for.
         if self.cache is not None:
@@ -255,7 +254,7 @@ def read_completion(raw: str, price: Price | None) -> Completion:
         with suppress(*unreadable):
             usage = response["usage"]
             given, made = _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
-            cached = _tokens(usage["prompt_tokens_details"]["cached_tokens"])
+            cached = min(given, _tokens(usage["prompt_tokens_details"]["cached_tokens"]))
         choice = response["choices"][0]
         content = choice["message"].get("content") or ""
         text = content if isinstance(content, str) else "".join(part["text"] for part in content)

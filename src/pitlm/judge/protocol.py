@@ -68,6 +68,8 @@ class TwoOrderJudge(ABC):
         replies: dict[tuple[int, bool], list[Reply]] = {(i, swapped): [] for i in asked for swapped in (False, True)}
         waiting = list(replies)
         for attempt in range(1 + self.ask_again):
+            if not waiting:
+                break
             shown = [comparisons[index].swap() if swapped else comparisons[index] for index, swapped in waiting]
             for (index, swapped), reply in zip(waiting, self.ask(shown, attempt, moved), strict=True):
                 replies[index, swapped].append(reply.swap() if swapped else reply)

@@ -145,9 +145,8 @@ class Votes:
             "seconds": seconds,
         }
         with self._open() as database:
-            database.execute(
-                f"INSERT INTO votes ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
-            )
+            marks = ", ".join("?" * len(values))
+            database.execute(f"INSERT INTO votes ({', '.join(values)}) VALUES ({marks})", [*values.values()])
 
     def undo(self, sheet: Sequence[Ballot], rater: str) -> Ballot | None:
         """Take back the rater's latest vote on the sheet. Return its ballot, or None if there is no vote."""
@@ -165,9 +164,8 @@ class Votes:
     def _voted(self, rater: str) -> list[str]:
         """The hashes of the comparisons on which a vote of the rater counts, the latest vote first."""
         with self._open() as database:
-            found = database.execute(
-                f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC", (rater,)
-            )
+            counting = f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC"
+            found = database.execute(counting, (rater,))
             return [identity for (identity,) in found]
 
     def rows(self) -> list[VerdictRow]:

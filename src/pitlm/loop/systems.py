@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, Score, Trace
@@ -92,9 +92,8 @@ class Systems:
         settings = self.loop.model_copy(update={"rounds": rounds, "proposals": 1})
         answers, seed = list(zip(self.prompts, self.y0, strict=True)), self.seed("rounds-0")
         with progress_bar(f"{title}, rounds: {rounds}", rounds * len(answers)) as advance:
-            return always_accept(
-                answers, improver=improver, gap=Unmeasured(), settings=settings, seed=seed, advance=advance
-            )
+            how = partial(always_accept, improver=improver, gap=Unmeasured(), settings=settings)
+            return how(answers, seed=seed, advance=advance)
 
     @cached_property
     def samples(self) -> tuple[float, int]:

@@ -150,9 +150,8 @@ def scorer_trainer(
 
     Or a trainer of R_PIT with :class:`GapTrainer`: minimise Eq. 2 over (x, y_w, y_l).
     """
-    args = RewardConfig(
-        **trainer_arguments(section, bench), max_length=None, disable_dropout=True, center_rewards_coefficient=None
-    )
+    off = {"max_length": None, "center_rewards_coefficient": None}
+    args = RewardConfig(**trainer_arguments(section, bench), **off, disable_dropout=True)
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
     collator = gap_batch if issubclass(kind, GapTrainer) else None

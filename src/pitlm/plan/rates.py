@@ -194,9 +194,7 @@ class _Measure(TrainerCallback):
         prompts = [self.ids(row) for _ in range(rows)]
 
         def write(count: int) -> None:
-            generate(
-                self.model, self.tokenizer, prompts, max_new_tokens=count, temperature=1.0, seed=0, batch_size=rows
-            )
+            generate(self.model, self.tokenizer, prompts, max_new_tokens=count, temperature=1, seed=0, batch_size=rows)
 
         few, many = (self.median(partial(write, count)) for count in (2, NEW_TOKENS))
         return (many - few) / (NEW_TOKENS - 2)
