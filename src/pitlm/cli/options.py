@@ -198,9 +198,8 @@ def check_output(output: Path | None, force: bool, what: str, pattern: str | Non
     """
     if output is None:
         return
-    expected, fits = ("file", output.is_file()) if pattern is None else ("folder", output.is_dir())
-    if output.exists() and not fits:
-        found = "a folder" if output.is_dir() else "a file" if output.is_file() else "no regular file"
+    if output.exists() and output.is_dir() != (pattern is not None):
+        found, expected = ("a folder", "file") if output.is_dir() else ("a file", "folder")
         raise InputError.at(output, found=found, expected=f"the {expected} that {what} go to")
     if output.exists() and not force:
         raise InputError(f"{output}: exists already; name another output, or give --force to replace it")

@@ -55,7 +55,7 @@ class Price(NamedTuple):
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
         """The cost of one call; ``cached_tokens`` are among ``input_tokens``."""
-        fresh = max(0, input_tokens - cached_tokens)
+        fresh = input_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * self.cached + output_tokens * self.output) / 1_000_000
 
 

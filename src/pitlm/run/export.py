@@ -161,8 +161,6 @@ def _check_output(source: Source, output: Path, *, replace: bool) -> None:
     if output.is_mount():
         raise InputError.at(output, found="a mount point", expected="a folder in it; give -o")
     check_outside(source.run if source.recipe else source.model, output, option="-o")
-    if source.model.is_relative_to(place):
-        raise InputError.at(output, found="a folder that holds the source", expected="another; give -o")
     if not output.exists() or not any(output.iterdir()):
         return
     if not replace:
