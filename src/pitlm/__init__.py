@@ -18,16 +18,7 @@ logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "GapModel",
-    "Improvement",
-    "Improver",
-    "Preference",
-    "Prompt",
-    "RewardModel",
-    "Trace",
-    "improve",
-]
+__all__ = ["GapModel", "Improvement", "Improver", "Preference", "Prompt", "RewardModel", "Trace", "improve"]
 
 _HOME = {
     "GapModel": "pitlm.models.scorers",

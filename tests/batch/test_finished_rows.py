@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import tracemalloc
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def test_a_file_that_is_no_journal_is_named_and_left_alone(out, content):
     with pytest.raises(InputError, match=r"out\.jsonl\.partial: found .*, expected the journal of a job"):
         Journal(out, SETTINGS).__enter__()
     assert path.read_bytes() == content
+
+
+def test_the_database_of_another_program_is_refused_and_kept(out):
+    path = out.with_name("out.jsonl.partial")
+    path.parent.mkdir()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE bookmarks (url TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="found another program's database, expected the journal of a job"):
+        Journal(out, SETTINGS).__enter__()
+    assert path.read_bytes() == before
 
 
 def test_a_job_that_did_nothing_leaves_nothing(out):

@@ -240,3 +240,53 @@ def test_a_polite_kill_says_how_to_go_on():
         _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.strip() == "Interrupted; run the same command again to go on."
+
+
+def test_a_closed_output_is_no_fault():
+    done = subprocess.run(f"{sys.executable} -m pitlm.cli.main recipes >&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_that_knows_only_ascii_gets_escapes(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"prompt": "p", "chosen": "ü – 価", "rejected": "b"}\n' * 3, encoding="utf-8"
+    )
+    how = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "pitlm.cli.main", "data", "inspect", str(tmp_path / "pairs.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, env=how)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xfc \\u2013" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recipes", "show", b"\xff"],
+        ["run", "quickstart", "--out", b"{tmp}/\xff"],
+        ["data", "prepare", b"{tmp}/\xff.jsonl", "--out", b"{tmp}/\xff"],
+        ["evaluate", "{tmp}/circle"],
+        ["doctor", "quickstart", "--json", "{tmp}/circle"],
+        ["data", "prepare", "{tmp}/pairs.jsonl", "--out", "{tmp}/circle"],
+        ["run", "quickstart", "--out", "{tmp}/circle"],
+    ],
+)
+def test_links_in_a_circle_and_names_that_are_not_utf8_are_one_message(tmp_path, arguments):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    told = [
+        a.replace(b"{tmp}", os.fsencode(tmp_path)) if isinstance(a, bytes) else a.format(tmp=tmp_path)
+        for a in arguments
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pitlm.cli.main",
+            *told,
+            *(["--until", "data", "--set", "data.world=null"] if "run" in told else []),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr

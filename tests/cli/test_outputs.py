@@ -90,6 +90,20 @@ def test_the_failed_rows_of_an_earlier_job_are_an_input_that_is_kept(refused, tm
     assert "found the file that failed rows go to" in refused(how, tmp_path / "out.jsonl")
 
 
+def test_a_file_in_the_place_of_the_failed_rows_is_kept(refused, tmp_path):
+    (tmp_path / "new.failed.jsonl").write_text("somebody's file")
+    assert f"{tmp_path / 'new.failed.jsonl'}: exists already" in refused(
+        HOWS["improve", "--output"], tmp_path / "new.jsonl"
+    )
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal"])
+def test_the_files_that_sqlite_keeps_beside_a_database_are_no_output(refused, tmp_path, end):
+    (tmp_path / f"input.jsonl{end}").write_text("a part of the votes")
+    message = refused(HOWS["rate", "--export"], tmp_path / f"input.jsonl{end}", "--force")
+    assert "found the same file twice" in message
+
+
 @pytest.mark.parametrize("how", [HOWS["evaluate", "--json"], HOWS["judge", "--output"], HOWS["improve", "--output"]])
 def test_a_file_in_an_input_folder_is_kept(refused, tmp_path, how):
     (tmp_path / "folder").mkdir()

@@ -10,7 +10,7 @@ import yaml
 from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import find_recipe, recipe_names
 from pitlm.core.recipe import Recipe
-from pitlm.core.recipe_file import load_recipe
+from pitlm.core.recipe_file import load_recipe, read_tree
 
 TREE = {
     "name": "small",
@@ -228,3 +228,24 @@ def test_the_day_of_a_run_may_be_written_as_yaml_writes_days():
     with pytest.raises(InputError, match=r"template\.today"):
         load_recipe(find_recipe("quickstart"), {"template.today": "tomorrow"})
     assert load_recipe(find_recipe("quickstart")).template.today is None
+
+
+@pytest.mark.parametrize("own", ["", "    max_steps: 7\n"])
+def test_a_section_may_be_merged_into_another(tmp_path, own):
+    """``<<`` names an anchor. A key beside it replaces the key of the anchor, and is no key that comes twice."""
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "policy_rl: &rl\n  max_steps: 3\n  learning_rate: 0.5\n"
+        f"curriculum:\n  rl:\n    <<: *rl\n{own}    batch_size: 8\nagain:\n  <<: *rl\n"
+    )
+    tree = read_tree(path, "recipe")
+    assert tree["policy_rl"] == tree["again"] == {"max_steps": 3, "learning_rate": 0.5}
+    assert tree["curriculum"]["rl"] == {"max_steps": 7 if own else 3, "learning_rate": 0.5, "batch_size": 8}
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "a: {b: 1, 'b': 2}", "a: &x {b: 1}\nc: {<<: *x, d: 1, d: 2}"])
+def test_a_key_that_comes_twice_is_refused(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="comes twice"):
+        load_recipe(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pitlm.core.nouns import NOT_READ, Message, Prompt
 from pitlm.data.dataset import Loaded, load_preferences
 from pitlm.data.items import read_answers, read_comparisons
 from pitlm.data.row_fields import NOT_READ_IN_ROWS
+from pitlm.data.shapes import MOST_PAIRS
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "q"},
@@ -77,6 +79,41 @@ def test_thumbs_become_pairs_within_a_prompt(tmp_path):
     loaded = read(tmp_path, *({"prompt": x, "completion": y, "label": label} for x, y, label in rated))
     assert texts(loaded) == [("q", w, l) for w in ("good", "fine") for l in ("bad", "worse")]
     assert (loaded.read, loaded.dropped) == (5, {"prompts with one label": 1})
+
+
+@given(up=st.integers(1, 400), down=st.integers(1, 400))
+def test_many_thumbs_make_few_pairs_and_use_each_answer(up, down):
+    with TemporaryDirectory() as folder:
+        rated = [("good", True)] * up + [("bad", False)] * down
+        rows = [{"prompt": "q", "completion": f"{y} {n}", "label": label} for n, (y, label) in enumerate(rated)]
+        pairs = texts(read(Path(folder), *rows))
+    assert len(set(pairs)) == len(pairs) == (up * down if up * down <= MOST_PAIRS else max(up, down))
+    assert len({y for _, *answers in pairs for y in answers}) == up + down
+    assert all(chosen.startswith("good") and rejected.startswith("bad") for _, chosen, rejected in pairs)
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=120))
+def test_a_long_list_makes_few_pairs_of_different_rank(ranks):
+    answers = [{"answer": f"{n} of {rank}", "rank": rank} for n, rank in enumerate(ranks)]
+    count = len(ranks) * (len(ranks) - 1) // 2
+    with TemporaryDirectory() as folder:
+        try:
+            pairs = texts(read(Path(folder), {"prompt": "q", "answers": answers}))
+        except InputError:
+            pairs = []
+    places = [tuple(int(y.split(" of ")[1]) for y in pair[1:]) for pair in pairs]
+    assert all(chosen < rejected for chosen, rejected in places)
+    if count <= MOST_PAIRS:
+        assert len(pairs) == sum(a != b for n, a in enumerate(ranks) for b in ranks[:n])
+    else:
+        assert len(pairs) <= len(ranks)
+        if len(set(ranks)) == len(ranks):
+            assert len({y for _, *both in pairs for y in both}) == len(ranks)
+
+
+def test_a_million_thumbs_of_one_prompt_are_read_at_once(tmp_path):
+    rows = ({"prompt": "q", "completion": f"answer {n}", "label": n % 2 == 0} for n in range(4000))
+    assert len(texts(read(tmp_path, *rows))) == 2000
 
 
 def test_one_system_text_is_not_anothers_prompt(tmp_path):

@@ -124,7 +124,7 @@ def test_no_server_is_an_input_error():
         address = gone.base_url
     with pytest.raises(InputError, match="no server there"):
         ChatEndpoint("m", address, retries=0).complete(prompts(3))
-    with pytest.raises(InputError, match="expected http"):
+    with pytest.raises(InputError, match="expected a URL such as"):
         ChatEndpoint("m", "localhost:8000")
 
 
@@ -321,3 +321,40 @@ def test_the_scripted_server_streams_what_it_would_have_said(server, endpoint):
 def test_the_endpoint_is_light():
     script = "import sys, pitlm.engines.endpoint; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'openai')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "http://[::1", "ftp://host/v1", "host/v1", "http://", "http://host:99999/v1", "http://a b/v1"]
+)
+def test_a_url_that_leads_nowhere_is_refused(url):
+    with pytest.raises(InputError, match="expected a URL such as"):
+        ChatEndpoint("m", url)
+
+
+def test_a_proxy_of_an_unknown_kind_is_one_message(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "nonsense://proxy")
+    with pytest.raises(InputError, match="cannot load a connection: Unknown scheme for proxy"):
+        ChatEndpoint("m", "http://example.com/v1").ask("p")
+
+
+@pytest.mark.parametrize("field", ["model", "messages"])
+def test_the_body_replaces_neither_the_model_nor_the_question(endpoint, field):
+    with pytest.raises(InputError, match=f"body: found '{field}'"):
+        endpoint(body={field: None})
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "nonsense", "idna", "utf-16", "punycode"])
+def test_a_charset_that_the_server_makes_up_changes_nothing(charset):
+    content = json.dumps({"choices": [{"message": {"content": "ü"}}]}, ensure_ascii=False)
+    with ScriptedEndpoint(lambda request: Nonsense(content, f"application/json; charset={charset}")) as server:
+        assert ChatEndpoint("m", server.base_url).ask("p").text == "ü"
+
+
+def test_the_database_of_another_program_is_refused_and_kept(tmp_path):
+    path = tmp_path / "bookmarks.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE bookmarks (url TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="found another program's database, expected a cache of replies"):
+        ReplyCache(path)
+    assert path.read_bytes() == before

@@ -131,3 +131,18 @@ def test_the_policy_before_rlhf_is_a_system_where_there_was_rlhf():
     traces = make(before=before).traces([own_baselines.BEFORE_RLHF, *BASELINES])
     assert finals(traces)[own_baselines.BEFORE_RLHF.title] == ["q1", "q1"]
     assert before.calls == [(2, 0.9, before.calls[0][2])]
+
+
+@pytest.mark.parametrize("tokens", [None, 12])
+def test_an_interrupted_comparison_goes_on_and_says_the_same(tmp_path, tokens):
+    whole = make(tokens).traces(BASELINES)
+    begun = make(tokens)
+    begun.folder = tmp_path
+    begun.models.reward.raw = None  # the system that needs R_P fails, after others are done
+    with pytest.raises(TypeError):
+        begun.traces([own_baselines.SFT_ONCE, own_baselines.SFT_LOOP, own_baselines.REWARD_DIFFERENCE])
+    again = make(tokens)
+    again.folder = tmp_path
+    assert again.traces(BASELINES) == whole
+    assert begun.models.corrector.seeds
+    assert not again.models.corrector.seeds  # both systems of the SFT-only improver were kept

@@ -33,6 +33,7 @@ def test_no_name_makes_a_tag_a_link_an_image_or_a_further_cell(name):
         assert not {"html_inline", "html_block", "link_open", "image", "heading_open", "fence"} & set(kinds), text
         assert kinds.count("td_open") <= 1
         assert kinds.count("paragraph_open") <= 1
+    assert not set(map(ord, plain(name))) & {*range(9), *range(11, 32), *range(127, 160)}  # nor moves a cursor
 
 
 @given(NAMES)

@@ -48,7 +48,7 @@ def row(system: str, judge: str, item: int, verdict: Verdict, scores: tuple[floa
 
 def example(text: str = "an answer", verdict: Verdict = Verdict.WIN) -> BeforeAfter:
     trace = Trace(
-        prompt=Prompt.of(f"prompt {text}"),
+        prompt=Prompt((Message("user", f"prompt {text}"),)),
         original=f"original {text}",
         rounds=(Round(f"better {text}", 1.25, True), Round(f"worse {text}", -0.5, False)),
         stop_reason=StopReason.ACCEPTED_NONE,

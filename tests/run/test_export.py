@@ -462,7 +462,7 @@ def refusals(run: Path, folder: Path) -> dict[str, tuple[list[object], str]]:
         ),
         "around the current folder": ([run, "-o", Path.cwd().parent], "found the current folder, or one around it"),
         "a mount point": ([run, "-o", "/proc"], "found a mount point, expected a folder in it"),
-        "somebody's folder": ([run, "-o", folder / "full", "--force"], "found a folder without pit.json"),
+        "somebody's folder": ([run, "-o", folder / "full", "--force"], "found no export, expected an earlier export"),
         "a file": ([run, "-o", folder / "full" / "thesis.txt"], "found a file, expected the folder"),
         "inside the run": ([run, "-o", run / "gap" / "model", "--force"], "found a folder inside the source"),
         "privately nowhere": ([run, "--private", *out], "--private: found without --push-to-hub"),
@@ -495,11 +495,28 @@ def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(pit, tiny_run, b
     code, _, error = pit("export", broken, "-o", out, "--force")
     assert (code, "cannot load a model" in error) == (2, True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
-    (out / "stale.txt").write_text("")
+    (out / "model-00002-of-00002.safetensors").write_text("")  # of an earlier export of a larger model
     assert pit("export", tiny_run.root, "-o", out, "--force")[0] == 0
     assert json.loads((out / "pit.json").read_text())["kind"] == "improver"
     assert not (out / "stale.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "out"]
+
+
+def test_what_somebody_put_beside_an_export_is_kept(pit, tiny_run, tmp_path):
+    out = tmp_path / "out"
+    assert pit("export", tiny_run.root, "-o", out)[0] == 0
+    (out / "notes.md").write_text("what I tried")
+    code, _, error = pit("export", tiny_run.root, "-o", out, "--force")
+    assert (code, "found a folder with 'notes.md' in it" in error) == (2, True)
+    assert (out / "notes.md").read_text() == "what I tried"
+
+
+def test_a_model_of_another_run_is_no_earlier_export(pit, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.root / "gap", tmp_path / "gap")
+    before = {path: path.read_bytes() for path in (tmp_path / "gap" / "model").iterdir()}
+    code, _, error = pit("export", tiny_run.root, "-o", tmp_path / "gap" / "model", "--force")
+    assert (code, "found no export, expected an earlier export" in error) == (2, True)
+    assert {path: path.read_bytes() for path in (tmp_path / "gap" / "model").iterdir()} == before
 
 
 def test_results_of_other_models_than_the_runs_are_not_on_the_card(pit, tiny_run, tmp_path):

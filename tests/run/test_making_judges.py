@@ -37,7 +37,7 @@ def test_the_fields_of_a_judge_from_another_package_are_its_own_matter():
     ("section", "words"),
     [
         ({"kind": "llm", "model": "m", "base_url": "http://localhost/v1", "max_cost": 1.0}, "needs a price"),
-        ({"kind": "llm", "model": "m", "base_url": "ftp://x"}, "expected http"),
+        ({"kind": "llm", "model": "m", "base_url": "ftp://x"}, "expected a URL such as"),
         ({"kind": "nobody"}, "--judge: found 'nobody', expected one of llm, foreign, scripted"),
     ],
 )

@@ -422,10 +422,13 @@ def test_improve_keeps_what_the_response_was_asked_for_with(proxy):
         ({"prompt": "x", "response": "y", "stop": [""]}, 400, "stop.0: String should have at least 1 character"),
         ({"prompt": [], "response": "y"}, 400, "prompt: found no user turn"),
         ({"prompt": "x", "response": "y", "round": 1}, 400, "round: Extra inputs"),
+        ({"prompt": "\ud800", "response": "y"}, 400, "prompt: found half a character"),
+        ({"prompt": [{"role": "user", "content": "\ud800"}], "response": "y"}, 400, "prompt: found half a character"),
+        ({"prompt": "x", "response": "\ud800"}, 400, "response: Input should be a valid string"),
     ],
 )
 def test_errors_of_our_own_paths_have_the_same_shape(proxy, body, status, message):
-    reply = HTTP.post(f"{proxy.url}/improve", json=body)
+    reply = HTTP.post(f"{proxy.url}/improve", content=json.dumps(body), headers={"content-type": "application/json"})
     assert reply.status_code == status
     assert reply.json()["error"]["message"].startswith(message)
 

@@ -20,6 +20,7 @@ from pitlm.serve.gate import COOKIE, Gate
 from pitlm.serve.outcomes import Metrics
 from pitlm.serve.proxying import Connections
 from pitlm.serve.rating import BODY_BYTES, gate_settings
+from pitlm.serve.remote import RemoteImprover, RemoteScorer
 from pitlm.serve.settings import Settings
 
 TOKEN = "the-right-token"
@@ -268,10 +269,21 @@ def test_pages_of_other_sites_cannot_use_a_server_of_this_machine(proxy, headers
     assert HTTP.post(f"{proxy.url}/chat/completions", json=ASK, headers=headers).status_code == status
 
 
-@pytest.mark.parametrize("url", ["api.example.com/v1", "ftp://api.example.com", "http://"])
-def test_an_upstream_needs_a_url(url):
-    with pytest.raises(InputError, match="expected a URL such as"):
-        Connections(url)
+@pytest.mark.parametrize(
+    "url", ["api.example.com/v1", "ftp://api.example.com", "http://", "http://[", "http://a:99999"]
+)
+def test_an_upstream_and_a_remote_model_need_a_url(url):
+    for make in (Connections, RemoteScorer, lambda url: RemoteImprover(Settings(improver=url))):
+        with pytest.raises(InputError, match="expected a URL such as"):
+            make(url)
+
+
+def test_a_proxy_of_an_unknown_kind_is_one_message(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://proxy")
+    url = "http://example.com/v1"
+    for make in (Connections, lambda url: RemoteImprover(Settings(improver=url))):
+        with pytest.raises(InputError, match="cannot load a connection: Unknown scheme for proxy"):
+            make(url)
 
 
 def test_a_token_for_clients_needs_a_key_for_the_upstream():

@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS settings (content TEXT);
 CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, digest TEXT, failed INTEGER, line TEXT);
 """
 
+TABLES = "SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'"
+
 
 class NothingImproved(InputError):
     """Every row of a job failed. The file of the failures is written all the same."""
@@ -173,6 +175,8 @@ def open_alone(
     with _errors_named(path):
         database = sqlite3.connect(path, timeout=0)
         try:
+            if database.execute(TABLES).fetchone()[0] not in (None, "settings,rows"):
+                raise InputError.at(path, found="another program's database", expected="the journal of a job")
             database.executescript(BEGIN)
             if fresh:
                 database.execute("DELETE FROM settings")

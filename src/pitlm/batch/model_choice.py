@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pitlm.core.errors import InputError
+from pitlm.core.nouns import is_unicode
 from pitlm.core.section import PositiveInt, Section
-from pitlm.data.row_fields import is_unicode
 from pitlm.engines.engine import ENGINES
 from pitlm.io.named_parts import part_names
 

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from typing import NoReturn
 
 import click
 
 from pitlm import __version__
-from pitlm.core.errors import InputError, MemoryFull, RankFailed
+from pitlm.core.errors import InputError, MemoryFull, RankFailed, describe
 from pitlm.io.visible import echo
 
 
@@ -50,20 +50,23 @@ def load_verb(name: str) -> click.Command:
 
 
 # Set before anything heavy is imported, because the libraries read these once, at import. The user's values stay.
-ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
+ENVIRONMENT = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 # Errors that the user can mend; any other OSError is a fault of ours, and keeps its traceback.
 USER_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY,
 }  # fmt: skip
 
-SHORT_WRITES = ("unexpected pos", "basic_ios::clear", "PytorchStreamWriter failed")
-"""Words in torch's errors when fewer bytes reached the disk than it wrote."""
+_CUT = "a checkpoint could not be written to its end, as when the disk is full"
+KNOWN_WORDS = {
+    os.strerror(errno.ENOSPC): os.strerror(errno.ENOSPC),
+    "unexpected pos": _CUT,
+    "basic_ios::clear": _CUT,
+    "PytorchStreamWriter failed": _CUT,
+    "Symlink loop": os.strerror(errno.ELOOP),
+}
+"""Words in the errors of torch, safetensors and pathlib, which lack the number of the system's error."""
 
 _MODULES = {
     "train": "torch trl transformers accelerate datasets peft tokenizers gguf tensorboard safetensors huggingface_hub",
@@ -113,6 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a verb as Ctrl-C does, with its message
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # the shell's >&- leaves none
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows only ASCII is no reason to fail
     try:
         code = pit.main(arguments, prog_name="pit", standalone_mode=False)
         sys.stdout.flush()  # here a closed pipe can still be caught; at interpreter exit it cannot
@@ -147,12 +154,9 @@ def user_message(error: Exception) -> str | None:
         return extra and f"{error.name} is not installed; this verb needs: pip install 'pitlm[{extra}]'"
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         return ": ".join([*(str(name) for name in (error.filename,) if name is not None), os.strerror(error.errno)])
-    # The writers below torch and safetensors raise errors of their own, some without the message of the system.
-    if os.strerror(errno.ENOSPC) in str(error):
-        return os.strerror(errno.ENOSPC)
-    if any(words in str(error) for words in SHORT_WRITES):
-        return "a checkpoint could not be written to its end, as when the disk is full"
-    return None
+    if isinstance(error, UnicodeEncodeError):  # as in an argument or the name of a folder that is not UTF-8
+        return f"found {describe(error.object)} with half a character, expected text that UTF-8 can hold"
+    return next((message for words, message in KNOWN_WORDS.items() if words in str(error)), None)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def json_object(value: str) -> dict[str, Any]:
     """Read the value of an option whose field is a mapping."""
     with suppress(ValueError, RecursionError):
         if isinstance(found := json.loads(value), dict):
+            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # no server reads NaN or half a character
             return found
     raise click.BadParameter(f"found {value!r}, expected a JSON object")
 
@@ -174,7 +175,7 @@ def _click_type(schema: Mapping[str, Any]) -> Any:
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     low, high = schema.get("minimum", above), schema.get("maximum", below)
     whole = schema["type"] == "integer"
-    if whole and high is not None and high >= 10**9:
+    if high is not None and high >= 10**9:
         high = below = None  # a bound that nobody needs to read
     if low is None and high is None:
         return click.INT if whole else click.FLOAT
@@ -205,7 +206,9 @@ def check_output(output: Path | None, force: bool, what: str, pattern: str | Non
         raise InputError(f"{output}: exists already; name another output, or give --force to replace it")
     named = getattr(click.get_current_context(silent=True), "params", {}).values()
     paths = [path for value in named for path in (value if isinstance(value, tuple) else [value])]
-    if [os.path.realpath(path) for path in paths if isinstance(path, str | Path)].count(os.path.realpath(output)) > 1:
+    beside = ("", "-wal", "-shm", "-journal")  # SQLite's files beside a database
+    taken = [os.path.realpath(f"{path}{end}") for path in paths if isinstance(path, str | Path) for end in beside]
+    if taken.count(os.path.realpath(output)) > 1:
         raise InputError(f"{output}: found the same file twice in one command, expected {what} to go to another file")
     if output.exists() and any(isinstance(path, Path) and path.resolve() in output.resolve().parents for path in paths):
         raise InputError(f"{output}: found a file of the input, expected {what} to go to another file")

@@ -18,13 +18,7 @@ class InputError(ValueError):
 
     @classmethod
     def at(
-        cls,
-        file: object,
-        *,
-        found: str,
-        expected: str,
-        line: int | None = None,
-        field: str | None = None,
+        cls, file: object, *, found: str, expected: str, line: int | None = None, field: str | None = None
     ) -> InputError:
         """Build the message ``file:line: field 'f': found ..., expected ...``."""
         where = f"{file}:{line}" if line is not None else f"{file}"

@@ -24,6 +24,15 @@ Advance = Callable[[float], None]
 """A function to call with the number of items that have just been finished; it moves a progress bar."""
 
 
+HALF = "half a character (a lone surrogate)"
+"""A string that :func:`is_unicode` refuses, in the words of a message."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string is valid Unicode, which a file can hold. A string from JSON or from a shell may be invalid."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
@@ -55,6 +64,8 @@ class Message:
         if not isinstance(content, str):
             found = describe(content) if "content" in value else "nothing"
             raise ConversationError(f"{found} as the content of message {number}", "a string")
+        if not is_unicode(content):
+            raise ConversationError(f"{HALF} in message {number}", "valid Unicode")
         return cls(role, content)
 
 
@@ -89,7 +100,7 @@ class Prompt:
         if isinstance(value, Prompt):
             return value
         if isinstance(value, str):
-            return cls((Message("user", value),))
+            return cls((Message.of({"role": "user", "content": value}, 1),))
         if not isinstance(value, Sequence):
             raise ConversationError(describe(value), "a string or a list of messages")
         return cls(tuple(Message.of(item, number) for number, item in enumerate(value, start=1)))

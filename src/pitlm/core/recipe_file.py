@@ -18,14 +18,15 @@ _BROKEN = (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupErr
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key that comes twice; plain YAML would silently drop the first of two sections."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{name}' comes twice", key.start_mark)
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def named_recipe(name: str, overrides: Sequence[str], values: Mapping[str, Any]) -> Recipe:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby, product
+from itertools import cycle, groupby, islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from pitlm.core.errors import InputError, describe, list_fields
 from pitlm.core.nouns import Message, Preference, Role
 from pitlm.data.readers import RawRow, read_rows
 from pitlm.data.row_fields import RowError, Turns, as_prompt, check_text, read_messages, with_system
-from pitlm.data.shapes import ASKED, RowDropped, is_rated, pairs_in, renamed, scores_contradict, thumb
+from pitlm.data.shapes import ASKED, MOST_PAIRS, RowDropped, is_rated, pairs_in, renamed, scores_contradict, thumb
 from pitlm.io.atomic import atomic_writer
 from pitlm.io.console import make_console
 
@@ -157,7 +157,9 @@ def _pairs(source: str | Path, columns: Mapping[Any, str]) -> Iterator[tuple[Raw
         up, down = ([own for own in rows if thumb(own[1]) is side] for side in (True, False))
         if not (up and down):
             yield from ((raw, RowDropped(ONE_LABEL)) for raw, _ in rows)
-        for (raw, good), (_, bad) in product(up, down):
+        few = len(up) * len(down) <= MOST_PAIRS
+        both = product(up, down) if few else islice(zip(cycle(up), cycle(down)), max(len(up), len(down)))
+        for (raw, good), (_, bad) in both:
             yield from _shaped(raw, {**good, "chosen": good["completion"], "rejected": bad["completion"]})
 
 

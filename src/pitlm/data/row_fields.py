@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pitlm.core.errors import ConversationError, describe
-from pitlm.core.nouns import Message, Prompt
+from pitlm.core.nouns import HALF, Message, Prompt, is_unicode
 
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
 """Fields that may have the prompt of a row; ``instruction`` is AlpacaEval's."""
@@ -94,11 +94,6 @@ def decoded(field: str, value: object) -> object:
     raise RowError(field, "messages written as text, which cannot be decoded", expected)
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a string is valid Unicode. A string from JSON or from a shell may be invalid."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def check_text(value: object, field: str | None, expected: str = "a string") -> str:
     """Return a value that is text and can be written to a file.
 
@@ -108,7 +103,7 @@ def check_text(value: object, field: str | None, expected: str = "a string") -> 
     if not isinstance(value, str):
         raise RowError(field, describe(value), expected)
     if not is_unicode(value):
-        raise RowError(field, "half a character (a lone surrogate)", "valid Unicode")
+        raise RowError(field, HALF, "valid Unicode")
     return value
 
 
@@ -123,12 +118,9 @@ def read_messages(value: object, field: str, expected: str) -> Turns:
     if not value:
         raise RowError(field, "an empty list", expected)
     try:
-        turns = [Message.of(_with_role(item), number) for number, item in enumerate(value, start=1)]
+        return [Message.of(_with_role(item), number) for number, item in enumerate(value, start=1)]
     except ConversationError as error:
         raise RowError(field, error.found, error.expected) from error
-    for turn in turns:
-        check_text(turn.content, field)
-    return turns
 
 
 def _with_role(item: object) -> object:

@@ -4,12 +4,17 @@
 - a list of answers with ranks or scores (Nectar, UltraFeedback): all pairs of different rank;
 - single answers with a thumb up or down (KTO): all pairs of an answer with a thumb up and one with a thumb down.
 
+If a prompt has more than ``MOST_PAIRS`` such pairs, fewer are taken, so that many answers do not fill the memory: each
+answer of a list with the answer half a list below it, or each answer of the more frequent label once, with the answers
+of the other label in turn.
+
 Messages may be objects, or text that JSON, Python or numpy made of them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from math import isfinite
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pitlm.core.errors import describe, list_fields
@@ -17,6 +22,8 @@ from pitlm.data.row_fields import RowError, asked_field, check_read, decoded
 
 ASKED = ("prompt", "instruction", "conversations", "history")
 """Fields that may have the prompt of a pair; ``history`` is SHP's."""
+
+MOST_PAIRS = 1000
 
 Row = Mapping[str, Any]
 
@@ -155,7 +162,10 @@ def _ranked(answers: Iterable[object], field: str) -> Iterator[tuple[object, obj
         if not isfinite(place):
             raise RowError(field, f"{describe(answer[rank])} as the {rank} of answer {number}", "a number")
         found.append((place, _answer(answer[text], field)))
-    pairs = [(a, b) if r > s else (b, a) for (r, a), (s, b) in combinations(found, 2) if r != s]
+    ordered = sorted(found, key=itemgetter(0), reverse=True)
+    few = len(found) * (len(found) - 1) // 2 <= MOST_PAIRS
+    both = combinations(found, 2) if few else zip(ordered, ordered[len(found) // 2 :], strict=False)
+    pairs = [(a, b) if r > s else (b, a) for (r, a), (s, b) in both if r != s]
     if not pairs:
         raise RowDropped("equal ranks")
     return iter(pairs)

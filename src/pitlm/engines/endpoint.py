@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, HttpUrl, TypeAdapter, ValidationError
 
 from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Advance, AnyPrompt, Prompt
@@ -123,8 +123,10 @@ class ChatEndpoint:
             raise InputError("a cost limit needs a price: give what a million tokens cost")
         self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
         self.key = self.key or os.environ.get(KEY_VARIABLE)
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise InputError(f"base URL: found {self.base_url!r}, expected http://... or https://...")
+        if self.base_url is not None:
+            check_url(self.base_url)
+        if taken := {"model", "messages"} & self.body.keys():
+            raise InputError(f"body: found '{min(taken)}', expected further fields of a request")
         if self.base_url is None and not self.key:
             raise InputError(f"found no {KEY_VARIABLE} in the environment, expected a key or the URL of a local server")
 
@@ -133,7 +135,8 @@ class ChatEndpoint:
         import openai  # takes a second
 
         how: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
-        return openai.OpenAI(api_key=self.key or "none", base_url=self.base_url, **how)
+        with loading(self.base_url, "connection"):  # a proxy that the environment names may be impossible
+            return openai.OpenAI(api_key=self.key or "none", base_url=self.base_url, **how)
 
     def ask(self, conversation: AnyPrompt, *, attempt: int = 0, **sampling: Any) -> Completion:
         """One completion, from the cache or by a call. The reply to a call is stored in the cache at once.
@@ -214,7 +217,7 @@ class ChatEndpoint:
         create = self.client.chat.completions.with_raw_response.create
         try:
             response = create(model=body["model"], messages=body["messages"], extra_body=dict(body))
-            return response.text, ""
+            return response.content.decode(errors="replace"), ""  # JSON is UTF-8, whatever the header says
         except openai.OpenAIError as error:
             if isinstance(error, openai.AuthenticationError | openai.NotFoundError):
                 raise self._give_up(f"model '{self.model}': {_words(error)}") from error
@@ -227,6 +230,15 @@ class ChatEndpoint:
         """The error that every further call raises, also a call that waits in a queue."""
         self.given_up = InputError(f"{self.client.base_url}: {reason}")
         return self.given_up
+
+
+def check_url(url: str) -> None:
+    """Raise InputError unless ``url`` can be the address of a server."""
+    try:
+        TypeAdapter(HttpUrl).validate_python(url)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise InputError(f"URL: found {url!r}, expected a URL such as https://api.example.com/v1 ({why})") from error
 
 
 def _words(error: Exception) -> str:

@@ -29,6 +29,8 @@ class ReplyCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         make_private(self.path)
         self._lock = threading.Lock()
+        if self._run("SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'")[0] not in (None, "replies"):
+            raise InputError.at(self.path, found="another program's database", expected="a cache of replies")
         self._run("PRAGMA journal_mode = WAL")
         self._run(
             "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, response TEXT NOT NULL, "

@@ -35,10 +35,7 @@ from pitlm.io.named_parts import find_part, part_names
 
 GROUP = "pitlm.statistics"
 """The group of entry points in which other packages name their statistics."""
-STATISTICS = {
-    "position": "pitlm.evaluate.agreement:position_bias",
-    "agreement": "pitlm.evaluate.agreement:agreement",
-}
+STATISTICS = {"position": "pitlm.evaluate.agreement:position_bias", "agreement": "pitlm.evaluate.agreement:agreement"}
 """Statistics of all rows together. Each is a function of the rows and of the settings of
 :class:`pitlm.evaluate.statistics.Resampling`. The statistics of other packages return an interval for each label."""
 

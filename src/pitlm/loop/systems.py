@@ -5,10 +5,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
+from urllib.parse import quote
 
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Answer, Prompt, Score, Trace
 from pitlm.engines.generators import Improver, Policy
+from pitlm.io.atomic import read_json_lines, write_json_lines
 from pitlm.io.console import progress_bar
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, PIT, PIT_ONE, SFT, Baseline
 from pitlm.loop.chains import Unmeasured, always_accept, held_to
@@ -47,6 +50,7 @@ class Systems:
         open_improver: opens the improver that a stage made, by the stage's name.
         open_quality: opens the judge that says which answers a calibration finds worse.
         choosing: makes further answers, to choose a margin on.
+        folder: keeps the traces of each system that is done, so that a comparison that was interrupted can go on.
     """
 
     prompts: Sequence[Prompt]
@@ -60,6 +64,7 @@ class Systems:
     open_improver: Callable[[str], Improver] | None = None
     open_quality: Callable[[], Score] | None = None
     choosing: Callable[[], Sequence[tuple[Prompt, str]]] | None = None
+    folder: Path | None = None
 
     @cached_property
     def start_model(self) -> Policy:
@@ -79,13 +84,16 @@ class Systems:
     @cached_property
     def pit(self) -> list[Trace]:
         """PIT: M_PIT in the loop, with R_PIT as the stop rule."""
-        return self.improved(PIT, self.models.improver, self.models.gap)
+        return self.kept(PIT, lambda: self.improved(PIT, self.models.improver, self.models.gap))
 
     @cached_property
     def chains(self) -> dict[str, list[Trace]]:
         """The SFT-only improver and M_PIT, each applied again and again without a stop rule."""
         improvers = {SFT: self.models.corrector, PIT: self.models.improver}
-        return {title: self.chain(title, improver, CHAIN_ROUNDS) for title, improver in improvers.items()}
+        return {
+            title: self.kept(f"{title}, rounds", partial(self.chain, title, improver, CHAIN_ROUNDS))
+            for title, improver in improvers.items()
+        }
 
     def chain(self, title: str, improver: Proposer, rounds: int) -> list[Trace]:
         """An improver applied again and again without a stop rule."""
@@ -113,10 +121,20 @@ class Systems:
 
     def traces(self, baselines: Sequence[Baseline]) -> dict[str, list[Trace]]:
         """The traces of each baseline and of PIT, by title; none is above the budget, if there is a budget."""
-        given = {**{baseline.title: baseline.traces(self) for baseline in baselines}, PIT: self.pit}
+        made = {baseline.title: self.kept(baseline.title, partial(baseline.traces, self)) for baseline in baselines}
+        given = {**made, PIT: self.pit}
         if self.tokens is None:
             return given
         return {name: [held_to(trace, self.tokens) for trace in own] for name, own in given.items()}
+
+    def kept(self, name: str, make: Callable[[], list[Trace]]) -> list[Trace]:
+        """The traces that the folder has under this name, else those that ``make`` makes, which the folder then has."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{quote(name, safe=' ,')}.jsonl"
+        if not path.is_file():
+            write_json_lines(path, [trace.as_dict() for trace in make()])
+        return read_json_lines(path, Trace.from_dict)
 
     def improved(
         self,

@@ -67,10 +67,7 @@ def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary:
     """
     how = {"do_sample": True, "temperature": temperature, "top_k": vocabulary} if temperature > 0 else {}
     return GenerationConfig(
-        **{"do_sample": False, **how},
-        top_p=1.0,
-        max_new_tokens=card.max_new_tokens,
-        **special_ids(tokenizer),
+        **{"do_sample": False, **how}, top_p=1.0, max_new_tokens=card.max_new_tokens, **special_ids(tokenizer)
     )
 
 

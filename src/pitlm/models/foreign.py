@@ -68,11 +68,7 @@ class ForeignRewardModel:
         with loading(path, "reward model"):
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                str(path),
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
+                str(path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         check_weights(path, report["missing_keys"], model.named_parameters())
         check_reward_model(path)

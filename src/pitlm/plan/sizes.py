@@ -22,10 +22,7 @@ ROLE_TOKENS = 6
 
 POCKET_WORDS = 49
 
-MATRICES = (
-    *(f"self_attn.{side}_proj" for side in "qkvo"),
-    *(f"mlp.{side}_proj" for side in ("gate", "up", "down")),
-)
+MATRICES = (*(f"self_attn.{side}_proj" for side in "qkvo"), *(f"mlp.{side}_proj" for side in ("gate", "up", "down")))
 """Names of a layer's matrices, in the family of Llama."""
 
 CONFIG_KEYS = {

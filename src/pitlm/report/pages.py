@@ -24,6 +24,7 @@ from markupsafe import Markup
 from pitlm import __version__
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
+from pitlm.io.visible import visible
 from pitlm.models.loading import Card
 from pitlm.report import plots
 from pitlm.report.shape import HEALTH, BeforeAfter, Report
@@ -122,7 +123,7 @@ def plain(value: Any) -> Any:
     """Escape a text so that Markdown makes no tag, link, image, code or table of it; other values stay as they are."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return re.sub(r"[\\`<|]|(?<=\])\(", r"\\\g<0>", re.sub(r"\s*[\r\n]\s*", " ", value))
+    return re.sub(r"[\\`<|]|(?<=\])\(", r"\\\g<0>", visible(re.sub(r"\s*[\r\n]\s*", " ", value)))
 
 
 def _figures(card: Card, origin: Origin, task: str) -> list[EvalResult]:

@@ -7,7 +7,10 @@ NaN and None both mean "not measured" and are shown as a dash.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from pitlm.core.nouns import Trace
 from pitlm.core.verdicts import VerdictRow
@@ -69,58 +72,8 @@ class Report:
         return self.summary.by(self.judge) if self.summary else []
 
 
-_SHARE = "Share of held-out triples scored in this order. Chance is 50%; near 100% is good. "
-_UNCHANGED = _SHARE + "Low: a real improvement looks no better than no change."
-_WORSE = _SHARE + "Low: the loop may accept a worse answer."
-
-# key -> (name, explanation), in the order in which a reader should meet them. The relations' keys are those of
-# `core.equations.RELATIONS`, the others those of `evaluate.gap_health`.
-HEALTH: Mapping[str, tuple[str, str]] = {
-    "wl>ww": ("Order: improving beats repeating the chosen answer (wl > ww)", _UNCHANGED),
-    "wl>ll": ("Order: improving beats repeating the rejected answer (wl > ll)", _UNCHANGED),
-    "wl>lw": (
-        "Order: improving beats worsening (wl > lw)",
-        _SHARE + "The widest relation, so it should be the highest of the five.",
-    ),
-    "ww>lw": ("Order: repeating the chosen answer beats worsening it (ww > lw)", _WORSE),
-    "ll>lw": ("Order: repeating the rejected answer beats worsening (ll > lw)", _WORSE),
-    "held_out_pairs": (
-        "Held-out pairs: gap model R_PIT",
-        "How often the preferred answer is ranked first. Chance is 50%; noise in the labels keeps it under 100%.",
-    ),
-    "held_out_pairs_reward": (
-        "Held-out pairs: ordinary reward model R_P",
-        "The same pairs, by subtracting two ordinary rewards. R_PIT should not be below this.",
-    ),
-    "held_out_pairs_floor": (
-        "Held-out pairs: bag of words",
-        "TF-IDF and length, trained on the same pairs. A reward model that is not above this line learnt only words.",
-    ),
-    "held_out_pairs_longer": (
-        "Held-out pairs: always prefer the longer",
-        "What length alone would get right. A gap model near this line may have learnt nothing but length.",
-    ),
-    "fresh_pairs": (
-        "Fresh pairs of the policy's own answers",
-        "Accuracy on the answers that RL and the loop meet. Chance is 50%; under 60%, expect reward hacking.",
-    ),
-    "antisymmetry": (
-        "Antisymmetry: correlation of gap(a, b) with gap(b, a)",
-        "-1 is ideal: if a beats b, then b loses to a by as much. Near 0, the gap depends on who is the reference.",
-    ),
-    "equal_spread": (
-        "Spread of equal pairs (standard deviation)",
-        "Raw score of an answer against itself. Calibration subtracts it; small beside the spread of gaps is good.",
-    ),
-    "gap_spread": (
-        "Spread of the gaps of held-out pairs (standard deviation)",
-        "The scale of the gap: what a margin, or the spread of equal pairs, has to be measured against.",
-    ),
-    "length_correlation": (
-        "Correlation of the gap with the length difference",
-        "0: length does not matter. Near 1 or -1: the model rewards longer or shorter answers as such.",
-    ),
-}
+HEALTH: Mapping[str, tuple[str, str]] = yaml.safe_load(files("pitlm.report").joinpath("health.yaml").read_text("utf-8"))
+"""Figures about R_PIT by their keys, in the order in which a reader should meet them: the name, the explanation."""
 
 
 def health_figures(health: Mapping[str, Any]) -> dict[str, Interval | float]:

@@ -1,5 +1,6 @@
 """The evaluation of a run: each system answers the held-out prompts, and each judge compares it with the original."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         InputError: a judge cannot be made.
     """
     baselines, section, bases = chosen_baselines(context.recipe), context.recipe.evaluation, context.bases()
-    systems = _systems(context)
+    systems = _systems(context, folder / "systems")
     judges = judges_of(context, bases)
     traces = systems.traces(baselines)
     answers = {ORIGINAL: [Answer(text) for text in systems.y0]}
@@ -61,6 +62,7 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)), **_further(context, systems))
     write_json_lines(folder / "items.jsonl", items)
     write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
+    shutil.rmtree(folder / "systems")
     return {
         "judges": agreement,
         "compared": comparisons(baselines),
@@ -88,7 +90,7 @@ def judges_of(context: Context, bases: Bases) -> list[Judge]:
     return [context.judge(bases) if s.kind in OF_A_RUN else make_judge(s) for s in kept]
 
 
-def _systems(context: Context) -> Systems:
+def _systems(context: Context, folder: Path) -> Systems:
     """The systems of the comparison, with held-out prompts and the original answers to them."""
     recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
     other = recipe.other_policy_stage
@@ -112,7 +114,7 @@ def _systems(context: Context) -> Systems:
     opened = start, partial(context.open, Improver, bases=bases), partial(context.quality, bases)
     choosing = partial(answers_to_choose_on, context, models.policy)
     given = prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens
-    return Systems(*given, *opened, choosing)
+    return Systems(*given, *opened, choosing, folder)
 
 
 def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:

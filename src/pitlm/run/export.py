@@ -5,6 +5,7 @@ The hub is Hugging Face's, or the server that HF_ENDPOINT names.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ from pitlm.report.pages import Origin, model_card
 from pitlm.run.folder import stage_record, stage_result, stored_recipe
 from pitlm.run.results import data_line, run_report
 from pitlm.worlds.known import KNOWN
+
+EXPORTED = re.compile(r".*\.(safetensors|json|jinja|model)|README\.md|merges\.txt|vocab\.txt").fullmatch
+"""Names of the files that an export may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +169,9 @@ def _check_output(source: Source, output: Path, *, replace: bool) -> None:
         return
     if not replace:
         raise InputError(f"{output}: found a folder that is not empty; give another -o, or --force to replace it")
-    if not (output / "pit.json").is_file():
-        raise InputError.at(output, found="a folder without pit.json", expected="an earlier export to replace")
-    if other := next((path.name for path in output.iterdir() if path.is_dir()), None):
+    if not (output / "pit.json").is_file() or (place.parent / "stage.json").is_file():
+        raise InputError.at(output, found="no export", expected="an earlier export to replace")
+    if other := next((path.name for path in output.iterdir() if path.is_dir() or not EXPORTED(path.name)), None):
         raise InputError.at(output, found=f"a folder with '{other}' in it", expected="nothing but an export")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pitlm import __version__
-from pitlm.core.errors import InputError, describe, loading
+from pitlm.core.errors import InputError, describe, loading, refuse_device
 from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.io.atomic import write_text
@@ -80,6 +80,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the run for this process; the lock goes when the process ends, however it ends."""
+        refuse_device(self.root / "run.lock")
         with (self.root / "run.lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Trace
@@ -16,7 +17,7 @@ from pitlm.core.recipe import Recipe
 from pitlm.data.dataset import reading
 from pitlm.evaluate.answer_figures import AnswerFigures, answer_figures
 from pitlm.evaluate.statistics import Interval
-from pitlm.evaluate.summary import Difference, SystemFigures, summarise
+from pitlm.evaluate.summary import summarise
 from pitlm.evaluate.verdict_files import Annotation, read_verdicts
 from pitlm.io.atomic import read_json_lines
 from pitlm.loop.baselines.baseline import PIT
@@ -81,21 +82,14 @@ def _run_report(root: Path, recipe: Recipe) -> Report:
     traces = read_json_lines(verdicts.with_name("traces.jsonl"), Trace.from_dict)
     changed = zip(traces, result["gaps"][PIT], (r for r in rows if (r.first, r.judge) == (PIT, judge)), strict=True)
     stages = [stage.name for stage in recipe.curriculum.stage_list]
+    rivals, reasons = summary.compared(judge, compared[:1]), Counter(str(trace.stop_reason) for trace in traces)
+    stops = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
+    judges = recipe.evaluation.judges
+    by_reward = not recipe.data.world and (not judges or judges[0].kind == "reward")
     return Report(
         title,
         settings=_settings(recipe, data, ", ".join(result["judges"]), summary.items),
-        headline=[
-            f"PIT against the original answer: Delta {points(pit.delta)} points over {summary.items} held-out "
-            f"prompts, judged by {judge}.",
-            *map(_difference, summary.compared(judge, compared[:1])),
-            *(
-                f"The judge ({name}) agrees with {_percent(right)} held-out labels; chance is 50%."
-                for name, right in result["judges"].items()
-            ),
-            f"R_PIT picks the better of two fresh policy answers in {_percent(gap['fresh_pairs'])} pairs; "
-            "chance is 50%.",
-            *(_floor(name, lead) for name, lead in gap["above_floor"].items() if lead["low"] <= 0),
-        ],
+        headline=_said("headline", pit, summary.items, judge, rivals, result["judges"], gap),
         summary=summary,
         judges={name: share_interval(found) for name, found in result["judges"].items()},
         compared=compared,
@@ -107,8 +101,8 @@ def _run_report(root: Path, recipe: Recipe) -> Report:
         gaps=result["gaps"],
         health=health,
         examples=[BeforeAfter(*example) for example in changed][:EXAMPLES],
-        trends=[_trend(stage, stage_result(root, stage)["trend"]) for stage in stages],
-        notes=_notes(result, data["folds"]["test"]["pairs"], traces, pit, recipe),
+        trends=_said("trends", {stage: stage_result(root, stage)["trend"] for stage in stages}),
+        notes=_said("notes", result, data["folds"]["test"]["pairs"], stops, pit, by_reward),
     )
 
 
@@ -157,57 +151,14 @@ def data_line(result: Mapping[str, Any]) -> str:
     return "; ".join([line, *parts])
 
 
-def _difference(found: Difference) -> str:
-    sign = "a difference" if found.delta.excludes_zero else "no clear difference"
-    return f"Delta of {found.first} minus Delta of the {found.second}: {points(found.delta)} points ({sign} at 95%)."
-
-
-def _floor(model: str, lead: Mapping[str, float]) -> str:
-    return (
-        f"{model} is not clearly better than a bag of words on held-out pairs: {points(share_interval(lead))} points "
-        "of accuracy. Read every figure that rests on it with care."
-    )
+def _said(part: str, *about: Any) -> list[str]:
+    """The sentences of a part of the report."""
+    made = Environment(loader=PackageLoader("pitlm.report", "."), undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"points": points, "percent": _percent, "interval": share_interval}
+    return str(getattr(made.get_template("findings.j2").module, part)(*about)).splitlines()
 
 
 def _percent(share: Mapping[str, float]) -> str:
     """A share with its interval and its number of items."""
     estimate, low, high = (f"{100 * share[name]:.1f}%" for name in ("estimate", "low", "high"))
     return f"{estimate} [{low}, {high}] of {share['n']}"
-
-
-def _trend(stage: str, trend: Mapping[str, Any]) -> str:
-    """Whether quality held to the end of an RL stage."""
-    change = trend["change"]
-    verdict = "it fell while the reward was maximised" if change["high"] < 0 else "no fall"
-    return (
-        f"{stage}: quality on held-out prompts {trend['first']:.2f} before, {trend['last']:.2f} after; "
-        f"step {trend['last_step']} less step {trend['late_step']}: {change['estimate']:+.3f} "
-        f"[{change['low']:+.3f}, {change['high']:+.3f}], {verdict}."
-    )
-
-
-def _notes(
-    result: Mapping[str, Any], held_out: int, traces: list[Trace], pit: SystemFigures, recipe: Recipe
-) -> list[str]:
-    """How to read the results, one paragraph each."""
-    reasons = sorted(Counter(str(trace.stop_reason) for trace in traces).items())
-    stops = ", ".join(f"{reason}: {count}" for reason, count in reasons)
-    found = [
-        f"The loop stopped for these reasons: {stops}. It made {pit.tally.share('loss'):.1%} of the answers worse.",
-        f"Every system was held to {result['tokens']} generated tokens per item; what went beyond them was cut off."
-        if result["tokens"]
-        else f"Best-of-N had {result['best_of_samples']} further samples per prompt, the whole number nearest to "
-        f"{result['best_of_tokens_wanted']:.2f}, where it generates as many tokens as PIT's loop.",
-    ]
-    if not recipe.data.world and (not recipe.evaluation.judges or recipe.evaluation.judges[0].kind == "reward"):
-        found.append(
-            "There is no ground truth here: the judge is a reward model trained on pairs that neither R_P nor R_PIT "
-            "has seen. It is right as often as its own held-out accuracy says, and 50% is chance."
-        )
-    for judge, labels in result["judges"].items():
-        if labels["pairs"] < held_out:
-            found.append(
-                f"To bound the cost, {judge} was asked about {labels['pairs']} of the {held_out} held-out pairs with "
-                "labels (evaluation.items)."
-            )
-    return found

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.core.nouns import Prompt
-from pitlm.data.row_fields import is_unicode
+from pitlm.core.nouns import Prompt, is_unicode
 from pitlm.io.event_stream import event_data
 from pitlm.loop.live_loop import Bounds, LiveOutcome
 from pitlm.serve.outcomes import pit_field, whole_usage

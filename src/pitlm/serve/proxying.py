@@ -15,7 +15,8 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import loading
+from pitlm.engines.endpoint import check_url
 from pitlm.io.event_stream import events
 from pitlm.loop.live_loop import Improving
 from pitlm.serve.chat_completions import ChatReply, Wish, read_wish
@@ -67,9 +68,8 @@ class Connections:
     """
 
     def __init__(self, base: str, *, key: str | None = None, seconds: float | None = None) -> None:
+        check_url(base)
         url = urlsplit(base)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise InputError(f"found {base!r}, expected a URL such as https://api.example.com/v1")
         self._own = [(b"host", url.netloc.rpartition("@")[2].encode()), (b"accept-encoding", b"identity")]
         self._leave_out = NOT_UPSTREAM
         if key is not None:
@@ -81,10 +81,11 @@ class Connections:
             httpx.AsyncHTTPTransport,
             verify=httpx.create_ssl_context(),
             limits=httpx.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS),
-            proxy=None if proxy_bypass(url.hostname) else getproxies().get(url.scheme),
+            proxy=None if proxy_bypass(str(url.hostname)) else getproxies().get(url.scheme),
             retries=1,  # only connecting is tried again, never a request
         )
-        self._idle: list[httpx.AsyncHTTPTransport] = []
+        with loading(base, "connection"):  # a proxy that the environment names may be impossible
+            self._idle = [self._new()]
 
     @asynccontextmanager
     async def response(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:

@@ -4,9 +4,10 @@ import json
 import math
 from typing import Any
 
+from pitlm.core.errors import loading
 from pitlm.core.nouns import Answer, Improvement
 from pitlm.data.template import Template
-from pitlm.engines.endpoint import read_completion
+from pitlm.engines.endpoint import check_url, read_completion
 from pitlm.loop.live_loop import ProposalRequest, Unavailable
 from pitlm.serve.proxying import Connections
 from pitlm.serve.settings import Settings
@@ -28,9 +29,10 @@ class RemoteImprover:
 
         self._model, self._template = settings.improver_model, Template(settings.improver_ask)
         key = settings.models_key or "none"  # else openai sends OPENAI_API_KEY, a key for another server
-        self._client = openai.AsyncOpenAI(
-            api_key=key, base_url=settings.improver, timeout=settings.improve_seconds, max_retries=retries
-        )
+        how: dict[str, Any] = {"timeout": settings.improve_seconds, "max_retries": retries}
+        check_url(str(settings.improver))
+        with loading(settings.improver, "connection"):
+            self._client = openai.AsyncOpenAI(api_key=key, base_url=settings.improver, **how)
         self.aclose = self._client.close
 
     async def propose(self, request: ProposalRequest) -> Answer:
@@ -47,7 +49,7 @@ class RemoteImprover:
             reply = await create(model=self._model, messages=messages, extra_body=given)
         except openai.OpenAIError as error:  # only the type: messages may quote the conversation
             raise Unavailable(f"the improver failed ({type(error).__name__})") from error
-        made = read_completion(reply.text, None)
+        made = read_completion(reply.content.decode(errors="replace"), None)
         if made.failure:
             raise Unavailable("the improver failed (no chat completion in the response)")
         written = made.output_tokens

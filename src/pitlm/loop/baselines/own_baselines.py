@@ -86,10 +86,7 @@ def _pit_after_rlhf(systems: Systems) -> list[Trace]:
 
 
 RESAMPLE = Baseline(
-    "resample",
-    lambda systems: resample(systems.prompts, systems.y0, systems.further),
-    draws=True,
-    compared=False,
+    "resample", lambda systems: resample(systems.prompts, systems.y0, systems.further), draws=True, compared=False
 )
 BEFORE_RLHF = _other_policy("policy before RLHF", needs="policy-sft", compared=False)
 AFTER_RLHF = _other_policy("policy after RLHF", needs="policy-rl", compared=True)
@@ -112,10 +109,7 @@ BEST_OF_N_GAP = Baseline(
     work=lambda rounds, samples: Work(gaps=samples),
     draws=True,
 )
-SFT_ONCE = Baseline(
-    SFT,
-    lambda systems: [first_rounds(trace, 1) for trace in systems.chains[SFT]],
-)
+SFT_ONCE = Baseline(SFT, lambda systems: [first_rounds(trace, 1) for trace in systems.chains[SFT]])
 SFT_LOOP = Baseline(
     f"{SFT} + loop",
     lambda systems: systems.improved(f"{SFT} + loop", systems.models.corrector, systems.models.gap),
@@ -126,7 +120,4 @@ REWARD_DIFFERENCE = Baseline(
     lambda systems: systems.improved("PIT with R_P difference", systems.models.improver, systems.reward_difference),
     work=lambda rounds, samples: Work(proposals=rounds, rewards=2 * rounds),
 )
-ONE_ROUND = Baseline(
-    PIT_ONE,
-    lambda systems: [first_rounds(trace, 1) for trace in systems.chains[PIT]],
-)
+ONE_ROUND = Baseline(PIT_ONE, lambda systems: [first_rounds(trace, 1) for trace in systems.chains[PIT]])
