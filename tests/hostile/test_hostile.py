@@ -290,7 +290,45 @@ def test_an_odd_value_of_an_option(number, verb, option, workplace, tmp_path):
     check([*command, option, value], folder)
 
 
+URLS = (
+    "http://[",
+    "http://[::1",
+    "http://h:99999/v1",
+    "ftp://h/v1",
+    "h/v1",
+    "http:///v1",
+    "http://a b/v1",
+    "http://\udcff/v1",
+)
+BODIES = ('{"model": null}', '{"messages": []}', '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', "[" * 10**4, "null")
+LLM = "judge answers.jsonl others.jsonl -o new.jsonl --judge llm --model m"
+SENT = [
+    *((f"{LLM} --base-url", url) for url in URLS),
+    *(
+        (f"serve --gap models/gap --check --port 0 {option}", url)
+        for option in ("--upstream", "--improver")
+        for url in URLS
+    ),
+    *((f"serve --check --port 0 --improver {URLS[0][:-1]}h/v1 --gap", url) for url in URLS),
+    *(
+        ("improve answers.jsonl -o new.jsonl --gap models/gap --engine endpoint --model m --base-url", url)
+        for url in URLS
+    ),
+    *((f"{LLM} --base-url http://127.0.0.1:9/v1 --body", body) for body in BODIES),
+    *((f"{LLM} --base-url http://127.0.0.1:9/v1 --timeout", value) for value in ("1e300", "1e-300", "9" * 400, "nan")),
+    *((f"{LLM} --base-url http://127.0.0.1:9/v1 --model", value) for value in ("\udcff", "", "x" * 10**5)),
+    *((f"{SOUND['doctor']} --devices", value) for value in ("9" * 400, str(2**63), "1e3")),
+]
+"""Commands that would send something, each with an odd last value."""
+
+
+@pytest.mark.parametrize(("number", "command", "value"), sampled([(n, *case) for n, case in enumerate(SENT)]))
+def test_an_odd_value_that_would_be_sent(number, command, value, workplace, tmp_path):
+    copied(workplace, tmp_path / "here", FILES)
+    check([*command.split(), value], tmp_path / "here")
+
+
 def test_there_are_as_many_cases_as_promised():
-    assert len(CASES) + len(OPTION_CASES) >= 800
+    assert len(CASES) + len(OPTION_CASES) + len(SENT) >= 800
     verbs = {target.command.split()[0] for target in TARGETS} | {verb for verb, _ in OPTIONS}
     assert set(VERBS) - verbs == set()

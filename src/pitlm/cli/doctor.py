@@ -33,7 +33,7 @@ from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 @overrides_option
 @click.option("--plan", is_flag=True, help="Show every stage, not only the total.")
 @click.option("--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure this machine.")
-@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of cards.")
+@click.option("--devices", type=click.IntRange(1, 10**6), default=1, show_default=True, help="Number of cards.")
 @click.option("--price", type=click.FloatRange(min=0), callback=finite, help="Price of a device for an hour.")
 @click.option("--beside", type=PATH, metavar="RUN", help="Show beside the plan how long the stages of this run took.")
 @json_option
