@@ -156,6 +156,23 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert (names(tmp_path), names(path)) == (["out"], ["old.txt"])
 
 
+def test_two_at_once_leave_one_of_them_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rename = tmp_path / "out", Path.rename
+    with atomic_folder(path) as folder:
+        (folder / "old.txt").write_text("old")
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp" and not path.exists():  # another process puts its folder there first
+            path.mkdir()
+            (path / "other.txt").write_text("of the other")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(OSError, match="not empty"), atomic_folder(path) as folder:
+        (folder / "new.txt").write_text("new")
+    assert (names(tmp_path), names(path)) == (["out"], ["other.txt"])
+
+
 def test_lines_of_json_are_read_as_they_were_written_whatever_a_text_holds(tmp_path: Path) -> None:
     rows = [{"text": "two\nlines, \u2028 and \x85"}, {"text": ""}]
     write_json_lines(tmp_path / "rows.jsonl", rows)

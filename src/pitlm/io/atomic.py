@@ -103,6 +103,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         if earlier.exists() and not path.exists():
             earlier.rename(path)
-        shutil.rmtree(made, ignore_errors=True)
+        for left in (made, earlier):  # the earlier one is left if another process has put a folder in its place
+            shutil.rmtree(left, ignore_errors=True)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
