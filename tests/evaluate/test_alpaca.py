@@ -155,7 +155,7 @@ def test_a_singular_fit_of_few_rows_has_a_reason(monkeypatch):
         raise np.linalg.LinAlgError("Singular matrix")
 
     monkeypatch.setattr("pitlm.evaluate.alpaca.GLM.fit", fit)
-    assert "no finite fit" in length_controlled(simulated(8, 0.4, 1.0, seed=1)).reason
+    assert "no finite fit" in length_controlled(simulated(40, 0.4, 1.0, seed=1)).reason
 
 
 @pytest.mark.parametrize(
@@ -190,18 +190,82 @@ def test_preference():
     assert preference(row(0, 0.7, None)) == 0.7
 
 
-def test_difficulty_by_hand():
-    rows = [
-        row(item, p, None, first=name)
-        for item, ps in enumerate([(1, 1, 1), (1, 0, 0)])
-        for name, p in zip("xyz", ps, strict=True)
-    ]
-    found = item_difficulty(rows, ["00000", "00001"])
-    # Odds 3.5 : 0.5 and 1.5 : 2.5; standardised, two values are 1 and -1.
-    assert found == pytest.approx({"00000": 1.0, "00001": -1.0})
-    assert item_difficulty(rows, ["00000", "other"]) is None
-    assert item_difficulty([r for r in rows if r.first != "z"], ["00000", "00001"]) is None
-    assert item_difficulty([], []) is None
+def several(systems: int, items: int, shared: float, seed: int, *, hard: float = 0.0) -> tuple[dict, list[float]]:
+    """Rows of systems against one baseline, and the true win rate of each at equal lengths.
+
+    Args:
+        shared: part of the variance of the length difference that all systems share, as the baseline's answer is one.
+        hard: correlation of that part with the difficulty of the item.
+    """
+    generator = np.random.default_rng(seed)
+    skill, talk = generator.normal(-0.5, 1.0, (systems, 1)), generator.normal(0, 0.5, (systems, 1))
+    long = generator.normal(size=items)
+    difficulty = hard * long + math.sqrt(1 - hard**2) * generator.normal(size=items)
+    gaps = talk + math.sqrt(shared) * long + math.sqrt(1 - shared) * generator.normal(size=(systems, items))
+    p = expit(skill + np.tanh(gaps / gaps.std(axis=1, ddof=1, keepdims=True)) + difficulty)
+    won, lengths = generator.random(p.shape) < p, (5000 + 1000 * gaps).astype(int)
+    against = {
+        f"s{s}": [row(n, float(won[s, n]), (int(lengths[s, n]), 5000), f"s{s}") for n in range(items)]
+        for s in range(systems)
+    }
+    return against, expit(skill + difficulty).mean(axis=1).tolist()
+
+
+def errors(against: dict, truth: list[float]) -> list[float]:
+    """Points between each system's rate at equal lengths and the truth."""
+    difficulty = item_difficulty(against)
+    found = [length_controlled(rows, difficulty=difficulty[name]).win_rate for name, rows in against.items()]
+    return [100 * (one.estimate - true) for one, true in zip(found, truth, strict=True)]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.95])
+@pytest.mark.parametrize("hard", [0.0, 0.5])
+def test_a_taste_for_length_that_all_systems_share_is_taken_out(shared, hard):
+    """The error of the same fit with the true difficulty would be about 1.4 points here, by sampling alone."""
+    off = errors(*several(12, 600, shared, seed=1, hard=hard))
+    assert np.mean(np.abs(off)) < 2.2
+    assert abs(np.mean(off)) < 1.5
+
+
+def test_no_systems_own_outcomes_are_in_its_difficulties():
+    against, _ = several(4, 60, 0.5, seed=2)
+    before = item_difficulty(against)
+    lost = {**against, "s0": [row(n, 0.0, r.lengths, "s0") for n, r in enumerate(against["s0"])]}
+    after = item_difficulty(lost)
+    assert list(after["s0"].values()) == pytest.approx(list(before["s0"].values()), abs=1e-3)
+    assert list(after["s1"].values()) != pytest.approx(list(before["s1"].values()), abs=0.1)
+
+
+def test_harder_items_are_found_harder():
+    generator = np.random.default_rng(5)
+    hardness = generator.normal(0, 1.5, 200)
+    against = {
+        name: [row(n, float(generator.random() < expit(h)), (500, 500), name) for n, h in enumerate(hardness)]
+        for name in "abcdefgh"
+    }
+    found = item_difficulty(against)["a"]
+    assert np.corrcoef(hardness, list(found.values()))[0, 1] > 0.8
+
+
+def test_few_systems_or_equal_outcomes_have_no_difficulties():
+    against, _ = several(3, 40, 0.5, seed=0)
+    assert item_difficulty({}) == item_difficulty({name: against[name] for name in ("s0", "s1")}) == {}
+    assert item_difficulty({name: [row(n, 1.0, (n, 9), name) for n in range(20)] for name in "abc"}) == {}
+    assert (
+        item_difficulty({**against, "s0": [row(0, 1.0, None, "s0")]}) == {}
+    )  # a system without lengths does not count
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_system_alone_has_no_figure_where_equal_lengths_were_not_seen(sign):
+    generator = np.random.default_rng(0)
+    gaps = sign * generator.integers(-3, 100, 400)
+    rows = [row(n, float(generator.random() < 0.6), (500 + int(gap), 500)) for n, gap in enumerate(gaps)]
+    found = length_controlled(rows)
+    assert math.isnan(found.win_rate.estimate)
+    assert found.reason == f"the answers are nearly always {'longer' if sign > 0 else 'shorter'}"
+    assert length_controlled(rows, difficulty={r.item: 0.1 * (int(r.item) % 7) for r in rows}).win_rate.estimate > 0
+    assert length_controlled(simulated(25, 0.4, 1.0, seed=1)).reason == "25 items of one system alone are too few"
 
 
 def test_difficulty_goes_into_the_model():

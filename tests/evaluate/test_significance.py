@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from verdict_rows import rows_of
 
-from pitlm.evaluate.significance import delta_test, detectable_delta, difference_test, holm, items_needed
+from pitlm.evaluate.significance import GRID, delta_test, detectable_delta, difference_test, holm, items_needed, power
 
 ITEMS = st.lists(st.text("wtliu", min_size=1, max_size=3), min_size=1, max_size=8)
 
@@ -117,28 +118,69 @@ def test_holm_leaves_out_what_was_not_tested():
         (0.30, 0.15, 155),  # the published calculator example: discordant 0.45, odds ratio 2
     ],
 )
-def test_items_needed_published(first, second, pairs):
-    ties = 1 - first - second
-    assert items_needed(first - second, tie_rate=ties) == pairs
-    assert items_needed(second - first, tie_rate=ties) == pairs
+def test_an_exact_test_needs_a_few_items_more_than_the_published_formula_says(first, second, pairs):
+    needed = items_needed(first - second, tie_rate=1 - first - second)
+    assert pairs < needed <= 1.15 * pairs + 2
+    assert items_needed(second - first, tie_rate=1 - first - second) == needed
 
 
-def test_items_needed_have_that_power_in_simulation():
-    # Delta 0.2 with 30% ties: the exact sign test is a little conservative, so the power may fall a little short.
-    needed = items_needed(0.2, tie_rate=0.3)
-    draws = np.random.default_rng(0).multinomial(needed, [0.45, 0.3, 0.25], size=2_000)
-    found = np.mean([stats.binomtest(int(w), int(w + l)).pvalue <= 0.05 for w, _, l in draws])
-    assert 0.74 <= found <= 0.83
+@pytest.mark.parametrize(("delta", "ties"), [(1.0, 0.0), (0.5, 0.0), (0.2, 0.3), (0.1, 0.9), (0.9, 0.1), (0.05, 0.5)])
+def test_the_items_needed_have_the_promised_power_and_fewer_do_not(delta, ties):
+    needed = items_needed(delta, tie_rate=ties)
+    shares = [(1 - ties + delta) / 2, ties, max(0.0, (1 - ties - delta) / 2)]
+    found = {}
+    for items in (needed, needed - 1):
+        draws = np.random.default_rng(0).multinomial(items, shares, size=20_000)
+        counts, times = np.unique(draws, axis=0, return_counts=True)
+        p = [
+            delta_test(rows_of(*"w" * w, *"t" * t, *"l" * l)).p
+            if items < 300
+            else stats.binomtest(int(w), int(w + l)).pvalue
+            for w, t, l in counts
+        ]
+        found[items] = times[np.array(p) <= 0.05].sum() / 20_000
+        assert found[items] == pytest.approx(power(items, delta, tie_rate=ties), abs=0.012)
+    assert found[needed] > 0.788
+    assert power(needed - 1, delta, tie_rate=ties) < 0.8 <= power(needed, delta, tie_rate=ties)
 
 
-@settings(max_examples=50)
+def test_four_wins_are_never_enough():
+    assert items_needed(1.0, tie_rate=0.0) == 6  # 2 / 2^5 is above 0.05, and 2 / 2^6 is not
+    assert delta_test(rows_of(*"w" * 6)).p == pytest.approx(2 / 64)
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.floats(0.02, 0.5), st.floats(0, 0.45))
 def test_detectable_is_the_inverse_of_needed(delta, ties):
     needed = items_needed(delta, tie_rate=ties)
     assert detectable_delta(needed, tie_rate=ties) <= delta * (1 + 1e-6)
-    # One item fewer has a little less power; with 2 items, the formula's minimum, the power may be zero.
+    # One item fewer has less power; so few items may have none.
     fewer = detectable_delta(needed - 1, tie_rate=ties)
     assert math.isnan(fewer) or fewer >= delta * (1 - 1e-6)
+
+
+@given(st.lists(st.text("wtl", min_size=1, max_size=17), min_size=1, max_size=9))
+def test_uneven_rows_never_make_p_too_small(items):
+    """Up to 17 rows an item have a common denominator of 12 million; p may then be a little above the exact one."""
+    values = [sum({"w": 1, "l": -1}.get(x, 0) for x in item) / len(item) for item in items]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    exact = np.mean([total >= abs(sum(values)) - 1e-9 for total in sums])
+    near = np.mean([total >= abs(sum(values)) - 2 * len(items) / GRID for total in sums])
+    assert exact - 1e-9 <= delta_test(rows_of(*items)).p <= near + 1e-9
+
+
+def test_uneven_rows_take_little_memory_and_a_tiny_p_is_not_zero():
+    generator = np.random.default_rng(0)
+    rows = rows_of(*("".join(generator.choice(list("wwwtl"), size=size)) for size in generator.integers(1, 18, 60)))
+    tracemalloc.start()
+    found = delta_test(rows)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert 0 < found.p < 1e-6
+    assert delta_test(rows_of(*"w" * 200)).p > 0
 
 
 def test_what_cannot_be_shown():

@@ -54,7 +54,7 @@ def test_what_is_in_it(summary: Summary):
 def test_figures_are_those_of_the_functions(summary: Summary):
     own = [row for row in rows_for(made(), "good", "base") if row.judge == "k"]
     [line] = [s for s in summary.systems if (s.judge, s.system) == ("k", "good")]
-    assert line.delta == delta_interval(own, resamples=100)
+    assert line.delta == delta_interval(own)
     assert line.tally.judged == 60
     assert line.delta.estimate == pytest.approx(line.tally.share(WIN) - line.tally.share(LOSS))
     ranked = sorted(summary.systems, key=lambda s: s.test.p)

@@ -52,7 +52,7 @@ class StatisticsSection(Section):
 @click.option(
     "--plan",
     "points",
-    type=click.FloatRange(0, 100, min_open=True),
+    type=click.FloatRange(0.1, 100),
     callback=finite,
     metavar="POINTS",
     help="Say how many items are needed to show a Delta of POINTS; needs no SOURCE.",
@@ -126,7 +126,7 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
 def _print_plan(wanted: float) -> None:
     from pitlm.evaluate.significance import items_needed
 
-    echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power; Connor, 1987):")
+    echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power, exact sign test):")
     for ties in PLANNED_TIES:
         needed = items_needed(wanted, tie_rate=ties)
         echo(f"  {ties:4.0%} ties or inconsistent  {f'{needed:,}' if needed else 'not possible'}")

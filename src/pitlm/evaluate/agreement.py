@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.statistics import Floats, Interval, ItemDraws, Resampling, delta_interval, win_rate_interval
+from pitlm.evaluate.statistics import (
+    CONFIDENCE,
+    Floats,
+    Interval,
+    ItemDraws,
+    Resampling,
+    delta_interval,
+    win_rate_interval,
+)
 
 Level = Literal["nominal", "ordinal"]
 
@@ -71,11 +79,12 @@ def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list
         if len(last) == 2:
             # Both verdicts as seen from the response that was shown first.
             asked.setdefault(row.judge, []).append((row.item, last[False], last[True].swap()))
-    found = []
+    found, confidence = [], how.get("confidence", CONFIDENCE)
     for judge, shown in sorted(asked.items()):
         same = [(item, Verdict.WIN if a is b.swap() else Verdict.LOSS) for item, a, b in shown]
-        consistent = win_rate_interval([VerdictRow(item, "same", "other", v) for item, v in same], **how)
-        bias = delta_interval([VerdictRow(item, "first", "second", v) for item, *both in shown for v in both], **how)
+        consistent = win_rate_interval([VerdictRow(i, "same", "other", v) for i, v in same], confidence=confidence)
+        firsts = [VerdictRow(item, "first", "second", verdict) for item, *both in shown for verdict in both]
+        bias = delta_interval(firsts, confidence=confidence)
         first, second = (sum(a is b is verdict for _, a, b in shown) for verdict in (Verdict.WIN, Verdict.LOSS))
         found.append(PositionBias(judge, len(shown), first, second, consistent, bias))
     return found

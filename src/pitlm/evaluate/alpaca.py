@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import special, stats
+from scipy.sparse import csr_matrix, vstack
+from sklearn.linear_model import LogisticRegression
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
@@ -18,7 +20,11 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import CONFIDENCE, Floats, Interval
 
 MIN_SYSTEMS = 3
-"""An item's difficulty is estimated from the rows of at least this many other systems."""
+"""The fewest systems that show which items are hard."""
+SPREAD, WIDE = 1.5, 10.0
+"""Standard deviations of the normal priors, in log-odds: of an item's effect, and of all other effects."""
+ALONE_ITEMS, ALONE_SHARE = 30, 0.05
+"""A system alone has no figure with fewer items, or if a smaller share of its answers is longer, or shorter."""
 
 _SEPARATED = 15.0
 """A coefficient beyond this is a fit that runs away: odds of three million to one."""
@@ -101,14 +107,16 @@ def length_controlled(
     - they penalise (L1, strength by cross-validation) and add rows of their baseline with shortened and lengthened
       answers, at weight 0.2; here there is no penalty and no such rows;
     - their difficulties are fixed numbers for their 805 instructions, from a joint fit over their leaderboard; here
-      they come from :func:`item_difficulty`, or are left out;
+      they come from :func:`item_difficulty`, or are left out. Without difficulties, an item that is hard and has a
+      long answer of the baseline counts as an effect of length;
     - they report no interval of the model's own; here it is from a covariance that is robust to several rows an item,
       by the delta method, on the scale of log-odds. It takes the length differences' standard deviation as known.
 
     Returns:
-        None if no judged row has lengths.
+        None if no judged row has lengths. A system alone, without difficulties, has no figure if its items are few or
+        its answers nearly always longer, or shorter: equal lengths then lie outside of what was seen.
     """
-    kept = [(row, p, row.lengths) for row in rows if (p := preference(row)) is not None and row.lengths is not None]
+    kept = _usable(rows)
     if not kept:
         return None
     y = np.array([p for _, p, _ in kept])
@@ -117,13 +125,13 @@ def length_controlled(
         nothing = Interval(math.nan, math.nan, math.nan, confidence)
         return LengthControlled(nothing, math.nan, False, "all outcomes are equal" if y.min() == y.max() else reason)
 
-    gaps = np.array([first - second for _, _, (first, second) in kept], dtype=np.float64)
-    spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
-    if len({row.item for row, _, _ in kept}) < 2 or (spread == 0 and gaps.any()):
+    gaps, standardised = np.array([first - second for _, _, (first, second) in kept]), _standardised(kept)
+    items = len({row.item for row, _, _ in kept})
+    if items < 2 or (gaps.any() and not standardised.any()):
         return undefined("the length differences do not vary")
     columns = [np.ones(len(kept))]
     if gaps.any():
-        columns.append(np.tanh(gaps / spread))
+        columns.append(standardised)
     if difficulty is not None:
         columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
     design = np.stack(columns, axis=1)
@@ -138,33 +146,69 @@ def length_controlled(
             return undefined("wins and losses are separated, so the model has no finite fit")
     if not np.isfinite(fit.params).all() or np.abs(fit.params).max() > _SEPARATED:
         return undefined("wins and losses are separated, so the model has no finite fit")
+    if difficulty is None and items < ALONE_ITEMS:
+        return undefined(f"{items} items of one system alone are too few")
+    if difficulty is None and gaps.any() and min((gaps >= 0).mean(), (gaps <= 0).mean()) < ALONE_SHARE:
+        return undefined(f"the answers are nearly always {'longer' if gaps.mean() > 0 else 'shorter'}")
     if gaps.any():
         design[:, 1] = 0.0
     interval = _mean_prediction(design, fit.params, fit.cov_params(), confidence)
     return LengthControlled(interval, float(fit.params[1]) if gaps.any() else 0.0, difficulty is not None)
 
 
-def item_difficulty(rows: Iterable[VerdictRow], items: Iterable[str]) -> dict[str, float] | None:
-    """The difficulty of each item: log-odds of the mean preference of other systems over the opponent, standardised.
+def item_difficulty(against: Mapping[str, Sequence[VerdictRow]]) -> dict[str, dict[str, float]]:
+    """For each system the difficulty of each item for the other systems, in log-odds, without the effect of length.
 
-    Each system should be given the rows of the *others* alone: its own outcomes must not predict themselves. Half a win
-    and half a loss are added to each item, so that the log-odds are finite.
+    One logistic regression of all systems has a constant for each system, the length difference (as in
+    :func:`length_controlled`), the mean of the item's length differences, and an effect for each item with a normal
+    prior (ridge). For each system it is fitted without the system's own rows, which must not predict themselves. The
+    mean of the item's length differences (Mundlak, 1978) keeps apart two effects that the item shares with all systems:
+    that the baseline's answer is long, and that the item is hard. Ours; AlpacaEval has fixed numbers for its 805 items.
+
+    Args:
+        against: the rows of each system against one baseline, seen from the system; those without lengths are left out.
 
     Returns:
-        One value per item, mean 0 and standard deviation 1; None if some item has rows of fewer than ``MIN_SYSTEMS``
-        systems, or all items are alike.
+        Empty with fewer than ``MIN_SYSTEMS`` systems, or if all outcomes are equal.
     """
-    wins: dict[str, dict[str, list[float]]] = {item: {} for item in sorted(set(items))}
-    for row in rows:
-        if row.item in wins and (p := preference(row)) is not None:
-            wins[row.item].setdefault(row.first, []).append(p)
-    if not wins or any(len(systems) < MIN_SYSTEMS for systems in wins.values()):
-        return None
-    means = {item: [sum(ps) / len(ps) for ps in systems.values()] for item, systems in wins.items()}
-    odds = np.array([special.logit((sum(ps) + 0.5) / (len(ps) + 1)) for ps in means.values()])
-    if len(odds) < 2 or odds.std() == 0:
-        return None
-    return dict(zip(means, ((odds - odds.mean()) / odds.std()).tolist(), strict=True))
+    known = {name: _usable(rows) for name, rows in against.items()}
+    known = {name: own for name, own in known.items() if own}
+    outcomes = np.array([p for own in known.values() for _, p, _ in own])
+    if len(known) < MIN_SYSTEMS or outcomes.min() == outcomes.max():
+        return {}
+    lengths = np.concatenate([_standardised(own) for own in known.values()])
+    system = np.repeat(np.arange(len(known)), [len(own) for own in known.values()])
+    items, item = np.unique([row.item for own in known.values() for row, _, _ in own], return_inverse=True)
+    shared = np.bincount(item, lengths) / np.bincount(item)
+    rows, several = np.arange(len(item)), len(known)
+    columns = (system, several, several + 1, several + 2 + item)
+    values = (WIDE, WIDE * lengths, WIDE * shared[item], SPREAD)
+    places = np.concatenate([np.broadcast_to(column, len(item)) for column in columns])
+    filled = np.concatenate([np.broadcast_to(value, len(item)) for value in values])
+    design = csr_matrix((filled, (np.tile(rows, len(columns)), places)), shape=(len(item), several + 2 + len(items)))
+    # Each row once as a win and once as a loss, weighted, because scikit-learn takes no share of a win.
+    twice, won = vstack([design, design]), np.repeat([1, 0], len(item))
+    model = LogisticRegression(fit_intercept=False, solver="newton-cg", warm_start=True, max_iter=1000)
+    found = {}
+    for number, name in enumerate(known):
+        others = system != number
+        model.fit(twice, won, sample_weight=np.concatenate([outcomes * others, (1 - outcomes) * others]))
+        effects = WIDE * model.coef_[0, several + 1] * shared + SPREAD * model.coef_[0, several + 2 :]
+        found[name] = dict(zip(items.tolist(), effects.tolist(), strict=True))
+    return found
+
+
+def _usable(rows: Iterable[VerdictRow]) -> list[tuple[VerdictRow, float, tuple[int, int]]]:
+    """The rows with a preference and lengths."""
+    return [(row, p, row.lengths) for row in rows if (p := preference(row)) is not None and row.lengths is not None]
+
+
+def _standardised(rows: Sequence[tuple[VerdictRow, float, tuple[int, int]]]) -> Floats:
+    """tanh of each length difference divided by the standard deviation of the differences; 0 if these do not vary."""
+    gaps = np.array([first - second for _, _, (first, second) in rows], dtype=np.float64)
+    spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
+    standardised: Floats = np.tanh(gaps / spread) if spread else np.zeros(len(gaps))
+    return standardised
 
 
 def _mean_prediction(design: Floats, params: Floats, covariance: Floats, confidence: float) -> Interval:

@@ -3,6 +3,7 @@
 All tests are paired by item: the rows of one item are one observation, their mean of +1 (win), 0 and -1 (loss).
 """
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,12 @@ from pitlm.evaluate.statistics import SIGNS, outcomes_by_item
 
 ALPHA = 0.05
 POWER = 0.8
+TEETH = 24
+"""Items over which the power of the exact test may fall again; a tooth has at most two decisive items."""
+GRID = 840
+"""Largest common denominator of the items' values, for which a test of many items is still quick."""
+LEAST = 1e-15
+"""The smallest p: the rounding of the transform hides smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +66,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in given]
 
 
-def items_needed(delta: float, *, tie_rate: float) -> int | None:
-    """Items for which a two-sided test at level ``ALPHA`` finds a true Delta with probability ``POWER``.
+def power(items: int, delta: float, *, tie_rate: float) -> float:
+    """The probability that the exact test at level ``ALPHA`` finds a true Delta, with one verdict per item.
 
-    Connor (1987), the sample size of McNemar's test: (z_a sqrt(q) + z_b sqrt(q - Delta^2))^2 / Delta^2, where q is the
-    share of items that are won or lost. One verdict per item is assumed.
+    With one verdict an item, :func:`delta_test` is the exact test of wins against losses among m decisive items. Exact:
+    m and the wins are binomial.
+    """
+    decisive = 1 - tie_rate
+    won = min(1.0, (1 + abs(delta) / decisive) / 2)
+    low, high = stats.binom.interval(1 - 1e-9, items, decisive)
+    m = np.arange(max(0, low), high + 1)
+    fewest = stats.binom.ppf(ALPHA / 2, m, 0.5) - 1  # the most wins, and the most losses, that are found too few
+    found = stats.binom.cdf(fewest, m, won) + stats.binom.cdf(fewest, m, 1 - won)
+    return float((stats.binom.pmf(m, items, decisive) * found).sum())
+
+
+def items_needed(delta: float, *, tie_rate: float) -> int | None:
+    """Items for which the exact test at level ``ALPHA`` finds a true Delta with probability ``POWER``, and so on.
+
+    The power of an exact test goes up in teeth: this many items and any larger number have that power.
 
     Args:
         delta: a fraction, of either sign.
@@ -72,29 +93,28 @@ def items_needed(delta: float, *, tie_rate: float) -> int | None:
     Returns:
         None if ``delta`` is 0, or larger than this tie rate allows.
     """
-    decisive = 1 - tie_rate
-    if not 0 < abs(delta) <= decisive:
+    if not 0 < abs(delta) <= 1 - tie_rate + 1e-9:  # 1 - 0.9 is a little less than 0.1
         return None
-    # Rounded first, so that an error in the last digit does not turn a whole number into the next one.
-    return math.ceil(round((_noise(abs(delta), decisive) / delta) ** 2, 6))
+    enough = 8
+    while power(enough, delta, tie_rate=tie_rate) < POWER:
+        enough *= 2
+    low = bisect.bisect_left(range(enough), POWER, key=lambda items: power(max(1, items), delta, tie_rate=tie_rate))
+    return next(
+        items + 1
+        for items in range(low + TEETH, -1, -1)
+        if items == 0 or power(items, delta, tie_rate=tie_rate) < POWER
+    )
 
 
 def detectable_delta(items: int, *, tie_rate: float) -> float:
     """The smallest Delta that ``items`` items show with probability ``POWER``; NaN if they can show none."""
-    decisive = 1 - tie_rate
 
     def surplus(delta: float) -> float:
-        return math.sqrt(items) * delta - _noise(delta, decisive)
+        return power(items, delta, tie_rate=tie_rate) - POWER
 
-    if items < 1 or not decisive > 0 or surplus(decisive) < 0:
+    if items < 1 or not tie_rate < 1 or surplus(1 - tie_rate) < 0:
         return math.nan
-    return float(optimize.brentq(surplus, 0.0, decisive))
-
-
-def _noise(delta: float, decisive: float) -> float:
-    """sqrt(n) * Delta in Connor's formula, for n items and the smallest Delta that they show."""
-    z_alpha, z_beta = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
-    return float(z_alpha * math.sqrt(decisive) + z_beta * math.sqrt(max(0.0, decisive - delta**2)))
+    return float(optimize.brentq(surplus, 0.0, 1 - tie_rate))
 
 
 def _item_deltas(rows: Iterable[VerdictRow]) -> dict[str, Fraction]:
@@ -107,20 +127,26 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
 
     ``p`` is the share of all assignments of signs to the values whose sum is at least as far from 0 as the observed
     sum. All 2^n assignments are counted at once: the sum of +-m_1, +-m_2, ... has the characteristic function
-    cos(m_1 t) cos(m_2 t) ..., and the fast Fourier transform turns this function into probabilities (to about 1e-15).
-    scipy would enumerate the assignments, or sample them.
+    cos(m_1 t) cos(m_2 t) ..., and the fast Fourier transform turns this function into probabilities (to about 1e-15,
+    so no p is below that). scipy would enumerate the assignments, or sample them.
+
+    Items with different numbers of rows have many denominators. Then the values are rounded to 1 / ``GRID``, and all
+    sums count that rounding may have brought below the observed one. So p is a little too large, never too small.
     """
     if not values:
         return PairedTest(0, 0, 0, math.nan, math.nan)
-    scale = math.lcm(*(value.denominator for value in values))
-    whole = [int(value * scale) for value in values]
+    scale = min(math.lcm(*(value.denominator for value in values)), GRID)
+    whole = [round(value * scale) for value in values]
+    slack = 2 * sum(abs(value * scale - size) for value, size in zip(values, whole, strict=True))
     sizes = Counter(abs(value) for value in whole)
     points = 2 * sum(size * count for size, count in sizes.items()) + 1
     t = 2 * np.pi * np.arange(points) / points
-    characteristic = np.prod([np.cos(size * t) ** count for size, count in sorted(sizes.items())], axis=0)
+    characteristic = np.ones(points)
+    for size, count in sorted(sizes.items()):
+        characteristic *= np.cos(size * t) ** count
     probability = np.fft.fft(characteristic).real / points  # at index s or, for s < 0, points + s
-    found = abs(sum(whole))
-    p = float(np.clip(probability[found : points - found + 1].sum(), 0.0, 1.0))
+    found = max(0, math.ceil(abs(sum(whole)) - slack))
+    p = float(np.clip(probability[found : points - found + 1].sum(), LEAST, 1.0))
     better, worse = sum(value > 0 for value in values), sum(value < 0 for value in values)
     sign_p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
     return PairedTest(len(values), better, worse, p, sign_p)

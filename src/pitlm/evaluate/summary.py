@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Unpack
 
@@ -129,7 +130,7 @@ class Summary:
         return {**plain.pop("added"), **plain}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Judged:
     """The verdicts of one judge on each system: the rows against the baseline, seen from the system."""
 
@@ -138,23 +139,28 @@ class _Judged:
     against: Mapping[str, list[VerdictRow]]
     how: Resampling
 
+    @cached_property
+    def difficulty(self) -> dict[str, dict[str, float]]:
+        """For each system the difficulty of the items for the others; empty if it cannot be told."""
+        return item_difficulty(self.against)
+
     def figures(self, system: str, wanted: float | None) -> SystemFigures:
         """The figures that verdicts alone give; ``p_holm`` is not adjusted yet."""
         rows = self.against.get(system, [])
         counted, test = tally(rows), delta_test(rows)
         ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
-        others = [row for other, own in self.against.items() if other != system for row in own]
-        difficulty = item_difficulty(others, {row.item for row in rows}) if others else None
         return SystemFigures(
             judge=self.judge,
             system=system,
             baseline=self.baseline,
             tally=counted,
-            delta=delta_interval(rows, **self.how),
-            win_rate=win_rate_interval(rows, **self.how),
+            delta=delta_interval(rows, confidence=self.how["confidence"]),
+            win_rate=win_rate_interval(rows, confidence=self.how["confidence"]),
             standard_error=standard_error(rows),
             alpaca=leaderboard(rows),
-            length_controlled=length_controlled(rows, difficulty=difficulty, confidence=self.how["confidence"]),
+            length_controlled=length_controlled(
+                rows, difficulty=self.difficulty.get(system), confidence=self.how["confidence"]
+            ),
             test=test,
             p_holm=test.p,
             detectable=detectable_delta(test.items, tie_rate=ties),
@@ -170,11 +176,11 @@ class _Judged:
         both = [scores[item] for item in sorted(scores)]
         if not both:
             return replace(figures, answered=answered)
-        gain, per_100 = mean_interval([mine - theirs for mine, theirs in both], **self.how), None
+        gain, per_100 = mean_interval([mine - theirs for mine, theirs in both], confidence=self.how["confidence"]), None
         if tokens := answered.generated_tokens:
             estimate, low, high = (value / (tokens / 100) for value in (gain.estimate, gain.low, gain.high))
             per_100 = replace(gain, estimate=estimate, low=low, high=high)
-        quality = mean_interval([mine for mine, _ in both], **self.how)
+        quality = mean_interval([mine for mine, _ in both], confidence=self.how["confidence"])
         return replace(figures, answered=answered, quality=quality, gain_per_100_tokens=per_100)
 
     def differences(self) -> Iterator[Difference]:
@@ -182,8 +188,8 @@ class _Judged:
         for first, second in combinations(self.against, 2):
             a, b = self.against[first], self.against[second]
             if {row.item for row in a} & {row.item for row in b}:
-                test = difference_test(a, b)
-                yield Difference(self.judge, first, second, paired_difference(a, b, **self.how), test, test.p)
+                test, delta = difference_test(a, b), paired_difference(a, b, confidence=self.how["confidence"])
+                yield Difference(self.judge, first, second, delta, test, test.p)
 
 
 def summarise(

@@ -69,7 +69,7 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         "tokens": systems.tokens,
         "best_of_samples": systems.samples[1],
         "best_of_tokens_wanted": systems.samples[0],
-        "quality_by_round": _quality_by_round(systems, judges, section.resamples),
+        "quality_by_round": _quality_by_round(systems, judges),
         "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
     }
 
@@ -142,7 +142,7 @@ def _further(context: Context, systems: Systems) -> dict[str, Measure]:
     return found
 
 
-def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int) -> dict[str, Any]:
+def _quality_by_round(systems: Systems, judges: Sequence[Judge]) -> dict[str, Any]:
     """Mean quality after each round without a stop rule, by the first judge that gives scores; empty without one."""
     judge = next((judge for judge in judges if isinstance(judge, ScoreJudge)), None)
     if judge is None:
@@ -150,7 +150,7 @@ def _quality_by_round(systems: Systems, judges: Sequence[Judge], resamples: int)
     means: dict[str, list[list[float]]] = {name: [] for name in systems.chains}
     for name, chain in systems.chains.items():
         for texts in zip(*map(incumbents, chain), strict=True):
-            mean = mean_interval(judge.score(systems.prompts, list(texts)), resamples=resamples)
+            mean = mean_interval(judge.score(systems.prompts, list(texts)))
             means[name].append([mean.estimate, mean.low, mean.high])
     return {judge.name: means}
 
