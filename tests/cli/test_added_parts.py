@@ -24,7 +24,7 @@ def shares(rows, *, resamples, confidence, seed):
     from pitlm.evaluate.statistics import mean_interval
 
     how = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    return {str(v): mean_interval([float(row.verdict is v) for row in rows], **how) for v in Verdict}
+    return {str(v): mean_interval([float(row.verdict is v) for row in rows], confidence=how["confidence"]) for v in Verdict}
 '''
 ENTRY_POINTS = "[pitlm.judges]\ncoin = toys:coin\n[pitlm.statistics]\nshares = toys:shares\n"
 

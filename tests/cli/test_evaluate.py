@@ -83,6 +83,15 @@ def test_baseline_by_name(verdicts: Path):
     assert str(result.exception) == "--baseline: found 'too', expected one of one [/x], original, three, two"
 
 
+def test_labels_say_how_often_a_judge_is_right(verdicts: Path, tmp_path: Path):
+    output = done(verdicts, "--labels", verdicts, "--json", tmp_path / "f.json", "--resamples", 20)
+    assert "Against labels" in output
+    figures = json.loads((tmp_path / "f.json").read_text())["labels"]
+    assert [one["judge"] for one in figures] == ["blue [b]", "red"]
+    (tmp_path / "other.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "bb"}\n')
+    assert "found no label of any verdict" in str(run(verdicts, "--labels", tmp_path / "other.jsonl").exception)
+
+
 def test_a_plan_needs_no_file():
     # Connor (1987), for the test that is not exact: (1.96 + 0.8416)^2 / 0.05^2 is 3,140; the exact one needs a little more.
     output = done("--plan", 5)

@@ -56,6 +56,13 @@ SHAPES = {
         "chosen": {"from": "gpt", "value": "good"},
         "rejected": {"from": "gpt", "value": "bad"},
     },
+    "JudgeBench": {"question": "q", "response_A": "bad", "response_B": "good", "label": "B>A", "pair_id": "1"},
+    "LLMBar": {"input": "q", "output_1": "good", "output_2": "bad", "label": 1},
+    "PandaLM": {
+        **{"instruction": "q", "input": "", "response1": "bad", "response2": "good"},
+        **{"annotator1": 2, "annotator2": 0, "annotator3": 2},
+    },
+    "RewardBench": {"prompt": "q", "chosen": "good", "chosen_model": "a", "rejected": "bad", "rejected_model": "b"},
     "lone messages": {"prompt": "q", "chosen": GOOD, "rejected": BAD},
     "JSON of messages": {"prompt": "q", "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])},
     "JSON of the prompt": {"prompt": json.dumps([USER]), "chosen": "good", "rejected": "bad"},
@@ -71,7 +78,7 @@ def test_ranked_answers_give_all_pairs_of_different_rank(tmp_path):
     ranked = [{"answer": name, "rank": rank} for name, rank in (("a", 1), ("b", 2), ("c", 2), ("d", 3))]
     loaded = read(tmp_path, {"prompt": "q", "answers": ranked})
     assert [pair[1:] for pair in texts(loaded)] == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
-    assert (loaded.read, set(loaded.places)) == (5, {f"{tmp_path / 'rows.jsonl'}:1"})
+    assert (loaded.read, set(loaded.origins)) == (5, {(f"{tmp_path / 'rows.jsonl'}:1", None)})
 
 
 def test_thumbs_become_pairs_within_a_prompt(tmp_path):
@@ -123,6 +130,16 @@ def test_one_system_text_is_not_anothers_prompt(tmp_path):
         for label in (True, False)
     ]
     assert [(w.split()[0], l.split()[0]) for _, w, l in texts(read(tmp_path, *rows))] == [("a", "a"), ("b", "b")]
+
+
+@pytest.mark.parametrize("votes", [(0, 0, 2), (0, 1, 2), (0, 0, 0)])
+def test_annotators_without_a_majority_for_an_answer_are_a_tie(tmp_path, votes):
+    row = {"instruction": "q", "response1": "a", "response2": "b"}
+    rows = [
+        {**row, **dict(zip(("annotator1", "annotator2", "annotator3"), v, strict=True))} for v in (votes, (1, 1, 0))
+    ]
+    loaded = read(tmp_path, *rows)
+    assert (texts(loaded), loaded.dropped) == ([("q", "a", "b")], {"ties": 1})
 
 
 def test_columns_of_other_names_are_named(tmp_path):

@@ -245,3 +245,17 @@ def test_elo_orders_as_bradley_terry_and_keeps_its_sum():
     assert all(interval.low < interval.estimate < interval.high for interval in found.values())
     assert elo(rows[::-1], shuffles=100) == found  # only the seed matters, not order or file
     assert elo(rows, shuffles=100, seed=1) != found
+
+
+def test_elo_by_time_is_one_pass_over_the_rows():
+    """By hand with K = 4: x beats y at 1000 against 1000, then y beats x."""
+    rows = [VerdictRow("b", "x", "y", LOSS, time=2.0), VerdictRow("a", "x", "y", WIN, time=1.0)]
+    after = 4 * 0.5  # x gains this, y loses it
+    expected = 1 / (1 + 10 ** (-2 * after / 400))
+    by_hand = 1000 + after - 4 * expected
+    assert elo(rows)["x"].estimate == pytest.approx(by_hand)
+    assert elo(rows[::-1]) == elo(rows)
+    turned = [VerdictRow(row.item, "x", "y", row.verdict, time=-row.time) for row in rows]
+    assert elo(turned)["x"].estimate == pytest.approx(2000 - by_hand)
+    untimed = [VerdictRow("c", "x", "y", TIE), *rows]
+    assert elo(untimed)["x"].estimate == pytest.approx(1000, abs=0.1)  # the mean of all orders

@@ -99,7 +99,13 @@ def test_as_dict_is_plain_json(summary: Summary):
     plain = summary.as_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["agreement"]["cohen"]["j / k"]["estimate"] == summary.agreement.cohen["j", "k"].estimate
-    assert plain["settings"] == {"resamples": 100, "confidence": 0.95, "seed": 0, "wanted_delta": 0.1}
+    assert plain["settings"] == {
+        "resamples": 100,
+        "confidence": 0.95,
+        "seed": 0,
+        "wanted_delta": 0.1,
+        "elo": "mean of orders",
+    }
 
 
 def test_neither_order_nor_swaps_of_rows_matter(summary: Summary):
@@ -163,3 +169,19 @@ def test_no_rows_and_no_such_baseline():
         summarise([])
     with pytest.raises(InputError, match="--baseline: found 'z', expected one of a, b"):
         summarise([VerdictRow("1", "a", "b", WIN)], baseline="z")
+
+
+def test_the_baseline_is_the_system_that_meets_all_others_wherever_it_stands():
+    rows = [VerdictRow(f"{n}", "base", other, WIN) for n in range(9) for other in "xyz"]
+    for given in (rows, [row.swap() for row in rows]):
+        summary = summarise(given, resamples=20)
+        assert (summary.baseline, [s.system for s in summary.systems]) == ("base", ["x", "y", "z"])
+    assert summarise([VerdictRow("1", "new", "old", WIN)], resamples=20).baseline == "old"
+
+
+def test_no_system_vanishes_without_a_word():
+    rows = [VerdictRow(f"{n}", first, second, WIN) for n in range(9) for first, second in ("ab", "ac", "de", "aa")]
+    summary = summarise(rows, resamples=20)
+    assert (summary.baseline, summary.unmatched, summary.itself, summary.rows) == ("a", ["d", "e"], 9, 27)
+    with pytest.raises(InputError, match="found 9 comparisons of a system with itself"):
+        summarise([row for row in rows if row.first == row.second])

@@ -131,10 +131,6 @@ REPLY = {"swapped": False, "verdict": "win"}
         ({"preference": "2"}, "field 'preference': found a string ('2'), expected a number in [1, 2] or null"),
         ({"preference": True}, "field 'preference': found a boolean (True)"),
         ({"preference": 2, "output_1": 5}, "field 'output_1': found a number (5), expected text"),
-        (
-            {"preference": 2, "generator_1": "x", "generator_2": "x"},
-            "found 'x' compared with itself, expected two systems",
-        ),
         ({"instruction": "q"}, "found an object with the fields instruction, expected a verdict row"),
         ([1], "found a list of 1, expected a verdict row"),
         (
@@ -181,3 +177,11 @@ def test_empty_and_undecodable_files(tmp_path):
         read_verdicts([empty])
     with pytest.raises(InputError, match="broken JSON"):
         read_verdicts([broken])
+
+
+def test_one_content_twice_is_refused(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (tmp_path / name).write_text(json.dumps(ROW) + ("\n" if name < "c" else "\n\n"))
+    assert len(read_verdicts([tmp_path / "a.jsonl", tmp_path / "c.jsonl"])) == 2
+    with pytest.raises(InputError, match=r"b\.jsonl: found the content of .*a\.jsonl again"):
+        read_verdicts([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,16 +26,7 @@ SYNC_EVERY = 2.0
 
 OTHERWISE = "another -o, or --force to begin anew"
 
-# With an exclusive lock SQLite needs no shared memory. So the journal works on network file systems that have locks.
-BEGIN = """
-PRAGMA locking_mode = EXCLUSIVE;
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS settings (content TEXT);
-CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, digest TEXT, failed INTEGER, line TEXT);
-"""
-
+BEGIN = files("pitlm.batch").joinpath("journal.sql").read_text("utf-8")
 TABLES = "SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'"
 
 

@@ -6,9 +6,13 @@ Examples:
   pit evaluate ours.jsonl theirs.jsonl --baseline original --json figures.json
   pit evaluate results/*/annotations.json --rank
   pit evaluate verdicts.jsonl --alpaca annotations.json
+  pit evaluate verdicts.jsonl --labels gold.jsonl
   pit evaluate runs/mine
   pit evaluate --plan 5
   pit evaluate ours.json theirs.json --judge llm --model gpt-4o-mini -o verdicts.jsonl
+
+--labels takes people's verdicts, or preferences in any shape that `pit data inspect` reads (Chatbot Arena, JudgeBench,
+RewardBench, LLMBar, PandaLM, ...).
 
 With --judge, the command first judges two files of answers, as `pit judge` does. If the command is killed, the same
 command goes on.
@@ -16,6 +20,7 @@ command goes on.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +62,9 @@ class StatisticsSection(Section):
     metavar="POINTS",
     help="Say how many items are needed to show a Delta of POINTS; needs no SOURCE.",
 )
+@click.option(
+    "--labels", type=NoDevice(path_type=Path, exists=True), help="Say how often each judge agrees with these."
+)
 @json_option
 @click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
 @section_options(StatisticsSection, into="statistics")
@@ -67,6 +75,7 @@ def evaluate(
     sources: tuple[Path, ...],
     baseline: str | None,
     points: float | None,
+    labels: Path | None,
     json_file: Path | None,
     alpaca: Path | None,
     statistics: StatisticsSection,
@@ -88,9 +97,10 @@ def evaluate(
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
         return _print_plan(wanted)
 
+    from pitlm.evaluate.labels import accuracies, read_labels
     from pitlm.evaluate.summary import summarise
     from pitlm.evaluate.verdict_files import write_annotations
-    from pitlm.report.terminal import print_summary
+    from pitlm.report.terminal import print_accuracies, print_summary
     from pitlm.run.results import read_sources
 
     check_output(json_file, force, "the figures")
@@ -99,7 +109,9 @@ def evaluate(
     rows = [annotation.row for annotation in annotations]
     summary = summarise(rows, baseline=baseline, answered=known, wanted=wanted, **statistics.model_dump())
     print_summary(summary)
-    write_figures(json_file, summary.as_dict())
+    right = accuracies(rows, read_labels(labels), confidence=statistics.confidence) if labels is not None else []
+    print_accuracies(right, len(rows))
+    write_figures(json_file, {**summary.as_dict(), "labels": [asdict(one) for one in right]})
     if alpaca is not None:
         write_annotations(alpaca, annotations)
         echo(f"{len(annotations):,} annotations written to {alpaca}")

@@ -1,4 +1,14 @@
-"""`pit`: the root command. A verb's module is imported when the verb is named, so `pit --help` answers at once."""
+"""`pit`: the root command. A verb's module is imported when the verb is named, so `pit --help` answers at once.
+
+\b
+Examples:
+  pit run quickstart
+  pit data inspect pairs.jsonl
+  pit run hh-smol --data pairs.jsonl
+  pit recipes show quickstart
+
+`pit VERB --help` explains a verb, with examples.
+"""
 
 import errno
 import os
@@ -79,17 +89,6 @@ _MODULES = {
 EXTRAS = {extra: frozenset(names.split()) for extra, names in _MODULES.items()}
 """Modules that each extra of the package installs, by their import names."""
 
-EXAMPLES = """
-\b
-Examples:
-  pit run quickstart
-  pit data inspect pairs.jsonl
-  pit run hh-smol --data pairs.jsonl
-  pit recipes show quickstart
-
-`pit VERB --help` explains a verb, with examples.
-"""
-
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called; ``commands`` holds their names, for suggestions."""
@@ -105,7 +104,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
 
-@click.group(cls=LazyGroup, commands=[click.Command(name) for name in VERBS], epilog=EXAMPLES)
+@click.group(cls=LazyGroup, commands=[click.Command(name) for name in VERBS], epilog=__doc__.partition("\n")[2])
 @click.version_option(__version__, prog_name="pit")
 def pit() -> None:
     """Learn, from preference pairs, to make answers better (PIT, arXiv:2310.00898)."""

@@ -1,4 +1,17 @@
-"""`pit serve`: a proxy in front of an OpenAI-compatible API that improves its answers."""
+"""`pit serve`: a proxy in front of an OpenAI-compatible API that improves its answers.
+
+\b
+Examples:
+  pit serve --run runs/quickstart --upstream http://127.0.0.1:8001/v1
+  pit serve --improver path/to/model --gap path/to/model --upstream https://api.example.com/v1
+  pit serve --improver http://127.0.0.1:8002/v1 --improver-model my-improver --gap http://127.0.0.1:8003/v1 \\
+      --upstream https://api.example.com/v1
+  pit serve --gap path/to/model --port 8003     # only scores, for others to use: /v1/score, /get_reward
+
+Then give your client the address of this server as its base_url. Secrets come from the environment. Clients have to
+send PIT_SERVE_TOKEN as bearer token. The proxy sends PIT_MODELS_KEY to a remote improver and to a remote gap model.
+docs/serve.md says which answers are improved, which are passed through, and what happens when something fails.
+"""
 
 import os
 from pathlib import Path
@@ -15,22 +28,8 @@ from pitlm.serve.settings import LOOPBACK_HOSTS, Settings
 TOKEN = "PIT_SERVE_TOKEN"
 MODELS_KEY = "PIT_MODELS_KEY"
 
-EXAMPLES = f"""
-\b
-Examples:
-  pit serve --run runs/quickstart --upstream http://127.0.0.1:8001/v1
-  pit serve --improver path/to/model --gap path/to/model --upstream https://api.example.com/v1
-  pit serve --improver http://127.0.0.1:8002/v1 --improver-model my-improver --gap http://127.0.0.1:8003/v1 \\\\
-      --upstream https://api.example.com/v1
-  pit serve --gap path/to/model --port 8003     # only scores, for others to use: /v1/score, /get_reward
 
-Then give your client the address of this server as its base_url. Secrets come from the environment. Clients have to
-send {TOKEN} as bearer token. The proxy sends {MODELS_KEY} to a remote improver and to a remote gap model. docs/serve.md
-says which answers are improved, which are passed through, and what happens when something fails.
-"""
-
-
-@click.command(epilog=EXAMPLES)
+@click.command()
 @section_options(
     Settings,
     *("upstream", "improver", "improver_model", "improver_ask", "gap", "improve_seconds", "upstream_seconds"),

@@ -93,6 +93,7 @@ class VerdictRow:
         replies: one for each time that the judge was asked.
         judge: who judged: a judge's name, or a rater's.
         lengths: of the first and the second response, in characters; for length-controlled rates.
+        time: when the verdict was given, in seconds since 1970, if this is known; for Elo.
     """
 
     item: str
@@ -104,6 +105,7 @@ class VerdictRow:
     replies: tuple[Reply, ...] = ()
     judge: str = ""
     lengths: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    time: float | None = None
 
     __pydantic_config__ = _CHECKED
 

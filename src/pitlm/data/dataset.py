@@ -53,7 +53,7 @@ class Loaded:
 
     Attributes:
         contradicted: number of kept pairs whose own scores prefer the rejected answer.
-        places: file and line of each preference; empty if no file has them.
+        origins: file and line of each preference, and the field ``id`` of its row; empty if no file has them.
     """
 
     preferences: list[Preference]
@@ -61,7 +61,7 @@ class Loaded:
     dropped: dict[str, int] = field(default_factory=dict)
     invalid: int = 0
     contradicted: int = 0
-    places: list[str] = field(default_factory=list)
+    origins: list[tuple[str, str | None]] = field(default_factory=list)
 
     def counts(self) -> dict[str, Any]:
         """How many rows were read, kept, dropped (by reason) and invalid."""
@@ -101,7 +101,7 @@ def load_preferences(
         InputError: no such source; an invalid row, named by file, line and field; or nothing left to learn from.
     """
     kept: list[Preference] = []
-    places: list[str] = []
+    origins: list[tuple[str, str | None]] = []
     dropped: Counter[str] = Counter()
     read = invalid = contradicted = 0
     console = make_console(stderr=True)
@@ -116,7 +116,7 @@ def load_preferences(
                 preference = parse_preference(pair)
                 _check_worth(preference)
                 kept.append(preference)
-                places.append(row.where)
+                origins.append((row.where, row.id))
                 contradicted += scores_contradict(row.data)
             except RowDropped as drop:
                 dropped[str(drop)] += 1
@@ -135,7 +135,7 @@ def load_preferences(
         parts += [f"{invalid} invalid"] if invalid else []
         found = f"no preference to learn from in {read} rows" + (f" ({', '.join(parts)})" if parts else "")
         raise InputError.at(source, found=found, expected="at least one pair of two different responses to one prompt")
-    return Loaded(kept, read, dict(dropped), invalid, contradicted, places)
+    return Loaded(kept, read, dict(dropped), invalid, contradicted, origins)
 
 
 def _pairs(source: str | Path, columns: Mapping[Any, str]) -> Iterator[tuple[RawRow, object]]:

@@ -9,7 +9,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -67,6 +67,11 @@ class RawRow:
     @property
     def where(self) -> str:
         return f"{self.file}:{self.line}"
+
+    @property
+    def id(self) -> str | None:
+        """The field ``id`` as text, if the row has one."""
+        return str(self.data["id"]) if isinstance(self.data, Mapping) and self.data.get("id") is not None else None
 
     @property
     def raw(self) -> object:

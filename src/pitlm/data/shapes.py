@@ -1,6 +1,6 @@
 """The shapes in which data sets hold preferences. Each becomes rows with ``prompt``, ``chosen`` and ``rejected``.
 
-- two answers and the better one's index or name (SafeRLHF, SHP, Chatbot Arena);
+- two answers and the better one's index or name (SafeRLHF, SHP, Chatbot Arena, JudgeBench, LLMBar, PandaLM);
 - a list of answers with ranks or scores (Nectar, UltraFeedback): all pairs of different rank;
 - single answers with a thumb up or down (KTO): all pairs of an answer with a thumb up and one with a thumb down.
 
@@ -11,6 +11,7 @@ of the other label in turn.
 Messages may be objects, or text that JSON, Python or numpy made of them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from math import isfinite
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple
 from pitlm.core.errors import describe, list_fields
 from pitlm.data.row_fields import RowError, asked_field, check_read, decoded
 
-ASKED = ("prompt", "instruction", "conversations", "history")
-"""Fields that may have the prompt of a pair; ``history`` is SHP's."""
+ASKED = ("prompt", "instruction", "conversations", "history", "question", "input")
+"""Fields that may have the prompt of a pair; ``history`` is SHP's, ``question`` JudgeBench's, ``input`` LLMBar's."""
 
 MOST_PAIRS = 1000
 
@@ -33,7 +34,10 @@ class RowDropped(Exception):
 
 
 class _Two(NamedTuple):
-    """Two answers side by side, the field that names the better one, and the names of the first and the second."""
+    """Two answers side by side, the fields that name the better one, and the names of the first and the second.
+
+    Of several such fields, as of three annotators, more than half have to name one answer.
+    """
 
     first: str
     second: str
@@ -45,6 +49,9 @@ _TWO = (
     _Two("response_0", "response_1", "better_response_id", ("0", "1")),
     _Two("human_ref_A", "human_ref_B", "labels", ("1", "0")),
     _Two("conversation_a", "conversation_b", "winner", ("model_a", "model_b")),
+    _Two("response_A", "response_B", "label", ("A>B", "B>A")),
+    _Two("response1", "response2", "annotator1 annotator2 annotator3", ("1", "2")),
+    _Two("output_1", "output_2", "label", ("1", "2")),
 )
 _LISTS = ("answers", "completions", "responses")
 _TEXTS = ("answer", "response", "text", "content")
@@ -88,13 +95,19 @@ def pairs_in(row: Row) -> list[Row]:
     if "chosen" in row and "rejected" in row:
         return [{**asked, **{side: _answer(row[side], side) for side in ("chosen", "rejected")}}]
     for two in _TWO:
-        if all(name in row for name in two[:3]):
+        labels = two.label.split()
+        if all(name in row for name in (*two[:2], *labels)):
             answers = [_answer(row[name], name) for name in two[:2]]
-            better = str(row[two.label]).removesuffix(".0")
-            if better.startswith("tie"):
+            named = Counter(str(row[name]).removesuffix(".0") for name in labels)
+            better, count = named.most_common(1)[0]
+            if (
+                2 * count <= len(labels)
+                or better.startswith(("tie", "A=B"))
+                or (better == "0" and "0" not in two.names)
+            ):
                 raise RowDropped("ties")
             if better not in two.names:
-                raise RowError(two.label, describe(row[two.label]), " or ".join(two.names))
+                raise RowError(labels[0], describe(row[labels[0]]), " or ".join(two.names))
             first = two.names.index(better)
             return [{**asked, "chosen": answers[first], "rejected": answers[1 - first]}]
     for name in _LISTS:

@@ -85,12 +85,14 @@ def bradley_terry(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Rank
 def elo(
     rows: Iterable[VerdictRow], *, shuffles: int = SHUFFLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> dict[str, Interval]:
-    """Elo ratings after one pass over the rows in random order, strongest first; a tie or inconsistent row is a draw.
+    """Elo ratings after one pass over the rows, strongest first; a tie or inconsistent row is a draw.
 
-    Elo depends on the order and on K (``ELO_STEP``), and has not settled after few rows: the estimate is the mean over
-    ``shuffles`` orders, and each bound is a percentile over as many resamples of items, each in its own order. Prefer
-    :func:`bradley_terry`, which depends on neither; Elo is here because people ask for it.
+    Elo depends on the order and on K (``ELO_STEP``), and has not settled after few rows. If every row has a time, the
+    order is that of the times. Else the estimate is the mean over ``shuffles`` random orders. Each bound is a
+    percentile over as many resamples of items, each in the order of the times or in an order of its own. Prefer
+    :func:`bradley_terry`, which depends neither on the order nor on K; Elo is here because people ask for it.
     """
+    rows = list(rows)
     items, cells, names, counts_ICO = _table(rows)
     if not names:
         return {}
@@ -100,10 +102,17 @@ def elo(
     weights = outcomes.sum(axis=1)
     scores = np.stack([(outcomes[:, 0] + outcomes[:, 1] / 2) / weights, weights], axis=1)
     generator = np.random.default_rng(seed)
-    once = [generator.permutation(len(players)) for _ in range(shuffles)]
+    if timed := all(row.time is not None for row in rows):
+        when = {(row.item, *sorted((row.first, row.second))): row.time for row in reversed(rows)}
+        times = [when[items[o], *cells[c][:2]] for o, c in zip(owner, cell, strict=True)]
+        by_time = np.argsort(np.array(times, dtype=np.float64), kind="stable")
+    once = [by_time] if timed else [generator.permutation(len(players)) for _ in range(shuffles)]
     drawn = ItemDraws(len(items), shuffles, confidence, seed)
     repeats = drawn.weights.astype(int)[:, owner]
-    resampled = [generator.permutation(np.repeat(np.arange(len(players)), repeat)) for repeat in repeats]
+    resampled = [
+        np.repeat(by_time, own[by_time]) if timed else generator.permutation(np.repeat(np.arange(len(players)), own))
+        for own in repeats
+    ]
     straight, draws = (_play(players, scores, orders, len(names)) for orders in (once, resampled))
     ratings = [drawn.interval(float(own.mean()), resample) for own, resample in zip(straight.T, draws.T, strict=True)]
     return _strongest_first(names, ratings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -99,12 +99,16 @@ class Summary:
     """What :func:`summarise` returns; judges are keys of ``rankings`` and ``elo``.
 
     Attributes:
+        unmatched: systems without a verdict against the baseline; only the rankings have them.
+        itself: number of rows that compare a system with itself; no figure counts them.
         added: the statistics of other packages: the name of each, then a label for each interval.
     """
 
     baseline: str
     items: int
     rows: int
+    unmatched: list[str]
+    itself: int
     systems: list[SystemFigures]
     differences: list[Difference]
     rankings: dict[str, Ranking]
@@ -143,6 +147,12 @@ class _Judged:
     def difficulty(self) -> dict[str, dict[str, float]]:
         """For each system the difficulty of the items for the others; empty if it cannot be told."""
         return item_difficulty(self.against)
+
+    def systems(self, known: Mapping[str, AnswerFigures], wanted: float | None) -> Iterator[SystemFigures]:
+        """All figures of each system; ``known`` has those of the answers."""
+        for name in dict.fromkeys([*known, *self.against]):
+            figures = self.figures(name, wanted)
+            yield self.with_answers(figures, known[name]) if name in known else figures
 
     def figures(self, system: str, wanted: float | None) -> SystemFigures:
         """The figures that verdicts alone give; ``p_holm`` is not adjusted yet."""
@@ -204,20 +214,23 @@ def summarise(
     """All figures of ``rows``, each judge by itself. No order of the rows changes a figure.
 
     Args:
-        baseline: the system that the others are held against; by default the most usual second system.
+        baseline: the system that the others are held against; by default the one that is compared with the most
+            others, and of several such systems the most usual second one.
         answered: figures of the answers of a run's systems, the baseline among them, in the order of the tables.
         rank: True ranks any number of systems, False ``RANKED`` or more, None none.
         wanted: a Delta in (0, 1], for ``items_needed``.
 
     Raises:
-        InputError: no row has the baseline in it.
+        InputError: no row has the baseline in it, or no row compares two systems.
         ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("found no rows, expected at least one")
+    given, rows = len(rows), [row for row in rows if row.first != row.second]
+    if not rows:
+        raise InputError(f"found {given} comparisons of a system with itself, expected comparisons of two systems")
     names = systems_of(rows)
-    baseline = baseline or Counter(sorted(row.second for row in rows)).most_common(1)[0][0]
-    if baseline not in names:
+    if (baseline := baseline or most_compared(rows)) not in names:
         raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
     how = {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0, **how}
     known = {name: own for name, own in (answered or {}).items() if name in names}
@@ -227,18 +240,19 @@ def summarise(
     for judge, own in by_judge.items():
         against = {name: found for name in names if name != baseline and (found := rows_for(own, name, baseline))}
         judged = _Judged(judge, baseline, against, how)
-        for name in dict.fromkeys([*known, *against]):
-            figures = judged.figures(name, wanted)
-            systems.append(judged.with_answers(figures, known[name]) if name in known else figures)
+        systems += judged.systems(known, wanted)
         differences += judged.differences()
     adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
     usable = {j: [row for row in own if row.verdict is not Verdict.UNPARSABLE] for j, own in by_judge.items()}
     ranked = [j for j, own in usable.items() if rank or (rank is not None and len(systems_of(own)) >= RANKED)]
     made = {name: find_part(GROUP, STATISTICS, name)(rows, **how) for name in part_names(GROUP, STATISTICS)}
+    order = "by time" if all(row.time is not None for row in rows) else "mean of orders"
     return Summary(
         baseline=baseline,
         items=len({row.item for row in rows}),
         rows=len(rows),
+        unmatched=sorted({*names} - {baseline, *(s.system for s in systems)}),
+        itself=given - len(rows),
         systems=[replace(s, p_holm=p) for s, p in zip(systems, adjusted, strict=True)],
         differences=[replace(d, p_holm=p) for d, p in zip(differences, between, strict=True)],
         rankings={judge: bradley_terry(by_judge[judge], **how) for judge in ranked},
@@ -246,8 +260,15 @@ def summarise(
         position=made.pop("position"),
         agreement=made.pop("agreement"),
         added=made,
-        settings={**how, "wanted_delta": wanted},
+        settings={**how, "wanted_delta": wanted, "elo": order},
     )
+
+
+def most_compared(rows: Iterable[VerdictRow]) -> str:
+    """The system that is compared with the most others; of several such systems the most usual second one."""
+    pairs, seconds = {frozenset((row.first, row.second)) for row in rows}, Counter(row.second for row in rows)
+    others = Counter(name for pair in pairs for name in pair)
+    return max(sorted(others), key=lambda name: (others[name], seconds[name]))
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from pitlm.data.readers import read_rows
 from pitlm.data.row_fields import RowError
 from pitlm.evaluate.alpaca import preference
 from pitlm.io.atomic import write_text
+from pitlm.io.digest import digest
 
 _EXPECTED = "a verdict row (with a field 'verdict') or an AlpacaEval annotation (with a field 'preference')"
 _TEXTS = ("item", "instruction", "input", "output_1", "output_2", "generator_1", "generator_2", "annotator")
@@ -33,10 +34,13 @@ def read_verdicts(sources: Iterable[Path]) -> list[Annotation]:
     """Every verdict of ``sources``, in order; the fields of each line or object tell which of the two kinds it is.
 
     Raises:
-        InputError: no such file, nothing in it, something else in it, or a system that is compared with itself.
+        InputError: no such file, nothing in it, something else in it, or two sources with the same content.
     """
     found: list[Annotation] = []
+    contents: dict[str | None, Path] = {}
     for source in sources:
+        if (other := contents.setdefault(digest(source), source)) is not source:
+            raise InputError.at(source, found=f"the content of {other} again", expected="each verdict once")
         before = len(found)
         for raw in read_rows(source):
             with raw.errors_named():
@@ -102,10 +106,7 @@ def annotation_as_dict(annotation: Annotation) -> dict[str, Any]:
 def _verdict(data: object, line: int) -> Annotation:
     if not isinstance(data, Mapping) or not {"verdict", "preference"} & set(data):
         raise RowError(None, describe(data), _EXPECTED)
-    annotation = annotation_from_dict(data, line) if "preference" in data else Annotation(_row(data))
-    if annotation.row.first == annotation.row.second:
-        raise RowError(None, f"'{annotation.row.first}' compared with itself", "two systems")
-    return annotation
+    return annotation_from_dict(data, line) if "preference" in data else Annotation(_row(data))
 
 
 def _row(data: Mapping[str, Any]) -> VerdictRow:

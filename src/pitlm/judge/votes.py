@@ -10,36 +10,16 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Comparison, Reply, Verdict, VerdictRow
 from pitlm.io.atomic import make_private
 
 APPLICATION_ID = 0x50_49_54_56  # "PITV" in the header of the file, so that we write to no other program's file
-SCHEMA = f"""
-PRAGMA journal_mode = WAL;
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS secret (seed TEXT NOT NULL);
-INSERT INTO secret SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT 1 FROM secret);
-CREATE TABLE IF NOT EXISTS votes (
-    vote INTEGER PRIMARY KEY AUTOINCREMENT,
-    comparison TEXT NOT NULL, -- what was compared: item, prompt, both systems and both texts, as a hash
-    item TEXT NOT NULL,
-    first TEXT NOT NULL, -- the two systems
-    second TEXT NOT NULL,
-    first_length INTEGER NOT NULL, -- of their answers, in characters
-    second_length INTEGER NOT NULL,
-    shown_left TEXT NOT NULL CHECK (shown_left IN ('first', 'second')),
-    verdict TEXT CHECK (verdict IN ('win', 'tie', 'loss')), -- seen from the first; NULL: the vote was taken back
-    rater TEXT NOT NULL,
-    seconds REAL, -- from showing to voting
-    time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))
-);
-CREATE INDEX IF NOT EXISTS votes_of_a_rater ON votes (rater, comparison);
-PRAGMA application_id = {APPLICATION_ID};
-COMMIT;
-"""
+SCHEMA = files("pitlm.judge").joinpath("votes.sql").read_text("utf-8")
 COUNTING = "vote IN (SELECT MAX(vote) FROM votes GROUP BY comparison, rater) AND verdict IS NOT NULL"
 
 
@@ -172,11 +152,13 @@ class Votes:
         """One row for each rater and comparison, in the order of the votes; the judge is the rater."""
         with self._open() as database:
             found = database.execute(
-                "SELECT item, first, second, verdict, shown_left, rater, first_length, second_length FROM votes"
+                "SELECT item, first, second, verdict, shown_left, rater, first_length, second_length, "
+                "CAST(strftime('%s', time) AS REAL) FROM votes"
                 f" WHERE {COUNTING} ORDER BY vote"
             ).fetchall()
         rows = []
-        for item, first, second, verdict, shown_left, rater, length, other in found:
+        for item, first, second, verdict, shown_left, rater, *lengths, time in found:
             reply = Reply(shown_left == "second", Verdict(verdict))
-            rows.append(VerdictRow(item, first, second, reply.verdict, None, None, (reply,), rater, (length, other)))
+            more: dict[str, Any] = {"replies": (reply,), "judge": rater, "lengths": tuple(lengths), "time": time}
+            rows.append(VerdictRow(item, first, second, reply.verdict, **more))
         return rows

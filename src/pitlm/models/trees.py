@@ -27,23 +27,10 @@ from pitlm.models.forest import Forest, shared_prefix
 TREE_ATTENTION = "pitlm_tree"
 TOKENS_PER_BATCH = 16_384
 """Tokens that are read in one pass, by default."""
-ARCHITECTURES = frozenset(
-    {
-        "gemma",
-        "gemma3_text",
-        "gpt2",
-        "gpt_neox",
-        "llama",
-        "mistral",
-        "olmo2",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "qwen3_moe",
-        "smollm3",
-        "starcoder2",
-    }
-)
+ARCHITECTURES = frozenset({
+    "gemma", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe",
+    "smollm3", "starcoder2",
+})  # fmt: skip
 """Model types whose trees give the same scores as separate rows; a test checks each type. Other types are scored as
 rows: Gemma 2 soft-caps its attention, and the attention of Bloom and Falcon cannot be replaced."""
 

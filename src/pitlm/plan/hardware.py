@@ -6,12 +6,16 @@ This module uses no network. It imports torch only to describe the machine at ha
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 GB = 10**9
 
@@ -67,13 +71,9 @@ class Hardware:
     measured: bool = False
 
 
-CARDS = {
-    "l4": {"memory": 24 * GB, "bandwidth": 300 * GB, "bfloat16": 121e12, "float32": 30.3e12},
-    "rtx4090": {"memory": 24 * GB, "bandwidth": 1_008 * GB, "bfloat16": 165e12, "float32": 82.6e12},
-    "a100": {"memory": 80 * GB, "bandwidth": 2_039 * GB, "bfloat16": 312e12, "float32": 19.5e12},
-    "h100": {"memory": 80 * GB, "bandwidth": 3_350 * GB, "bfloat16": 989e12, "float32": 67e12},
-    "h200": {"memory": 141 * GB, "bandwidth": 4_800 * GB, "bfloat16": 989e12, "float32": 67e12},
-}
+PUBLISHED = yaml.safe_load(files("pitlm.plan").joinpath("published.yaml").read_text("utf-8"))
+"""The data sheets of cards, and the sizes of models."""
+CARDS: Mapping[str, Mapping[str, float]] = PUBLISHED["cards"]
 """Data sheets: bytes of memory, bytes per second, and dense FLOP per second in each type."""
 
 
@@ -138,23 +138,13 @@ def memory_bytes() -> int:
     return min(memory, int(limit)) if limit.isdigit() else memory
 
 
-def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
+def machine_lines(machine: Mapping[str, Any]) -> list[str]:
     """Lines for a person: the machine that :func:`look` describes, and what can be run on it."""
-    cards = "; ".join(f"{card['name']}, {card['memory'] / 1e9:.0f} GB" for card in machine["accelerators"])
-    threads = f", OMP_NUM_THREADS={machine['threads']}" if machine["threads"] else ""
-    yield f"memory      {machine['memory'] / 1e9:.0f} GB; disk {machine['disk'] / 1e9:.0f} GB free here"
-    yield f"processor   {machine['cores']} cores{threads}"
-    yield f"GPU         {cards or 'none'}"
-    yield f"versions    {', '.join(f'{name} {number}' for name, number in machine['versions'].items())}"
-    for extra, missing in machine["missing"].items():
-        state = f"lacks {', '.join(missing)}: pip install 'pitlm[{extra}]'" if missing else "installed"
-        yield f"{extra:10}  {state}"
-    offline = f"offline ({', '.join(machine['offline'])})" if machine["offline"] else "asked for files not in its cache"
-    yield f"hub         {offline}"
-    if machine["missing"]["train"] or machine["missing"]["evaluate"]:
-        able = "judging, rating and serving remote models; not pit run"
-    elif cards:
-        able = "every recipe that fits: pit doctor RECIPE"
-    else:
-        able = "quickstart in minutes, smol in two hours; recipes with models of 0.5B and more want a GPU"
-    yield f"can run     {able}"
+    return template("machine.j2").render(machine=machine).splitlines()
+
+
+def template(name: str, **filters: Callable[[Any], str]) -> Template:
+    """A template of this package, with further filters."""
+    made = Environment(loader=PackageLoader("pitlm.plan", "."), undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= filters
+    return made.get_template(name)

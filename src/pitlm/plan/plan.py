@@ -5,13 +5,13 @@ The gap model reads x once and each reference once (Eq. 2): x + 3 w + 3 l tokens
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pitlm.core.recipe import Recipe
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, chosen_baselines, work_per_item
 from pitlm.plan.costs import Costs, Reading, StagePlan, tree_tokens
-from pitlm.plan.hardware import GB, Hardware
+from pitlm.plan.hardware import GB, Hardware, template
 from pitlm.plan.sizes import Shape, Workload
 from pitlm.run.stages import PipelineStage, Task, build_stages
 
@@ -178,7 +178,7 @@ PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
 
 def plan_lines(
     plan: Plan, shape: Shape, work: Workload, where: str, *, every: bool, took: Mapping[str, float] | None = None
-) -> Iterator[str]:
+) -> list[str]:
     """A plan as lines for a person.
 
     Args:
@@ -186,31 +186,8 @@ def plan_lines(
         every: add a line for each stage.
         took: seconds that stages of a run took, to be shown beside the plan's.
     """
-    hardware = plan.hardware
-    lengths = f"x {work.prompt:.0f}, chosen {work.chosen:.0f}, rejected {work.rejected:.0f} tokens"
-    yield f"data        {work.pairs:,} pairs; {lengths} ({where})"
-    yield f"model       {shape.parameters / 1e6:,.1f} million parameters"
-    known = "measured just now" if hardware.measured else "ASSUMED from its data sheet, not measured"
-    rates = f"{hardware.train_flops / 1e9:,.0f} GFLOP/s in training, {hardware.forward_flops / 1e9:,.0f} reading"
-    more = f"{hardware.bandwidth / 1e9:,.0f} GB/s, {1000 * hardware.step_seconds:.1f} ms a step"
-    yield f"hardware    {hardware.devices} x {hardware.name}, {known}: {rates}, {more}"
-    if every or took:
-        beside = f"{'took':>10}{'tokens/s':>10}" if took else ""
-        yield f"{'stage':14}{'trained':>11}{'written':>11}{'FLOP':>10}{'time':>10}{'memory':>10}{beside}"
-        for stage in plan.stages:
-            counts = f"{stage.trained:11,.0f}{stage.generated:11,.0f}{stage.flops:10.1e}"
-            beside = ""
-            if took and stage.name in took:
-                rate = (stage.trained + stage.generated) / max(took[stage.name], 0.01)
-                beside = f"{_time(took[stage.name]):>10}{rate:>10,.0f}"
-            yield f"{stage.name:14}{counts}{_time(stage.seconds):>10}{_bytes(stage.peak):>10}{beside}"
-    room = f"of {_bytes(hardware.memory)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
-    yield f"memory      {_bytes(plan.largest.peak)} at most (in {plan.largest.name}) {room}"
-    cost = "" if plan.cost is None else f", {plan.cost:,.2f} at {hardware.price:g} an hour"
-    yield f"time        {_time(plan.seconds)}{cost}"
-    if took:
-        planned = sum(stage.seconds for stage in plan.stages if stage.name in took)
-        yield f"took        {_time(sum(took.values()))} for stages that were planned with {_time(planned)}"
+    given = {"plan": plan, "shape": shape, "work": work, "where": where, "every": every, "took": took or {}}
+    return template("plan.j2", time=_time, size=_bytes).render(given).splitlines()
 
 
 def _time(seconds: float) -> str:

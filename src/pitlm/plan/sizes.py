@@ -16,6 +16,7 @@ from typing import Any
 from pitlm.core.errors import InputError, loading
 from pitlm.core.recipe import DataSection, LoraSection, ModelSection, Recipe
 from pitlm.data.dataset import load_preferences
+from pitlm.plan.hardware import PUBLISHED
 
 ROLE_TOKENS = 6
 """Special tokens of a tokenizer that pitlm makes."""
@@ -152,17 +153,7 @@ class Shape:
         return KNOWN[model.base]
 
 
-KNOWN = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 1_536, 9, 3, 64, 49_152, True),
-    "Qwen/Qwen2.5-0.5B-Instruct": Shape(24, 896, 4_864, 14, 2, 64, 151_936, True, biases=1_152),
-    "Qwen/Qwen2.5-3B-Instruct": Shape(36, 2_048, 11_008, 16, 2, 128, 151_936, True, biases=2_560),
-    "Qwen/Qwen2.5-7B-Instruct": Shape(28, 3_584, 18_944, 28, 4, 128, 152_064, False, biases=4_608),
-    "Qwen/Qwen3-8B": Shape(36, 4_096, 12_288, 32, 8, 128, 151_936, False, norms=256),
-    "meta-llama/Llama-3.2-1B-Instruct": Shape(16, 2_048, 8_192, 32, 8, 64, 128_256, True),
-    "meta-llama/Llama-3.2-3B-Instruct": Shape(28, 3_072, 8_192, 24, 8, 128, 128_256, True),
-    "meta-llama/Llama-3.1-8B-Instruct": Shape(32, 4_096, 14_336, 32, 8, 128, 128_256, False),
-    "meta-llama/Llama-3.3-70B-Instruct": Shape(80, 8_192, 28_672, 64, 8, 128, 128_256, False),
-}
+KNOWN = {name: Shape(**sizes) for name, sizes in PUBLISHED["models"].items()}
 """Published configurations, by hub name."""
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pitlm.evaluate.agreement import Agreement
+from pitlm.evaluate.labels import Accuracy
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
 from pitlm.io.console import make_console
@@ -44,10 +45,13 @@ def print_report(report: Report) -> None:
 def print_summary(summary: Summary) -> None:
     """Print the tables of a summary that have something in them."""
     console, settings = make_console(), summary.settings
-    echo(
-        f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {100 * settings['confidence']:g}%, "
-        f"{settings['resamples']:,} resamples of items, seed {settings['seed']}."
-    )
+    drawn = f"rankings and agreement: {settings['resamples']:,} resamples, seed {settings['seed']}"
+    level = f"{100 * settings['confidence']:g}% over items ({drawn})"
+    echo(f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {level}.")
+    if summary.itself:
+        echo(f"{summary.itself:,} verdicts compare a system with itself and are left out.")
+    if summary.unmatched:
+        echo(f"No verdict against {summary.baseline}: {', '.join(summary.unmatched)}.")
     for judge in dict.fromkeys(s.judge for s in summary.systems):
         _print_systems(console, summary, judge)
     for judge in dict.fromkeys(d.judge for d in summary.differences):
@@ -62,7 +66,7 @@ def print_summary(summary: Summary) -> None:
         first = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
         title, elo = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{first})", summary.elo[judge]
         rows = [(name, _range(own, ".2f"), _range(elo[name], ".0f")) for name, own in ranking.strengths.items()]
-        _print(console, title, ("system", "Bradley-Terry", "Elo"), rows)
+        _print(console, title, ("system", "Bradley-Terry", f"Elo, {settings['elo']}"), rows)
     for judge, ranking in summary.rankings.items():
         if not ranking.exists:
             echo(
@@ -79,6 +83,17 @@ def print_summary(summary: Summary) -> None:
     _print_agreement(console, summary.agreement)
     for name, figures in summary.added.items():
         _print(console, name, ("", "estimate"), [(label, _range(value, ".3f")) for label, value in figures.items()])
+
+
+def print_accuracies(found: Sequence[Accuracy], rows: int) -> None:
+    """Print how often each judge agrees with the labels."""
+    title = (
+        f"Against labels, of {rows:,} verdicts. Right in both orders; or as JudgeBench counts, a win and a tie is a win"
+    )
+    headings = ("judge", "labelled", "right", "JudgeBench", "prefers longer than labels do")
+    rates = [(*(_range(rate, scale=100) for rate in (one.strict, one.lenient)), points(one.longer)) for one in found]
+    table = [(one.judge or "-", f"{one.labelled:,}", *own) for one, own in zip(found, rates, strict=True)]
+    _print(make_console(), title, headings, table)
 
 
 def print_margins(found: Calibrated) -> None:

@@ -108,7 +108,8 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
             words=[*KNOWN[data.world].words, *recipe.template.ask.split()] if data.world else (),
         )
         _check_models(context, longest)
-    fitted = fit_preferences(loaded.preferences, context.tokenizer, context.template, data, loaded.places)
+    places = [place for place, _ in loaded.origins]
+    fitted = fit_preferences(loaded.preferences, context.tokenizer, context.template, data, places)
     if not fitted.pairs:
         raise InputError(
             f"{data.source}: found no pair within {data.max_prompt_tokens} prompt tokens and "
