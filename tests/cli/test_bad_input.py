@@ -308,7 +308,7 @@ def test_no_data_at_all_says_how_to_give_it(cli: Cli) -> None:
 @pytest.mark.parametrize("command", ["evaluate --plan", "doctor quickstart --price", "data prepare x --out y --test"])
 def test_no_option_takes_what_is_no_number(cli, command, value):
     message = cli.refused(*command.split(), value)
-    assert re.search(rf"(found '?|: ){value}('|,| is not in the range)", message)
+    assert re.search(rf"(found '?|: ){value}('|,|:| is not in the range)", message)
 
 
 NINES = "9" * 400

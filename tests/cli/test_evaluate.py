@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from pitlm.cli.main import load_verb
 from pitlm.core.errors import InputError
+from pitlm.core.verdicts import Verdict, VerdictRow
 
 
 def run(*arguments: object) -> Result:
@@ -81,6 +82,22 @@ def test_baseline_by_name(verdicts: Path):
     result = run(verdicts, "--baseline", "too")
     assert isinstance(result.exception, InputError)
     assert str(result.exception) == "--baseline: found 'too', expected one of one [/x], original, three, two"
+
+
+def test_many_systems_are_a_leaderboard_and_a_page(tmp_path: Path):
+    rows = [
+        VerdictRow(f"{item}", f"s{n:02}", "base", Verdict.WIN if (item * n) % 7 < 3 else Verdict.LOSS)
+        for n in range(1, 13)
+        for item in range(30)
+    ]
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+    output = done(file, "--html", tmp_path / "page.html", "--resamples", 20)
+    assert "66 differences between systems: --differences, --json and --html show them." in output
+    assert "Between systems" not in output
+    assert f"Page written to {tmp_path / 'page.html'}" in output
+    assert "Each system against each other" in (tmp_path / "page.html").read_text()
+    assert "Between systems" in done(file, "--differences", "--resamples", 20)
 
 
 def test_labels_say_how_often_a_judge_is_right(verdicts: Path, tmp_path: Path):

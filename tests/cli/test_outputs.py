@@ -15,6 +15,7 @@ HOWS = {
     ("calibrate", "--json"): "calibrate --run {tmp}/run --prompts {input} --json {out}",
     ("inspect", "--json"): "data inspect {input} --json {out}",
     ("evaluate", "--json"): "evaluate {input} --json {out}",
+    ("evaluate", "--html"): "evaluate {input} --html {out}",
     ("evaluate", "--alpaca"): "evaluate {input} --alpaca {out}",
     ("evaluate", "--output"): "evaluate {input} {other} --judge reward --model {tmp}/model -o {out}",
     ("judge", "--output"): "judge {input} {other} --judge reward --model {tmp}/model -o {out}",

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.answer_figures import AnswerFigures
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, summarise
-from pitlm.report.pages import DASH, bounds, changed_parts, number, render, share
+from pitlm.report.pages import DASH, bounds, changed_parts, leaderboard_page, number, render, share
 from pitlm.report.plots import curve_panels, gap_panel, rate_panels, round_panel
 from pitlm.report.shape import HEALTH, BeforeAfter, Report, health_figures
 
@@ -353,3 +354,43 @@ def test_every_figure_of_health_has_an_explanation_and_none_is_forgotten() -> No
 
 def test_a_page_with_half_of_a_surrogate_pair_can_be_written() -> None:
     assert "title half a pair ?" in Page(render(full_report("half a pair \ud83d")).encode("utf-8").decode("utf-8")).text
+
+
+def many(systems: int = 12, items: int = 40) -> list[VerdictRow]:
+    generator = np.random.default_rng(0)
+    rows = []
+    for strength in range(systems):
+        for item in range(items):
+            verdict = Verdict.WIN if generator.random() < strength / systems else Verdict.LOSS
+            lengths = (int(generator.integers(50, 100 + 10 * strength)), 90)
+            rows.append(VerdictRow(f"{item}", f"system {strength} <b>", "base", verdict, judge="j", lengths=lengths))
+    return rows
+
+
+def test_the_page_of_a_leaderboard_is_whole_and_loads_nothing() -> None:
+    summary = summarise([*many(), VerdictRow("0", "x", "y", Verdict.WIN, judge="j")], resamples=50)
+    html = leaderboard_page(summary)
+    page = Page(html)  # parses it, and checks that every element is closed
+    assert "No verdict against base: x, y." in page.text
+    assert html.count("<svg") == 3
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert not re.search(r"src=|href="(?!#)|url\((?!#)|@import", html)
+    # The strongest stands first, and the matrix has a cell for each two systems.
+    order = [int(found) for found in re.findall(r'<tr><th scope="row">system (\d+)', html)]
+    assert (
+        order[:12]
+        == [int(line.system.split()[1]) for line in sorted(summary.by("j"), key=lambda s: -s.delta.estimate)][:12]
+    )
+    cells = re.findall(
+        r"<td(?: class=.(?:up|down).)?>(\S+)</td>", html[html.index('class="matrix"') : html.index("One scale")]
+    )
+    assert len(cells) == 12 * 11
+    best, worst = summary.compared("j", [(f"system {order[0]} <b>", f"system {order[11]} <b>")])[0], cells[10]
+    assert worst == number(100 * best.delta.estimate, 0, signed=True)
+    assert leaderboard_page(summary) == html
+
+
+def test_a_leaderboard_without_lengths_has_no_plot_of_them() -> None:
+    rows = [replace(row, lengths=None) for row in many(3)]
+    assert leaderboard_page(summarise(rows, resamples=20)).count("<svg") == 2

@@ -18,38 +18,53 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
+from pydantic import Field
 
 from pitlm.cli.main import EXTRAS
-from pitlm.cli.options import PATH, check_output, finite, force_option, json_option, overrides_option, write_figures
+from pitlm.cli.options import (
+    check_output,
+    force_option,
+    json_option,
+    overrides_option,
+    section_options,
+    write_figures,
+)
 from pitlm.core.errors import InputError
+from pitlm.core.section import NonNegativeFloat, PositiveInt, Section
 from pitlm.io.visible import echo
 from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
 
 
+class PlanSection(Section):
+    """What to plan for.
+
+    Attributes:
+        data: pairs to count and measure; default: the known figures of the recipe's own data.
+        pairs: plan for this many pairs.
+        plan: show every stage, not only the total.
+        hardware: plan for this card; default: measure this machine.
+        devices: number of cards.
+        price: price of a device for an hour.
+        beside: show beside the plan how long the stages of this run took.
+    """
+
+    data: str | None = None
+    pairs: PositiveInt | None = None
+    plan: bool = False
+    hardware: str | None = None
+    devices: int = Field(1, ge=1, le=10**6)
+    price: NonNegativeFloat | None = None
+    beside: Path | None = None
+
+
 @click.command()
 @click.argument("recipe", required=False)
-@click.option("--data", help="Pairs to count and measure. Default: the known figures of the recipe's own data.")
-@click.option("--pairs", type=click.IntRange(min=1), help="Plan for this many pairs.")
 @overrides_option
-@click.option("--plan", is_flag=True, help="Show every stage, not only the total.")
-@click.option("--hardware", type=click.Choice(list(CARDS)), help="Plan for this card. Default: measure this machine.")
-@click.option("--devices", type=click.IntRange(1, 10**6), default=1, show_default=True, help="Number of cards.")
-@click.option("--price", type=click.FloatRange(min=0), callback=finite, help="Price of a device for an hour.")
-@click.option("--beside", type=PATH, metavar="RUN", help="Show beside the plan how long the stages of this run took.")
+@section_options(PlanSection, into="asked", types={"hardware": click.Choice(list(CARDS))})
 @json_option
 @force_option
 def doctor(
-    recipe: str | None,
-    data: str | None,
-    pairs: int | None,
-    overrides: tuple[str, ...],
-    plan: bool,
-    hardware: str | None,
-    devices: int,
-    price: float | None,
-    beside: Path | None,
-    json_file: Path | None,
-    force: bool,
+    recipe: str | None, overrides: tuple[str, ...], asked: PlanSection, json_file: Path | None, force: bool
 ) -> None:
     """Say what this machine can run, and estimate the memory and time that RECIPE needs.
 
@@ -57,12 +72,13 @@ def doctor(
     """
     check_output(json_file, force, "the figures")
     if recipe is None:
-        if any((data, pairs, overrides, plan, hardware, price, beside)):
+        if overrides or asked.model_fields_set - {"devices"}:
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
         found = look(EXTRAS, Path())
         echo("\n".join(machine_lines(found)))
         return write_figures(json_file, found, quiet=True)
-    if devices > 1 and hardware is None:
+    data, pairs, hardware, beside = asked.data, asked.pairs, asked.hardware, asked.beside
+    if asked.devices > 1 and hardware is None:
         raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
     from pitlm.core.recipe_file import named_recipe
     from pitlm.plan.plan import plan_lines, plan_run
@@ -77,7 +93,7 @@ def doctor(
         work = replace(work, pairs=pairs or min(work.pairs, chosen.data.pairs or work.pairs))
     if hardware is not None:
         chosen = chosen.with_dtype(native_bfloat16=True)  # as all GPUs of the table do
-        machine = replace(assumed(hardware, chosen.model.dtype), devices=devices)
+        machine = replace(assumed(hardware, chosen.model.dtype), devices=asked.devices)
     else:
         from pitlm.models.machine import native_bfloat16
         from pitlm.plan.rates import measure_rates
@@ -85,12 +101,12 @@ def doctor(
         chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())
         echo("Measuring this machine for some seconds ...", err=True)
         machine = measure_rates(chosen, work)
-    made = plan_run(chosen, shape, work, replace(machine, price=price))
+    made = plan_run(chosen, shape, work, replace(machine, price=asked.price))
     records = {stage.name: stage_record(beside, stage.name) for stage in made.stages} if beside else {}
     took = {name: record["seconds"] for name, record in records.items() if record and record["status"] == "done"}
     if beside and not took:
         raise InputError(f"{beside}: found no finished stage, expected the folder of a run of {chosen.name}")
-    echo("\n".join(plan_lines(made, shape, work, where, every=plan, took=took)))
+    echo("\n".join(plan_lines(made, shape, work, where, every=asked.plan, took=took)))
     given = {"took": took, "workload": asdict(work), "shape": asdict(shape)}
     totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
     write_figures(json_file, {**asdict(made), **given, **totals}, quiet=True)

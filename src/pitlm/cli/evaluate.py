@@ -4,7 +4,7 @@
 Examples:
   pit evaluate verdicts.jsonl
   pit evaluate ours.jsonl theirs.jsonl --baseline original --json figures.json
-  pit evaluate results/*/annotations.json --rank
+  pit evaluate results/*/annotations.json --html leaderboard.html
   pit evaluate verdicts.jsonl --alpaca annotations.json
   pit evaluate verdicts.jsonl --labels gold.jsonl
   pit evaluate runs/mine
@@ -28,8 +28,8 @@ import click
 from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
-from pitlm.cli.options import FILE, NoDevice, check_output, finite, json_option, section_options, write_figures
-from pitlm.core.section import Fraction, Section
+from pitlm.cli.options import FILE, NoDevice, check_output, json_option, section_options, write_figures
+from pitlm.core.section import Fraction, NonNegativeInt, Section
 from pitlm.io.visible import echo
 
 if TYPE_CHECKING:
@@ -38,47 +38,51 @@ if TYPE_CHECKING:
     from pitlm.core.evaluation_section import JudgeSection
     from pitlm.evaluate.verdict_files import Annotation
 
+MANY = 10
+"""Differences between more systems than this are printed only with `--differences`."""
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
 
 
-class StatisticsSection(Section):
-    """How verdicts are counted."""
+class EvaluateSection(Section):
+    """What is asked of the verdicts, and how they are counted.
 
-    rank: bool = Field(False, description="also show rankings of fewer than three systems")
-    resamples: int = Field(2000, gt=0, le=10**5, description="number of draws of each bootstrap")
-    confidence: Fraction = Field(0.95, description="confidence of each interval")
-    seed: int = Field(0, ge=0, description="seed of all resampling")
+    Attributes:
+        plan: say how many items show a Delta of this many points; needs no SOURCE.
+        baseline: system to compare with; default: the one that is compared with the most others.
+        labels: say how often each judge agrees with these.
+        rank: also show rankings of fewer than three systems.
+        differences: print the differences between more than 10 systems, too.
+        html: Also write one page to this file: leaderboard, plots, every difference.
+        alpaca: Also write the verdicts to this file, as AlpacaEval annotations.
+        resamples: number of draws of each bootstrap.
+        confidence: confidence of each interval.
+        seed: seed of all resampling.
+    """
+
+    plan: float | None = Field(None, ge=0.1, le=100)
+    baseline: str | None = None
+    labels: Path | None = None
+    rank: bool = False
+    differences: bool = False
+    html: Path | None = None
+    alpaca: Path | None = None
+    resamples: int = Field(2000, gt=0, le=10**5)
+    confidence: Fraction = 0.95
+    seed: NonNegativeInt = 0
 
 
 @click.command()
 @click.argument("sources", nargs=-1, type=NoDevice(path_type=Path, exists=True), metavar="[SOURCE]...")
-@click.option("--baseline", metavar="NAME", help="System to compare with. Default: the most frequent second system.")
-@click.option(
-    "--plan",
-    "points",
-    type=click.FloatRange(0.1, 100),
-    callback=finite,
-    metavar="POINTS",
-    help="Say how many items are needed to show a Delta of POINTS; needs no SOURCE.",
-)
-@click.option(
-    "--labels", type=NoDevice(path_type=Path, exists=True), help="Say how often each judge agrees with these."
-)
 @json_option
-@click.option("--alpaca", type=FILE, help="Also write the verdicts as AlpacaEval annotations.")
-@section_options(StatisticsSection, into="statistics")
+@section_options(EvaluateSection, into="asked", types={"html": FILE, "alpaca": FILE})
 @click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
 @click.option("--force", is_flag=True, help="Replace existing output files. Stored replies are used again.")
 @judge_options(required=False)
 def evaluate(
     sources: tuple[Path, ...],
-    baseline: str | None,
-    points: float | None,
-    labels: Path | None,
     json_file: Path | None,
-    alpaca: Path | None,
-    statistics: StatisticsSection,
+    asked: EvaluateSection,
     output: Path | None,
     force: bool,
     options: JudgeSection | None,
@@ -86,12 +90,12 @@ def evaluate(
     """Compute win rates, Deltas, tests, rankings and agreement from verdicts. No judge is asked again.
 
     A SOURCE is a file of verdicts that `pit judge` wrote (.jsonl), a file of AlpacaEval's annotations (.json), or the
-    folder of a finished run. The verdicts of several sources are taken together. Intervals resample items, so several
+    folder of a finished run. The verdicts of several sources are taken together. Intervals are over items, so several
     verdicts on one item count as one piece of evidence.
     """
     if options is None and output is not None:
         raise click.UsageError("-o: found without --judge")
-    wanted = None if points is None else points / 100
+    wanted = None if asked.plan is None else asked.plan / 100
     if not sources:
         if wanted is None:
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
@@ -104,17 +108,25 @@ def evaluate(
     from pitlm.run.results import read_sources
 
     check_output(json_file, force, "the figures")
-    check_output(alpaca, force, "the annotations")
+    check_output(asked.alpaca, force, "the annotations")
+    check_output(asked.html, force, "the page")
     annotations, known = read_sources(sources) if options is None else (_judged(sources, output, options, force), None)
     rows = [annotation.row for annotation in annotations]
-    summary = summarise(rows, baseline=baseline, answered=known, wanted=wanted, **statistics.model_dump())
-    print_summary(summary)
-    right = accuracies(rows, read_labels(labels), confidence=statistics.confidence) if labels is not None else []
+    how = asked.model_dump(include={"baseline", "rank", "resamples", "confidence", "seed"})
+    summary = summarise(rows, answered=known, wanted=wanted, **how)
+    print_summary(summary, differences=asked.differences or len(summary.systems) <= MANY)
+    right = accuracies(rows, read_labels(asked.labels), confidence=asked.confidence) if asked.labels else []
     print_accuracies(right, len(rows))
     write_figures(json_file, {**summary.as_dict(), "labels": [asdict(one) for one in right]})
-    if alpaca is not None:
-        write_annotations(alpaca, annotations)
-        echo(f"{len(annotations):,} annotations written to {alpaca}")
+    if asked.html is not None:
+        from pitlm.io.atomic import write_text
+        from pitlm.report.pages import leaderboard_page
+
+        write_text(asked.html, leaderboard_page(summary))
+        echo(f"Page written to {asked.html}")
+    if asked.alpaca is not None:
+        write_annotations(asked.alpaca, annotations)
+        echo(f"{len(annotations):,} annotations written to {asked.alpaca}")
 
 
 def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, force: bool) -> list[Annotation]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -78,13 +77,6 @@ def json_object(value: str) -> dict[str, Any]:
             json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # no server reads NaN or half a character
             return found
     raise click.BadParameter(f"found {value!r}, expected a JSON object")
-
-
-def finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN, which click takes in any range, and infinity, which click takes where a range has no end."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"found {value}, expected a finite number")
-    return value
 
 
 def section_options(

@@ -135,9 +135,10 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
     """
     if not values:
         return PairedTest(0, 0, 0, math.nan, math.nan)
-    scale = min(math.lcm(*(value.denominator for value in values)), GRID)
+    common = math.lcm(*(value.denominator for value in values))
+    scale = min(common, GRID)
     whole = [round(value * scale) for value in values]
-    slack = 2 * sum(abs(value * scale - size) for value, size in zip(values, whole, strict=True))
+    slack = 0 if common <= GRID else 2 * sum(abs(v * scale - size) for v, size in zip(values, whole, strict=True))
     sizes = Counter(abs(value) for value in whole)
     points = 2 * sum(size * count for size, count in sizes.items()) + 1
     t = 2 * np.pi * np.arange(points) / points

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from statistics import fmean
 from typing import Any, Unpack
 
 from pitlm.core.errors import InputError
@@ -53,6 +54,7 @@ class SystemFigures:
         detectable: the smallest Delta that this many items, at this rate of ties, show with 80% power at the 5% level.
         items_needed: items that would show the Delta that was asked for, by the same rule; None if none was asked
             for or ties are too many for it.
+        lengths: mean length of the system's answers and of the baseline's, in characters; None if unknown.
         answered: None if only verdicts are known.
         quality: mean score; None without ``answered`` or if the judge gives no scores.
         gain_per_100_tokens: the quality that 100 generated tokens add to the baseline's; None if none were
@@ -72,6 +74,7 @@ class SystemFigures:
     p_holm: float
     detectable: float
     items_needed: int | None
+    lengths: tuple[float, float] | None = None
     answered: AnswerFigures | None = None
     quality: Interval | None = None
     gain_per_100_tokens: Interval | None = None
@@ -157,6 +160,7 @@ class _Judged:
     def figures(self, system: str, wanted: float | None) -> SystemFigures:
         """The figures that verdicts alone give; ``p_holm`` is not adjusted yet."""
         rows = self.against.get(system, [])
+        lengths = [row.lengths for row in rows if row.lengths is not None]
         counted, test = tally(rows), delta_test(rows)
         ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
         return SystemFigures(
@@ -175,6 +179,7 @@ class _Judged:
             p_holm=test.p,
             detectable=detectable_delta(test.items, tie_rate=ties),
             items_needed=items_needed(wanted, tie_rate=ties) if wanted else None,
+            lengths=(fmean(a for a, _ in lengths), fmean(b for _, b in lengths)) if lengths else None,
         )
 
     def with_answers(self, figures: SystemFigures, answered: AnswerFigures) -> SystemFigures:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import jinja2
@@ -86,11 +87,8 @@ def mark_of(comparison: Comparison) -> str:
     texts = [*sorted((comparison.first, comparison.second)), *(m.content for m in comparison.prompt.messages)]
     everything = json.dumps(texts)
     lowered = everything.lower()
-    for number in range(1 << 16):
-        mark = hashlib.sha256(f"{number}\n{everything}".encode()).hexdigest()[:16]
-        if mark not in lowered:
-            return mark
-    raise AssertionError("unreachable: no text holds the hashes of itself")
+    marks = (hashlib.sha256(f"{number}\n{everything}".encode()).hexdigest()[:16] for number in count())
+    return next(mark for mark in marks if mark not in lowered)
 
 
 @dataclass

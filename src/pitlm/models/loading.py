@@ -32,14 +32,10 @@ from pitlm.models.scratch import PAD
 from pitlm.models.trees import enable_trees
 from pitlm.models.weights import check_weights
 
+# "<|endoftext|>" is spare in models that end a turn with another token, as SmolLM2 does.
 SPARE_PAD_TOKENS = (
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_0|>",
-    "<pad>",
-    "[PAD]",
-    "<|endoftext|>",  # of models that end a turn with another token, as SmolLM2 does
-    PAD,
-)
+    "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", "<|endoftext|>", PAD,
+)  # fmt: skip
 
 HFTokenizer = PreTrainedTokenizerBase
 Kind = Literal["policy", "improver", "reward", "gap"]

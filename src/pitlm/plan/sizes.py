@@ -26,16 +26,7 @@ POCKET_WORDS = 49
 MATRICES = (*(f"self_attn.{side}_proj" for side in "qkvo"), *(f"mlp.{side}_proj" for side in ("gate", "up", "down")))
 """Names of a layer's matrices, in the family of Llama."""
 
-CONFIG_KEYS = {
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "mlp": "intermediate_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocabulary": "vocab_size",
-    "tied": "tie_word_embeddings",
-}
+CONFIG_KEYS: Mapping[str, str] = PUBLISHED["keys"]
 """The key of each size of a :class:`Shape` in a Hugging Face configuration."""
 
 

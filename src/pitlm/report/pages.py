@@ -24,6 +24,7 @@ from markupsafe import Markup
 from pitlm import __version__
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
+from pitlm.evaluate.summary import Summary
 from pitlm.io.visible import visible
 from pitlm.models.loading import Card
 from pitlm.report import plots
@@ -69,7 +70,8 @@ class Origin:
 def render(report: Report) -> str:
     """The report as HTML; equal reports give equal text."""
     verdicts = {example.row.verdict for example in report.examples if example.row}
-    page = _template("template.html.j2", autoescape=True).render(
+    return _page(
+        "template.html.j2",
         report=report,
         rates=plots.rate_panels(report.systems),
         curves={stage: found for stage, own in report.curves.items() if (found := plots.curve_panels(stage, own))},
@@ -78,8 +80,18 @@ def render(report: Report) -> str:
         examples=[_example(example) for example in report.examples],
         outcomes=[verdict for verdict in Verdict if verdict in verdicts],
     )
-    # A model can emit half of a surrogate pair, which no file can hold.
-    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def leaderboard_page(summary: Summary) -> str:
+    """Everything that verdicts say about systems as HTML, without a script; the strongest system stands first."""
+    judges = {}
+    for judge in dict.fromkeys(line.judge for line in summary.systems):
+        lines = sorted((line for line in summary.by(judge) if line.tally.judged), key=lambda line: -line.delta.estimate)
+        drawn = [*plots.rate_panels(lines), *filter(None, [plots.length_panel(lines)])]
+        own = [d for d in summary.differences if d.judge == judge]
+        matrix = {(d.first, d.second): d for one in own for d in (one, one.swap())}
+        judges[judge] = {"lines": lines, "plots": drawn, "matrix": matrix}
+    return _page("leaderboard.html.j2", summary=summary, judges=judges)
 
 
 def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | None, **shown: Any) -> str:
@@ -173,6 +185,11 @@ def bounds(value: Interval | None, unit: str = "share", *, signed: bool = False)
         return ""
     show = share if unit == "share" else number
     return f"[{show(value.low, signed=signed)}, {show(value.high, signed=signed)}]"
+
+
+def _page(name: str, **about: Any) -> str:
+    # A model can emit half of a surrogate pair, which no file can hold.
+    return _template(name, autoescape=True).render(**about).encode("utf-8", "replace").decode("utf-8")
 
 
 def _template(name: str, **options: Any) -> Template:

@@ -107,7 +107,28 @@ def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
     axes.set_xlim(0, 1)
     delta, axes = _dots(names, [line.delta for line in judged])
     axes.axvline(0, color="black", linewidth=1)
-    return [_panel(win_rate, "win rate against the original"), _panel(delta, "Δ = win rate \N{MINUS SIGN} lose rate")]
+    return [
+        _panel(win_rate, f"win rate against {judged[0].baseline}"),
+        _panel(delta, "Δ = win rate \N{MINUS SIGN} lose rate"),
+    ]
+
+
+@matplotlib.rc_context(fname=_STYLE)
+def length_panel(systems: Sequence[SystemFigures]) -> Markup | None:
+    """The win rate of each system by its mean length, as it is and at equal lengths; None if no lengths are known."""
+    known = [line for line in systems if line.lengths is not None]
+    if not known:
+        return None
+    figure, axes = _figure(4.9, 3.4)
+    lengths = [line.lengths[0] for line in known if line.lengths]
+    raw = [line.alpaca.win_rate / 100 for line in known]
+    equal = [line.length_controlled.win_rate.estimate if line.length_controlled else np.nan for line in known]
+    axes.vlines(lengths, raw, equal, color="#b0b0b0", linewidth=1)
+    axes.plot(lengths, raw, "o", color=SERIES[0], markersize=4, label="as judged")
+    axes.plot(lengths, equal, "s", color=SERIES[1], markersize=4, label="at equal lengths")
+    axes.set_xlabel("mean length of an answer, characters")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return _panel(figure, "Win rate and length")
 
 
 @matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "margins"})

@@ -42,8 +42,8 @@ def print_report(report: Report) -> None:
         console.print(Text(line))
 
 
-def print_summary(summary: Summary) -> None:
-    """Print the tables of a summary that have something in them."""
+def print_summary(summary: Summary, *, differences: bool = True) -> None:
+    """Print the tables of a summary that have something in them; differences between systems only if asked for."""
     console, settings = make_console(), summary.settings
     drawn = f"rankings and agreement: {settings['resamples']:,} resamples, seed {settings['seed']}"
     level = f"{100 * settings['confidence']:g}% over items ({drawn})"
@@ -54,7 +54,9 @@ def print_summary(summary: Summary) -> None:
         echo(f"No verdict against {summary.baseline}: {', '.join(summary.unmatched)}.")
     for judge in dict.fromkeys(s.judge for s in summary.systems):
         _print_systems(console, summary, judge)
-    for judge in dict.fromkeys(d.judge for d in summary.differences):
+    if not differences:
+        echo(f"\n{len(summary.differences):,} differences between systems: --differences, --json and --html show them.")
+    for judge in dict.fromkeys(d.judge for d in summary.differences if differences):
         title = f"Between systems: one's Delta minus the other's, against {summary.baseline}, same items{_by(judge)}"
         headings = ["one", "other", "items", "difference", "better", "worse", "p", "sign p", "p Holm"]
         rows = []
