@@ -375,7 +375,7 @@ def test_the_page_of_a_leaderboard_is_whole_and_loads_nothing() -> None:
     assert html.count("<svg") == 3
     assert "<script" not in html
     assert "<b>" not in html
-    assert not re.search(r"src=|href="(?!#)|url\((?!#)|@import", html)
+    assert not re.search(r'src=|href="(?!#)|url\((?!#)|@import', html)
     # The strongest stands first, and the matrix has a cell for each two systems.
     order = [int(found) for found in re.findall(r'<tr><th scope="row">system (\d+)', html)]
     assert (
