@@ -103,7 +103,7 @@ def delta_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDENCE
     Returns:
         Fractions in [-1, 1], not percentages; all NaN when nothing was judged.
     """
-    return _interval([_by_item(rows, SIGNS)], -1.0, 1.0, confidence)
+    return ratio_interval([_by_item(rows, SIGNS)], -1.0, 1.0, confidence)
 
 
 def standard_error(rows: Iterable[VerdictRow]) -> float:
@@ -124,7 +124,7 @@ def win_rate_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDE
 
     The estimate is the share of wins in ``tally(rows)``.
     """
-    return _interval([_by_item(rows, {Verdict.WIN: 1.0})], 0.0, 1.0, confidence)
+    return ratio_interval([_by_item(rows, {Verdict.WIN: 1.0})], 0.0, 1.0, confidence)
 
 
 def paired_difference(
@@ -138,7 +138,7 @@ def paired_difference(
     """
     shared = outcomes_by_item(rows_a, SIGNS).keys() & outcomes_by_item(rows_b, SIGNS).keys()
     (a, n), (b, m) = (_by_item(rows, SIGNS, shared) for rows in (rows_a, rows_b))
-    return _interval([(a, n), (-b, m)], -2.0, 2.0, confidence)
+    return ratio_interval([(a, n), (-b, m)], -2.0, 2.0, confidence)
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
@@ -186,7 +186,7 @@ def _by_item(
     return sums, counts
 
 
-def _interval(parts: Sequence[tuple[Floats, Floats]], low: float, high: float, confidence: float) -> Interval:
+def ratio_interval(parts: Sequence[tuple[Floats, Floats]], low: float, high: float, confidence: float) -> Interval:
     """The sum of ratios with its interval; each part has the sums and the counts of the same items, shape (items,).
 
     Two items are added, whose outcomes are 1 and the lowest that one verdict can have. The error is that of the ratios
