@@ -166,6 +166,7 @@ def test_a_singular_fit_of_few_rows_has_a_reason(monkeypatch):
         ([row(n, float(n % 2), (30, 10)) for n in range(20)], "do not vary"),
         ([row(0, 1.0, (30, 10)), row(0, 0.0, (20, 10))], "do not vary"),
         ([row(0, 1.0, (30, 10)), row(1, 0.0, (20, 10))], "too few rows"),
+        ([row(n, float(n % 3 > 0), (10**6 + n % 2, 10)) for n in range(40)], "too many alike"),
     ],
 )
 def test_what_has_no_fit_says_why(rows, reason):

@@ -135,8 +135,9 @@ def length_controlled(
     if difficulty is not None:
         columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
     design = np.stack(columns, axis=1)
-    if len(design) <= len(columns):
-        return undefined("there are too few rows for the model")
+    # Where every answer is much longer, two columns say the same, and the condition number is huge.
+    if len(design) <= len(columns) or np.linalg.cond(design) > 1e6:
+        return undefined("there are too few rows for the model, or too many alike")
     groups = np.unique([row.item for row, _, _ in kept], return_inverse=True)[1]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", PerfectSeparationWarning)
