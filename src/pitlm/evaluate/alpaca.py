@@ -129,9 +129,7 @@ def length_controlled(
     items = len({row.item for row, _, _ in kept})
     if items < 2 or (gaps.any() and not standardised.any()):
         return undefined("the length differences do not vary")
-    columns = [np.ones(len(kept))]
-    if gaps.any():
-        columns.append(standardised)
+    columns = [np.ones(len(kept)), *([standardised] if gaps.any() else [])]
     if difficulty is not None:
         columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
     design = np.stack(columns, axis=1)
