@@ -39,7 +39,7 @@ def test_both_ways_to_count_by_hand():
     assert found.strict.estimate == pytest.approx(2 / 7)
     assert found.lenient.estimate == pytest.approx(4 / 7)
     # The longer answer, without the unparsable row: judged it won once and lost twice, labelled it won five times of six.
-    assert found.longer.estimate == pytest.approx((1 - 2) / 6 - (5 - 1) / 6)
+    assert found.longer.estimate == pytest.approx(((1 - 2) / 6 - (5 - 1) / 6) / 2)
 
 
 def test_labels_are_seen_from_the_rows_first_system_and_rows_without_one_are_left_out():

@@ -56,8 +56,11 @@ def test_criteria_and_perplexity_are_means_over_the_answers():
             PROMPTS,
             ANSWERS,
             len,
-            criteria=lambda texts: [{"short": float(len(text) < 4), "long": 0.0} for text in texts],
-            likelihoods=lambda texts: [likelihoods[text] for text in texts],
+            criteria={
+                name: [{"short": float(len(answer.text) < 4), "long": 0.0} for answer in own]
+                for name, own in ANSWERS.items()
+            },
+            likelihoods={name: [likelihoods[answer.text] for answer in own] for name, own in ANSWERS.items()},
         )
     )
     assert known[ORIGINAL].criteria == {"short": 0.25, "long": 0.0}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from pitlm.cli.options import PATH, check_output, force_option, json_option, section_options, write_figures
+from pitlm.cli.options import PATH, check_output, figures_options, section_options, write_figures
 from pitlm.io.visible import echo
 from pitlm.loop.calibration import Promise
 
@@ -31,8 +31,7 @@ from pitlm.loop.calibration import Promise
 @click.command()
 @click.option("--run", "run_folder", required=True, type=PATH, help="Folder of a finished run.")
 @section_options(Promise, into="promise")
-@json_option
-@force_option
+@figures_options
 def calibrate(run_folder: Path, promise: Promise, json_file: Path | None, force: bool) -> None:
     """Choose the margin of the loop, so that the loop makes at most a given share of answers worse.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pitlm.cli.options import PATH, check_output, columns_option, force_option, json_option, write_figures
+from pitlm.cli.options import PATH, check_output, columns_option, figures_options, write_figures
 from pitlm.core.errors import InputError
 from pitlm.io.visible import echo
 
@@ -58,8 +58,7 @@ def data() -> None:
 @click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="How many pairs to print.")
 @click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
 @click.option("--floor", is_flag=True, help="Also train a bag of words and show how many held-out pairs it gets right.")
-@json_option
-@force_option
+@figures_options
 def inspect(
     source: str,
     columns: dict[str, str] | None,

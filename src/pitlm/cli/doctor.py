@@ -21,14 +21,7 @@ import click
 from pydantic import Field
 
 from pitlm.cli.main import EXTRAS
-from pitlm.cli.options import (
-    check_output,
-    force_option,
-    json_option,
-    overrides_option,
-    section_options,
-    write_figures,
-)
+from pitlm.cli.options import check_output, figures_options, overrides_option, section_options, write_figures
 from pitlm.core.errors import InputError
 from pitlm.core.section import NonNegativeFloat, PositiveInt, Section
 from pitlm.io.visible import echo
@@ -61,8 +54,7 @@ class PlanSection(Section):
 @click.argument("recipe", required=False)
 @overrides_option
 @section_options(PlanSection, into="asked", types={"hardware": click.Choice(list(CARDS))})
-@json_option
-@force_option
+@figures_options
 def doctor(
     recipe: str | None, overrides: tuple[str, ...], asked: PlanSection, json_file: Path | None, force: bool
 ) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from pitlm.core.nouns import Answer, Prompt
 from pitlm.loop.baselines.baseline import ORIGINAL
 
-Measure = Callable[[list[str]], Sequence[Any]]
+Measures = Mapping[str, Sequence[Any]]
+"""One value for each answer of a system, by the system's name."""
 """The answers of one system -> for each answer one figure, or several."""
 
 
@@ -36,25 +37,26 @@ class AnswerFigures:
 
 
 def item_rows(
-    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int], **further: Measure
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[Answer]],
+    length: Callable[[str], int],
+    **further: Measures,
 ) -> list[dict[str, Any]]:
     """Each prompt with the answer of every system, and three counts of tokens for each: length, generated, read.
 
     Args:
-        further: further measures of a system's answers, by their keys in the row.
+        further: further measures of the answers of each system, by their keys in the row.
     """
-    texts = {name: [answer.text for answer in given] for name, given in answers.items()}
-    measured = {key: {name: measure(own) for name, own in texts.items()} for key, measure in further.items()}
     return [
         {
             "item": f"{item:05d}",
             "prompt": prompt.as_messages(),
-            "answers": {name: own[item] for name, own in texts.items()},
+            "answers": {name: own[item].text for name, own in answers.items()},
             "tokens": {
                 name: [length(given[item].text), given[item].generated_tokens, given[item].prompt_tokens]
                 for name, given in answers.items()
             },
-            **{key: {name: own[item] for name, own in systems.items()} for key, systems in measured.items()},
+            **{key: {name: own[item] for name, own in systems.items()} for key, systems in further.items()},
         }
         for item, prompt in enumerate(prompts)
     ]

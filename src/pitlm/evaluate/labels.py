@@ -25,8 +25,8 @@ class Accuracy:
         labelled: the number of these rows.
         strict: share of them whose verdict is the label: right in both orders, if the judge was asked in both.
         lenient: share as JudgeBench counts it (arXiv:2410.12784): a win in one order and a tie in the other is a win.
-        longer: how often the judge chose the longer answer less how often the labels did, by the items with a longer
-            answer, in [-2, 2] as a difference of two Deltas.
+        longer: share of the longer answers that the judge chose less the share that the labels chose, where the answers
+            differ in length; a tie is half a choice.
     """
 
     judge: str
@@ -83,7 +83,8 @@ def accuracies(rows: Iterable[VerdictRow], label: Label, *, confidence: float = 
         uneven = [(row, gold) for row, gold in own if row.lengths is not None and row.lengths[0] != row.lengths[1]]
         judged = [_longer(row, row.verdict) for row, _ in uneven]
         longer = paired_difference(judged, [_longer(row, gold) for row, gold in uneven], confidence=confidence)
-        found.append(Accuracy(judge, len(own), strict, lenient, longer))
+        half = Interval(longer.estimate / 2, longer.low / 2, longer.high / 2, confidence)
+        found.append(Accuracy(judge, len(own), strict, lenient, half))
     return found
 
 

@@ -92,7 +92,7 @@ def print_accuracies(found: Sequence[Accuracy], rows: int) -> None:
     title = (
         f"Against labels, of {rows:,} verdicts. Right in both orders; or as JudgeBench counts, a win and a tie is a win"
     )
-    headings = ("judge", "labelled", "right", "JudgeBench", "prefers longer than labels do")
+    headings = ("judge", "labelled", "right", "JudgeBench", "longer, less labels")
     rates = [(*(_range(rate, scale=100) for rate in (one.strict, one.lenient)), points(one.longer)) for one in found]
     table = [(one.judge or "-", f"{one.labelled:,}", *own) for one, own in zip(found, rates, strict=True)]
     _print(make_console(), title, headings, table)
@@ -228,7 +228,9 @@ def _shares(system: SystemFigures, *verdicts: str) -> list[str]:
 
 def _equal_lengths(system: SystemFigures) -> str:
     controlled = system.length_controlled
-    return "-" if controlled is None else controlled.reason or _range(controlled.win_rate, scale=100)
+    if controlled is None or controlled.reason:
+        return controlled.reason if controlled else "-"
+    return _range(controlled.win_rate, scale=100) + ("" if controlled.with_difficulty else " alone")
 
 
 def _number(value: float, form: str = ".1f") -> str:

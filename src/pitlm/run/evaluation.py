@@ -10,7 +10,7 @@ from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.data.folds import unique_prompts
 from pitlm.engines.generators import Improver, Policy
-from pitlm.evaluate.answer_figures import Measure, item_rows
+from pitlm.evaluate.answer_figures import Measures, item_rows
 from pitlm.evaluate.statistics import mean_interval, share
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
@@ -59,7 +59,8 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         agreement[judge.name] = {**share([verdict is Verdict.WIN for verdict in decided]), "pairs": len(asked)}
     write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
     tokenizer = context.tokenizer
-    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)), **_further(context, systems))
+    further = _further(context, systems, answers)
+    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)), **further)
     write_json_lines(folder / "items.jsonl", items)
     write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
     shutil.rmtree(folder / "systems")
@@ -131,14 +132,22 @@ def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[A
     ]
 
 
-def _further(context: Context, systems: Systems) -> dict[str, Measure]:
+def _further(context: Context, systems: Systems, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Measures]:
     """Further measures of every answer, if they exist: the criteria of the world, and the start model's likelihood."""
-    found: dict[str, Measure] = {}
+    texts = {name: [answer.text for answer in own] for name, own in answers.items()}
+    found: dict[str, Measures] = {}
     if (world := context.recipe.data.world) is not None:
-        criteria = KNOWN[world].criteria
-        found["criteria"] = lambda texts: [dict(criteria(x, y)) for x, y in zip(systems.prompts, texts, strict=True)]
+        found["criteria"] = {
+            name: [dict(KNOWN[world].criteria(*one)) for one in zip(systems.prompts, own, strict=True)]
+            for name, own in texts.items()
+        }
     if context.recipe.model.base is not None:
-        found["likelihoods"] = lambda texts: systems.start_model.likelihoods(systems.prompts, texts)
+        told = {}
+        with progress_bar("perplexity", len(texts)) as advance:
+            for name, own in texts.items():
+                told[name] = systems.start_model.likelihoods(systems.prompts, own)
+                advance(1)
+        found["likelihoods"] = told
     return found
 
 
