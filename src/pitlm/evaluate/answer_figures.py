@@ -37,15 +37,12 @@ class AnswerFigures:
 
 
 def item_rows(
-    prompts: Sequence[Prompt],
-    answers: Mapping[str, Sequence[Answer]],
-    length: Callable[[str], int],
-    **further: Measures,
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], length: Callable[[str], int], **more: Measures
 ) -> list[dict[str, Any]]:
     """Each prompt with the answer of every system, and three counts of tokens for each: length, generated, read.
 
     Args:
-        further: further measures of the answers of each system, by their keys in the row.
+        more: further measures of the answers of each system, by their keys in the row.
     """
     return [
         {
@@ -56,7 +53,7 @@ def item_rows(
                 name: [length(given[item].text), given[item].generated_tokens, given[item].prompt_tokens]
                 for name, given in answers.items()
             },
-            **{key: {name: own[item] for name, own in systems.items()} for key, systems in further.items()},
+            **{key: {name: own[item] for name, own in systems.items()} for key, systems in more.items()},
         }
         for item, prompt in enumerate(prompts)
     ]

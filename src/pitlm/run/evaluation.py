@@ -137,10 +137,8 @@ def _further(context: Context, systems: Systems, answers: Mapping[str, Sequence[
     texts = {name: [answer.text for answer in own] for name, own in answers.items()}
     found: dict[str, Measures] = {}
     if (world := context.recipe.data.world) is not None:
-        found["criteria"] = {
-            name: [dict(KNOWN[world].criteria(*one)) for one in zip(systems.prompts, own, strict=True)]
-            for name, own in texts.items()
-        }
+        criteria = KNOWN[world].criteria
+        found["criteria"] = {name: [*map(dict, map(criteria, systems.prompts, own))] for name, own in texts.items()}
     if context.recipe.model.base is not None:
         told = {}
         with progress_bar("perplexity", len(texts)) as advance:
