@@ -1,9 +1,9 @@
 """What the intervals and the win rates at equal lengths are worth: simulations in which the truth is known.
 
 The first table has the share of 95% intervals of Delta that hold the true Delta. With one verdict an item the share is
-exact, over all outcomes; with several it is simulated, and the verdicts of an item agree more than those of two items.
-The second table has the points between a system's rate at equal lengths and the truth, for systems whose length
-differences to the baseline are shared in part, and may go with the difficulty of the item.
+exact, over all outcomes; with several it is simulated, and verdicts on one item agree more than verdicts on two items.
+The second table has the mean distance in points from a system's rate at equal lengths to the truth. The systems share a
+part of their length differences to the baseline, which may correlate with the difficulty of the item.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def several(systems: int, items: int, shared: float, hard: float, seed: int) -> 
 
 
 def equal_lengths(systems: int, items: int, shared: float, hard: float, runs: int) -> dict[str, float]:
-    """Mean distance to the truth in points: as judged, alone, with our difficulties, with the true difficulties."""
+    """Mean distance to the truth in points: as judged, alone, with our difficulties, with the true ones.
+
+    Also the bias in points, and the share of intervals that hold the truth.
+    """
     off: dict[str, list[float]] = {"raw": [], "alone": [], "together": [], "true difficulties": []}
     covered = []
     for run in range(runs):

@@ -106,7 +106,7 @@ def test_labels_say_how_often_a_judge_is_right(verdicts: Path, tmp_path: Path):
     figures = json.loads((tmp_path / "f.json").read_text())["labels"]
     assert [one["judge"] for one in figures] == ["blue [b]", "red"]
     (tmp_path / "other.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "bb"}\n')
-    assert "found no label of any verdict" in str(run(verdicts, "--labels", tmp_path / "other.jsonl").exception)
+    assert "found no label for any verdict" in str(run(verdicts, "--labels", tmp_path / "other.jsonl").exception)
 
 
 def test_a_plan_needs_no_file():

@@ -166,7 +166,7 @@ def test_a_singular_fit_of_few_rows_has_a_reason(monkeypatch):
         ([row(n, float(n % 2), (30, 10)) for n in range(20)], "do not vary"),
         ([row(0, 1.0, (30, 10)), row(0, 0.0, (20, 10))], "do not vary"),
         ([row(0, 1.0, (30, 10)), row(1, 0.0, (20, 10))], "too few rows"),
-        ([row(n, float(n % 3 > 0), (10**6 + n % 2, 10)) for n in range(40)], "too many alike"),
+        ([row(n, float(n % 3 > 0), (10**6 + n % 2, 10)) for n in range(40)], "too much alike"),
     ],
 )
 def test_what_has_no_fit_says_why(rows, reason):
@@ -266,7 +266,7 @@ def test_a_system_alone_has_no_figure_where_equal_lengths_were_not_seen(sign):
     assert math.isnan(found.win_rate.estimate)
     assert found.reason == f"the answers are nearly always {'longer' if sign > 0 else 'shorter'}"
     assert length_controlled(rows, difficulty={r.item: 0.1 * (int(r.item) % 7) for r in rows}).win_rate.estimate > 0
-    assert length_controlled(simulated(25, 0.4, 1.0, seed=1)).reason == "25 items of one system alone are too few"
+    assert length_controlled(simulated(25, 0.4, 1.0, seed=1)).reason == "25 items are too few without other systems"
 
 
 def test_difficulty_goes_into_the_model():

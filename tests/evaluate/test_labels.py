@@ -49,7 +49,7 @@ def test_labels_are_seen_from_the_rows_first_system_and_rows_without_one_are_lef
     [turned] = accuracies([row.swap() for row in rows], lambda row: gold[row.item].swap() if row.item in gold else None)
     assert (found.labelled, found.strict.estimate) == (2, 1.0)
     assert (turned.strict, turned.lenient, turned.longer) == (found.strict, found.lenient, found.longer)
-    with pytest.raises(InputError, match="found no label of any verdict"):
+    with pytest.raises(InputError, match="found no label for any verdict"):
         accuracies(rows, lambda row: TIE)
 
 
@@ -92,6 +92,13 @@ def test_peoples_verdicts_are_labels_by_item_and_systems(tmp_path):
     assert label(VerdictRow("1", "a", "b", WIN)) is LOSS
     assert label(VerdictRow("1", "b", "a", WIN)) is WIN
     assert label(VerdictRow("2", "a", "b", WIN)) is None
+
+
+def test_people_who_contradict_one_another_give_no_label(tmp_path):
+    votes = [("1", WIN, "ann"), ("1", LOSS, "bob"), ("2", WIN, "ann"), ("2", WIN, "bob")]
+    label = read_labels(written(tmp_path, *(VerdictRow(i, "a", "b", v, judge=j).as_dict() for i, v, j in votes)))
+    assert label(VerdictRow("1", "b", "a", WIN)) is None
+    assert label(VerdictRow("2", "b", "a", WIN)) is LOSS
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not there")

@@ -104,7 +104,7 @@ def test_as_dict_is_plain_json(summary: Summary):
         "confidence": 0.95,
         "seed": 0,
         "wanted_delta": 0.1,
-        "elo": "mean of orders",
+        "timed": {"j": False, "k": False},
     }
 
 

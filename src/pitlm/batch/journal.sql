@@ -1,5 +1,5 @@
--- Opens the journal of a job for one process. With an exclusive lock SQLite needs no shared memory. So the journal works
--- on network file systems that have locks.
+-- Opens the journal of a job for one process. With an exclusive lock SQLite needs no shared memory.
+-- So the journal works on network file systems that have locks.
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;

@@ -50,12 +50,12 @@ class EvaluateSection(Section):
     Attributes:
         plan: say how many items show a Delta of this many points; needs no SOURCE.
         baseline: system to compare with; default: the one that is compared with the most others.
-        labels: say how often each judge agrees with these.
+        labels: say how often each judge agrees with the labels in this file.
         rank: also show rankings of fewer than three systems.
         differences: print the differences between more than 10 systems, too.
-        html: Also write one page to this file: leaderboard, plots, every difference.
-        alpaca: Also write the verdicts to this file, as AlpacaEval annotations.
-        resamples: number of draws of each bootstrap.
+        html: also write one page to this file: leaderboard, plots, every difference.
+        alpaca: also write the verdicts to this file, as AlpacaEval annotations.
+        resamples: number of draws of each bootstrap; Elo's has 500.
         confidence: confidence of each interval.
         seed: seed of all resampling.
     """
@@ -114,7 +114,7 @@ def evaluate(
     rows = [annotation.row for annotation in annotations]
     how = asked.model_dump(include={"baseline", "rank", "resamples", "confidence", "seed"})
     summary = summarise(rows, answered=known, wanted=wanted, **how)
-    print_summary(summary, differences=asked.differences or len(summary.systems) <= MANY)
+    print_summary(summary, differences=asked.differences or len({s.system for s in summary.systems}) <= MANY)
     right = accuracies(rows, read_labels(asked.labels), confidence=asked.confidence) if asked.labels else []
     print_accuracies(right, len(rows))
     write_figures(json_file, {**summary.as_dict(), "labels": [asdict(one) for one in right]})

@@ -79,7 +79,7 @@ def improve(
 
     if file is not None and output is not None and failed_path(output).resolve() == file.resolve():
         raise InputError(f"{file}: found the file that failed rows go to, expected another -o")
-    if output is not None and not output.with_name(f"{output.name}.partial").exists():  # a job that goes on has its own
+    if output is not None and not output.with_name(f"{output.name}.partial").exists():  # else a job goes on
         check_output(failed_path(output), force, "the rows that fail")
     if file is not None:
         next(read_items(file))  # a fault of the whole file shows before anything starts

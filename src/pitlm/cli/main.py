@@ -76,7 +76,7 @@ KNOWN_WORDS = {
     "PytorchStreamWriter failed": _CUT,
     "Symlink loop": os.strerror(errno.ELOOP),
 }
-"""Words in the errors of torch, safetensors and pathlib, which lack the number of the system's error."""
+"""Words in errors of torch, safetensors and pathlib that have no errno, and the message for each."""
 
 _MODULES = {
     "train": "torch trl transformers accelerate datasets peft tokenizers gguf tensorboard safetensors huggingface_hub",
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a verb as Ctrl-C does, with its message
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # the shell's >&- leaves none
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # with >&- in the shell there is no stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows only ASCII is no reason to fail

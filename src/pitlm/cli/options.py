@@ -81,7 +81,7 @@ def json_object(value: str) -> dict[str, Any]:
         if isinstance(found := json.loads(value), dict):
             json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # no server reads NaN or half a character
             return found
-    raise click.BadParameter(f"found {value!r}, expected a JSON object")
+    raise click.BadParameter(f"found {value!r}, expected a JSON object of finite numbers and valid Unicode")
 
 
 def section_options(

@@ -68,7 +68,7 @@ def refuse_device(path: object) -> None:
 
 @contextmanager
 def loading(path: object, name: str) -> Iterator[None]:
-    """In this block ``name`` (such as "model card") is read from ``path``. Its errors become InputErrors with both.
+    """In this block ``name`` (such as "model card") is made from ``path``. Its errors become InputErrors with both.
 
     Every kind of error but MemoryError, because libraries raise any kind when they read a damaged file.
     """

@@ -25,7 +25,7 @@ Advance = Callable[[float], None]
 
 
 HALF = "half a character (a lone surrogate)"
-"""A string that :func:`is_unicode` refuses, in the words of a message."""
+"""How messages call the fault of a string that :func:`is_unicode` refuses."""
 
 
 def is_unicode(text: str) -> bool:
@@ -48,7 +48,8 @@ class Message:
             number: place of the message in its conversation, from 1, for the error.
 
         Raises:
-            ConversationError: something else, an unknown role, content that is no text, or something beside the text.
+            ConversationError: something else, an unknown role, content that is no text or no valid
+                Unicode, or something beside the text.
         """
         if isinstance(value, Message):
             return value

@@ -4,9 +4,9 @@
 - a list of answers with ranks or scores (Nectar, UltraFeedback): all pairs of different rank;
 - single answers with a thumb up or down (KTO): all pairs of an answer with a thumb up and one with a thumb down.
 
-If a prompt has more than ``MOST_PAIRS`` such pairs, fewer are taken, so that many answers do not fill the memory: each
-answer of a list with the answer half a list below it, or each answer of the more frequent label once, with the answers
-of the other label in turn.
+If a prompt or a list has more than ``MOST_PAIRS`` such pairs, fewer are taken, so that they do not fill the memory.
+Each answer of the upper half of a list is paired with the one half a list below it. Each answer of the more frequent
+label is used once, with the answers of the other label in turn.
 
 Messages may be objects, or text that JSON, Python or numpy made of them.
 """
@@ -25,6 +25,7 @@ ASKED = ("prompt", "instruction", "conversations", "history", "question", "input
 """Fields that may have the prompt of a pair; ``history`` is SHP's, ``question`` JudgeBench's, ``input`` LLMBar's."""
 
 MOST_PAIRS = 1000
+"""Up to this number all pairs of a prompt or a list are taken."""
 
 Row = Mapping[str, Any]
 
@@ -58,11 +59,9 @@ _TEXTS = ("answer", "response", "text", "content")
 _RANKS = {"rank": -1, "score": 1, "overall_score": 1, "rating": 1}
 """Fields that order a list of answers, and the sign of better: the lowest rank is the best, and the highest score."""
 _SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
-)
+)  # fmt: skip
 _THUMBS = {"true": True, "1": True, "false": False, "0": False}
 
 

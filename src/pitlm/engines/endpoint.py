@@ -135,7 +135,7 @@ class ChatEndpoint:
         import openai  # takes a second
 
         how: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
-        with loading(self.base_url, "connection"):  # a proxy that the environment names may be impossible
+        with loading(self.base_url or "OpenAI", "connection"):  # the environment may name a proxy of an unknown kind
             return openai.OpenAI(api_key=self.key or "none", base_url=self.base_url, **how)
 
     def ask(self, conversation: AnyPrompt, *, attempt: int = 0, **sampling: Any) -> Completion:

@@ -71,7 +71,7 @@ class Agreement:
 
 
 def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list[PositionBias]:
-    """One entry for each judge that was asked in both orders, sorted by name; intervals resample items (ours)."""
+    """One entry for each judge that was asked in both orders, sorted by name; intervals are over items (ours)."""
     asked: dict[str, list[tuple[str, Verdict, Verdict]]] = {}
     for row in rows:
         # The last parsable reply in each order counts: an earlier one was asked again.

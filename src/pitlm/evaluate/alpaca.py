@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import special, stats
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import diags, hstack, vstack
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import OneHotEncoder
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
@@ -20,11 +21,11 @@ from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.statistics import CONFIDENCE, Floats, Interval
 
 MIN_SYSTEMS = 3
-"""The fewest systems that show which items are hard."""
+"""Items have a difficulty only if at least this many systems have rows with lengths."""
 SPREAD, WIDE = 1.5, 10.0
 """Standard deviations of the normal priors, in log-odds: of an item's effect, and of all other effects."""
 ALONE_ITEMS, ALONE_SHARE = 30, 0.05
-"""A system alone has no figure with fewer items, or if a smaller share of its answers is longer, or shorter."""
+"""Without difficulties a figure needs this many items, and this share of answers that are longer, and shorter."""
 
 _SEPARATED = 15.0
 """A coefficient beyond this is a fit that runs away: odds of three million to one."""
@@ -113,8 +114,8 @@ def length_controlled(
       by the delta method, on the scale of log-odds. It takes the length differences' standard deviation as known.
 
     Returns:
-        None if no judged row has lengths. A system alone, without difficulties, has no figure if its items are few or
-        its answers nearly always longer, or shorter: equal lengths then lie outside of what was seen.
+        None if no judged row has lengths. Without difficulties there is no figure if the items are few, or the answers
+        nearly always longer, or shorter: equal lengths then lie outside of what was seen.
     """
     kept = _usable(rows)
     if not kept:
@@ -133,9 +134,9 @@ def length_controlled(
     if difficulty is not None:
         columns.append(np.array([difficulty[row.item] for row, _, _ in kept]))
     design = np.stack(columns, axis=1)
-    # Where every answer is much longer, two columns say the same, and the condition number is huge.
+    # Where every answer is much longer, the column of lengths is nearly constant, as the first one is.
     if len(design) <= len(columns) or np.linalg.cond(design) > 1e6:
-        return undefined("there are too few rows for the model, or too many alike")
+        return undefined("there are too few rows for the model, or rows too much alike")
     groups = np.unique([row.item for row, _, _ in kept], return_inverse=True)[1]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", PerfectSeparationWarning)
@@ -146,7 +147,7 @@ def length_controlled(
     if not np.isfinite(fit.params).all() or np.abs(fit.params).max() > _SEPARATED:
         return undefined("wins and losses are separated, so the model has no finite fit")
     if difficulty is None and items < ALONE_ITEMS:
-        return undefined(f"{items} items of one system alone are too few")
+        return undefined(f"{items} items are too few without other systems")
     if difficulty is None and gaps.any() and min((gaps >= 0).mean(), (gaps <= 0).mean()) < ALONE_SHARE:
         return undefined(f"the answers are nearly always {'longer' if gaps.mean() > 0 else 'shorter'}")
     if gaps.any():
@@ -156,22 +157,23 @@ def length_controlled(
 
 
 def item_difficulty(against: Mapping[str, Sequence[VerdictRow]]) -> dict[str, dict[str, float]]:
-    """For each system the difficulty of each item for the other systems, in log-odds, without the effect of length.
+    """How much each item favours the other systems over the baseline, in log-odds, without the effect of length.
 
     One logistic regression of all systems has a constant for each system, the length difference (as in
     :func:`length_controlled`), the mean of the item's length differences, and an effect for each item with a normal
     prior (ridge). For each system it is fitted without the system's own rows, which must not predict themselves. The
-    mean of the item's length differences (Mundlak, 1978) keeps apart two effects that the item shares with all systems:
-    that the baseline's answer is long, and that the item is hard. Ours; AlpacaEval has fixed numbers for its 805 items.
+    mean of the item's length differences (Mundlak, 1978) keeps apart two effects of an item that all systems share: its
+    answer of the baseline is long, and it is hard for them. Ours; AlpacaEval has fixed numbers for its 805 items.
 
     Args:
-        against: the rows of each system against one baseline, seen from the system; those without lengths are left out.
+        against: the rows of each system against one baseline, seen from the system. Unparsable rows and rows without
+            lengths are left out.
 
     Returns:
-        Empty with fewer than ``MIN_SYSTEMS`` systems, or if all outcomes are equal.
+        By system and item; lower is harder. Empty with fewer than ``MIN_SYSTEMS`` systems that have such rows, or if
+        all outcomes are equal.
     """
-    known = {name: _usable(rows) for name, rows in against.items()}
-    known = {name: own for name, own in known.items() if own}
+    known = {name: own for name, rows in against.items() if (own := _usable(rows))}
     outcomes = np.array([p for own in known.values() for _, p, _ in own])
     if len(known) < MIN_SYSTEMS or outcomes.min() == outcomes.max():
         return {}
@@ -179,12 +181,9 @@ def item_difficulty(against: Mapping[str, Sequence[VerdictRow]]) -> dict[str, di
     system = np.repeat(np.arange(len(known)), [len(own) for own in known.values()])
     items, item = np.unique([row.item for own in known.values() for row, _, _ in own], return_inverse=True)
     shared = np.bincount(item, lengths) / np.bincount(item)
-    rows, several = np.arange(len(item)), len(known)
-    columns = (system, several, several + 1, several + 2 + item)
-    values = (WIDE, WIDE * lengths, WIDE * shared[item], SPREAD)
-    places = np.concatenate([np.broadcast_to(column, len(item)) for column in columns])
-    filled = np.concatenate([np.broadcast_to(value, len(item)) for value in values])
-    design = csr_matrix((filled, (np.tile(rows, len(columns)), places)), shape=(len(item), several + 2 + len(items)))
+    names = OneHotEncoder().fit_transform(np.stack([system, item], axis=1))  # columns of systems, then of items
+    spreads = np.repeat([WIDE, SPREAD, WIDE], [len(known), len(items), 2])
+    design = hstack([names, np.stack([lengths, shared[item]], axis=1)]) @ diags(spreads)
     # Each row once as a win and once as a loss, weighted, because scikit-learn takes no share of a win.
     twice, won = vstack([design, design]), np.repeat([1, 0], len(item))
     model = LogisticRegression(fit_intercept=False, solver="newton-cg", warm_start=True, max_iter=1000)
@@ -192,8 +191,9 @@ def item_difficulty(against: Mapping[str, Sequence[VerdictRow]]) -> dict[str, di
     for number, name in enumerate(known):
         others = system != number
         model.fit(twice, won, sample_weight=np.concatenate([outcomes * others, (1 - outcomes) * others]))
-        effects = WIDE * model.coef_[0, several + 1] * shared + SPREAD * model.coef_[0, several + 2 :]
-        found[name] = dict(zip(items.tolist(), effects.tolist(), strict=True))
+        effects = spreads * model.coef_[0]
+        easy = effects[len(known) : -2] + effects[-1] * shared
+        found[name] = dict(zip(items.tolist(), easy.tolist(), strict=True))
     return found
 
 
@@ -206,8 +206,7 @@ def _standardised(rows: Sequence[tuple[VerdictRow, float, tuple[int, int]]]) -> 
     """tanh of each length difference divided by the standard deviation of the differences; 0 if these do not vary."""
     gaps = np.array([first - second for _, _, (first, second) in rows], dtype=np.float64)
     spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
-    standardised: Floats = np.tanh(gaps / spread) if spread else np.zeros(len(gaps))
-    return standardised
+    return np.asarray(np.tanh(gaps / spread) if spread else np.zeros(len(gaps)), dtype=np.float64)
 
 
 def _mean_prediction(design: Floats, params: Floats, covariance: Floats, confidence: float) -> Interval:

@@ -12,7 +12,6 @@ from pitlm.loop.baselines.baseline import ORIGINAL
 
 Measures = Mapping[str, Sequence[Any]]
 """One value for each answer of a system, by the system's name."""
-"""The answers of one system -> for each answer one figure, or several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Verdict, VerdictRow
@@ -19,12 +20,14 @@ Label = Callable[[VerdictRow], Verdict | None]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """One judge on the rows that have a label for one side. An unparsable verdict is never right.
+    """One judge on the rows that have a label for one side.
 
     Attributes:
         labelled: the number of these rows.
-        strict: share of them whose verdict is the label: right in both orders, if the judge was asked in both.
+        strict: share of them whose verdict is the label: right in both orders, if the judge was asked in both. An
+            unparsable verdict is not right.
         lenient: share as JudgeBench counts it (arXiv:2410.12784): a win in one order and a tie in the other is a win.
+            An order that cannot be parsed counts as a tie.
         longer: share of the longer answers that the judge chose less the share that the labels chose, where the answers
             differ in length; a tie is half a choice.
     """
@@ -41,25 +44,33 @@ def read_labels(source: Path) -> Label:
 
     A verdict row belongs to the label of the same item and systems. A preference has no systems: it belongs to the row
     whose item is its ``id`` or the key of its prompt, and whose answers have the lengths of its answers. Labels that
-    contradict one another, or that two answers of one length share, are no labels; rows that cannot be read have none.
+    contradict one another are none, and neither are preferences whose answers are equally long or that cannot be read.
 
     Raises:
         InputError: nothing readable there.
     """
     first = next((raw.raw for raw in read_rows(source)), None)
     if isinstance(first, Mapping) and "verdict" in first:
-        own = [annotation.row for annotation in read_verdicts([source])]
-        told = {(row.item, row.first, row.second): row.verdict for row in (*own, *(row.swap() for row in own))}
-        return lambda row: told.get((row.item, row.first, row.second))
+        rows = [row for found in read_verdicts([source]) for row in (found.row, found.row.swap())]
+        by_systems = _agreed(((row.item, row.first, row.second), row.verdict) for row in rows)
+        return lambda row: by_systems.get((row.item, row.first, row.second))
     loaded = load_preferences(source, skip_invalid=True)
-    known: dict[tuple[str, tuple[int, int] | None], Verdict | None] = {}
-    for pair, (_, name) in zip(loaded.preferences, loaded.origins, strict=True):
-        lengths = (len(pair.chosen), len(pair.rejected))
-        for item in {pair.prompt.key, name} - {None}:
-            for sides, verdict in ((lengths, WIN), (lengths[::-1], LOSS)):
-                key = (str(item), sides)
-                known[key] = verdict if known.get(key, verdict) is verdict else None
-    return lambda row: known.get((row.item.partition("#")[0], row.lengths))
+    by_lengths = _agreed(
+        ((item, sides), verdict)
+        for pair, (_, name) in zip(loaded.preferences, loaded.origins, strict=True)
+        for lengths in [(len(pair.chosen), len(pair.rejected))]
+        for item in {pair.prompt.key, name}
+        for sides, verdict in ((lengths, WIN), (lengths[::-1], LOSS))
+    )
+    return lambda row: by_lengths.get((row.item.partition("#")[0], row.lengths))
+
+
+def _agreed(told: Iterable[tuple[Any, Verdict]]) -> dict[Any, Verdict | None]:
+    """The verdict of each key; None where two verdicts contradict."""
+    known: dict[Any, Verdict | None] = {}
+    for key, verdict in told:
+        known[key] = verdict if known.get(key, verdict) is verdict else None
+    return known
 
 
 def accuracies(rows: Iterable[VerdictRow], label: Label, *, confidence: float = CONFIDENCE) -> list[Accuracy]:
@@ -73,7 +84,7 @@ def accuracies(rows: Iterable[VerdictRow], label: Label, *, confidence: float = 
         if (gold := label(row)) in (WIN, LOSS):
             labelled.setdefault(row.judge, []).append((row, gold))
     if not labelled:
-        raise InputError("--labels: found no label of any verdict, expected preferences with its prompt and answers")
+        raise InputError("--labels: found no label for any verdict, expected labels for the same prompts and answers")
     found = []
     for judge, own in sorted(labelled.items()):
         strict, lenient = (

@@ -89,8 +89,9 @@ def elo(
 
     Elo depends on the order and on K (``ELO_STEP``), and has not settled after few rows. If every row has a time, the
     order is that of the times. Else the estimate is the mean over ``shuffles`` random orders. Each bound is a
-    percentile over as many resamples of items, each in the order of the times or in an order of its own. Prefer
-    :func:`bradley_terry`, which depends neither on the order nor on K; Elo is here because people ask for it.
+    percentile over ``shuffles`` resamples of items, in the order of the times or each in a random order. Rows of one
+    item and pair are one game, at the time of the first. Prefer :func:`bradley_terry`, which depends neither on the
+    order nor on K; Elo is here because people ask for it.
     """
     rows = list(rows)
     items, cells, names, counts_ICO = _table(rows)

@@ -20,9 +20,9 @@ from pitlm.evaluate.statistics import SIGNS, outcomes_by_item
 ALPHA = 0.05
 POWER = 0.8
 TEETH = 24
-"""Items over which the power of the exact test may fall again; a tooth has at most two decisive items."""
+"""How far above the first hit to search, in items: the power rises in teeth of about two decisive items."""
 GRID = 840
-"""Largest common denominator of the items' values, for which a test of many items is still quick."""
+"""Above this common denominator values are rounded to 1 / this, so that a test of many items is quick."""
 LEAST = 1e-15
 """The smallest p: the rounding of the transform hides smaller ones."""
 
@@ -34,7 +34,8 @@ class PairedTest:
     Attributes:
         items: with a judged row (in both systems, if two are compared).
         better: items with a positive value; ``worse`` those with a negative one. The others are even.
-        p: two-sided and exact, over all ways to flip the signs of items: a test of the mean, that is of Delta.
+        p: two-sided and exact (with very uneven rows an upper bound), over all ways to flip the signs of items: a test
+            of the mean, that is of Delta.
         sign_p: two-sided and exact, of ``better`` against ``worse`` alone: the sign test, which with one verdict per
             item is McNemar's exact test.
     """
@@ -69,22 +70,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def power(items: int, delta: float, *, tie_rate: float) -> float:
     """The probability that the exact test at level ``ALPHA`` finds a true Delta, with one verdict per item.
 
-    With one verdict an item, :func:`delta_test` is the exact test of wins against losses among m decisive items. Exact:
-    m and the wins are binomial.
+    With one verdict an item, :func:`delta_test` is the exact test of wins against losses among m decisive items. The
+    result is exact up to 1e-9, because m and the wins are binomial.
     """
     decisive = 1 - tie_rate
     won = min(1.0, (1 + abs(delta) / decisive) / 2)
     low, high = stats.binom.interval(1 - 1e-9, items, decisive)
     m = np.arange(max(0, low), high + 1)
-    fewest = stats.binom.ppf(ALPHA / 2, m, 0.5) - 1  # the most wins, and the most losses, that are found too few
-    found = stats.binom.cdf(fewest, m, won) + stats.binom.cdf(fewest, m, 1 - won)
+    most = stats.binom.ppf(ALPHA / 2, m, 0.5) - 1  # the test is significant if wins, or losses, are at most this
+    found = stats.binom.cdf(most, m, won) + stats.binom.cdf(most, m, 1 - won)
     return float((stats.binom.pmf(m, items, decisive) * found).sum())
 
 
 def items_needed(delta: float, *, tie_rate: float) -> int | None:
-    """Items for which the exact test at level ``ALPHA`` finds a true Delta with probability ``POWER``, and so on.
+    """The smallest number of items from which on the exact test at level ``ALPHA`` has the power ``POWER``.
 
-    The power of an exact test goes up in teeth: this many items and any larger number have that power.
+    The power of an exact test does not rise steadily, but this number and every larger one have at least that power.
 
     Args:
         delta: a fraction, of either sign.
@@ -99,11 +100,8 @@ def items_needed(delta: float, *, tie_rate: float) -> int | None:
     while power(enough, delta, tie_rate=tie_rate) < POWER:
         enough *= 2
     low = bisect.bisect_left(range(enough), POWER, key=lambda items: power(max(1, items), delta, tie_rate=tie_rate))
-    return next(
-        items + 1
-        for items in range(low + TEETH, -1, -1)
-        if items == 0 or power(items, delta, tie_rate=tie_rate) < POWER
-    )
+    short = (items for items in range(low + TEETH, 0, -1) if power(items, delta, tie_rate=tie_rate) < POWER)
+    return next(short, 0) + 1
 
 
 def detectable_delta(items: int, *, tie_rate: float) -> float:
@@ -130,8 +128,8 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
     cos(m_1 t) cos(m_2 t) ..., and the fast Fourier transform turns this function into probabilities (to about 1e-15,
     so no p is below that). scipy would enumerate the assignments, or sample them.
 
-    Items with different numbers of rows have many denominators. Then the values are rounded to 1 / ``GRID``, and all
-    sums count that rounding may have brought below the observed one. So p is a little too large, never too small.
+    Items with different numbers of rows have many denominators. Then the values are rounded to 1 / ``GRID``, and p
+    also counts sums that rounding may have brought below the observed one. So p is a little too large, never too small.
     """
     if not values:
         return PairedTest(0, 0, 0, math.nan, math.nan)

@@ -1,7 +1,7 @@
 """Statistics over verdict rows: pure functions, no files, no models.
 
 The figure of merit is the paper's: Delta = win rate - lose rate (paper, Section Evaluation). The paper reports no
-intervals; ours count items, so that several rows of one item never count as independent evidence.
+intervals; ours are over items, so that several rows of one item never count as independent evidence.
 
 Rates are fractions of the *judged* rows: wins, ties, losses and inconsistent verdicts. A reply that could not be parsed
 is no evidence at all: numerator and denominator leave it out, and it is counted apart.
@@ -96,9 +96,9 @@ def rows_for(rows: Iterable[VerdictRow], first: str, second: str) -> list[Verdic
 def delta_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDENCE) -> Interval:
     """Delta with its interval over items: Bonett and Price's (2012), made to hold for several rows an item (ours).
 
-    The estimate is the win rate less the lose rate. For the interval one item that is won and one that is lost are
-    added, and all rows of an item count as one observation of a ratio of sums (Student's t). So the interval has a
-    width where every item was won: 50 wins of 50 give [+88.4, +100.0] points.
+    The estimate is the win rate less the lose rate. For the interval a won item and a lost item are added. The error is
+    that of a ratio of sums over items, with Student's t. So the interval has a width where every item was won: 50 wins
+    of 50 give [+88.4, +100.0] points.
 
     Returns:
         Fractions in [-1, 1], not percentages; all NaN when nothing was judged.
@@ -120,7 +120,7 @@ def standard_error(rows: Iterable[VerdictRow]) -> float:
 
 
 def win_rate_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDENCE) -> Interval:
-    """The win rate with its interval over items, made as that of :func:`delta_interval` is.
+    """The win rate with its interval over items, made as in :func:`delta_interval`.
 
     The estimate is the share of wins in ``tally(rows)``.
     """
@@ -133,8 +133,8 @@ def paired_difference(
     """Delta(A against the original) minus Delta(B against the original), over the same items (ours).
 
     What makes an item easy or hard for both systems cancels. An item on which A or B has no judged row is left out for
-    both: otherwise the two Deltas would be about different items. The interval is made as that of
-    :func:`delta_interval` is, with one more item in favour of A and one in favour of B.
+    both: otherwise the two Deltas would be about different items. The interval is made as in
+    :func:`delta_interval`, with one more item in favour of A and one in favour of B.
     """
     shared = outcomes_by_item(rows_a, SIGNS).keys() & outcomes_by_item(rows_b, SIGNS).keys()
     (a, n), (b, m) = (_by_item(rows, SIGNS, shared) for rows in (rows_a, rows_b))
@@ -177,8 +177,8 @@ def _by_item(
 ) -> tuple[Floats, Floats]:
     """:func:`outcomes_by_item` of the items to keep as two arrays of shape (items,).
 
-    Items come in sorted order, so that neither the order of the rows nor that of two systems' files can change a seeded
-    interval.
+    Items come in sorted order, so that neither the order of the rows nor that of two systems' files can change the
+    last digit of an interval.
     """
     found = outcomes_by_item(rows, outcome)
     pairs = [found[item] for item in sorted(found if keep is None else keep)]
@@ -189,8 +189,8 @@ def _by_item(
 def ratio_interval(parts: Sequence[tuple[Floats, Floats]], low: float, high: float, confidence: float) -> Interval:
     """The sum of ratios with its interval; each part has the sums and the counts of the same items, shape (items,).
 
-    Two items are added, whose outcomes are 1 and the lowest that one verdict can have. The error is that of the ratios
-    by linearisation.
+    Two items are added: in the first part their outcomes are 1 and max(``low``, -1), in the second 0. The error is that
+    of the ratios by linearisation. ``low`` and ``high`` bound the interval. All NaN without items.
     """
     items = len(parts[0][0])
     if items == 0:

@@ -220,7 +220,7 @@ def summarise(
 
     Args:
         baseline: the system that the others are held against; by default the one that is compared with the most
-            others, and of several such systems the most usual second one.
+            others, and among equals the one that is second most often.
         answered: figures of the answers of a run's systems, the baseline among them, in the order of the tables.
         rank: True ranks any number of systems, False ``RANKED`` or more, None none.
         wanted: a Delta in (0, 1], for ``items_needed``.
@@ -251,7 +251,7 @@ def summarise(
     usable = {j: [row for row in own if row.verdict is not Verdict.UNPARSABLE] for j, own in by_judge.items()}
     ranked = [j for j, own in usable.items() if rank or (rank is not None and len(systems_of(own)) >= RANKED)]
     made = {name: find_part(GROUP, STATISTICS, name)(rows, **how) for name in part_names(GROUP, STATISTICS)}
-    order = "by time" if all(row.time is not None for row in rows) else "mean of orders"
+    timed = {judge: all(row.time is not None for row in own) for judge, own in by_judge.items()}
     return Summary(
         baseline=baseline,
         items=len({row.item for row in rows}),
@@ -265,12 +265,12 @@ def summarise(
         position=made.pop("position"),
         agreement=made.pop("agreement"),
         added=made,
-        settings={**how, "wanted_delta": wanted, "elo": order},
+        settings={**how, "wanted_delta": wanted, "timed": timed},
     )
 
 
 def most_compared(rows: Iterable[VerdictRow]) -> str:
-    """The system that is compared with the most others; of several such systems the most usual second one."""
+    """The system that is compared with the most others; among equals the one that is second most often."""
     pairs, seconds = {frozenset((row.first, row.second)) for row in rows}, Counter(row.second for row in rows)
     others = Counter(name for pair in pairs for name in pair)
     return max(sorted(others), key=lambda name: (others[name], seconds[name]))

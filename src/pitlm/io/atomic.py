@@ -86,7 +86,7 @@ def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Any] = dict) ->
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder, which replaces ``path`` when the block ends without an error.
 
-    When the block raises, ``path`` stays as it was.
+    When the block raises, ``path`` stays as it was. If two processes write it at once, one of the new folders stays.
 
     Raises:
         OSError: the folder above cannot be written to, or the disk is full.
@@ -103,7 +103,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         if earlier.exists() and not path.exists():
             earlier.rename(path)
-        for left in (made, earlier):  # the earlier one is left if another process has put a folder in its place
+        for left in (made, earlier):  # `earlier` is still there only if another process put a folder at `path`
             shutil.rmtree(left, ignore_errors=True)
         raise
     shutil.rmtree(earlier, ignore_errors=True)

@@ -128,7 +128,7 @@ class Systems:
         return {name: [held_to(trace, self.tokens) for trace in own] for name, own in given.items()}
 
     def kept(self, name: str, make: Callable[[], list[Trace]]) -> list[Trace]:
-        """The traces that the folder has under this name, else those that ``make`` makes, which the folder then has."""
+        """The traces that the folder has under this name; if it has none, ``make`` makes them, and they are stored."""
         if self.folder is None:
             return make()
         path = self.folder / f"{quote(name, safe=' ,')}.jsonl"

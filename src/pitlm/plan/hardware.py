@@ -72,7 +72,7 @@ class Hardware:
 
 
 PUBLISHED = yaml.safe_load(files("pitlm.plan").joinpath("published.yaml").read_text("utf-8"))
-"""The data sheets of cards, and the sizes of models."""
+"""Data sheets of cards, sizes of models, and the keys of these sizes in configurations."""
 CARDS: Mapping[str, Mapping[str, float]] = PUBLISHED["cards"]
 """Data sheets: bytes of memory, bytes per second, and dense FLOP per second in each type."""
 

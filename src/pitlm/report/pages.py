@@ -83,7 +83,7 @@ def render(report: Report) -> str:
 
 
 def leaderboard_page(summary: Summary) -> str:
-    """Everything that verdicts say about systems as HTML, without a script; the strongest system stands first."""
+    """The leaderboard of a summary as HTML without a script, the highest Delta first."""
     judges = {}
     for judge in dict.fromkeys(line.judge for line in summary.systems):
         lines = sorted((line for line in summary.by(judge) if line.tally.judged), key=lambda line: -line.delta.estimate)

@@ -43,7 +43,7 @@ def print_report(report: Report) -> None:
 
 
 def print_summary(summary: Summary, *, differences: bool = True) -> None:
-    """Print the tables of a summary that have something in them; differences between systems only if asked for."""
+    """Print the tables of a summary that have something in them. ``differences`` prints those between systems, too."""
     console, settings = make_console(), summary.settings
     drawn = f"rankings and agreement: {settings['resamples']:,} resamples, seed {settings['seed']}"
     level = f"{100 * settings['confidence']:g}% over items ({drawn})"
@@ -51,7 +51,7 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
     if summary.itself:
         echo(f"{summary.itself:,} verdicts compare a system with itself and are left out.")
     if summary.unmatched:
-        echo(f"No verdict against {summary.baseline}: {', '.join(summary.unmatched)}.")
+        echo(f"These systems have no verdict against {summary.baseline}: {', '.join(summary.unmatched)}.")
     for judge in dict.fromkeys(s.judge for s in summary.systems):
         _print_systems(console, summary, judge)
     if not differences:
@@ -68,7 +68,12 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
         first = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
         title, elo = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{first})", summary.elo[judge]
         rows = [(name, _range(own, ".2f"), _range(elo[name], ".0f")) for name, own in ranking.strengths.items()]
-        _print(console, title, ("system", "Bradley-Terry", f"Elo, {settings['elo']}"), rows)
+        _print(
+            console,
+            title,
+            ("system", "Bradley-Terry", f"Elo, {'by time' if settings['timed'][judge] else 'mean over random orders'}"),
+            rows,
+        )
     for judge, ranking in summary.rankings.items():
         if not ranking.exists:
             echo(
@@ -89,10 +94,8 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
 
 def print_accuracies(found: Sequence[Accuracy], rows: int) -> None:
     """Print how often each judge agrees with the labels."""
-    title = (
-        f"Against labels, of {rows:,} verdicts. Right in both orders; or as JudgeBench counts, a win and a tie is a win"
-    )
-    headings = ("judge", "labelled", "right", "JudgeBench", "longer, less labels")
+    title = f"Against labels, of {rows:,} verdicts (right: in both orders; JudgeBench: a win and a tie are a win, too)"
+    headings = ("judge", "labelled", "right", "JudgeBench", "longer: judge - labels")
     rates = [(*(_range(rate, scale=100) for rate in (one.strict, one.lenient)), points(one.longer)) for one in found]
     table = [(one.judge or "-", f"{one.labelled:,}", *own) for one, own in zip(found, rates, strict=True)]
     _print(make_console(), title, headings, table)

@@ -84,7 +84,7 @@ class Connections:
             proxy=None if proxy_bypass(str(url.hostname)) else getproxies().get(url.scheme),
             retries=1,  # only connecting is tried again, never a request
         )
-        with loading(base, "connection"):  # a proxy that the environment names may be impossible
+        with loading(base, "connection"):  # the environment may name a proxy of an unknown kind
             self._idle = [self._new()]
 
     @asynccontextmanager
