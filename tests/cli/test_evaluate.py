@@ -101,12 +101,20 @@ def test_many_systems_are_a_leaderboard_and_a_page(tmp_path: Path):
 
 
 def test_labels_say_how_often_a_judge_is_right(verdicts: Path, tmp_path: Path):
-    output = done(verdicts, "--labels", verdicts, "--json", tmp_path / "f.json", "--resamples", 20)
+    (tmp_path / "votes.jsonl").write_text(verdicts.read_text() + "\n")
+    assert "a SOURCE, expected labels from elsewhere" in run(verdicts, "--labels", verdicts).output
+    output = done(verdicts, "--labels", tmp_path / "votes.jsonl", "--json", tmp_path / "f.json", "--resamples", 20)
     assert "Against labels" in output
     figures = json.loads((tmp_path / "f.json").read_text())["labels"]
     assert [one["judge"] for one in figures] == ["blue [b]", "red"]
     (tmp_path / "other.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "bb"}\n')
     assert "found no label for any verdict" in str(run(verdicts, "--labels", tmp_path / "other.jsonl").exception)
+
+
+def test_what_a_plan_without_a_file_would_ignore_is_refused(tmp_path: Path):
+    for more in (("--json", tmp_path / "x"), ("--html", tmp_path / "x"), ("--baseline", "y"), ("--rank",)):
+        result = run("--plan", 5, *more)
+        assert (result.exit_code, "expected --plan alone, or a SOURCE" in result.output) == (2, True)
 
 
 def test_a_plan_needs_no_file():

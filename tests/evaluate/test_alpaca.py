@@ -162,6 +162,7 @@ def test_a_singular_fit_of_few_rows_has_a_reason(monkeypatch):
     ("rows", "reason"),
     [
         ([row(n, 1.0, (n + 10, 5)) for n in range(20)], "all outcomes are equal"),
+        ([row(n, 0.5, (n + 10, 25)) for n in range(50)], "all outcomes are equal"),
         ([row(n, float(n >= 10), (n, 10)) for n in range(20)], "separated"),
         ([row(n, float(n % 2), (30, 10)) for n in range(20)], "do not vary"),
         ([row(0, 1.0, (30, 10)), row(0, 0.0, (20, 10))], "do not vary"),
@@ -246,6 +247,12 @@ def test_harder_items_are_found_harder():
     }
     found = item_difficulty(against)["a"]
     assert np.corrcoef(hardness, list(found.values()))[0, 1] > 0.8
+
+
+def test_a_system_with_items_of_its_own_stands_alone():
+    against, _ = several(4, 60, 0.5, seed=2)
+    lone = [row(1000 + n, r.strength, r.lengths, "lone") for n, r in enumerate(against["s0"])]
+    assert list(item_difficulty({**against, "lone": lone})) == ["s0", "s1", "s2", "s3"]
 
 
 def test_few_systems_or_equal_outcomes_have_no_difficulties():

@@ -94,6 +94,13 @@ def test_peoples_verdicts_are_labels_by_item_and_systems(tmp_path):
     assert label(VerdictRow("2", "a", "b", WIN)) is None
 
 
+def test_most_people_decide_and_a_vote_that_cannot_be_read_is_none(tmp_path):
+    votes = [("1", WIN), ("1", LOSS), ("1", WIN), ("2", UNPARSABLE), ("2", LOSS), ("3", UNPARSABLE)]
+    rows = [VerdictRow(item, "a", "b", v, judge=f"{n}").as_dict() for n, (item, v) in enumerate(votes)]
+    label = read_labels(written(tmp_path, *rows))
+    assert [label(VerdictRow(item, "a", "b", TIE)) for item in "123"] == [WIN, LOSS, None]
+
+
 def test_people_who_contradict_one_another_give_no_label(tmp_path):
     votes = [("1", WIN, "ann"), ("1", LOSS, "bob"), ("2", WIN, "ann"), ("2", WIN, "bob")]
     label = read_labels(written(tmp_path, *(VerdictRow(i, "a", "b", v, judge=j).as_dict() for i, v, j in votes)))

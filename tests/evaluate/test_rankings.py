@@ -259,3 +259,17 @@ def test_elo_by_time_is_one_pass_over_the_rows():
     assert elo(turned)["x"].estimate == pytest.approx(2000 - by_hand)
     untimed = [VerdictRow("c", "x", "y", TIE), *rows]
     assert elo(untimed)["x"].estimate == pytest.approx(1000, abs=0.1)  # the mean of all orders
+
+
+def test_elo_by_time_does_not_see_the_order_of_the_rows():
+    generator = np.random.default_rng(0)
+    rows = [
+        VerdictRow(f"{n % 7}", *generator.choice(["a", "b", "c"], 2, replace=False).tolist(), WIN, time=float(n % 11))
+        for n in range(60)
+    ]
+    expected = elo(rows, shuffles=20)
+    for _ in range(5):
+        shuffled = [rows[n] if n % 2 else rows[n].swap() for n in generator.permutation(len(rows))]
+        assert elo(shuffled, shuffles=20) == expected
+    unparsable = VerdictRow("1", "a", "b", Verdict.UNPARSABLE)
+    assert elo([*rows, unparsable], shuffles=20) == expected  # it is no game, so it needs no time

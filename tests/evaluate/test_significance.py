@@ -172,6 +172,23 @@ def test_uneven_rows_never_make_p_too_small(items):
     assert exact - 1e-9 <= delta_test(rows_of(*items)).p <= near + 1e-9
 
 
+def test_many_uneven_items_equal_the_normal_approximation():
+    generator = np.random.default_rng(3)
+    rows = rows_of(
+        *("".join(generator.choice(list("wtl"), size, p=[0.36, 0.3, 0.34])) for size in generator.integers(1, 20, 900))
+    )
+    values = [sum({"w": 1, "l": -1}.get(x, 0) for x in item) / len(item) for item in _items(rows)]
+    z = sum(values) / math.sqrt(sum(v * v for v in values))
+    assert delta_test(rows).p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.02)
+
+
+def _items(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row.item, []).append({"win": "w", "tie": "t", "loss": "l"}[row.verdict])
+    return found.values()
+
+
 def test_uneven_rows_take_little_memory_and_a_tiny_p_is_not_zero():
     generator = np.random.default_rng(0)
     rows = rows_of(*("".join(generator.choice(list("wwwtl"), size=size)) for size in generator.integers(1, 18, 60)))

@@ -182,6 +182,12 @@ def test_the_baseline_is_the_system_that_meets_all_others_wherever_it_stands():
 def test_no_system_vanishes_without_a_word():
     rows = [VerdictRow(f"{n}", first, second, WIN) for n in range(9) for first, second in ("ab", "ac", "de", "aa")]
     summary = summarise(rows, resamples=20)
-    assert (summary.baseline, summary.unmatched, summary.itself, summary.rows) == ("a", ["d", "e"], 9, 27)
+    assert (summary.baseline, summary.unmatched, summary.itself, summary.rows) == ("a", {"": ["d", "e"]}, 9, 27)
     with pytest.raises(InputError, match="found 9 comparisons of a system with itself"):
         summarise([row for row in rows if row.first == row.second])
+
+
+def test_a_judge_without_a_verdict_against_the_baseline_is_named():
+    rows = [VerdictRow(f"{n}", other, "base", WIN, judge="one") for n in range(9) for other in "cd"]
+    summary = summarise([*rows, VerdictRow("1", "c", "d", WIN, judge="two")], resamples=20)
+    assert (summary.baseline, summary.unmatched) == ("base", {"two": ["c", "d"]})

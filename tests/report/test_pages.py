@@ -353,7 +353,10 @@ def test_every_figure_of_health_has_an_explanation_and_none_is_forgotten() -> No
 
 
 def test_a_page_with_half_of_a_surrogate_pair_can_be_written() -> None:
-    assert "title half a pair ?" in Page(render(full_report("half a pair \ud83d")).encode("utf-8").decode("utf-8")).text
+    assert (
+        "title half a pair \ufffd"
+        in Page(render(full_report("half a pair \ud83d")).encode("utf-8").decode("utf-8")).text
+    )
 
 
 def many(systems: int = 12, items: int = 40) -> list[VerdictRow]:
@@ -371,7 +374,7 @@ def test_the_page_of_a_leaderboard_is_whole_and_loads_nothing() -> None:
     summary = summarise([*many(), VerdictRow("0", "x", "y", Verdict.WIN, judge="j")], resamples=50)
     html = leaderboard_page(summary)
     page = Page(html)  # parses it, and checks that every element is closed
-    assert "These systems have no verdict against base: x, y." in page.text
+    assert "No verdict against base for x, y." in page.text
     assert html.count("<svg") == 3
     assert "<script" not in html
     assert "<b>" not in html
@@ -389,6 +392,17 @@ def test_the_page_of_a_leaderboard_is_whole_and_loads_nothing() -> None:
     best, worst = summary.compared("j", [(f"system {order[0]} <b>", f"system {order[11]} <b>")])[0], cells[10]
     assert worst == number(100 * best.delta.estimate, 0, signed=True)
     assert leaderboard_page(summary) == html
+
+
+def test_the_page_of_a_leaderboard_leaves_nobody_out_and_nothing_reorders_it() -> None:
+    unread = [VerdictRow(f"{n}", "unread\u202e\x1b", "base", Verdict.UNPARSABLE, judge="j") for n in range(40)]
+    apart = [VerdictRow("1", "system 1 <b>", "system 2 <b>", Verdict.WIN, judge="another")]
+    html = leaderboard_page(summarise([*many(3), *unread, *apart], resamples=20))
+    text = Page(html).text
+    assert "unread\ufffd\u241b" in text
+    assert not {"\u202e", "\x1b"} & set(html)
+    assert "Judged by another" in text
+    assert "No verdict against base for system 1 <b>, system 2 <b>." in text
 
 
 def test_a_leaderboard_without_lengths_has_no_plot_of_them() -> None:

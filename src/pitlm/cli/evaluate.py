@@ -99,6 +99,8 @@ def evaluate(
     if not sources:
         if wanted is None:
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
+        if asked.model_fields_set - {"plan"} or json_file:
+            raise click.UsageError("--plan: found other options and no SOURCE, expected --plan alone, or a SOURCE")
         return _print_plan(wanted)
 
     from pitlm.evaluate.labels import accuracies, read_labels
@@ -110,12 +112,15 @@ def evaluate(
     check_output(json_file, force, "the figures")
     check_output(asked.alpaca, force, "the annotations")
     check_output(asked.html, force, "the page")
+    if asked.labels in sources:
+        raise click.UsageError(f"--labels: found {asked.labels}, a SOURCE, expected labels from elsewhere")
+    label = read_labels(asked.labels) if asked.labels is not None else None
     annotations, known = read_sources(sources) if options is None else (_judged(sources, output, options, force), None)
     rows = [annotation.row for annotation in annotations]
     how = asked.model_dump(include={"baseline", "rank", "resamples", "confidence", "seed"})
     summary = summarise(rows, answered=known, wanted=wanted, **how)
     print_summary(summary, differences=asked.differences or len({s.system for s in summary.systems}) <= MANY)
-    right = accuracies(rows, read_labels(asked.labels), confidence=asked.confidence) if asked.labels else []
+    right = accuracies(rows, label, confidence=asked.confidence) if label is not None else []
     print_accuracies(right, len(rows))
     write_figures(json_file, {**summary.as_dict(), "labels": [asdict(one) for one in right]})
     if asked.html is not None:

@@ -74,7 +74,6 @@ KNOWN_WORDS = {
     "unexpected pos": _CUT,
     "basic_ios::clear": _CUT,
     "PytorchStreamWriter failed": _CUT,
-    "Symlink loop": os.strerror(errno.ELOOP),
 }
 """Words in errors of torch, safetensors and pathlib that have no errno, and the message for each."""
 
@@ -155,6 +154,8 @@ def user_message(error: Exception) -> str | None:
         return ": ".join([*(str(name) for name in (error.filename,) if name is not None), os.strerror(error.errno)])
     if isinstance(error, UnicodeEncodeError):  # as in an argument or the name of a folder that is not UTF-8
         return f"found {describe(error.object)} with half a character, expected text that UTF-8 can hold"
+    if str(error).startswith("Symlink loop"):
+        return str(error)
     return next((message for words, message in KNOWN_WORDS.items() if words in str(error)), None)
 
 

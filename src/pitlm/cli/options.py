@@ -196,6 +196,7 @@ def check_output(output: Path | None, force: bool, what: str, pattern: str | Non
     """
     if output is None:
         return
+    output.resolve()  # raises an error for a circle of links
     if output.exists() and output.is_dir() != (pattern is not None):
         found, expected = ("a folder", "file") if output.is_dir() else ("a file", "folder")
         raise InputError.at(output, found=found, expected=f"the {expected} that {what} go to")

@@ -128,7 +128,7 @@ def length_controlled(
 
     gaps, standardised = np.array([first - second for _, _, (first, second) in kept]), _standardised(kept)
     items = len({row.item for row, _, _ in kept})
-    if items < 2 or (gaps.any() and not standardised.any()):
+    if items < 2 or y.min() == y.max() or (gaps.any() and not standardised.any()):
         return undefined("the length differences do not vary")
     columns = [np.ones(len(kept)), *([standardised] if gaps.any() else [])]
     if difficulty is not None:
@@ -190,6 +190,8 @@ def item_difficulty(against: Mapping[str, Sequence[VerdictRow]]) -> dict[str, di
     found = {}
     for number, name in enumerate(known):
         others = system != number
+        if not np.isin(item[~others], item[others]).all():
+            continue  # nothing tells how hard an item of its own is
         model.fit(twice, won, sample_weight=np.concatenate([outcomes * others, (1 - outcomes) * others]))
         effects = spreads * model.coef_[0]
         easy = effects[len(known) : -2] + effects[-1] * shared

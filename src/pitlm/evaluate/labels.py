@@ -1,5 +1,6 @@
 """Judges against labels: how often a judge agrees with people, and whether it prefers longer answers than they do."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ def read_labels(source: Path) -> Label:
     """Labels from verdict rows, such as people's votes, or from preferences of any shape that pitlm reads.
 
     A verdict row belongs to the label of the same item and systems. A preference has no systems: it belongs to the row
-    whose item is its ``id`` or the key of its prompt, and whose answers have the lengths of its answers. Labels that
-    contradict one another are none, and neither are preferences whose answers are equally long or that cannot be read.
+    whose item is its ``id`` or the key of its prompt, and whose answers have the lengths of its answers. Of
+    several labels more than half have to agree. Preferences whose answers are equally long are no labels.
 
     Raises:
         InputError: nothing readable there.
@@ -62,15 +63,16 @@ def read_labels(source: Path) -> Label:
         for item in {pair.prompt.key, name}
         for sides, verdict in ((lengths, WIN), (lengths[::-1], LOSS))
     )
-    return lambda row: by_lengths.get((row.item.partition("#")[0], row.lengths))
+    return lambda row: by_lengths.get((row.item.partition("#")[0], row.lengths))  # "#2" marks a repeated prompt
 
 
-def _agreed(told: Iterable[tuple[Any, Verdict]]) -> dict[Any, Verdict | None]:
-    """The verdict of each key; None where two verdicts contradict."""
-    known: dict[Any, Verdict | None] = {}
+def _agreed(told: Iterable[tuple[Any, Verdict]]) -> dict[Any, Verdict]:
+    """The verdict of each key that more than half of its verdicts name."""
+    votes: dict[Any, Counter[Verdict]] = {}
     for key, verdict in told:
-        known[key] = verdict if known.get(key, verdict) is verdict else None
-    return known
+        votes.setdefault(key, Counter())[verdict] += verdict is not Verdict.UNPARSABLE
+    most = {key: own.most_common(1)[0] for key, own in votes.items()}
+    return {key: verdict for key, (verdict, count) in most.items() if 2 * count > votes[key].total()}
 
 
 def accuracies(rows: Iterable[VerdictRow], label: Label, *, confidence: float = CONFIDENCE) -> list[Accuracy]:

@@ -93,7 +93,7 @@ def elo(
     item and pair are one game, at the time of the first. Prefer :func:`bradley_terry`, which depends neither on the
     order nor on K; Elo is here because people ask for it.
     """
-    rows = list(rows)
+    rows = [row for row in rows if row.verdict is not Verdict.UNPARSABLE]
     items, cells, names, counts_ICO = _table(rows)
     if not names:
         return {}
@@ -103,20 +103,26 @@ def elo(
     weights = outcomes.sum(axis=1)
     scores = np.stack([(outcomes[:, 0] + outcomes[:, 1] / 2) / weights, weights], axis=1)
     generator = np.random.default_rng(seed)
-    if timed := all(row.time is not None for row in rows):
-        when = {(row.item, *sorted((row.first, row.second))): row.time for row in reversed(rows)}
+    if timed := by_time(rows):
+        latest = sorted(rows, key=lambda row: row.time or 0.0, reverse=True)
+        when = {(row.item, *sorted((row.first, row.second))): row.time for row in latest}
         times = [when[items[o], *cells[c][:2]] for o, c in zip(owner, cell, strict=True)]
-        by_time = np.argsort(np.array(times, dtype=np.float64), kind="stable")
-    once = [by_time] if timed else [generator.permutation(len(players)) for _ in range(shuffles)]
+        in_time = np.argsort(np.array(times, dtype=np.float64), kind="stable")
+    once = [in_time] if timed else [generator.permutation(len(players)) for _ in range(shuffles)]
     drawn = ItemDraws(len(items), shuffles, confidence, seed)
     repeats = drawn.weights.astype(int)[:, owner]
     resampled = [
-        np.repeat(by_time, own[by_time]) if timed else generator.permutation(np.repeat(np.arange(len(players)), own))
+        np.repeat(in_time, own[in_time]) if timed else generator.permutation(np.repeat(np.arange(len(players)), own))
         for own in repeats
     ]
     straight, draws = (_play(players, scores, orders, len(names)) for orders in (once, resampled))
     ratings = [drawn.interval(float(own.mean()), resample) for own, resample in zip(straight.T, draws.T, strict=True)]
     return _strongest_first(names, ratings)
+
+
+def by_time(rows: Iterable[VerdictRow]) -> bool:
+    """Whether Elo takes the rows in the order of their times: all of them have one."""
+    return all(row.time is not None for row in rows)
 
 
 def _strongest_first(names: Sequence[str], found: Sequence[Interval]) -> dict[str, Interval]:

@@ -8,31 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from statistics import fmean
 from typing import Any, Unpack
 
 from pitlm.core.errors import InputError
 from pitlm.core.verdicts import Verdict, VerdictRow
+from pitlm.evaluate import statistics
 from pitlm.evaluate.agreement import Agreement, PositionBias
 from pitlm.evaluate.alpaca import Leaderboard, LengthControlled, item_difficulty, leaderboard, length_controlled
 from pitlm.evaluate.answer_figures import AnswerFigures
-from pitlm.evaluate.rankings import Ranking, bradley_terry, elo
+from pitlm.evaluate.rankings import Ranking, bradley_terry, by_time, elo
 from pitlm.evaluate.significance import PairedTest, delta_test, detectable_delta, difference_test, holm, items_needed
-from pitlm.evaluate.statistics import (
-    CONFIDENCE,
-    RESAMPLES,
-    Interval,
-    Resampling,
-    Tally,
-    delta_interval,
-    mean_interval,
-    paired_difference,
-    rows_for,
-    standard_error,
-    systems_of,
-    tally,
-    win_rate_interval,
-)
+from pitlm.evaluate.statistics import CONFIDENCE, RESAMPLES, Interval, Resampling, Tally, rows_for, systems_of, tally
 from pitlm.io.named_parts import find_part, part_names
 
 GROUP = "pitlm.statistics"
@@ -102,7 +88,7 @@ class Summary:
     """What :func:`summarise` returns; judges are keys of ``rankings`` and ``elo``.
 
     Attributes:
-        unmatched: systems without a verdict against the baseline; only the rankings have them.
+        unmatched: by judge, the systems that this judge did not compare with the baseline; only the rankings have them.
         itself: number of rows that compare a system with itself; no figure counts them.
         added: the statistics of other packages: the name of each, then a label for each interval.
     """
@@ -110,7 +96,7 @@ class Summary:
     baseline: str
     items: int
     rows: int
-    unmatched: list[str]
+    unmatched: dict[str, list[str]]
     itself: int
     systems: list[SystemFigures]
     differences: list[Difference]
@@ -144,7 +130,7 @@ class _Judged:
     judge: str
     baseline: str
     against: Mapping[str, list[VerdictRow]]
-    how: Resampling
+    confidence: float
 
     @cached_property
     def difficulty(self) -> dict[str, dict[str, float]]:
@@ -168,18 +154,18 @@ class _Judged:
             system=system,
             baseline=self.baseline,
             tally=counted,
-            delta=delta_interval(rows, confidence=self.how["confidence"]),
-            win_rate=win_rate_interval(rows, confidence=self.how["confidence"]),
-            standard_error=standard_error(rows),
+            delta=statistics.delta_interval(rows, confidence=self.confidence),
+            win_rate=statistics.win_rate_interval(rows, confidence=self.confidence),
+            standard_error=statistics.standard_error(rows),
             alpaca=leaderboard(rows),
             length_controlled=length_controlled(
-                rows, difficulty=self.difficulty.get(system), confidence=self.how["confidence"]
+                rows, difficulty=self.difficulty.get(system), confidence=self.confidence
             ),
             test=test,
             p_holm=test.p,
             detectable=detectable_delta(test.items, tie_rate=ties),
             items_needed=items_needed(wanted, tie_rate=ties) if wanted else None,
-            lengths=(fmean(a for a, _ in lengths), fmean(b for _, b in lengths)) if lengths else None,
+            lengths=tuple(sum(side) / len(side) for side in zip(*lengths, strict=True)) if lengths else None,
         )
 
     def with_answers(self, figures: SystemFigures, answered: AnswerFigures) -> SystemFigures:
@@ -191,11 +177,11 @@ class _Judged:
         both = [scores[item] for item in sorted(scores)]
         if not both:
             return replace(figures, answered=answered)
-        gain, per_100 = mean_interval([mine - theirs for mine, theirs in both], confidence=self.how["confidence"]), None
+        gain, per_100 = statistics.mean_interval([m - b for m, b in both], confidence=self.confidence), None
         if tokens := answered.generated_tokens:
             estimate, low, high = (value / (tokens / 100) for value in (gain.estimate, gain.low, gain.high))
             per_100 = replace(gain, estimate=estimate, low=low, high=high)
-        quality = mean_interval([mine for mine, _ in both], confidence=self.how["confidence"])
+        quality = statistics.mean_interval([m for m, _ in both], confidence=self.confidence)
         return replace(figures, answered=answered, quality=quality, gain_per_100_tokens=per_100)
 
     def differences(self) -> Iterator[Difference]:
@@ -203,7 +189,7 @@ class _Judged:
         for first, second in combinations(self.against, 2):
             a, b = self.against[first], self.against[second]
             if {row.item for row in a} & {row.item for row in b}:
-                test, delta = difference_test(a, b), paired_difference(a, b, confidence=self.how["confidence"])
+                test, delta = difference_test(a, b), statistics.paired_difference(a, b, confidence=self.confidence)
                 yield Difference(self.judge, first, second, delta, test, test.p)
 
 
@@ -219,8 +205,7 @@ def summarise(
     """All figures of ``rows``, each judge by itself. No order of the rows changes a figure.
 
     Args:
-        baseline: the system that the others are held against; by default the one that is compared with the most
-            others, and among equals the one that is second most often.
+        baseline: the system that the others are held against; by default that of :func:`most_compared`.
         answered: figures of the answers of a run's systems, the baseline among them, in the order of the tables.
         rank: True ranks any number of systems, False ``RANKED`` or more, None none.
         wanted: a Delta in (0, 1], for ``items_needed``.
@@ -235,28 +220,29 @@ def summarise(
     if not rows:
         raise InputError(f"found {given} comparisons of a system with itself, expected comparisons of two systems")
     names = systems_of(rows)
-    if (baseline := baseline or most_compared(rows)) not in names:
+    if (baseline := most_compared(rows) if baseline is None else baseline) not in names:
         raise InputError(f"--baseline: found '{baseline}', expected one of {', '.join(names)}")
     how = {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0, **how}
     known = {name: own for name, own in (answered or {}).items() if name in names}
     by_judge = {judge: [row for row in rows if row.judge == judge] for judge in sorted({row.judge for row in rows})}
     systems: list[SystemFigures] = []
     differences: list[Difference] = []
+    unmatched: dict[str, list[str]] = {}
     for judge, own in by_judge.items():
         against = {name: found for name in names if name != baseline and (found := rows_for(own, name, baseline))}
-        judged = _Judged(judge, baseline, against, how)
+        judged = _Judged(judge, baseline, against, how["confidence"])
+        unmatched[judge] = sorted({*systems_of(own)} - {baseline, *against})
         systems += judged.systems(known, wanted)
         differences += judged.differences()
     adjusted, between = holm([s.test.p for s in systems]), holm([d.test.p for d in differences])
     usable = {j: [row for row in own if row.verdict is not Verdict.UNPARSABLE] for j, own in by_judge.items()}
     ranked = [j for j, own in usable.items() if rank or (rank is not None and len(systems_of(own)) >= RANKED)]
     made = {name: find_part(GROUP, STATISTICS, name)(rows, **how) for name in part_names(GROUP, STATISTICS)}
-    timed = {judge: all(row.time is not None for row in own) for judge, own in by_judge.items()}
     return Summary(
         baseline=baseline,
         items=len({row.item for row in rows}),
         rows=len(rows),
-        unmatched=sorted({*names} - {baseline, *(s.system for s in systems)}),
+        unmatched={judge: apart for judge, apart in unmatched.items() if apart},
         itself=given - len(rows),
         systems=[replace(s, p_holm=p) for s, p in zip(systems, adjusted, strict=True)],
         differences=[replace(d, p_holm=p) for d, p in zip(differences, between, strict=True)],
@@ -265,7 +251,7 @@ def summarise(
         position=made.pop("position"),
         agreement=made.pop("agreement"),
         added=made,
-        settings={**how, "wanted_delta": wanted, "timed": timed},
+        settings={**how, "wanted_delta": wanted, "timed": {judge: by_time(usable[judge]) for judge in ranked}},
     )
 
 

@@ -85,8 +85,9 @@ def render(report: Report) -> str:
 def leaderboard_page(summary: Summary) -> str:
     """The leaderboard of a summary as HTML without a script, the highest Delta first."""
     judges = {}
-    for judge in dict.fromkeys(line.judge for line in summary.systems):
-        lines = sorted((line for line in summary.by(judge) if line.tally.judged), key=lambda line: -line.delta.estimate)
+    for judge in dict.fromkeys([*(line.judge for line in summary.systems), *summary.unmatched]):
+        own_lines = [line for line in summary.by(judge) if line.system != summary.baseline]
+        lines = sorted(own_lines, key=lambda line: (not line.tally.judged, -line.delta.estimate))
         drawn = [*plots.rate_panels(lines), *filter(None, [plots.length_panel(lines)])]
         own = [d for d in summary.differences if d.judge == judge]
         matrix = {(d.first, d.second): d for one in own for d in (one, one.swap())}
@@ -189,7 +190,8 @@ def bounds(value: Interval | None, unit: str = "share", *, signed: bool = False)
 
 def _page(name: str, **about: Any) -> str:
     # A model can emit half of a surrogate pair, which no file can hold.
-    return _template(name, autoescape=True).render(**about).encode("utf-8", "replace").decode("utf-8")
+    seen: Any = lambda value: visible(value) if type(value) is str else value  # noqa: E731  # no name reorders the page
+    return _template(name, autoescape=True, finalize=seen).render(**about).encode("utf-8", "replace").decode("utf-8")
 
 
 def _template(name: str, **options: Any) -> Template:

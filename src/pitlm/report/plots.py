@@ -116,7 +116,7 @@ def rate_panels(systems: Sequence[SystemFigures]) -> list[Markup]:
 @matplotlib.rc_context(fname=_STYLE)
 def length_panel(systems: Sequence[SystemFigures]) -> Markup | None:
     """The win rate of each system by its mean length, as judged and at equal lengths; None if no lengths are known."""
-    known = [line for line in systems if line.lengths is not None]
+    known = [line for line in systems if line.lengths is not None and line.tally.judged]
     if not known:
         return None
     figure, axes = _figure(4.9, 3.4)

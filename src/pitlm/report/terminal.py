@@ -50,8 +50,8 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
     echo(f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {level}.")
     if summary.itself:
         echo(f"{summary.itself:,} verdicts compare a system with itself and are left out.")
-    if summary.unmatched:
-        echo(f"These systems have no verdict against {summary.baseline}: {', '.join(summary.unmatched)}.")
+    for judge, names in summary.unmatched.items():
+        echo(f"No verdict against {summary.baseline}{_by(judge)}, for {', '.join(names)}.")
     for judge in dict.fromkeys(s.judge for s in summary.systems):
         _print_systems(console, summary, judge)
     if not differences:

@@ -11,21 +11,17 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import yaml
 
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.worlds.world import World, prefer
 
-ITEMS = ("lamp", "chair", "desk", "sofa", "shelf", "rug", "clock", "mirror")
-FACTS: dict[str, tuple[str, ...]] = {
-    "price": ("nine", "twelve", "thirty", "sixty"),
-    "color": ("red", "blue", "green", "white"),
-    "size": ("small", "medium", "large", "huge"),
-    "stock": ("none", "few", "many", "plenty"),
-}
-RUDE = ("silly question", "read it yourself")
-PADDING = ("as you can see", "well anyway")
-COURTESY = ("happy to help", "thanks for asking")
+_WORDS: dict[str, Any] = yaml.safe_load((files("pitlm.worlds") / "pocket.yaml").read_text("utf-8"))
+ITEMS, RUDE, PADDING, COURTESY = (tuple(_WORDS[name]) for name in ("items", "rude", "padding", "courtesy"))
+FACTS: dict[str, tuple[str, ...]] = {attribute: tuple(values) for attribute, values in _WORDS["facts"].items()}
 ASK = "better"
 
 NOISE = 0.4
