@@ -21,7 +21,8 @@ ALPHA = 0.05
 POWER = 0.8
 TEETH = 24
 """How far above the first hit to search, in items: the power rises in teeth of about two decisive items."""
-NOTHING = 1e-25
+NOTHING, MOST_POINTS = 1e-25, 1 << 22
+"""Parts of the transform that count as zero, and how many points it may have, so that memory stays small."""
 GRID = 2520
 """Above this common denominator values are rounded to 1 / this, so that a test of many items is quick."""
 LEAST = 1e-15
@@ -135,9 +136,9 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
     if not values:
         return PairedTest(0, 0, 0, math.nan, math.nan)
     common = math.lcm(*(value.denominator for value in values))
-    scale = min(common, GRID)
+    scale = max(1, min(common, GRID, MOST_POINTS // math.ceil(1 + 2 * sum(map(abs, values)))))
     whole = [round(value * scale) for value in values]
-    slack = 0 if common <= GRID else 2 * sum(abs(v * scale - size) for v, size in zip(values, whole, strict=True))
+    slack = 0 if scale == common else 2 * sum(abs(v * scale - size) for v, size in zip(values, whole, strict=True))
     sizes = Counter(abs(value) for value in whole)
     points = 2 * sum(size * count for size, count in sizes.items()) + 1
     t = 2 * np.pi * np.arange(points) / points
