@@ -130,7 +130,7 @@ def test_the_items_needed_have_the_promised_power_and_fewer_do_not(delta, ties):
     shares = [(1 - ties + delta) / 2, ties, max(0.0, (1 - ties - delta) / 2)]
     found = {}
     for items in (needed, needed - 1):
-        draws = np.random.default_rng(0).multinomial(items, shares, size=20_000)
+        draws = np.random.default_rng(0).multinomial(items, shares, size=5_000)
         counts, times = np.unique(draws, axis=0, return_counts=True)
         p = [
             delta_test(rows_of(*"w" * w, *"t" * t, *"l" * l)).p
@@ -138,9 +138,9 @@ def test_the_items_needed_have_the_promised_power_and_fewer_do_not(delta, ties):
             else stats.binomtest(int(w), int(w + l)).pvalue
             for w, t, l in counts
         ]
-        found[items] = times[np.array(p) <= 0.05].sum() / 20_000
-        assert found[items] == pytest.approx(power(items, delta, tie_rate=ties), abs=0.012)
-    assert found[needed] > 0.788
+        found[items] = times[np.array(p) <= 0.05].sum() / 5_000
+        assert found[items] == pytest.approx(power(items, delta, tie_rate=ties), abs=0.025)
+    assert found[needed] > 0.775
     assert power(needed - 1, delta, tie_rate=ties) < 0.8 <= power(needed, delta, tie_rate=ties)
 
 
