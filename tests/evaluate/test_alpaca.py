@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -192,28 +195,14 @@ def test_preference():
     assert preference(row(0, 0.7, None)) == 0.7
 
 
-def several(systems: int, items: int, shared: float, seed: int, *, hard: float = 0.0) -> tuple[dict, list[float]]:
-    """Rows of systems against one baseline, and the true win rate of each at equal lengths.
-
-    Args:
-        shared: part of the variance of the length difference that all systems share, as the baseline's answer is one.
-        hard: correlation of that part with the difficulty of the item.
-    """
-    generator = np.random.default_rng(seed)
-    skill, talk = generator.normal(-0.5, 1.0, (systems, 1)), generator.normal(0, 0.5, (systems, 1))
-    long = generator.normal(size=items)
-    difficulty = hard * long + math.sqrt(1 - hard**2) * generator.normal(size=items)
-    gaps = talk + math.sqrt(shared) * long + math.sqrt(1 - shared) * generator.normal(size=(systems, items))
-    p = expit(skill + np.tanh(gaps / gaps.std(axis=1, ddof=1, keepdims=True)) + difficulty)
-    won, lengths = generator.random(p.shape) < p, (5000 + 1000 * gaps).astype(int)
-    against = {
-        f"s{s}": [row(n, float(won[s, n]), (int(lengths[s, n]), 5000), f"s{s}") for n in range(items)]
-        for s in range(systems)
-    }
-    return against, expit(skill + difficulty).mean(axis=1).tolist()
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch):
+    """Simulated systems against one baseline: their rows, their true win rates at equal lengths, the difficulties."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("intervals").several
 
 
-def errors(against: dict, truth: list[float]) -> list[float]:
+def errors(against: dict, truth: np.ndarray) -> list[float]:
     """Points between each system's rate at equal lengths and the truth."""
     difficulty = item_difficulty(against)
     found = [length_controlled(rows, difficulty=difficulty[name]).win_rate for name, rows in against.items()]
@@ -222,17 +211,18 @@ def errors(against: dict, truth: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("shared", [0.0, 0.95])
 @pytest.mark.parametrize("hard", [0.0, 0.5])
-def test_a_taste_for_length_that_all_systems_share_is_taken_out(shared, hard):
+def test_a_taste_for_length_that_all_systems_share_is_taken_out(several, shared, hard):
     """The error of the same fit with the true difficulty would be about 1.4 points here, by sampling alone."""
-    off = errors(*several(12, 600, shared, seed=1, hard=hard))
+    against, truth, _ = several(12, 600, shared, hard, seed=1)
+    off = errors(against, truth)
     assert np.mean(np.abs(off)) < 2.2
     assert abs(np.mean(off)) < 1.5
 
 
-def test_no_systems_own_outcomes_are_in_its_difficulties():
-    against, _ = several(4, 60, 0.5, seed=2)
+def test_no_systems_own_outcomes_are_in_its_difficulties(several):
+    against, _, _ = several(4, 60, 0.5, 0.0, seed=2)
     before = item_difficulty(against)
-    lost = {**against, "s0": [row(n, 0.0, r.lengths, "s0") for n, r in enumerate(against["s0"])]}
+    lost = {**against, "s0": [replace(r, verdict=LOSS) for r in against["s0"]]}
     after = item_difficulty(lost)
     assert list(after["s0"].values()) == pytest.approx(list(before["s0"].values()), abs=1e-3)
     assert list(after["s1"].values()) != pytest.approx(list(before["s1"].values()), abs=0.1)
@@ -249,14 +239,14 @@ def test_harder_items_are_found_harder():
     assert np.corrcoef(hardness, list(found.values()))[0, 1] > 0.8
 
 
-def test_a_system_with_items_of_its_own_stands_alone():
-    against, _ = several(4, 60, 0.5, seed=2)
-    lone = [row(1000 + n, r.strength, r.lengths, "lone") for n, r in enumerate(against["s0"])]
+def test_a_system_with_items_of_its_own_stands_alone(several):
+    against, _, _ = several(4, 60, 0.5, 0.0, seed=2)
+    lone = [replace(r, item=f"own {r.item}", first="lone") for r in against["s0"]]
     assert list(item_difficulty({**against, "lone": lone})) == ["s0", "s1", "s2", "s3"]
 
 
-def test_few_systems_or_equal_outcomes_have_no_difficulties():
-    against, _ = several(3, 40, 0.5, seed=0)
+def test_few_systems_or_equal_outcomes_have_no_difficulties(several):
+    against, _, _ = several(3, 40, 0.5, 0.0, seed=0)
     assert item_difficulty({}) == item_difficulty({name: against[name] for name in ("s0", "s1")}) == {}
     assert item_difficulty({name: [row(n, 1.0, (n, 9), name) for n in range(20)] for name in "abc"}) == {}
     assert (
