@@ -75,7 +75,7 @@ KNOWN_WORDS = {
     "basic_ios::clear": _CUT,
     "PytorchStreamWriter failed": _CUT,
 }
-"""Words in errors of torch, safetensors and pathlib that have no errno, and the message for each."""
+"""Words in errors of torch and safetensors that have no errno, and the message for each."""
 
 _MODULES = {
     "train": "torch trl transformers accelerate datasets peft tokenizers gguf tensorboard safetensors huggingface_hub",
@@ -103,7 +103,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
 
-@click.group(cls=LazyGroup, commands=[click.Command(name) for name in VERBS], epilog=__doc__.partition("\n")[2])
+@click.group(cls=LazyGroup, commands=[click.Command(name) for name in VERBS], epilog=(__doc__ or "").partition("\n")[2])
 @click.version_option(__version__, prog_name="pit")
 def pit() -> None:
     """Learn, from preference pairs, to make answers better (PIT, arXiv:2310.00898)."""

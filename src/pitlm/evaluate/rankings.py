@@ -104,7 +104,7 @@ def elo(
     scores = np.stack([(outcomes[:, 0] + outcomes[:, 1] / 2) / weights, weights], axis=1)
     generator = np.random.default_rng(seed)
     if timed := by_time(rows):
-        latest = sorted(rows, key=lambda row: row.time or 0.0, reverse=True)
+        latest = sorted(rows, key=lambda row: row.time or 0.0, reverse=True)  # so the first time is written last
         when = {(row.item, *sorted((row.first, row.second))): row.time for row in latest}
         times = [when[items[o], *cells[c][:2]] for o, c in zip(owner, cell, strict=True)]
         in_time = np.argsort(np.array(times, dtype=np.float64), kind="stable")
