@@ -19,7 +19,7 @@ from typing import Any, Self
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Trace
 from pitlm.data.items import Failure, Item
-from pitlm.io.atomic import atomic_writer
+from pitlm.io.atomic import TABLES, atomic_writer
 
 SYNC_EVERY = 2.0
 """Seconds. A finished row survives a kill of the process at once, and a power cut after this time."""
@@ -27,7 +27,6 @@ SYNC_EVERY = 2.0
 OTHERWISE = "another -o, or --force to begin anew"
 
 BEGIN = files("pitlm.batch").joinpath("journal.sql").read_text("utf-8")
-TABLES = "SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'"
 
 
 class NothingImproved(InputError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlm.core.errors import InputError
-from pitlm.io.atomic import make_private
+from pitlm.io.atomic import TABLES, make_private
 
 
 class ReplyCache:
@@ -29,7 +29,7 @@ class ReplyCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         make_private(self.path)
         self._lock = threading.Lock()
-        if self._run("SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'")[0] not in (None, "replies"):
+        if self._run(TABLES)[0] not in (None, "replies"):
             raise InputError.at(self.path, found="another program's database", expected="a cache of replies")
         self._run("PRAGMA journal_mode = WAL")
         self._run(

@@ -11,6 +11,9 @@ from typing import Any, TextIO
 
 from pitlm.core.errors import InputError, loading
 
+TABLES = "SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'"
+"""Asks an SQLite file for its tables, so that we write to no other program's file."""
+
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[TextIO]:

@@ -6,7 +6,7 @@ This module uses no network. It imports torch only to describe the machine at ha
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.resources import files
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from pitlm.io.templates import template
 
 GB = 10**9
 
@@ -140,11 +141,4 @@ def memory_bytes() -> int:
 
 def machine_lines(machine: Mapping[str, Any]) -> list[str]:
     """Lines for a person: the machine that :func:`look` describes, and what can be run on it."""
-    return template("machine.j2").render(machine=machine).splitlines()
-
-
-def template(name: str, **filters: Callable[[Any], str]) -> Template:
-    """A template of this package, with further filters."""
-    made = Environment(loader=PackageLoader("pitlm.plan", "."), undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= filters
-    return made.get_template(name)
+    return template("pitlm.plan", "machine.j2").render(machine=machine).splitlines()

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pitlm.core.recipe import Recipe
+from pitlm.io.templates import template
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, chosen_baselines, work_per_item
 from pitlm.plan.costs import Costs, Reading, StagePlan, tree_tokens
-from pitlm.plan.hardware import GB, Hardware, template
+from pitlm.plan.hardware import GB, Hardware
 from pitlm.plan.sizes import Shape, Workload
 from pitlm.run.stages import PipelineStage, Task, build_stages
 
@@ -187,7 +188,7 @@ def plan_lines(
         took: seconds that stages of a run took, to be shown beside the plan's.
     """
     given = {"plan": plan, "shape": shape, "work": work, "where": where, "every": every, "took": took or {}}
-    return template("plan.j2", time=_time, size=_bytes).render(given).splitlines()
+    return template("pitlm.plan", "plan.j2", {"time": _time, "size": _bytes}).render(given).splitlines()
 
 
 def _time(seconds: float) -> str:

@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from pitlm import __version__
 from pitlm.core.verdicts import Verdict
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary
+from pitlm.io.templates import template
 from pitlm.io.visible import visible
 from pitlm.models.loading import Card
 from pitlm.report import plots
@@ -195,18 +196,11 @@ def _page(name: str, **about: Any) -> str:
 
 
 def _template(name: str, **options: Any) -> Template:
-    """A template of the package, with the filters that write figures; further options are jinja's."""
-    made = Environment(
-        loader=PackageLoader("pitlm.report", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        **options,
-    )
-    made.filters |= {"number": number, "share": share, "bounds": bounds, "csp_hash": _csp_hash}
-    made.filters["json"] = json_text
+    """A template of the reports, with the filters that write figures; further options are jinja's."""
+    filters: dict[str, Any] = {"number": number, "share": share, "bounds": bounds, "csp_hash": _csp_hash}
+    made = template("pitlm.report", name, filters | {"json": json_text}, lstrip_blocks=True, **options)
     made.globals["HEALTH"] = HEALTH
-    return made.get_template(name)
+    return made
 
 
 def json_text(value: str) -> Markup:

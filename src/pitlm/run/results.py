@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Trace
@@ -20,6 +19,7 @@ from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import summarise
 from pitlm.evaluate.verdict_files import Annotation, read_verdicts
 from pitlm.io.atomic import read_json_lines
+from pitlm.io.templates import template
 from pitlm.loop.baselines.baseline import PIT
 from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
 from pitlm.report.terminal import points
@@ -153,9 +153,8 @@ def data_line(result: Mapping[str, Any]) -> str:
 
 def _said(part: str, *about: Any) -> list[str]:
     """The sentences of a part of the report."""
-    made = Environment(loader=PackageLoader("pitlm.report", "."), undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= {"points": points, "percent": _percent, "interval": share_interval}
-    return str(getattr(made.get_template("findings.j2").module, part)(*about)).splitlines()
+    words = template("pitlm.report", "findings.j2", {"points": points, "percent": _percent, "interval": share_interval})
+    return str(getattr(words.module, part)(*about)).splitlines()
 
 
 def _percent(share: Mapping[str, float]) -> str:
