@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow test-hostile test-kill browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart smol test test-slow test-hostile test-kill chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
+.PHONY: help venv quickstart smol test test-slow test-hostile test-kill real chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,12 @@ test-hostile: $(DEV) ## A thousand malformed inputs to every verb (seven minutes
 
 test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (four minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/run/test_kill.py -m kill
+
+real: $(DEV) $(SMOL) ## Install and drive the real engines (45 minutes the first time); make real-vllm drives one
+	$(BIN)/python -m pytest tests/real -m real
+
+real-%: $(DEV) $(SMOL)
+	$(BIN)/python -m pytest tests/real -m real --engine $*
 
 chromium:
 	@test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || \

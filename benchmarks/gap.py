@@ -44,7 +44,7 @@ from pitlm.core.recipe import InitSection
 from pitlm.core.recipe_file import load_recipe
 from pitlm.data.dataset import load_preferences
 from pitlm.data.template import Template
-from pitlm.method.supervised import GapRow, gap_batch, gap_rows
+from pitlm.method.supervised import GapRow, gap_rows, tree_batch
 from pitlm.models.forest import shared_prefix
 from pitlm.models.loading import load_model, load_tokenizer, quiet
 from pitlm.models.scratch import make_from_scratch
@@ -142,7 +142,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
                 loss: torch.Tensor = trl.compute_loss(trl.model, {k: v.to(DEVICE) for k, v in batch.items()})
                 return loss
             if key == "tree":
-                scores = score_tree(tree, gap_batch([t._asdict() for t in triples])["forest"])
+                scores = score_tree(tree, tree_batch(GapRow._fields, [t._asdict() for t in triples])["forest"])
             else:
                 scores = row_scores(rowwise, [row for part in zip(*triples, strict=True) for row in part])
             return gap_loss(*scores.float().chunk(4))

@@ -66,7 +66,7 @@ class Scripted(asyncio.Protocol):
             fault = ("fail", "stall")[len(text) % 2] if int(re.findall(r"\d+", text)[0]) % 10 == 3 else None
             text += " Better"
         else:
-            wanted = request["metadata"]
+            wanted = request.get("metadata") or {"id": "?"}  # a proxy may keep it to itself
             self.seen[wanted["id"]] += 1
             text, fault = f"answer to {wanted['id']} .", wanted.get("fault")
         if fault == "stall":
@@ -143,7 +143,8 @@ class Client:
         """Return status, body, and whether the response was complete; status 0 if there was no response."""
         host, port = self.url.split("/")[2].split(":")
         content = b"" if body is None else json.dumps(body).encode()
-        lines = (f"{method} {path} HTTP/1.1", f"host: {host}:{port}", f"content-length: {len(content)}", header)
+        head_lines = ("content-type: application/json", f"content-length: {len(content)}", header)
+        lines = (f"{method} {path} HTTP/1.1", f"host: {host}:{port}", *head_lines)
         try:
             self.streams = self.streams or await asyncio.open_connection(host, int(port))
             reader, writer = self.streams

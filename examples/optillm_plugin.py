@@ -10,12 +10,14 @@ Environment: PIT_URL (default http://127.0.0.1:8000/v1) is the address of `pit s
 if it has one. PIT_SECONDS (default 25, a little above its --improve-timeout) is the longest wait for its reply. After
 that, and whenever improving fails, the technique returns the model's own answer. Errors of the model pass through.
 
-optillm passes a conversation as one text with `User:` and `Assistant:` before the turns. If the turns alternate, the
-technique splits the text into turns. Otherwise it sends the text unchanged to the model and does not improve the
-answer.
+A request may ask for more than a text: tools, a format, log-probabilities. Such an answer, and one that the model did
+not finish as plain text, goes back to the client as the model gave it.
 
-Tested against the interface in optillm's sources and README (SLUG, run), not with the package. Needs only the standard
-library.
+optillm 0.4 gives the technique the messages of the request, and takes a whole completion back. Older releases give the
+conversation as one text with `User:` and `Assistant:` before the turns. If the turns alternate, the technique splits
+the text into turns. Otherwise it sends the text unchanged to the model and does not improve the answer.
+
+Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -31,38 +33,75 @@ log = logging.getLogger("pit.optillm")
 
 SLUG = "pit"
 LIMITS = ("max_tokens", "max_completion_tokens")
-PASSED = (*LIMITS, "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "response_format")
+MORE_THAN_TEXT = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias")
+PASSED = (
+    *LIMITS, *MORE_THAN_TEXT, "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty",
+    "response_format", "tool_choice", "parallel_tool_calls", "function_call", "reasoning_effort", "metadata", "user",
+)  # fmt: skip
 ROLES = {"User": "user", "Assistant": "assistant"}
 
 
 def run(
-    system_prompt: str, initial_query: str, client: Any, model: str, request_config: dict[str, Any] | None = None
-) -> tuple[str, int]:
-    """Return the final answer, and the number of tokens that model and improver wrote."""
+    system_prompt: str,
+    initial_query: str,
+    client: Any,
+    model: str,
+    request_config: dict[str, Any] | None = None,
+    messages: list[dict[str, Any]] | None = None,
+) -> tuple[Any, int]:
+    """Return the final answer, and the number of tokens that model and improver wrote.
+
+    With ``messages`` the answer is a whole completion. A request for several choices (``n``) gets texts: for these
+    optillm calls the technique once for each choice.
+    """
     given = {name: value for name, value in (request_config or {}).items() if name in PASSED and value is not None}
-    turns = _turns(initial_query)
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages += turns or [{"role": "user", "content": initial_query}]
-    reply = client.chat.completions.create(model=model, messages=messages, **given)
+    turns = messages or _turns(system_prompt, initial_query)
+    reply = client.chat.completions.create(
+        model=model, messages=turns or _one_turn(system_prompt, initial_query), **given
+    )
     choice, usage = reply.choices[0], getattr(reply, "usage", None)
     text, tokens = choice.message.content or "", getattr(usage, "completion_tokens", 0) or 0
+    trace = _improve({"prompt": turns, "response": text, **_bounds(given)}) if _is_text(turns, given, choice) else {}
+    final, written = trace.get("final") or text, trace.get("generated_tokens", 0)
+    if not messages or (request_config or {}).get("n", 1) != 1 or not hasattr(reply, "model_dump"):
+        return final, tokens + written
+    whole = reply.model_dump()
+    if final != text:
+        whole["choices"][0]["message"]["content"] = final
+        whole["choices"][0]["finish_reason"] = "stop"
+    for name in ("completion_tokens", "total_tokens") if usage else ():
+        whole["usage"][name] += written
+    return whole, tokens + written
+
+
+def _is_text(turns: list[dict[str, Any]], given: dict[str, Any], choice: Any) -> bool:
+    """Whether conversation, request and answer are plain text, so that another text may replace the answer."""
     formatted = given.get("response_format") not in (None, {"type": "text"})
-    if not turns or not text.strip() or formatted or choice.finish_reason not in ("stop", "length"):
-        return text, tokens
-    trace = _improve({"prompt": messages, "response": text, **_bounds(given)})
-    return trace.get("final") or text, tokens + trace.get("generated_tokens", 0)
+    if not turns or formatted or any(given.get(name) for name in MORE_THAN_TEXT):
+        return False
+    if not all(isinstance(turn.get("content"), str) for turn in turns):
+        return False
+    message = choice.message
+    beside = any(getattr(message, name, None) for name in ("tool_calls", "function_call", "refusal", "audio"))
+    return choice.finish_reason in ("stop", "length") and bool((message.content or "").strip()) and not beside
 
 
-def _turns(query: str) -> list[dict[str, str]]:
-    """Split optillm's text into turns; empty if the turns do not alternate."""
+def _one_turn(system_prompt: str, query: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": query}]
+
+
+def _turns(system_prompt: str, query: str) -> list[dict[str, Any]]:
+    """Split optillm's text into turns, after the system's; empty if the turns do not alternate."""
     parts = re.split(r"(?:\A|\n)(User|Assistant): ", query)
     if len(parts) == 1:
-        return [{"role": "user", "content": query}]
+        return _one_turn(system_prompt, query)
     before, names, texts = parts[0], parts[1::2], parts[2::2]
     alternate = all(name == ("User", "Assistant")[index % 2] for index, name in enumerate(names))
     if before or not alternate or names[-1] != "User":
         return []
-    return [{"role": ROLES[name], "content": text} for name, text in zip(names, texts, strict=True)]
+    turns = [{"role": ROLES[name], "content": text} for name, text in zip(names, texts, strict=True)]
+    return [*_one_turn(system_prompt, "")[:-1], *turns]
 
 
 def _bounds(given: dict[str, Any]) -> dict[str, Any]:

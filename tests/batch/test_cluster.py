@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -117,6 +118,37 @@ def test_parts_may_be_done_in_any_order_by_any_process_and_twice(source, out):
             job.finish()
         others[1].improve(parts[1], Job())
         assert job.finish() == 4
+
+
+@pytest.mark.parametrize("ends", ["killed", "finished"])
+def test_a_part_in_the_hands_of_a_process_that_was_cut_off_waits_for_its_end(source, out, tmp_path, ends):
+    """The other process holds the journal of the part until it is killed, or until it has finished the part."""
+    code = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from test_cluster import *
+part = list(cut(Path({str(source)!r}), 3))[0]
+def make_job(items):
+    finished = list(Job()(items))
+    yield finished[0]
+    print("holds", flush=True)
+    sys.stdin.readline()
+    yield from finished[1:]
+PartedJob(Path({str(out)!r}), SETTINGS).improve(part, make_job)
+"""
+    whole, again = one_process(source, tmp_path / "whole.jsonl"), Job()
+    with (
+        PartedJob(out, SETTINGS) as job,
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout.readline() == b"holds\n"
+        end = other.kill if ends == "killed" else other.stdin.close
+        threading.Timer(1.5, end).start()
+        for part in job.unfinished(cut(source, 3)):
+            job.improve(part, again)
+        job.finish()
+    assert again.seen == list(range(1 if ends == "killed" else 3, TEN))
+    assert b"".join(path.read_bytes() for path in sorted(out.iterdir())) == whole.read_bytes()
 
 
 def numbers(part):

@@ -20,6 +20,7 @@ USER, ANSWER, SYSTEM = (
 @pytest.mark.parametrize(
     ("value", "roles"),
     [
+        ([{"role": "developer", "content": "s"}, USER], ["system", "user"]),
         ("q", ["user"]),
         ([USER], ["user"]),
         ([Message("user", "q")], ["user"]),

@@ -57,7 +57,8 @@ def test_vllm_is_fed_and_read_as_documented(vllm, bases, tmp_path):
     shape = Improver.from_pretrained(folder, weights=False)
     assert next(shape.model.parameters()).device.type == "meta"
     engine = VLLMEngine(shape, folder, gpu_memory_utilization=0.5)
-    assert vars(vllm.LLMEngine.made[-1].arguments) == {"model": str(folder), "gpu_memory_utilization": 0.5}
+    expected = {"model": str(folder), "dtype": "float32", "gpu_memory_utilization": 0.5}
+    assert vars(vllm.LLMEngine.made[-1].arguments) == expected
     for request in requests(temperature=0.7):
         engine.submit(request)
     assert vars(vllm.LLMEngine.made[-1].seen[2]) == {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+from openai.resources.chat.completions import Completions
+from openai.types.chat import ChatCompletion
 from proxies import proxied
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -147,15 +150,60 @@ def test_litellm_fails_open(pit, litellm, monkeypatch, caplog, why):
 
 
 class Client:
-    """A stand-in of the OpenAI client that optillm passes, just as strict about unknown arguments."""
+    """A stand-in of the OpenAI client that optillm passes, which takes what the client itself takes."""
 
     def __init__(self, answer=None):
         self.answer, self.asked = answer or reply(), {}
         self.chat = SimpleNamespace(completions=self)
 
-    def create(self, *, model, messages, temperature=None, max_tokens=None, stop=None, response_format=None):
-        self.asked = {"model": model, "messages": messages, "temperature": temperature}
+    def create(self, **given):
+        inspect.signature(Completions.create).bind(self, **given)
+        self.asked = given
         return self.answer
+
+
+def completion(text="Four.", finish_reason="stop", **message):
+    """A completion of the OpenAI client itself."""
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text, **message}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return ChatCompletion.model_validate(whole)
+
+
+def test_optillm_that_gives_the_messages_gets_a_whole_completion(pit):
+    client, messages = Client(completion(finish_reason="length")), [{"role": "developer", "content": "Brief."}, *ASKED]
+    config = {"temperature": 0.2, "stream": True, "n": 1, "optillm_approach": "pit"}
+    whole, tokens = load("optillm_plugin").run("", "User: lost", client, "m", request_config=config, messages=messages)
+    [choice] = whole["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Four. Better Better", "stop")
+    assert whole["usage"]["completion_tokens"] == tokens == 5 + 3 * 3  # three rounds; the last was rejected
+    assert whole["usage"]["total_tokens"] == 7 + tokens
+    assert client.asked == {"model": "m", "messages": messages, "temperature": 0.2}
+    assert pit.writer.asked[0]["prompt"].as_messages() == [{"role": "system", "content": "Brief."}, *ASKED]
+    assert load("optillm_plugin").run("", "", client, "m", {"n": 2}, messages=messages)[0] == "Four. Better Better"
+
+
+CALL = {"id": "t", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "messages", "answer"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "add"}}]}, ASKED, completion()),
+        ({"response_format": {"type": "json_object"}}, ASKED, completion()),
+        ({"logprobs": True}, ASKED, completion()),
+        ({}, [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}], completion()),
+        ({}, [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}], completion()),
+        ({}, ASKED, completion(None, "tool_calls", tool_calls=[CALL])),
+        ({}, ASKED, completion(None, refusal="I will not.")),
+        ({}, ASKED, completion("Fo", "content_filter")),
+    ],
+)
+def test_optillm_gets_the_model_s_own_completion_where_another_text_might_not_do(pit, config, messages, answer):
+    client = Client(answer)
+    assert load("optillm_plugin").run("", "", client, "m", config, messages=messages) == (answer.model_dump(), 5)
+    assert client.asked == {"model": "m", "messages": messages, **config}
+    assert pit.writer.asked == []
 
 
 def test_optillm_gets_the_improved_answer_and_all_the_tokens(pit):

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 from builders import preference, scorer_checkpoint, train_section, workbench
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trl import SFTTrainer
+from trl import RewardConfig, RewardTrainer, SFTTrainer
 
 from pitlm.core.recipe import LoraSection
 from pitlm.data.template import Template, encode_completion, encode_prompts
@@ -18,7 +19,7 @@ from pitlm.method.supervised import (
     CompletionSFTTrainer,
     GapRow,
     GapTrainer,
-    gap_batch,
+    PairTrainer,
     gap_rows,
     improver_rows,
     policy_rows,
@@ -26,6 +27,7 @@ from pitlm.method.supervised import (
     scorer_trainer,
     sft_trainer,
     train_on_rows,
+    tree_batch,
 )
 from pitlm.models.scorers import GapModel, score_ids
 
@@ -160,7 +162,7 @@ def trainer(bench, rows):
 
 def test_a_batch_is_four_blocks_of_rows_and_says_how_many_triples_it_holds():
     rows = [{"wl": [1], "ww": [2, 2], "ll": [3, 3, 3], "lw": [4]}, {"wl": [5, 5], "ww": [6], "ll": [7], "lw": [8, 8]}]
-    batch = gap_batch(rows)
+    batch = tree_batch(GapRow._fields, rows)
     assert batch["forest"].rows == [[1], [5, 5], [2, 2], [6], [3, 3, 3], [7], [4], [8, 8]]
     assert next(iter(batch.values())).shape == (2,)
 
@@ -231,3 +233,29 @@ def test_the_reward_model_is_the_pairwise_loss(bases, tmp_path):
         total += math.log1p(math.exp(l - w))
     train_on_rows("reward", rows, rows, train_section(batch_size=3, learning_rate=1e-9), bench)
     assert logged(bench)[0]["loss"] == pytest.approx(total / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3"])
+def test_the_gradient_of_the_reward_model_is_that_of_trl(bases, tmp_path, family):
+    """TRL reads both rows of a pair whole and padded."""
+    start = scorer_checkpoint(bases(family), tmp_path / "start", "reward")
+    bench = workbench(tmp_path / "reward", start, "reward")
+    rows = reward_rows(TRIPLES, bench.tokenizer, Template(bench.card.ask))
+    ours = scorer_trainer(PairTrainer, bench.load(), rows, rows, train_section(batch_size=3), bench)
+    args = RewardConfig(
+        str(tmp_path / "stock"), use_cpu=True, bf16=False, per_device_train_batch_size=3, max_length=None, report_to=[]
+    )
+    data = Dataset.from_list([row._asdict() for row in rows])
+    stock = RewardTrainer(bench.load(), args=args, train_dataset=data, processing_class=bench.tokenizer)
+    found = []
+    for trainer in (ours, stock):
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        [batch] = trainer.get_train_dataloader()
+        loss = trainer.compute_loss(model, batch)
+        loss.backward()
+        found.append((loss.item(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}))
+    (loss, gradients), (expected, of_trl) = found
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert gradients.keys() == of_trl.keys()
+    for name, gradient in of_trl.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)

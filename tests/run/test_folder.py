@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -243,6 +244,20 @@ def test_what_was_made_from_something_else_is_done_and_not_current(bench: Bench)
     other = bench.root / "b" / "stage.json"
     other.write_text(other.read_text().replace(json.loads(other.read_text())["fingerprint"], "0" * 16))
     assert [name for name in NEEDS if is_current(bench.root, name)] == ["a", "c"]
+
+
+def test_the_seconds_of_a_stage_count_its_interrupted_attempts_up_to_their_last_files(bench: Bench) -> None:
+    bench.fail_in = "b"
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            bench.run()
+        began = (bench.root / "b" / "stage.json").stat().st_mtime
+        os.utime(bench.root / "b" / "half.txt", (began + 1000, began + 1000))
+    bench.fail_in = None
+    assert bench.run() == ["b", "c", "d"]
+    seconds = {name: stage_record(bench.root, name)["seconds"] for name in NEEDS}
+    assert seconds["b"] >= 2000
+    assert seconds["b"] - seconds["c"] < 3000  # each attempt is counted once
 
 
 def test_an_interrupted_stage_with_other_settings_is_not_gone_on_with(bench: Bench) -> None:

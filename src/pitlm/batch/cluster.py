@@ -1,25 +1,21 @@
 """`pit improve --engine ray`: one job that the processes of a Ray cluster share.
 
 The process that leads reads the input, cuts it into parts, and gives each part to an actor that is free. The actors
-hold the models and write the files of their parts themselves, so no answer passes through the process that leads. Ray
-replaces an actor that is killed and gives it the same part again; the part's journal says where to go on.
+hold the models and write the files of their parts themselves, so no answer passes through the process that leads. If an
+actor is killed or cut off, another one gets its part; the part's journal says where to go on.
 
 While the job is under way ``OUT.partial`` is a folder. ``job`` is the journal with the settings, which the process that
 leads holds open; ``journals`` has the journals of parts that are not finished, ``parts`` the finished output files and
 ``failed`` the rows that could not be improved. When every part is there, ``parts`` becomes ``OUT`` in one step. Its
 files, joined in order, equal the file that one process would have written.
-
-If there are GPUs and vLLM is installed, an actor runs the improver in vLLM by
-:class:`pitlm.engines.vllm_engine.VLLMEngine`, and not by Ray's own processor (``ray.data.llm``). That processor is a
-chain of stages that answers each row once, but the loop asks again, depending on the gaps. With that processor every
-round would be a pass over the whole data set, and the gap model would need a second pool of GPUs. The use of vLLM here
-is untested, because neither a GPU nor vLLM was at hand.
+If there are GPUs and vLLM is installed, an actor runs the improver in vLLM (docs/engines.md; untested, without a GPU).
 """
 
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pitlm.batch.batch_job import BatchJob
-from pitlm.batch.finished_rows import Journal, NothingImproved, failed_path, open_alone, write_failures
+from pitlm.batch.finished_rows import Journal, NothingImproved, Taken, failed_path, open_alone, write_failures
 from pitlm.batch.improve_file import Setup, job_progress
 from pitlm.core.errors import InputError
 from pitlm.data.items import Failure, Item, read_items
@@ -40,6 +36,9 @@ PATTERN = "part-*.jsonl"
 MADE = ("journals", "parts", "failed")
 TRIES = 10
 """The job stops if a part was begun this often and never finished: its rows may be what kills the processes."""
+
+PATIENCE = 600
+"""Seconds to wait until another process lets go of a part. On a node that was cut off, it ends after a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +112,22 @@ class PartedJob:
     def improve(self, part: Part, make_job: Callable[[Iterator[Item | Failure]], BatchJob]) -> int:
         """Improve one part, going on from where an earlier attempt was killed. Any process may do this.
 
+        If another process works on the part, wait for it: its node may have been cut off. Then its rows are finished.
+
         Returns:
             The number of tokens that were generated in this attempt.
 
         Raises:
-            InputError: another process works on this part, an engine can answer nothing at all, or the part was tried
-                too often.
+            InputError: another process goes on working on this part, an engine can answer nothing at all, or the part
+                was tried too often.
         """
+        for _ in range(PATIENCE):
+            with suppress(Taken):
+                return self._improve(part, make_job)
+            time.sleep(1)
+        return self._improve(part, make_job)
+
+    def _improve(self, part: Part, make_job: Callable[[Iterator[Item | Failure]], BatchJob]) -> int:
         name, tokens = f"part-{part.number:06}.jsonl", 0
         path, output, failures = (self.folder / kind / name for kind in MADE)
         if (output.exists() or failures.exists()) and not path.exists():
@@ -237,23 +245,44 @@ def _cluster() -> Iterator[dict[str, float]]:
 
 
 def _improved(parts: Iterator[Part], worker: tuple[Any, ...], count: int, gpus: bool) -> Iterator[tuple[int, int]]:
-    """Let ``count`` actors improve the parts. Yield the numbers of rows and generated tokens of each finished part."""
-    import ray
-    from ray.util.actor_pool import ActorPool
+    """Let ``count`` actors improve the parts. Yield the numbers of rows and generated tokens of each finished part.
 
-    # Ray replaces an actor that dies, and gives the new actor the same part.
-    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpus), "max_restarts": -1, "max_task_retries": -1}
-    actor = ray.remote(**options)(_Worker)
-    pool: Any = ActorPool([actor.remote(*worker) for _ in range(count)])
-    try:
-        for part in parts:
-            if not pool.has_free():
-                yield pool.get_next_unordered()
-            pool.submit(lambda free, given: free.improve.remote(given), part)
-        while pool.has_next():
-            yield pool.get_next_unordered()
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
+    If an actor dies, or its node is cut off, its part goes to another actor. Ray's own pool would wait for the same
+    actor, for which no node may have room.
+    """
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    make = ray.remote(num_cpus=1, num_gpus=int(gpus))(_Worker).remote
+    busy: dict[Any, tuple[Any, Part | None]] = {}  # by the result: the actor and its part; None while it starts
+    idle: list[Any] = []
+    back: list[Part | None] = []
+
+    def give(actor: Any, part: Part | None) -> None:
+        busy[actor.improve.remote(part)] = actor, part
+
+    deaths = 0
+    for _ in range(count):
+        give(make(*worker), None)
+    while back or not idle or any(part for _, part in busy.values()):
+        [result], _ = ray.wait(list(busy))
+        actor, part = busy.pop(result)
+        try:
+            yield ray.get(result)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError:
+            deaths = 0 if part else deaths + 1
+            if deaths > TRIES:
+                raise
+            ray.kill(actor)
+            give(make(*worker), None)
+            back += [part] if part else []
+            actor = idle.pop() if idle else None
+        if actor and (part := back.pop() if back else next(parts, None)):
+            give(actor, part)
+        elif actor:
+            idle.append(actor)
 
 
 class _Worker:
@@ -266,6 +295,6 @@ class _Worker:
     def _setup(self) -> Setup:
         return Setup(*self._told)
 
-    def improve(self, part: Part) -> tuple[int, int]:
-        """Improve one part; returns its number of rows, and of tokens that were generated."""
-        return len(part.items), self._job.improve(part, lambda items: self._setup.job(items))
+    def improve(self, part: Part | None) -> tuple[int, int]:
+        """Improve one part; returns its number of rows, and of tokens that were generated. None only says "started"."""
+        return (len(part.items), self._job.improve(part, lambda items: self._setup.job(items))) if part else (0, 0)

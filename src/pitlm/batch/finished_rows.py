@@ -41,6 +41,10 @@ class NothingImproved(InputError):
         return cls(f"{first['where']}: {first['reason']}{others}")
 
 
+class Taken(InputError):
+    """Another process is writing the journal."""
+
+
 def failed_path(output: Path) -> Path:
     """The file for the rows that could not be improved."""
     return output.with_name(output.name.removesuffix(".jsonl") + ".failed.jsonl")
@@ -103,9 +107,7 @@ class Journal:
         failures = [one for one in finished if isinstance(one, Failure)]
         improved = [one for one in finished if not isinstance(one, Failure)]
         records = [(one.number, _digest(one.row), True, _json_line(one.as_dict())) for one in failures]
-        records += [
-            (item.number, _digest(item.row), False, _json_line(item.improved(trace))) for item, trace in improved
-        ]
+        records += [(i.number, _digest(i.row), False, _json_line(i.improved(trace))) for i, trace in improved]
         with _errors_named(self.path):
             with self._database:
                 self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", records)
@@ -196,7 +198,7 @@ def _errors_named(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            raise InputError(f"{path}: another process is writing it") from error
+            raise Taken(f"{path}: another process is writing it") from error
         raise InputError.at(path, found=str(error), expected="the journal of a job, on a disk with room") from error
 
 

@@ -25,6 +25,7 @@ from pitlm.data.items import Failure, Item, count_rows, read_items
 from pitlm.data.row_fields import IMPROVED
 from pitlm.engines.engine import Engine, ModelSource, open_engine
 from pitlm.io.console import make_console, progress_bar
+from pitlm.io.templates import template
 from pitlm.loop.calibration import load_calibrations, margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Kind, load_card, quiet
@@ -60,15 +61,8 @@ def improve_one(prompt: str, response: str | None, setup: Setup) -> None:
     [[done]] = setup.job(iter([Item(0, Prompt.of(prompt), response, {}, "--prompt")]))
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
-    _, trace = done
-    lines = [f"original  {trace.original}"]
-    for number, step in enumerate(trace.rounds, 1):
-        decision = "accepted" if step.accepted else "rejected"
-        lines.append(f"round {number}   {step.proposal}   (gap {step.gap:+.2f}, {decision})")
-    lines += [f"final     {trace.final}", f"stopped: {trace.stop_reason}; {trace.generated_tokens} tokens generated"]
-    console = make_console()
-    for line in lines + setup.doubts():
-        console.print(Text(line))
+    made = template("pitlm.batch", "trace.j2").render(trace=done[1])
+    make_console().print(Text("\n".join([made, *setup.doubts()])))
 
 
 @contextmanager
@@ -183,11 +177,9 @@ class Setup:
                 traces.append(Trace.from_dict({**made, "prompt": ""}))
         listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         lines = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {job.output}"]
-        if failed:
-            lines.append(f"{failed} rows failed; they and the reasons are in {job.failed_path}")
-        console = make_console()
-        for line in [*lines, *health(traces, self.calibration).sentences(), *self.doubts()]:
-            console.print(Text(line), soft_wrap=True)
+        lines += [f"{failed} rows failed; they and the reasons are in {job.failed_path}"] if failed else []
+        lines += [*health(traces, self.calibration).sentences(), *self.doubts()]
+        make_console().print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def _model_folders(models: ModelChoice, recipe: Recipe | None) -> dict[Kind, Path]:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from pitlm.core.nouns import Trace
+from pitlm.io.templates import template
 from pitlm.loop.calibration import Calibration
 from pitlm.loop.chains import first_growth
 
@@ -48,14 +49,8 @@ class RunHealth:
 
     def sentences(self) -> list[str]:
         """The figures, and then the warnings, for a person to read."""
-        shares = ", ".join(f"{q:.0%} {gap:+.2f}" for q, gap in zip(QUANTILES, self.gaps, strict=True))
-        distances = ", ".join(f"{name}s {distance:.2f}" for name, distance in self.drift.items())
-        drift = f" Distance from the calibration's: {distances}." if distances else ""
-        return [
-            f"{self.copy_rate:.1%} of {self.answers} answers unchanged; length {self.growth:.2f} times that before.",
-            *([f"Gaps of the first proposals: {shares}.{drift}"] if np.isfinite(self.gaps).all() else []),
-            *(f"Warning: {warning}" for warning in self.warnings),
-        ]
+        gaps = zip(QUANTILES, self.gaps, strict=True) if np.isfinite(self.gaps).all() else ()
+        return template("pitlm.batch", "health.j2").render(found=self, gaps=list(gaps)).splitlines()
 
 
 def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> RunHealth:
@@ -67,8 +62,7 @@ def health(traces: Sequence[Trace], calibration: Calibration | None = None) -> R
     quantiles = tuple(map(float, np.quantile(gaps, QUANTILES))) if gaps else (float("nan"),) * len(QUANTILES)
     tests = {}
     if calibration is not None and gaps:
-        tests["gap"] = ks_2samp(gaps, calibration.gaps)
-        tests["length"] = ks_2samp(first_growth(traces), calibration.growth)
+        tests = {"gap": ks_2samp(gaps, calibration.gaps), "length": ks_2samp(first_growth(traces), calibration.growth)}
     warnings = []
     if copy_rate >= NO_OP and len(traces) >= ENOUGH:
         warnings.append(f"This looks like a no-op: {copy_rate:.0%} of the answers came back unchanged.")

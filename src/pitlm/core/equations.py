@@ -12,6 +12,18 @@ RELATIONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")
 """The five strict relations of Eq. 1 that Eq. 2 trains, in the order of :func:`gap_differences`."""
 
 
+def reward_loss(w_B: Tensor, l_B: Tensor) -> Tensor:
+    """R_P's loss: minus log sigmoid of r(x, y_w) - r(x, y_l), mean over the pairs (Bradley-Terry). In float32.
+
+    Args:
+        w_B, l_B: scores of y_w and y_l; shape (B,).
+
+    Returns:
+        A scalar.
+    """
+    return -logsigmoid(w_B.float() - l_B.float()).mean()
+
+
 def gap_differences(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor) -> Tensor:
     """The five differences of Eq. 2, each of which should be positive.
 

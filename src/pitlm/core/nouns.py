@@ -42,7 +42,7 @@ class Message:
 
     @classmethod
     def of(cls, value: object, number: int) -> Message:
-        """Make a message of an object with ``role`` and ``content``, or of a Message.
+        """Make a message of an object with ``role`` and ``content``, or of a Message. A developer's turn is a system's.
 
         Args:
             number: place of the message in its conversation, from 1, for the error.
@@ -56,6 +56,7 @@ class Message:
         if not isinstance(value, Mapping):
             raise ConversationError(f"{describe(value)} as message {number}", "an object with role and content")
         role, content = value.get("role"), value.get("content")
+        role = "system" if role == "developer" else role  # OpenAI's newer name
         if role not in ROLES:
             found = describe(role) if "role" in value else f"no role (the message has {list_fields(value)})"
             raise ConversationError(f"{found} as the role of message {number}", f"one of {', '.join(ROLES)}")

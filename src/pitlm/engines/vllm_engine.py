@@ -27,6 +27,8 @@ class VLLMEngine(Engine):
 
         self.model = model
         self._vllm = vllm
+        # vLLM would run a float32 checkpoint in half precision, whose greedy text is another.
+        options = {"dtype": str(model.model.dtype).removeprefix("torch."), **options}
         self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(model=str(path), **options))
         self._requests: dict[str, tuple[Any, int]] = {}
         self._submitted = 0

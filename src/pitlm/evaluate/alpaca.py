@@ -84,15 +84,9 @@ def leaderboard(rows: Iterable[VerdictRow]) -> Leaderboard:
     given = np.array([p for row in rows if (p := preference(row)) is not None], dtype=np.float64)
     wins, losses, total = int((given > 0.5).sum()), int((given < 0.5).sum()), len(given)
     draws = total - wins - losses
-    return Leaderboard(
-        win_rate=float(given.mean()) * 100 if total else math.nan,
-        standard_error=float(stats.sem(given)) * 100 if total > 1 else math.nan,
-        n_wins=wins,
-        n_wins_base=losses,
-        n_draws=draws,
-        n_total=total,
-        discrete_win_rate=(wins + draws / 2) / total * 100 if total else math.nan,
-    )
+    rate, discrete = (100 * float(given.mean()), 100 * (wins + draws / 2) / total) if total else (math.nan, math.nan)
+    error = 100 * float(stats.sem(given)) if total > 1 else math.nan
+    return Leaderboard(rate, error, wins, losses, draws, total, discrete)
 
 
 def length_controlled(

@@ -26,6 +26,7 @@ from scipy.stats import binomtest
 from pitlm.core.errors import InputError
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Improvement, Preference, Prompt, Score, Trace
+from pitlm.io.templates import template
 from pitlm.loop.calibration import Calibration, Promise
 from pitlm.loop.chains import first_growth, incumbents, play
 from pitlm.loop.loop import GapScorer, Proposer
@@ -179,19 +180,14 @@ class Calibrated:
 
     def sentences(self) -> list[str]:
         """The promise and what the labels say, for a person to read."""
-        made, labels, alone = self.calibration, self.labels, self.labels_alone.margin
-        needed = items_needed(made.harm, made.confidence)
-        kept = f"at most {made.harm:.1%} of such answers are made worse, with confidence {made.confidence:.0%}"
-        few = f"it takes {needed} answers to promise this"
-        why = few if made.items < needed else "every margin makes too many worse"
-        broken = f"No margin keeps the promise ({why}): the loop will change nothing. Ask for a larger --harm."
-        wish = f"the labels by themselves would ask for {alone:.4g}"
-        wish = wish if math.isfinite(alone) else "no margin would do by them"
-        pairs = f"On {labels.items} held-out pairs, one response proposed in place of the other"
-        return [
-            f"* the margin: {kept}." if math.isfinite(made.margin) else broken,
-            f"{pairs}, the labeller would find {labels.harm:.1%} made worse; {wish}.",
-        ]
+        made, alone = self.calibration, self.labels_alone.margin
+        given = {
+            "made": made,
+            "labels": self.labels,
+            "alone": alone,
+            "needed": items_needed(made.harm, made.confidence),
+        }
+        return template("pitlm.loop", "promise.j2").render(given).splitlines()
 
 
 def calibrate(

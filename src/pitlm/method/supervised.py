@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from pitlm.core.equations import RELATIONS, gap_differences, gap_loss
+from pitlm.core.equations import RELATIONS, gap_differences, gap_loss, reward_loss
 from pitlm.core.nouns import Preference
 from pitlm.core.training_sections import TrainSection
 from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
@@ -138,66 +139,89 @@ def _labelled(rows: Sequence[TokenRow]) -> Dataset:
     )
 
 
-def scorer_trainer(
-    kind: type[RewardTrainer],
-    model: PreTrainedModel,
-    rows: Sequence[PairRow] | Sequence[GapRow],
-    held_out: Sequence[PairRow] | Sequence[GapRow],
-    section: TrainSection,
-    bench: Workbench,
-) -> RewardTrainer:
-    """A trainer of R_P with TRL's RewardTrainer: minimise -log sigmoid(r(x, y_w) - r(x, y_l)).
+class TreeTrainer(RewardTrainer):
+    """RewardTrainer whose examples are read as trees: what their rows share is read once, and there is no padding.
 
-    Or a trainer of R_PIT with :class:`GapTrainer`: minimise Eq. 2 over (x, y_w, y_l).
+    Attributes:
+        parts: the names of the rows of an example.
     """
-    off = {"max_length": None, "center_rewards_coefficient": None}
-    args = RewardConfig(**trainer_arguments(section, bench), **off, disable_dropout=True)
-    train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
-    train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
-    collator = gap_batch if issubclass(kind, GapTrainer) else None
-    return make_trainer(kind, model, bench, args=args, train_dataset=train, eval_dataset=test, data_collator=collator)
 
-
-def gap_batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """B triples as a forest of their 4B rows: all wl, all ww, all ll, all lw."""
-    forest = Forest.of([example[part] for part in GapRow._fields for example in examples])
-    # The trainer takes the size of a batch from the first tensor that it finds.
-    return {"triples": torch.arange(len(examples)), "forest": forest}
-
-
-class GapTrainer(RewardTrainer):
-    """RewardTrainer with Eq. 2 in place of the pairwise loss."""
-
+    parts: tuple[str, ...]
     _signature_columns: list[str] | None
+
+    def judge(self, *scores_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and which examples are right in each respect, from the scores of each part; shape (B,) each."""
+        raise NotImplementedError
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # rows come tokenized
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = list(GapRow._fields)
+            self._signature_columns = list(self.parts)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Eq. 2 in float32. Logs the share of triples that satisfy each relation, over all processes."""
+        """The loss in float32. Logs the share of examples that are right, over all processes."""
         scores = score_tree(model, inputs["forest"]).float()
-        wl_B, ww_B, ll_B, lw_B = scores.chunk(4)
-        loss = gap_loss(wl_B, ww_B, ll_B, lw_B)
-        with torch.no_grad():
-            right_B5 = (gap_differences(wl_B, ww_B, ll_B, lw_B) > 0).float().T.contiguous()
-            shares = self.accelerator.gather_for_metrics(right_B5).mean(0).tolist()
+        loss, right = self.judge(*scores.chunk(len(self.parts)))
+        shares = self.accelerator.gather_for_metrics(torch.stack(list(right.values()), 1).float()).mean(0).tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, share in zip(RELATIONS, shares, strict=True):
-            metrics[f"order/{name}"].append(share)
-        metrics["accuracy"].append(shares[RELATIONS.index("wl>lw")])
-        return (loss, {"loss": loss, "scores": scores.view(4, -1).T}) if return_outputs else loss
+        for name, share in zip(right, shares, strict=True):
+            metrics[name].append(share)
+        return (loss, {"loss": loss, "scores": scores.view(len(self.parts), -1).T}) if return_outputs else loss
+
+
+class PairTrainer(TreeTrainer):
+    """R_P: the loss of Bradley and Terry, as in TRL's RewardTrainer."""
+
+    parts = PairRow._fields
+
+    def judge(self, *scores_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        w_B, l_B = scores_B
+        return reward_loss(w_B, l_B), {"accuracy": w_B > l_B}
+
+
+class GapTrainer(TreeTrainer):
+    """R_PIT: Eq. 2."""
+
+    parts = GapRow._fields
+
+    def judge(self, *scores_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        right = dict(zip(RELATIONS, gap_differences(*scores_B) > 0, strict=True))
+        shown = {f"order/{name}": right_B for name, right_B in right.items()}
+        return gap_loss(*scores_B), {**shown, "accuracy": right["wl>lw"]}
+
+
+def scorer_trainer(
+    kind: type[TreeTrainer],
+    model: PreTrainedModel,
+    rows: Sequence[PairRow] | Sequence[GapRow],
+    held_out: Sequence[PairRow] | Sequence[GapRow],
+    section: TrainSection,
+    bench: Workbench,
+) -> RewardTrainer:
+    """A trainer of R_P on (x, y_w, y_l) with :class:`PairTrainer`, or of R_PIT with :class:`GapTrainer`."""
+    off = {"max_length": None, "center_rewards_coefficient": None}
+    args = RewardConfig(**trainer_arguments(section, bench), **off, disable_dropout=True)
+    train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
+    train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
+    collator = partial(tree_batch, kind.parts)
+    return make_trainer(kind, model, bench, args=args, train_dataset=train, eval_dataset=test, data_collator=collator)
+
+
+def tree_batch(parts: Sequence[str], examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """B examples as a forest of their rows: all of the first part, then all of the second, and so on."""
+    forest = Forest.of([example[part] for part in parts for example in examples])
+    # The trainer takes the size of a batch from the first tensor that it finds.
+    return {"examples": torch.arange(len(examples)), "forest": forest}
 
 
 LESSONS: Mapping[Kind, tuple[str, Callable[..., Sequence[Any]], Callable[..., Trainer]]] = {
     "policy": ("policy SFT", policy_rows, sft_trainer),
     "improver": ("improver SFT", improver_rows, sft_trainer),
-    "reward": ("reward model", reward_rows, partial(scorer_trainer, RewardTrainer)),
+    "reward": ("reward model", reward_rows, partial(scorer_trainer, PairTrainer)),
     "gap": ("gap model", gap_rows, partial(scorer_trainer, GapTrainer)),
 }
 """The title of each lesson, how pairs become its rows, and what trains a model on the rows."""

@@ -34,7 +34,7 @@ class Scorer(Checkpoint):
         Raises:
             InputError: an item is longer than the model's window.
         """
-        rows = self._rows(items)
+        rows = self.token_ids(items)
         window, longest = window_of(self.model.config), max(map(len, rows), default=0)
         if window is not None and longest > window:
             raise InputError(
@@ -46,12 +46,12 @@ class Scorer(Checkpoint):
     def raw_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
         """:meth:`raw` of each group as if the group were scored alone; groups may be empty."""
         flat = list(dict.fromkeys(item for group in groups for item in group))
-        rows = dict(zip(flat, self._rows(flat), strict=True))
+        rows = dict(zip(flat, self.token_ids(flat), strict=True))
         scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in groups if group]))
         return [dict(zip(group, next(scores), strict=True)) if group else {} for group in groups]
 
-    def _rows(self, items: Sequence[Improvement]) -> list[list[int]]:
-        """Token ids of the prompt and the response of each item; equal prompts are encoded once."""
+    def token_ids(self, items: Sequence[Improvement]) -> list[list[int]]:
+        """What the model reads of each item: prompt and response. Equal prompts are encoded once."""
         asked = list(dict.fromkeys((item.prompt, item.reference) for item in items))
         encoded = encode_prompts(self.tokenizer, [self.conversation(*before) for before in asked])
         prompts = dict(zip(asked, encoded, strict=True))

@@ -1,7 +1,8 @@
 """Estimates the tokens, arithmetic, seconds and memory of each stage of a recipe, before the run starts.
 
 The stages are those of :mod:`pitlm.run.stages`, and the systems of the evaluation those of :mod:`pitlm.loop.baselines`.
-The gap model reads x once and each reference once (Eq. 2): x + 3 w + 3 l tokens. RL reads a prompt once per group.
+The gap model reads x once and each reference once (Eq. 2): x + 3 w + 3 l tokens; R_P reads x + w + l. RL reads a prompt
+once per group.
 """
 
 import math
@@ -74,18 +75,17 @@ def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     section, tree, head = stage.training, stage.task == "gap", stage.task in ("policy", "improver")
     pairs = sum(p.folds[name] for name in stage.folds)
     if tree:
-        each = tree_tokens(p.x, p.w, p.l, p.work.marks)
+        each, context = tree_tokens(p.x, p.w, p.l, p.work.marks), p.beside / 2
         longest = tree_tokens(p.longest_x, p.longest_y, p.longest_y, p.work.marks)
-        rows, context = 2.0, p.beside / 2
     else:
         x, longest_x = (p.beside, p.longest_beside) if stage.task == "improver" else (p.x, p.longest_x)
-        rows, row = (1.0, x + p.w) if head else (2.0, x + (p.w + p.l) / 2)
-        each, longest, context = rows * row, rows * (longest_x + p.longest_y), row / 2
+        each, context = x + p.w + (0 if head else p.l), (x + p.w) / 2
+        longest = longest_x + p.longest_y * (1 if head else 2)
 
     def reading(count: float) -> Reading:
         return Reading(count * each, context, count * each if head else 0)
 
-    p.encode(plan, pairs * (rows if head or tree else 1))
+    p.encode(plan, pairs * (2 if tree else 1))
     steps = min(math.ceil(max(1, round(section.epochs * pairs)) / section.batch_size), section.max_steps or math.inf)
     p.learn(plan, section, steps, reading(section.batch_size), tree)
     held = min(p.validation, section.eval_rows)

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
-from trl import RewardTrainer
 
 from pitlm.core.errors import InputError
 from pitlm.core.recipe import Recipe
 from pitlm.core.training_sections import TrainSection
 from pitlm.engines.generators import generate
 from pitlm.method.setting import Workbench
-from pitlm.method.supervised import GapRow, GapTrainer, PairRow, scorer_trainer, sft_trainer
+from pitlm.method.supervised import GapRow, GapTrainer, PairRow, PairTrainer, scorer_trainer, sft_trainer
 from pitlm.models.loading import Card, Kind, quiet
 from pitlm.models.machine import device
 from pitlm.models.scratch import make_words_tokenizer
@@ -151,7 +150,7 @@ class _Measure(TrainerCallback):
 
     def rewards(self, pairs: int, row: int) -> float:
         """Seconds of a step of R_P, by a stage's own trainer, whose overhead is much of a small model's step."""
-        kind = partial(scorer_trainer, RewardTrainer, copy.deepcopy(self.scorer))
+        kind = partial(scorer_trainer, PairTrainer, copy.deepcopy(self.scorer))
         return self._steps("reward", pairs, kind, lambda: PairRow(self.ids(row), self.ids(row)))
 
     def training(self, rows: int, row: int) -> float:

@@ -68,12 +68,8 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
         first = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
         title, elo = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{first})", summary.elo[judge]
         rows = [(name, _range(own, ".2f"), _range(elo[name], ".0f")) for name, own in ranking.strengths.items()]
-        _print(
-            console,
-            title,
-            ("system", "Bradley-Terry", f"Elo, {'by time' if settings['timed'][judge] else 'mean over random orders'}"),
-            rows,
-        )
+        order = "by time" if settings["timed"][judge] else "mean over random orders"
+        _print(console, title, ("system", "Bradley-Terry", f"Elo, {order}"), rows)
     for judge, ranking in summary.rankings.items():
         if not ranking.exists:
             echo(

@@ -156,7 +156,8 @@ class RunFolder:
             record = {**about, "status": status, "seconds": round(seconds, 2), "result": result}
             write_text(folder / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
-        write(Status.STARTED, 0.0, None)
+        spent = self._spent(folder)
+        write(Status.STARTED, spent, None)
         begin = time.perf_counter()
         try:
             result = work(folder)
@@ -167,10 +168,18 @@ class RunFolder:
             elif status is Status.MISSING:
                 self._withdraw(folder)
             raise
-        seconds = time.perf_counter() - begin
+        seconds = spent + time.perf_counter() - begin
         write(Status.DONE, seconds, result)
         shutil.rmtree(earlier, ignore_errors=True)
         tell(stage.name, "done", seconds)
+
+    def _spent(self, folder: Path) -> float:
+        """Seconds that interrupted attempts at a stage took, each up to the last file that it wrote."""
+        record = stage_record(self.root, folder.name)
+        if record is None:
+            return 0.0
+        times = [path.lstat().st_mtime for path in (folder / "stage.json", *folder.rglob("*"))]
+        return float(record["seconds"]) + max(times) - times[0]
 
     def _withdraw(self, folder: Path) -> None:
         """Remove a stage whose input has a fault; if it was the first stage of a new run, remove the run."""

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from pitlm import __version__
 from pitlm.core.errors import InputError
 from pitlm.io.console import make_console
+from pitlm.io.templates import template
 from pitlm.loop.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable
 from pitlm.serve.gate import Gate
 from pitlm.serve.model_api import router
@@ -51,8 +52,8 @@ def run(settings: Settings, *, host: str, port: int, check: bool = False, access
 async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
     with bind(host, port) as listener:  # before the models load, so that a port in use fails at once
         async with serving(settings) as app:
-            about = _about(settings, address(listener).rstrip("/"))
-            make_console().print(Text("\n".join(about)), soft_wrap=True)  # so that a command can be copied
+            about = template("pitlm.serve", "about.j2").render(settings=settings, url=address(listener).rstrip("/"))
+            make_console().print(Text(about.rstrip()), soft_wrap=True)  # so that a command can be copied
             if check:
                 return
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -61,24 +62,6 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
             # No Date header from uvicorn, because the upstream's response has one already.
             server = make_server(app, lifespan="off", date_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
             await server.serve(sockets=[listener])
-
-
-def _about(settings: Settings, url: str) -> list[str]:
-    """The lines that are printed at the start: what is served, and how to try it."""
-    improves = settings.improver is not None and settings.gap is not None
-    rounds = f"{settings.loop.rounds}, at most {settings.improve_seconds:g} s" if improves else "none"
-    path, data = "score", '{"prompt": "Hello", "reference": "No.", "response": "Hello to you."}'
-    if settings.upstream:
-        path, data = "chat/completions", '{"model": "NAME", "messages": [{"role": "user", "content": "Hello"}]}'
-    return [
-        f"Serving {url}/v1",
-        f"  upstream   {settings.upstream or 'none'}",
-        f"  improver   {settings.improver or 'none'}",
-        f"  gap model  {' with '.join(filter(None, (settings.gap, settings.reward))) or 'none'}",
-        f"  rounds     {rounds}",
-        *([f"Try: {url}/ in a browser"] if improves else []),
-        f"Try: curl {url}/v1/{path} -H 'content-type: application/json' -d '{data}'",
-    ]
 
 
 @asynccontextmanager

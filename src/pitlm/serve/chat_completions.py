@@ -138,7 +138,7 @@ def _obstacle(request: Mapping[str, Any]) -> str:
 
 
 def _prompt(messages: Any) -> Prompt:
-    """The prompt x from a request's messages. ``developer`` is OpenAI's newer name of the system role.
+    """The prompt x from a request's messages.
 
     A list with one text part counts as this text. A list of several parts is refused, because only the upstream knows
     how it joins them.
@@ -160,7 +160,7 @@ def _prompt(messages: Any) -> Prompt:
             content = content[0].get("text") if content[0].get("type") == "text" else None
         if not isinstance(content, str) or not is_unicode(content):
             raise InputError("content other than one text")
-        turns.append({"role": "system" if role == "developer" else role, "content": content})
+        turns.append({"role": role, "content": content})
     return Prompt.of(turns)
 
 

