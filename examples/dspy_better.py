@@ -44,13 +44,12 @@ class Better(dspy.Module):  # type: ignore[misc]
         except httpx.HTTPError:
             return first
 
+        gaps: dict[str, float] = {}
+
         def reward(asked: dict[str, Any], given: Any) -> float:
-            return gap(question, first.answer, given.answer)
+            gaps[given.answer] = gap(question, first.answer, given.answer)
+            return gaps[given.answer]
 
         above = math.nextafter(least, math.inf)
         found = self.search(self.answers, N=self.n, reward_fn=reward, threshold=above)(question=question)
-        try:
-            better = found is not None and reward({}, found) > least
-        except httpx.HTTPError:
-            better = False
-        return found if better else first
+        return found if found is not None and gaps[found.answer] > least else first

@@ -17,7 +17,8 @@ optillm 0.4 gives the technique the messages of the request, and takes a whole c
 conversation as one text with `User:` and `Assistant:` before the turns. If the turns alternate, the technique splits
 the text into turns. Otherwise it sends the text unchanged to the model and does not improve the answer.
 
-Needs only the standard library.
+Tested against the interface in the sources of optillm 0.4 (SLUG, run), not with the package. Needs only the standard
+library.
 """
 
 from __future__ import annotations
@@ -86,9 +87,12 @@ def _is_text(turns: list[dict[str, Any]], given: dict[str, Any], choice: Any) ->
     return choice.finish_reason in ("stop", "length") and bool((message.content or "").strip()) and not beside
 
 
+def _system(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": prompt}] if prompt else []
+
+
 def _one_turn(system_prompt: str, query: str) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": query}]
+    return [*_system(system_prompt), {"role": "user", "content": query}]
 
 
 def _turns(system_prompt: str, query: str) -> list[dict[str, Any]]:
@@ -101,7 +105,7 @@ def _turns(system_prompt: str, query: str) -> list[dict[str, Any]]:
     if before or not alternate or names[-1] != "User":
         return []
     turns = [{"role": ROLES[name], "content": text} for name, text in zip(names, texts, strict=True)]
-    return [*_one_turn(system_prompt, "")[:-1], *turns]
+    return [*_system(system_prompt), *turns]
 
 
 def _bounds(given: dict[str, Any]) -> dict[str, Any]:

