@@ -51,7 +51,12 @@ def proxies(stack: ExitStack, upstream: str) -> dict[str, tuple[str, int, str]]:
             opti.version,
         ),
     }
-    settings = {"OPENAI_API_KEY": "none", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    settings = {
+        "OPENAI_API_KEY": "none",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+    }
     started = {}
     for name, (command, health, number) in commands.items():
         url = f"http://127.0.0.1:{ports[name]}"

@@ -2,7 +2,7 @@
 
     pit serve --run runs/quickstart --port 8000
 
-    # config.yaml of the LiteLLM proxy, with this file in the same folder
+    # config.yaml of the LiteLLM proxy, with this file in the same folder. The proxy wants a LITELLM_MASTER_KEY, too.
     litellm_settings:
       callbacks: litellm_callback.improves
 
@@ -14,8 +14,7 @@ The callback does not change streams (LiteLLM does not pass them to this hook), 
 format, several choices or content other than text: an improved text might not be what such a request asks for. Improved
 answers keep `stop`, `max_tokens` and `temperature`. `usage` stays the model's own, because LiteLLM charges by it.
 
-Tested against the interface of CustomLogger in LiteLLM's sources and documentation, not with the package. Needs httpx,
-which LiteLLM installs.
+Tested with litellm 1.108.0, scripted models behind it (docs/real.md). Needs httpx, which LiteLLM installs.
 """
 
 from __future__ import annotations

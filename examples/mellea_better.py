@@ -9,7 +9,7 @@
 The requirement is only checked (`check_only`): mellea does not put its words into the prompt. Its score is the gap.
 If no answer within the budget meets the requirement, or if `pit serve` cannot be reached, the first answer stays.
 
-Needs gap_client.py of the same folder (docs/frameworks.md).
+Tested with mellea 0.8.0 (docs/real.md). Needs gap_client.py of the same folder (docs/frameworks.md).
 """
 
 from __future__ import annotations

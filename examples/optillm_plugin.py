@@ -17,8 +17,7 @@ optillm 0.4 gives the technique the messages of the request, and takes a whole c
 conversation as one text with `User:` and `Assistant:` before the turns. If the turns alternate, the technique splits
 the text into turns. Otherwise it sends the text unchanged to the model and does not improve the answer.
 
-Tested against the interface in the sources of optillm 0.4 (SLUG, run), not with the package. Needs only the standard
-library.
+Tested with optillm 0.4.0, scripted models behind it (docs/real.md). Needs only the standard library.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +50,12 @@ class Engine:
         if stamp.is_file() and stamp.read_text() == mark:
             return self
         shutil.rmtree(self.folder, ignore_errors=True)
-        run(sys._base_executable, "-m", "venv", self.folder)
-        pip = (self.python, "-m", "pip", "--disable-pip-version-check")
-        run(*pip, "install", "-q", *wanted["install"])
+        # Neither a pip of its own nor compiled modules: most of what is installed is never imported.
+        run(sys._base_executable, "-m", "venv", "--without-pip", self.folder)
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python)
+        run(*pip, "install", "-q", "--no-compile", *wanted["install"])
         if alone := wanted.get("alone"):
-            run(*pip, "install", "-q", "--no-deps", *alone)
+            run(*pip, "install", "-q", "--no-compile", "--no-deps", *alone)
         if remove := wanted.get("remove"):
             run(*pip, "uninstall", "-q", "-y", *remove)
         stamp.write_text(mark)
@@ -160,6 +162,22 @@ def llama_cpp(name: str, model: Path, *, slots: int = 8) -> Iterator[str]:
     command = (engine("llama.cpp").python, PROGRAMS / "serve_llama_cpp.py", model, port, slots)
     with serving(name, f"http://127.0.0.1:{port}/health", *command):
         yield f"http://127.0.0.1:{port}/v1"
+
+
+def improved(url: str, model: str, rows: list[dict[str, Any]]) -> list[str]:
+    """What a server's improver makes of each row's answer, asked as an OpenAI client would: greedy."""
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
+    texts = []
+    for row in rows:
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        reply = client.chat.completions.create(model=model, messages=turns, temperature=0)  # type: ignore[arg-type]
+        texts.append((reply.choices[0].message.content or "").strip())
+    return texts
+
+
+def proposals(rows: list[dict[str, Any]]) -> list[str]:
+    """The improver's texts in the rows of `pit improve`."""
+    return [row["pit"]["rounds"][0]["proposal"] for row in rows]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -14,7 +14,7 @@ it has one. PIT_ASK is the turn after y_ref that the gap model was trained with 
 PIT_TRUNCATED_PENALTY (default 1, as in pitlm's recipes) is subtracted from the gap of an answer that was cut off.
 
 OpenRLHF's own SingleTurnAgentExecutor generates. The agent returns its sample with reward, scores and logs set. Tested
-against a stand-in of that class, made after OpenRLHF's sources, not with the package. Needs only the standard library.
+with OpenRLHF 0.11.2 and a scripted engine (docs/real.md). No training was run. Needs only the standard library.
 """
 
 from __future__ import annotations

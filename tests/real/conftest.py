@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from real_engines import BUILD, ENGINES, ROOT, Engine, engine, pit, write_rows
+from real_engines import BUILD, ENGINES, ROOT, Engine, engine, pit, read_rows, write_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -101,6 +102,7 @@ def smol() -> dict[str, Path]:
     assert weights.is_file(), f"{weights} is missing: `make real` fetches it"
     steps = [f"{section}.max_steps=2" for section in ("policy_sft", "reward", "policy_rl", "improver_sft", "gap")]
     few = ["data.pairs=60", "evaluation.fresh_pairs=4", "data.max_new_tokens=16", *steps, f"model.base={weights}"]
+    few += ["model.dtype=float32"]  # in bfloat16 two engines round differently, and their texts part
     run = BUILD / "smol"
     pit("run", "smol", "--out", run, "--update", "--until", "gap", *(word for one in few for word in ("--set", one)))
     pit("export", run / "improver-sft", "-o", BUILD / "smol-improver", "--force")
@@ -110,6 +112,17 @@ def smol() -> dict[str, Path]:
         "gap": run / "gap" / "model",
         "export": BUILD / "smol-improver",
     }
+
+
+@pytest.fixture(scope="session")
+def smol_rows(smol) -> list[dict[str, Any]]:
+    """Rows of `pit improve` with the improver of SmolLM2 in this process: greedy, one round."""
+    answers = {"How do I boil an egg?": "In water.", "What is snow?": "It is cold.", "Why do cats purr?": "I am an AI."}
+    rows = [{"prompt": prompt, "response": response} for prompt, response in answers.items()]
+    given, out = write_rows(BUILD / "smol-in.jsonl", rows), BUILD / "smol-out.jsonl"
+    models = ("--improver", smol["improver"], "--gap", smol["gap"])
+    pit("improve", given, "-o", out, *models, "--temperature", 0, "--rounds", 1, "--force")
+    return read_rows(out)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from real_engines import engine, llama_cpp, pit_serve
+from real_engines import BUILD, engine, improved, llama_cpp, pit_serve, proposals, run
 
 ASKED = [{"role": "user", "content": "How do I boil an egg?"}]
 SETTLED = {"model": "any", "messages": ASKED, "temperature": 0, "seed": 7, "max_tokens": 24}
@@ -144,3 +144,12 @@ def test_many_clients(proxy):
     assert all(reply.json()["choices"][0]["message"]["content"].strip() for reply in replies)
     outcomes = {reply.headers["x-pit"] for reply in replies}
     assert outcomes <= {"improved", "kept"}
+
+
+@pytest.mark.real("llama.cpp")
+def test_an_improver_as_gguf(smol, smol_rows):
+    """An exported improver as a GGUF file (convert_hf_to_gguf.py): the text that `pit improve` gives, greedy."""
+    file, converter = BUILD / "smol-improver.gguf", engine("gguf").folder / "bin" / "convert-hf-to-gguf"
+    run(converter, smol["export"], "--outtype", "f32", "--outfile", file)
+    with llama_cpp("llama-cpp-improver", file) as url:
+        assert improved(url, "any", smol_rows) == proposals(smol_rows)

@@ -17,6 +17,7 @@ ASKED = [{"role": "user", "content": "What is two and two?"}]
 BETTER = f"{TEXT} Better Better"
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 MODELS = ("chat", "tools")
+MASTER_KEY = f"sk-{'0123456789abcdef' * 4}"  # without a long one LiteLLM does not start
 
 
 @pytest.fixture
@@ -39,27 +40,20 @@ def through_litellm(pit):
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     command = (engine("litellm").folder / "bin" / "litellm", "--config", folder / "config.yaml", "--port", port)
     settings = {"PIT_URL": pit.url, "PIT_SERVE_TOKEN": "door-key", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    settings["LITELLM_MASTER_KEY"] = MASTER_KEY
     with serving("litellm", f"http://127.0.0.1:{port}/health/liveliness", *command, **settings):
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-any", max_retries=0, timeout=300)
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=MASTER_KEY, max_retries=0, timeout=300)
 
 
 @pytest.fixture
 def through_optillm(pit):
     """A client of optillm, whose technique `pit` asks `pit`."""
-    folder, port = BUILD / "optillm-proxy", free_port()
-    plugins = folder / "optillm" / "plugins"
-    plugins.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    # optillm 0.4 reads the plug-ins before its options, so its --plugins-dir has no effect.
+    (plugins,) = engine("optillm").folder.glob("lib/python*/site-packages/optillm/plugins")
     shutil.copy(ROOT / "examples" / "optillm_plugin.py", plugins / "pit_plugin.py")
-    command = (
-        engine("optillm").python,
-        "-c",
-        "from optillm import main; main()",
-        "--port",
-        port,
-        "--base-url",
-        pit.direct,
-    )
-    command = (*command, "--plugins-dir", folder)
+    program = "from optillm import main; main()"
+    command = (engine("optillm").python, "-c", program, "--port", port, "--base-url", pit.direct)
     settings = {"PIT_URL": pit.url, "PIT_SERVE_TOKEN": "door-key", "OPENAI_API_KEY": "sk-upstream"}
     environment = {name: "" for name in ("OPTILLM_API_KEY", "CEREBRAS_API_KEY") if name in os.environ}
     with serving("optillm", f"http://127.0.0.1:{port}/health", *command, **settings, **environment):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import httpx
-import openai
 import pytest
-from real_engines import BUILD, free_port, pit, read_rows, run, serving
+from real_engines import BUILD, free_port, improved, pit, proposals, read_rows, run, serving
 
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.scorers import GapModel
@@ -42,36 +41,19 @@ def of_transformers(pocket_models, pocket_answers):
     return read_rows(out)
 
 
-def proposals(rows):
-    return [row["pit"]["rounds"][0]["proposal"] for row in rows]
-
-
 @pytest.mark.real("vllm")
 def test_an_export_behind_an_openai_client(improver_server, pocket_answers, of_transformers):
     """The quickstart's export: a conversation that ends with a response gets the text that `pit improve` gives, greedy."""
-    client = openai.OpenAI(base_url=f"{improver_server}/v1", api_key="none", max_retries=0, timeout=600)
-    found = []
-    for row in read_rows(pocket_answers):
-        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-        reply = client.chat.completions.create(model="improver", messages=turns, temperature=0)
-        found.append(reply.choices[0].message.content.strip())
+    found = improved(f"{improver_server}/v1", "improver", read_rows(pocket_answers))
     assert found == proposals(of_transformers)
 
 
 @pytest.mark.real("vllm")
-def test_an_export_of_a_lora_run(vllm, smol):
+def test_an_export_of_a_lora_run(vllm, smol, smol_rows):
     """The export of a LoRA run of SmolLM2 gives the text that `pit improve` gives, greedy."""
     url, server = vllm_server(vllm, "lora", smol["export"])
-    prompt, response = "How do I boil an egg?", "In water."
-    out = BUILD / "lora.jsonl"
-    rows = BUILD / "lora-in.jsonl"
-    rows.write_text(f'{{"prompt": "{prompt}", "response": "{response}"}}\n', encoding="utf-8")
-    pit("improve", rows, "-o", out, "--improver", smol["improver"], "--gap", smol["gap"], *GREEDY)
     with server:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        reply = client.chat.completions.create(model="lora", messages=turns, temperature=0)
-    assert [reply.choices[0].message.content.strip()] == proposals(read_rows(out))
+        assert improved(f"{url}/v1", "lora", smol_rows) == proposals(smol_rows)
 
 
 @pytest.mark.real("vllm")
