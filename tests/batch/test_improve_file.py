@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,11 +121,15 @@ def test_a_server_improves_what_alpaca_eval_writes(
     source, out = tmp_path / "model_outputs.json", tmp_path / "better.jsonl"
     given = [{"instruction": f"price {n} ?", "output": "silly question .", "generator": "mine"} for n in range(5)]
     source.write_text(json.dumps([*given, {"instruction": "small ?", "output": None}]))
+    gap = shutil.copytree(models / "gap", tmp_path / "gap")
+    (gap / "pit.json").write_text('{"kind": "gap", "ask": "better", "max_new_tokens": 9}')  # the improver's, too
     with ScriptedEndpoint(reply) as server:
-        command = ["improve", str(source), "-o", str(out), "--gap", str(models / "gap"), "--engine", "endpoint"]
+        command = ["improve", str(source), "-o", str(out), "--gap", str(gap), "--engine", "endpoint"]
         command += ["--base-url", server.base_url, "--model", "improver"]
         assert run(*command, "--policy-url", server.base_url, "--policy-model", "policy") == 0, capsys.readouterr().err
         assert {call.request["model"] for call in server.calls} == {"improver", "policy"}
+    asked = [call.request for call in server.calls if call.request["model"] == "improver"]
+    assert {(one["messages"][-1]["content"], one["max_tokens"]) for one in asked} == {("better", 9)}
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["pit"]["original"] for row in rows] == ["silly question ."] * 5 + ["read it yourself ."]
     for row in rows:

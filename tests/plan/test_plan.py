@@ -137,6 +137,16 @@ def test_devices_divide_arithmetic_and_weights():
     assert one["evaluation"].peak - 1e9 == pytest.approx(4 * (four["evaluation"].peak - 1e9))
 
 
+def test_a_process_on_a_processor_keeps_kernels_and_the_memory_of_earlier_stages():
+    given, shape = recipe("smol", model__dtype="bfloat16"), KNOWN["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    card, processor = (stages(given, shape, WORK, replace(FLAT, kernels=kernels)) for kernels in (0, 2e9))
+    least = 0.0
+    for name, stage in processor.items():
+        least = max(least, card[name].peak + 2e9)
+        assert stage.peak == pytest.approx(least)
+    assert processor["evaluation"].peak > card["evaluation"].peak + 2e9
+
+
 def test_a_bfloat16_model_in_full_training_takes_eight_bytes_a_parameter():
     costs = Costs(recipe(model__dtype="bfloat16"), SMALL, WORK, FLAT)
     assert costs.states() == 8 * SMALL.parameters

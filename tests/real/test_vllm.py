@@ -16,12 +16,12 @@ PIT = ("-m", "pitlm.cli.main")
 GREEDY = ("--temperature", 0, "--rounds", 1, "--force")
 
 
-def vllm_server(vllm, name, model, *more):
+def vllm_server(vllm, name, model, *more, **environment):
     port = free_port()
     command = (vllm.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name)
-    options = ("--port", port, "--dtype", "float32", "--enforce-eager", "--max-model-len", 512, *more)
+    options = ("--port", port, "--dtype", "float32", "--enforce-eager", *more)
     return f"http://127.0.0.1:{port}", serving(
-        f"vllm-{name}", f"http://127.0.0.1:{port}/health", *command, *options, **CPU
+        f"vllm-{name}", f"http://127.0.0.1:{port}/health", *command, *options, **CPU, **environment
     )
 
 
@@ -61,8 +61,7 @@ def test_engine_endpoint(improver_server, pocket_models, pocket_answers, of_tran
     """`pit improve --engine endpoint` gives the rows of transformers, greedy."""
     out = BUILD / "endpoint.jsonl"
     server = ("--engine", "endpoint", "--base-url", f"{improver_server}/v1", "--model", "improver")
-    models = ("--improver", pocket_models["improver"], "--gap", pocket_models["gap"])
-    pit("improve", pocket_answers, "-o", out, *models, *server, *GREEDY)
+    pit("improve", pocket_answers, "-o", out, "--gap", pocket_models["gap"], *server, *GREEDY)
     assert proposals(read_rows(out)) == proposals(of_transformers)
 
 
@@ -115,20 +114,25 @@ def train(vllm, folder, until, *settings):
     run(vllm.python, *PIT, "run", "quickstart", "--out", folder, "--update", "--until", until, *options, **CPU)
 
 
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="vLLM's build for CPUs repacks weights and cannot take new ones from TRL"
+)
 @pytest.mark.real("vllm")
 def test_rollouts_colocate(vllm):
     """`rollouts: vllm-colocate`: TRL samples the quickstart's RL with vLLM in the same process."""
     train(vllm, BUILD / "colocate", "rl-0-data", "curriculum.rl.rollouts=vllm-colocate")
 
 
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="TRL 1.16 sends the server new weights over NCCL, which needs CUDA"
+)
 @pytest.mark.real("vllm")
 def test_rollouts_server(vllm):
-    """`rollouts: vllm-server`: TRL samples the quickstart's RL from `trl vllm-serve`."""
-    folder, port = BUILD / "server", free_port()
+    """`rollouts: vllm-server`: TRL samples the quickstart's RL from a vLLM server."""
+    folder = BUILD / "server"
     train(vllm, folder, "gap")
-    url = f"http://127.0.0.1:{port}"
-    command = (vllm.folder / "bin" / "trl", "vllm-serve", "--model", folder / "improver-sft" / "model", "--port", port)
-    options = ("--dtype", "float32", "--enforce-eager", "true")
-    with serving("trl-vllm-serve", f"{url}/health/", *command, *options, **CPU):
+    settings = ("--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")
+    url, server = vllm_server(vllm, "rollouts", folder / "improver-sft" / "model", *settings, VLLM_SERVER_DEV_MODE="1")
+    with server:
         settings = ("curriculum.rl.rollouts=vllm-server", f"curriculum.rl.rollout_server={url}")
         train(vllm, folder, "rl-0-data", *settings)

@@ -9,6 +9,7 @@ import math
 import pytest
 from scripted_upstream import served
 
+from pitlm.core.errors import InputError
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.loop.live_loop import ProposalRequest, Unavailable
 from pitlm.serve.remote import RemoteImprover, RemoteScorer
@@ -51,6 +52,16 @@ def improver(base, *, model, ask, key=None):
 
 def propose(max_tokens=None, seed=None):
     return lambda remote: remote.propose(ProposalRequest(X, "Four .", 0.4, seed, max_tokens))
+
+
+def test_a_remote_improver_is_asked_as_the_local_gap_model_was_trained(tmp_path):
+    (tmp_path / "pit.json").write_text('{"kind": "gap", "ask": "better", "max_new_tokens": 9}', encoding="utf-8")
+    assert Settings(improver="http://there", gap=str(tmp_path)).ask == "better"
+    assert Settings(improver="http://there", gap=str(tmp_path), improver_ask="Do better.").ask == "Do better."
+    assert Settings(improver="http://there", gap="http://there").ask == "Please write a better answer."
+    (tmp_path / "pit.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"pit\.json"):
+        _ = Settings(improver="http://there", gap=str(tmp_path)).ask
 
 
 def test_a_remote_improver_is_asked_as_it_was_trained():

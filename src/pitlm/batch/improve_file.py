@@ -20,7 +20,7 @@ from pitlm.batch.model_choice import ModelChoice
 from pitlm.core.errors import InputError
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.nouns import Prompt, Trace
-from pitlm.core.recipe import Recipe, TemplateSection
+from pitlm.core.recipe import Recipe
 from pitlm.data.items import Failure, Item, count_rows, read_items
 from pitlm.data.row_fields import IMPROVED
 from pitlm.engines.engine import Engine, ModelSource, open_engine
@@ -119,6 +119,7 @@ class Setup:
             if kind != "policy":  # only a row without a response needs it
                 load_card(folder, kind)
                 stamps[kind] = _stamp(folder)
+        self._card = load_card(self._folders["gap"], "gap")
         scorer = GuardedGap if "reward" in stamps else GapModel
         self.calibration = load_calibrations(self._folders["gap"]).get(scorer.name)
         self.margin = margin_for(self.calibration, self.settings)
@@ -131,8 +132,8 @@ class Setup:
     def job(self) -> Callable[[Iterator[Item | Failure]], BatchJob]:
         """A function that makes the job for some items. The first access to this property loads the models."""
         models, recipe, folders = self.models, self.recipe, self._folders
-        template = recipe.template if recipe else TemplateSection()
-        improver = self._open("improver", models.engine, model=models.model, base_url=models.base_url, ask=template.ask)
+        named = {"model": models.model, "base_url": models.base_url, "ask": self._card.ask}
+        improver = self._open("improver", models.engine, **named)
         make_answerer = None
         if models.policy_model is not None:
             named = {"model": models.policy_model, "base_url": models.policy_url}
@@ -151,10 +152,8 @@ class Setup:
         )
 
     def _open(self, kind: Literal["policy", "improver"], engine: str, **named: Any) -> Engine:
-        data = self.recipe.data if self.recipe else None
-        most = (data.max_new_tokens or data.max_response_tokens) if data else None
-        folder, tokens = self._folders.get(kind), self.models.tokens_per_batch
-        return open_engine(engine, ModelSource(kind, folder, self._bases, tokens, max_tokens=most, **named))
+        given = kind, self._folders.get(kind), self._bases, self.models.tokens_per_batch
+        return open_engine(engine, ModelSource(*given, max_tokens=self._card.max_new_tokens, **named))
 
     def doubts(self) -> list[str]:
         """A line that warns if the margin was calibrated for another loop; otherwise no line."""

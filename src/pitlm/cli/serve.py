@@ -48,7 +48,9 @@ def serve(
     settings: Settings, loop: LoopSection, upstream_key_env: str | None, run_folder: Path | None, host: str, **how: Any
 ) -> None:
     """Improve the answers of an OpenAI-compatible API on their way to the client."""
-    key, token = _secret(upstream_key_env), os.environ.get(TOKEN) or None
+    key, token = os.environ.get(upstream_key_env or "") or None, os.environ.get(TOKEN) or None
+    if upstream_key_env and key is None:
+        raise InputError(f"--upstream-key-env: found {upstream_key_env} empty or not set, expected the upstream's key")
     local = host in LOOPBACK_HOSTS
     if not local and token is None:
         if key is not None:
@@ -71,12 +73,6 @@ def serve(
     run(served, host=host, **how)
 
 
-def _secret(variable: str | None) -> str | None:
-    if variable and not os.environ.get(variable):
-        raise InputError(f"--upstream-key-env: found {variable} empty or not set, expected the upstream's key")
-    return os.environ[variable] if variable else None
-
-
 def _of_run(folder: Path, settings: Settings, loop: LoopSection) -> tuple[Settings, LoopSection]:
     """Fill in models and settings of the loop that the command does not give, from a finished run.
 
@@ -87,10 +83,6 @@ def _of_run(folder: Path, settings: Settings, loop: LoopSection) -> tuple[Settin
 
     recipe = stored_recipe(folder)
     improver, gap, reward = (str(folder / stage / "model") for stage in (recipe.improver_stage, "gap", "reward"))
-    models = {
-        "improver": settings.improver or improver,
-        "gap": settings.gap or gap,
-        "reward": reward if settings.gap is None else None,
-    }
-    held = {"dtype": recipe.model.dtype, "quantize": recipe.quantize}
+    models = {"improver": settings.improver or improver, "gap": settings.gap or gap}
+    held = {"reward": None if settings.gap else reward, "dtype": recipe.model.dtype, "quantize": recipe.quantize}
     return settings.model_copy(update={**models, **held}), loop.over(recipe.loop)

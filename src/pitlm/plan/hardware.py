@@ -49,6 +49,7 @@ class Hardware:
         tree_factor: time of a token in a tree, relative to a token in a row.
         row_seconds: time to put one conversation into tokens and batches, on the processor.
         stage_seconds: time of loading, saving and evaluating in each stage.
+        kernels: bytes that a processor's compiled kernels take. A process there also keeps memory that it has freed.
         devices: number of devices that share the work.
         price: price of one device for an hour.
         measured: whether the rates were measured on this machine; otherwise they are assumed from a data sheet.
@@ -67,6 +68,7 @@ class Hardware:
     tree_factor: float = 1.0
     row_seconds: float = 1e-4
     stage_seconds: float = 1.0
+    kernels: float = 0.0
     devices: int = 1
     price: float | None = None
     measured: bool = False

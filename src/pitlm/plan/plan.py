@@ -56,17 +56,21 @@ class Plan:
 
 def plan_run(recipe: Recipe, shape: Shape, work: Workload, hardware: Hardware) -> Plan:
     """Every stage of the pipeline but the report, in order."""
-    costs, plans = Costs(recipe, shape, work, hardware), []
+    costs, plans = Costs(recipe, shape, work, hardware), list[StagePlan]()
     for stage in build_stages(recipe, contents=False):
         if stage.task != "report":
-            plans.append(StagePlan(stage.name, peak=CONTEXT_BYTES))
-            PLANNERS[stage.task](costs, stage, plans[-1])
+            plan = StagePlan(stage.name, peak=CONTEXT_BYTES + hardware.kernels)
+            PLANNERS[stage.task](costs, stage, plan)
+            if hardware.kernels and plans:  # the process keeps memory that the stage before has freed
+                plan.peak = max(plan.peak, plans[-1].peak)
+            plans.append(plan)
     return Plan(hardware, tuple(plans))
 
 
 def _data(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     if "answers" in stage.settings:  # the start model writes both answers of each pair
         p.write(plan, 2 * p.work.pairs / p.work.labelled, p.x, p.recipe.evaluation.batch_size)
+        plan.peak += p.weights(1) + p.cache(p.recipe.evaluation.batch_size, p.longest_x + p.limit)
     p.encode(plan, p.work.pairs * 3)
 
 
@@ -188,14 +192,4 @@ def plan_lines(
         took: seconds that stages of a run took, to be shown beside the plan's.
     """
     given = {"plan": plan, "shape": shape, "work": work, "where": where, "every": every, "took": took or {}}
-    return template("pitlm.plan", "plan.j2", {"time": _time, "size": _bytes}).render(given).splitlines()
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"
+    return template("pitlm.plan", "plan.j2").render(given).splitlines()

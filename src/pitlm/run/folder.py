@@ -94,9 +94,7 @@ class RunFolder:
         record = stage_record(self.root, stage.name)
         if record is None:
             return Status.MISSING
-        if record["fingerprint"] != fingerprint:
-            return Status.STALE
-        return Status(record["status"])
+        return Status.STALE if record["fingerprint"] != fingerprint else Status(record["status"])
 
     def execute(
         self,

@@ -19,7 +19,7 @@ class RemoteImprover:
 
     Args:
         settings: has the server's URL (``improver``), the improver's name there (``improver_model``), the turn that
-            follows y_ref (``improver_ask``), the key (``models_key``) and the time limit of a call
+            follows y_ref (``ask``), the key (``models_key``) and the time limit of a call
             (``improve_seconds``).
         retries: how often a failed call is repeated.
     """
@@ -27,7 +27,7 @@ class RemoteImprover:
     def __init__(self, settings: Settings, *, retries: int = 1) -> None:
         import openai  # takes a second
 
-        self._model, self._template = settings.improver_model, Template(settings.improver_ask)
+        self._model, self._template = settings.improver_model, Template(settings.ask)
         key = settings.models_key or "none"  # else openai sends OPENAI_API_KEY, a key for another server
         how: dict[str, Any] = {"timeout": settings.improve_seconds, "max_retries": retries}
         check_url(str(settings.improver))

@@ -1,7 +1,9 @@
 """Settings of `pit serve`: models, upstream and limits."""
 
+import json
 from pathlib import Path
 
+from pitlm.core.errors import loading
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.recipe import Quantization, TemplateSection
 from pitlm.core.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
@@ -24,7 +26,8 @@ class Settings(Section):
         upstream_key: key for the upstream, in place of the client's own.
         improver: folder of an improver, or URL of an OpenAI-compatible server that runs the improver.
         improver_model: name of a remote improver on its server.
-        improver_ask: user turn that asks a remote improver for a better answer ('ask' in its pit.json).
+        improver_ask: user turn that asks a remote improver for a better answer ('ask' in its pit.json); by default
+            that of a local gap model, else the recipes' default.
         gap: folder of a gap model, or URL of another `pit serve` that runs the gap model.
         reward: folder of an R_P that has to agree with a local gap model.
         dtype: dtype of the weights of local models.
@@ -46,7 +49,7 @@ class Settings(Section):
     upstream_key: str | None = None
     improver: str | None = None
     improver_model: str = "improver"
-    improver_ask: str = TemplateSection().ask
+    improver_ask: str | None = None
     gap: str | None = None
     reward: str | None = None
     dtype: str = "float32"
@@ -69,3 +72,15 @@ class Settings(Section):
         """Folders of the models that run on this machine, by role; a model behind a URL has none."""
         places = {"improver": self.improver, "gap": self.gap, "reward": self.reward}
         return {role: Path(place) for role, place in places.items() if place and not place.startswith(URLS)}
+
+    @property
+    def ask(self) -> str:
+        """The user turn that asks a remote improver for a better answer: what the models were trained with.
+
+        Raises:
+            InputError: the card of a local gap model cannot be read.
+        """
+        if self.improver_ask is None and (gap := self.folders.get("gap")):
+            with loading(gap / "pit.json", "model card"):
+                return str(json.loads((gap / "pit.json").read_text(encoding="utf-8"))["ask"])
+        return self.improver_ask or TemplateSection().ask
