@@ -164,13 +164,13 @@ def llama_cpp(name: str, model: Path, *, slots: int = 8) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
-def improved(url: str, model: str, rows: list[dict[str, Any]]) -> list[str]:
+def improved(url: str, model: str, rows: list[dict[str, Any]], **more: Any) -> list[str]:
     """What a server's improver makes of each row's answer, asked as an OpenAI client would: greedy."""
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     texts = []
     for row in rows:
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-        reply = client.chat.completions.create(model=model, messages=turns, temperature=0)  # type: ignore[arg-type]
+        reply = client.chat.completions.create(model=model, messages=turns, temperature=0, **more)
         texts.append((reply.choices[0].message.content or "").strip())
     return texts
 
