@@ -156,7 +156,10 @@ class Client:
         status, text = int(head.split(b" ", 2)[1]), b""
         try:
             if length := re.search(rb"content-length: (\d+)", head):
-                return status, (await reader.readexactly(int(length[1]))).decode(), True
+                text = await reader.readexactly(int(length[1]))
+                if b"connection: close" in head:
+                    self.close()
+                return status, text.decode(), True
             while size := int(await reader.readuntil(b"\r\n"), 16):
                 text += (await reader.readexactly(size + 2))[:-2]
             await reader.readexactly(2)
@@ -168,6 +171,7 @@ class Client:
     def close(self) -> None:
         if self.streams is not None:
             self.streams[1].close()
+        self.streams = None
 
 
 async def timed(client: Client, number: int) -> float:

@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the table, and replace the rows of these engines in docs/real.md."""
+    """Print the table, and put its rows into docs/real.md. Other rows of these engines go, unless -k chose some tests."""
     if not checked:
         return
     rows = {name: (Engine(name).version if name in ENGINES else _own(name), found) for name, found in checked.items()}
@@ -56,20 +56,18 @@ def pytest_terminal_summary(terminalreporter):
     text = TABLE.read_text(encoding="utf-8").splitlines()
     begin = text.index(RULE) + 1
     end = next((n for n in range(begin, len(text)) if not text[n].startswith("|")), len(text))
-    kept = [line for line in text[begin:end] if _engine(line) not in map(str.lower, rows)]
-    made = [
-        f"| {name} | {version} | {what} | {result} |"
-        for name, (version, found) in rows.items()
-        for what, result in found
-    ]
-    TABLE.write_text(
-        "\n".join([*text[:begin], *sorted([*kept, *made], key=_engine), *text[end:]]) + "\n", encoding="utf-8"
-    )
+    lines = {tuple(_cells(line)[:3]): line for line in text[begin:end]}
+    chosen = bool(terminalreporter.config.option.keyword)
+    lines = {key: line for key, line in lines.items() if key[0] not in rows or (chosen and key[1] == rows[key[0]][0])}
+    for name, (version, found) in rows.items():
+        lines |= {(name, version, what): f"| {name} | {version} | {what} | {result} |" for what, result in found}
+    made = sorted(lines.values(), key=lambda line: _cells(line)[0].lower())
+    TABLE.write_text("\n".join([*text[:begin], *made, *text[end:]]) + "\n", encoding="utf-8")
 
 
-def _engine(line: str) -> str:
-    """The engine of a row of the table."""
-    return line.split("|")[1].strip().lower()
+def _cells(line: str) -> list[str]:
+    """The cells of a row of the table."""
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
 def _own(name: str) -> str:
