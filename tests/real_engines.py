@@ -165,11 +165,15 @@ def llama_cpp(name: str, model: Path, *, slots: int = 8) -> Iterator[str]:
 
 
 def improved(url: str, model: str, rows: list[dict[str, Any]], **more: Any) -> list[str]:
-    """What a server's improver makes of each row's answer, asked as an OpenAI client would: greedy."""
+    """What a server's improver makes of each row's answer, asked as an OpenAI client would: greedy.
+
+    If a row has an ``ask``, the client sends this turn itself.
+    """
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     texts = []
     for row in rows:
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        turns += [{"role": "user", "content": row["ask"]}] if "ask" in row else []
         reply = client.chat.completions.create(model=model, messages=turns, temperature=0, **more)
         texts.append((reply.choices[0].message.content or "").strip())
     return texts

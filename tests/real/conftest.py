@@ -100,6 +100,7 @@ def smol() -> dict[str, Path]:
     assert weights.is_file(), f"{weights} is missing: `make real` fetches it"
     steps = [f"{section}.max_steps=2" for section in ("policy_sft", "reward", "policy_rl", "improver_sft", "gap")]
     few = ["data.pairs=60", "evaluation.fresh_pairs=4", "data.max_new_tokens=16", *steps, f"model.base={weights}"]
+    few += ["improver_sft.learning_rate=5e-3"]  # so that two steps change greedy texts
     few += ["model.dtype=float32"]  # in bfloat16 two engines round differently, and their texts part
     run = BUILD / "smol"
     pit("run", "smol", "--out", run, "--update", "--until", "gap", *(word for one in few for word in ("--set", one)))
@@ -120,7 +121,9 @@ def smol_rows(smol) -> list[dict[str, Any]]:
     given, out = write_rows(BUILD / "smol-in.jsonl", rows), BUILD / "smol-out.jsonl"
     models = ("--improver", smol["improver"], "--gap", smol["gap"])
     pit("improve", given, "-o", out, *models, "--temperature", 0, "--rounds", 1, "--force")
-    return read_rows(out)
+    made = read_rows(out)
+    assert all(row["pit"]["rounds"][0]["proposal"] for row in made)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -124,19 +124,27 @@ def test_cancelled(upstream, proxy):
     with httpx.stream("POST", f"{proxy}/chat/completions", json=request, timeout=900) as reply:
         chunks = reply.iter_bytes()  # without this name the response would be closed at once
         assert next(chunks)
-        assert becomes(upstream, 1)
-    assert becomes(upstream, 0)
+        begun = wait_for_busy(upstream, 1)
+    assert len(begun) == 1
+    (ended,) = [slot for slot in wait_for_busy(upstream, 0) if slot["id"] == begun[0]["id"]]
+    assert written(ended) < 900
 
 
-def becomes(upstream, count):
-    """Wait until the server writes this many answers. Return whether it does within a minute."""
+def wait_for_busy(upstream, count):
+    """Wait until the server writes this many answers. Return its slots: those that write, or all if none should."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         slots = httpx.get(upstream.replace("/v1", "/slots"), timeout=60).json()
-        if sum(slot["is_processing"] for slot in slots) == count:
-            return True
+        busy = [slot for slot in slots if slot["is_processing"]]
+        if len(busy) == count:
+            return busy or slots
         time.sleep(0.05)
-    return False
+    raise AssertionError(f"found {len(busy)} busy slots, expected {count}")
+
+
+def written(slot):
+    """Number of tokens that a slot has written for its last request."""
+    return slot["next_token"][0]["n_decoded"]
 
 
 @pytest.mark.real("llama.cpp")
@@ -160,3 +168,6 @@ def test_an_improver_as_gguf(smol, smol_rows):
     with llama_cpp("llama-cpp-improver", file) as url:
         # llama.cpp does not read generation_config.json, which has the longest answer.
         assert improved(url, "any", smol_rows, max_tokens=16) == proposals(smol_rows)
+    with llama_cpp("llama-cpp-base", smol["weights"]) as url:  # so the texts above are those of the adapter
+        asked = [{**row, "ask": "Please write a better answer."} for row in smol_rows]
+        assert improved(url, "any", asked, max_tokens=16) != proposals(smol_rows)

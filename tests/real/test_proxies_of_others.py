@@ -8,6 +8,7 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 
+import httpx
 import openai
 import pytest
 from proxies import proxied
@@ -109,7 +110,10 @@ def test_litellm_fails_open(pit, through_litellm, up):
     """With `pit serve` out of order, and with `pit serve` down, the client gets the model's answer."""
     pit.writer.failure = "out of memory"
     assert said(through_litellm, "chat").choices[0].message.content == TEXT
+    assert len(pit.writer.asked) == 1
     up.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(pit.url)
     assert said(through_litellm, "chat").choices[0].message.content == TEXT
 
 
@@ -147,5 +151,8 @@ def test_optillm_fails_open(pit, through_optillm, up):
     """With `pit serve` out of order, and with `pit serve` down, the client gets the model's answer."""
     pit.writer.failure = "out of memory"
     assert said(through_optillm, "pit-chat").choices[0].message.content == TEXT
+    assert len(pit.writer.asked) == 1
     up.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(pit.url)
     assert said(through_optillm, "pit-chat").choices[0].message.content == TEXT

@@ -62,7 +62,7 @@ def test_engine_endpoint(improver_server, pocket_models, pocket_answers, of_tran
     out = BUILD / "endpoint.jsonl"
     server = ("--engine", "endpoint", "--base-url", f"{improver_server}/v1", "--model", "improver")
     pit("improve", pocket_answers, "-o", out, "--gap", pocket_models["gap"], *server, *GREEDY)
-    assert proposals(read_rows(out)) == proposals(of_transformers)
+    assert read_rows(out) == of_transformers
 
 
 @pytest.mark.real("vllm")
@@ -84,7 +84,7 @@ def test_engine_vllm(vllm, pocket_models, pocket_answers, of_transformers):
         *GREEDY,
         **CPU,
     )
-    assert proposals(read_rows(out)) == proposals(of_transformers)
+    assert read_rows(out) == of_transformers
 
 
 @pytest.mark.real("vllm")
@@ -114,25 +114,28 @@ def train(vllm, folder, until, *settings):
     run(vllm.python, *PIT, "run", "quickstart", "--out", folder, "--update", "--until", until, *options, **CPU)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="vLLM's build for CPUs repacks weights and cannot take new ones from TRL"
-)
+@pytest.fixture(scope="module")
+def trained(vllm):
+    """A run of the quickstart with two steps of each training, up to R_PIT, in vLLM's environment."""
+    train(vllm, BUILD / "rollouts", "gap")
+    return BUILD / "rollouts"
+
+
 @pytest.mark.real("vllm")
-def test_rollouts_colocate(vllm):
+def test_rollouts_colocate(vllm, trained):
     """`rollouts: vllm-colocate`: TRL samples the quickstart's RL with vLLM in the same process."""
-    train(vllm, BUILD / "colocate", "rl-0-data", "curriculum.rl.rollouts=vllm-colocate")
+    with pytest.raises(AssertionError, match="object has no attribute 'weight_loader'"):
+        train(vllm, trained, "rl-0-data", "curriculum.rl.rollouts=vllm-colocate")
+    pytest.xfail("vLLM's build for CPUs repacks its weights and cannot take new ones from TRL")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="TRL 1.16 sends the server new weights over NCCL, which needs CUDA"
-)
 @pytest.mark.real("vllm")
-def test_rollouts_server(vllm):
+def test_rollouts_server(vllm, trained):
     """`rollouts: vllm-server`: TRL samples the quickstart's RL from a vLLM server."""
-    folder = BUILD / "server"
-    train(vllm, folder, "gap")
-    settings = ("--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")
-    url, server = vllm_server(vllm, "rollouts", folder / "improver-sft" / "model", *settings, VLLM_SERVER_DEV_MODE="1")
-    with server:
-        settings = ("curriculum.rl.rollouts=vllm-server", f"curriculum.rl.rollout_server={url}")
-        train(vllm, folder, "rl-0-data", *settings)
+    more = ("--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--enable-scale-out")
+    more = (*more, "--weight-transfer-config", '{"backend": "nccl"}')
+    url, server = vllm_server(vllm, "rollouts", trained / "improver-sft" / "model", *more, VLLM_SERVER_DEV_MODE="1")
+    settings = ("curriculum.rl.rollouts=vllm-server", f"curriculum.rl.rollout_server={url}")
+    with server, pytest.raises(AssertionError, match="NCCL weight-transfer engine, which needs a CUDA device"):
+        train(vllm, trained, "rl-0-data", *settings)
+    pytest.xfail("TRL 1.16 sends the server new weights over NCCL, which needs CUDA")

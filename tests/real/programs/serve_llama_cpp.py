@@ -17,7 +17,7 @@ params.n_ctx = slots * SLOT_TOKENS
 params.cpuparams.n_threads = 2
 params.use_jinja = True  # the server reads tools through the chat template
 params.endpoint_slots = True
-params.prefill_assistant = False  # a conversation that ends with a response is for the template, not to be gone on with
+params.prefill_assistant = False  # the template handles a conversation that ends with a response
 server = xllamacpp.Server(params)
 print("listening at", server.listening_address, flush=True)
 threading.Event().wait()
