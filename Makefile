@@ -67,7 +67,7 @@ test-hostile: $(DEV) ## A thousand malformed inputs to every verb (seven minutes
 test-kill: $(DEV) ## Kill runs at fifty random moments; they end as if uninterrupted (four minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/run/test_kill.py -m kill
 
-real: $(DEV) $(SMOL) ## Install and drive the real engines (45 minutes the first time); make real-vllm drives one
+real: $(DEV) $(SMOL) ## Install and drive the real engines (half an hour the first time, then 12 minutes); make real-vllm drives one
 	$(BIN)/python -m pytest tests/real -m real
 
 real-%: $(DEV) $(SMOL)

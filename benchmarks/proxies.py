@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 from contextlib import ExitStack
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from serve import latency, process, rate
+from serve import latency, process, rate, save
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from real_engines import BUILD, engine, free_port, serving
+from real_engines import BUILD, engine, free_port, litellm_command, optillm_command, serving
 
 
 def proxies(stack: ExitStack, upstream: str) -> dict[str, tuple[str, int, str]]:
@@ -37,19 +36,14 @@ def proxies(stack: ExitStack, upstream: str) -> dict[str, tuple[str, int, str]]:
     model = f"{{model: openai/chat, api_base: '{upstream}', api_key: none}}"
     config.write_text(f"model_list:\n  - {{model_name: chat, litellm_params: {model}}}\n", encoding="utf-8")
     ports = {name: free_port() for name in ("pitlm", "litellm", "optillm")}
-    lite, opti = engine("litellm"), engine("optillm")
     commands: dict[str, tuple[tuple[Any, ...], str, str]] = {
         "pitlm": (
             (sys.executable, "-m", "pitlm.cli.main", "serve", "--upstream", upstream, "--concurrency", 128),
             "/healthz",
             version("pitlm"),
         ),
-        "litellm": ((lite.folder / "bin" / "litellm", "--config", config), "/health/liveliness", lite.version),
-        "optillm": (
-            (opti.python, "-c", "from optillm import main; main()", "--base-url", upstream, "--log", "error"),
-            "/health",
-            opti.version,
-        ),
+        "litellm": (litellm_command(config), "/health/liveliness", engine("litellm").version),
+        "optillm": ((*optillm_command(upstream), "--log", "error"), "/health", engine("optillm").version),
     }
     settings = {
         "OPENAI_API_KEY": "none",
@@ -105,9 +99,7 @@ def main() -> None:
         shown = (own["latency_added_p50_ms"], own["latency_added_p99_ms"], own["requests_per_s"], own["memory_mib"])
         print(f"{name + ' ' + own['version']:18}{shown[0]:15.2f}{shown[1]:15.2f}{shown[2]:12.0f}{shown[3]:13.0f}")
     print(f"{'directly':18}{'':30}{figures['direct_requests_per_s']:12.0f}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -332,9 +332,14 @@ def main() -> None:
     figures = asyncio.run(measure(options))
     for name, value in figures.items():
         print(f"{name:26} {value}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save(figures, options.json)
+
+
+def save(figures: dict[str, Any], file: Path | None) -> None:
+    """Write the figures as JSON, if a file is named."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

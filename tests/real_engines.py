@@ -164,6 +164,16 @@ def llama_cpp(name: str, model: Path, *, slots: int = 8) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
+def litellm_command(config: Path) -> tuple[object, ...]:
+    """The command that starts LiteLLM's proxy; a port is to follow."""
+    return engine("litellm").folder / "bin" / "litellm", "--config", config
+
+
+def optillm_command(upstream: str) -> tuple[object, ...]:
+    """The command that starts optillm in front of an API; a port is to follow."""
+    return engine("optillm").python, "-c", "from optillm import main; main()", "--base-url", upstream
+
+
 def improved(url: str, model: str, rows: list[dict[str, Any]], **more: Any) -> list[str]:
     """What a server's improver makes of each row's answer, asked as an OpenAI client would: greedy.
 

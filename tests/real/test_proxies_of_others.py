@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from proxies import proxied
-from real_engines import BUILD, ROOT, engine, free_port, serving
+from real_engines import BUILD, ROOT, engine, free_port, litellm_command, optillm_command, serving
 from scripted_upstream import TEXT, TOOL_CALL, Upstream, served
 
 ASKED = [{"role": "user", "content": "What is two and two?"}]
@@ -50,7 +50,7 @@ def through_litellm(pit):
     )
     config = f"model_list:\n{listed}litellm_settings:\n  callbacks: litellm_callback.improves\n"
     (folder / "config.yaml").write_text(config, encoding="utf-8")
-    command = (engine("litellm").folder / "bin" / "litellm", "--config", folder / "config.yaml", "--port", port)
+    command = (*litellm_command(folder / "config.yaml"), "--port", port)
     settings = {"PIT_URL": pit.url, "PIT_SERVE_TOKEN": "door-key", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     settings["LITELLM_MASTER_KEY"] = MASTER_KEY
     with serving("litellm", f"http://127.0.0.1:{port}/health/liveliness", *command, **settings):
@@ -64,8 +64,7 @@ def through_optillm(pit):
     # optillm 0.4 reads the plug-ins before its options, so its --plugins-dir has no effect.
     (plugins,) = engine("optillm").folder.glob("lib/python*/site-packages/optillm/plugins")
     shutil.copy(ROOT / "examples" / "optillm_plugin.py", plugins / "pit_plugin.py")
-    program = "from optillm import main; main()"
-    command = (engine("optillm").python, "-c", program, "--port", port, "--base-url", pit.direct)
+    command = (*optillm_command(pit.direct), "--port", port)
     settings = {"PIT_URL": pit.url, "PIT_SERVE_TOKEN": "door-key", "OPENAI_API_KEY": "sk-upstream"}
     environment = {name: "" for name in ("OPTILLM_API_KEY", "CEREBRAS_API_KEY") if name in os.environ}
     with serving("optillm", f"http://127.0.0.1:{port}/health", *command, **settings, **environment):
@@ -74,6 +73,16 @@ def through_optillm(pit):
 
 def said(client, model, **more):
     return client.chat.completions.create(**{"model": model, "messages": ASKED, **more})
+
+
+def check_fails_open(pit, up, client, model):
+    pit.writer.failure = "out of memory"
+    assert said(client, model).choices[0].message.content == TEXT
+    assert len(pit.writer.asked) == 1
+    up.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(pit.url)
+    assert said(client, model).choices[0].message.content == TEXT
 
 
 def last_request(pit):
@@ -108,13 +117,7 @@ def test_litellm_passes(pit, through_litellm):
 @pytest.mark.real("litellm")
 def test_litellm_fails_open(pit, through_litellm, up):
     """With `pit serve` out of order, and with `pit serve` down, the client gets the model's answer."""
-    pit.writer.failure = "out of memory"
-    assert said(through_litellm, "chat").choices[0].message.content == TEXT
-    assert len(pit.writer.asked) == 1
-    up.close()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(pit.url)
-    assert said(through_litellm, "chat").choices[0].message.content == TEXT
+    check_fails_open(pit, up, through_litellm, "chat")
 
 
 @pytest.mark.real("optillm")
@@ -149,10 +152,4 @@ def test_optillm_passes(pit, through_optillm):
 @pytest.mark.real("optillm")
 def test_optillm_fails_open(pit, through_optillm, up):
     """With `pit serve` out of order, and with `pit serve` down, the client gets the model's answer."""
-    pit.writer.failure = "out of memory"
-    assert said(through_optillm, "pit-chat").choices[0].message.content == TEXT
-    assert len(pit.writer.asked) == 1
-    up.close()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(pit.url)
-    assert said(through_optillm, "pit-chat").choices[0].message.content == TEXT
+    check_fails_open(pit, up, through_optillm, "pit-chat")

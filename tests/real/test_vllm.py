@@ -70,20 +70,7 @@ def test_engine_vllm(vllm, pocket_models, pocket_answers, of_transformers):
     """`pit improve --engine vllm`, vLLM in the same process, gives the rows of transformers, greedy."""
     out = BUILD / "vllm.jsonl"
     models = ("--improver", pocket_models["improver"], "--gap", pocket_models["gap"])
-    run(
-        vllm.python,
-        "-m",
-        "pitlm.cli.main",
-        "improve",
-        pocket_answers,
-        "-o",
-        out,
-        *models,
-        "--engine",
-        "vllm",
-        *GREEDY,
-        **CPU,
-    )
+    run(vllm.python, *PIT, "improve", pocket_answers, "-o", out, *models, "--engine", "vllm", *GREEDY, **CPU)
     assert read_rows(out) == of_transformers
 
 

@@ -114,12 +114,10 @@ class Setup:
         self.recipe = recipe = stored_recipe(models.run) if models.run is not None else None
         self.settings = loop.over(recipe.loop if recipe else LoopSection())
         self._folders = _model_folders(models, recipe)
-        stamps: dict[str, str] = {}
-        for kind, folder in self._folders.items():
-            if kind != "policy":  # only a row without a response needs it
-                load_card(folder, kind)
-                stamps[kind] = _stamp(folder)
-        self._card = load_card(self._folders["gap"], "gap")
+        # Only a row without a response needs the policy, so its card is not read here.
+        cards = {kind: load_card(folder, kind) for kind, folder in self._folders.items() if kind != "policy"}
+        stamps: dict[str, str] = {kind: _stamp(self._folders[kind]) for kind in cards}
+        self._card = cards["gap"]
         scorer = GuardedGap if "reward" in stamps else GapModel
         self.calibration = load_calibrations(self._folders["gap"]).get(scorer.name)
         self.margin = margin_for(self.calibration, self.settings)
