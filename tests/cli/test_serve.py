@@ -99,7 +99,7 @@ def test_of_a_run_both_opinions_are_asked_unless_another_gap_model_is_named(base
         (["--upstream", "http://127.0.0.1:9", "--improver", "x"], "--improver: found no --gap beside it"),
         (["--upstream", "http://127.0.0.1:9", "--upstream-key-env", "NO_SUCH"], "found NO_SUCH empty or not set"),
         (["--upstream", "http://127.0.0.1:9", "--upstream-key-env", "KEY", "--host", "0.0.0.0"], "set PIT_SERVE_TOKEN"),
-        (["--upstream", "127.0.0.1:9", "--port", "0"], "expected a URL"),
+        (["--upstream", "127.0.0.1:9", "--port", "0"], "--upstream: found '127.0.0.1:9', expected a URL"),
         (["--gap", "nowhere", "--port", "0"], "nowhere: found no such folder"),
         (["--gap", "http://127.0.0.1:9/v1", "--host", "192.0.2.1"], "cannot listen there"),
     ],

@@ -22,9 +22,10 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if wanted := config.getoption("--engine"):
-        items[:] = [
-            item for item in items if (marker := item.get_closest_marker("real")) and marker.args[0].lower() == wanted
-        ]
+        named = [(item, item.get_closest_marker("real").args[0].lower()) for item in items]
+        items[:] = [item for item, name in named if name == wanted]
+        if not items:
+            raise pytest.UsageError(f"found engine '{wanted}', expected one of {', '.join(sorted({n for _, n in named}))}")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -121,10 +121,11 @@ class ChatEndpoint:
     def __post_init__(self) -> None:
         if self.max_cost is not None and self.price is None:
             raise InputError("a cost limit needs a price: give what a million tokens cost")
+        name = "base_url" if self.base_url else "OPENAI_BASE_URL"
         self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
         self.key = self.key or os.environ.get(KEY_VARIABLE)
         if self.base_url is not None:
-            check_url(self.base_url)
+            check_url(self.base_url, name)
         if taken := {"model", "messages"} & self.body.keys():
             raise InputError(f"body: found '{min(taken)}', expected further fields of a request")
         if self.base_url is None and not self.key:
@@ -232,13 +233,13 @@ class ChatEndpoint:
         return self.given_up
 
 
-def check_url(url: str) -> None:
-    """Raise InputError unless ``url`` can be the address of a server."""
+def check_url(url: str, name: str) -> None:
+    """Raise InputError unless ``url``, the value of the setting ``name``, can be the address of a server."""
     try:
         TypeAdapter(HttpUrl).validate_python(url)
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-        raise InputError(f"URL: found {url!r}, expected a URL such as https://api.example.com/v1 ({why})") from error
+        raise InputError(f"{name}: found {url!r}, expected a URL such as https://api.example.com/v1 ({why})") from error
 
 
 def _words(error: Exception) -> str:

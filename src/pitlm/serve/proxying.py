@@ -62,13 +62,16 @@ class Connections:
     Args:
         key: replaces the client's Authorization header; None passes the client's header on.
         seconds: how long the server may be silent; None sets no limit.
+        name: the option that gave ``base``, for the error.
 
     Raises:
         InputError: not an http(s) URL.
     """
 
-    def __init__(self, base: str, *, key: str | None = None, seconds: float | None = None) -> None:
-        check_url(base)
+    def __init__(
+        self, base: str, *, key: str | None = None, seconds: float | None = None, name: str = "--upstream"
+    ) -> None:
+        check_url(base, name)
         url = urlsplit(base)
         self._own = [(b"host", url.netloc.rpartition("@")[2].encode()), (b"accept-encoding", b"identity")]
         self._leave_out = NOT_UPSTREAM

@@ -30,7 +30,7 @@ class RemoteImprover:
         self._model, self._template = settings.improver_model, Template(settings.ask)
         key = settings.models_key or "none"  # else openai sends OPENAI_API_KEY, a key for another server
         how: dict[str, Any] = {"timeout": settings.improve_seconds, "max_retries": retries}
-        check_url(str(settings.improver))
+        check_url(str(settings.improver), "--improver")
         with loading(settings.improver, "connection"):
             self._client = openai.AsyncOpenAI(api_key=key, base_url=settings.improver, **how)
         self.aclose = self._client.close
@@ -66,7 +66,7 @@ class RemoteScorer:
     """
 
     def __init__(self, base: str, *, key: str | None = None) -> None:
-        self._connections = Connections(base, key=key)
+        self._connections = Connections(base, key=key, name="--gap")
         self._margin: float | None = None
         self.aclose = self._connections.aclose
 
