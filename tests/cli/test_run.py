@@ -15,6 +15,8 @@ import pytest
 import yaml
 from command_line import GOOD, RECIPE, Cli, assert_one_message, deny, lines
 
+from pitlm.cli.main import main
+
 SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "unknown section": (["curiculum.rl.beta=1"], ["unknown key 'curiculum'", "did you mean 'curriculum'?"]),
     "unknown key": (["curriculum.rl.betta=1"], ["unknown key 'curriculum.rl.betta'", "did you mean 'beta'?"]),
@@ -231,3 +233,13 @@ def test_from_a_shell_it_is_one_line_and_code_two(cli: Cli) -> None:
         assert errors.startswith(expected)
         assert len(errors.splitlines()) == 1
     assert not cli.out.exists()
+
+
+def test_a_run_that_stops_early_says_how_far_it_came(cli: Cli) -> None:
+    source = cli.source("pairs.jsonl", lines(*GOOD))
+    with pytest.raises(SystemExit):
+        main(["run", str(cli.recipe), "--data", str(source), "--out", str(cli.out), "--until", "data"])
+    printed = " ".join(cli.capsys.readouterr().out.split())
+    assert "1 of 10 stages run" in printed
+    assert printed.endswith("To go on, give the command without --until.")
+    assert "R_PIT" not in printed  # no gap model has been trained yet

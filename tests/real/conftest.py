@@ -25,7 +25,9 @@ def pytest_collection_modifyitems(config, items):
         named = [(item, item.get_closest_marker("real").args[0].lower()) for item in items]
         items[:] = [item for item, name in named if name == wanted]
         if not items:
-            raise pytest.UsageError(f"found engine '{wanted}', expected one of {', '.join(sorted({n for _, n in named}))}")
+            raise pytest.UsageError(
+                f"found engine '{wanted}', expected one of {', '.join(sorted({n for _, n in named}))}"
+            )
 
 
 @pytest.hookimpl(hookwrapper=True)

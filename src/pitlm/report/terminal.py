@@ -23,7 +23,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def print_report(report: Report) -> None:
-    """Print what a run found: its systems, the health of R_PIT, some answers before and after, and the headline."""
+    """Print what a run found so far: systems, the health of R_PIT, some answers before and after, and the headline."""
     console = make_console()
     if (summary := report.summary) is not None:
         for judge in report.judges:
@@ -32,13 +32,14 @@ def print_report(report: Report) -> None:
             console.print(_table(_ANSWERED, _answered(summary.by(judge)), title=title))
         _print_agreement(console, summary.agreement)
         _print_criteria(console, summary.by(report.judge))
-    health = [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]
-    console.print(_table(("figure", "value", "95%"), health, title="Health of R_PIT"))
+    if health := [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]:
+        console.print(_table(("figure", "value", "95%"), health, title="Health of R_PIT"))
     answers = [
         f"  asked   {example.trace.prompt.text}\n  before  {example.trace.original}\n  after   {example.trace.final}\n"
         for example in report.examples[:EXAMPLES]
     ]
-    for line in (*report.trends, "\nThree answers, before and after:", *answers, *report.headline):
+    shown = ("\nThree answers, before and after:", *answers) if answers else ()
+    for line in (*report.trends, *shown, *report.headline):
         console.print(Text(line))
 
 
