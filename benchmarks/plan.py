@@ -86,7 +86,8 @@ def main() -> int:
         before, measured, after = predicted(recipe, wall), stored(options.run), predicted(recipe, wall)
     else:
         torch.set_num_threads(1)
-        sizes = {"data.pairs": str(options.pairs), "curriculum.rl.max_steps": str(options.steps)}
+        steps = {"curriculum.rl.max_steps": str(options.steps), "curriculum.steps": "null"}
+        sizes = {"data.pairs": str(options.pairs), **steps}
         recipe = load_recipe(find_recipe("quickstart"), {**SHORT, **sizes})
         before = predicted(recipe, wall)
         with tempfile.TemporaryDirectory() as folder:

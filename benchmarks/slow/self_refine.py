@@ -286,7 +286,7 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
 def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
     """Train M_P with RLOO on R_P for as many steps as all of PIT's stages, and return its new answers."""
     curriculum = context.recipe.curriculum
-    steps = curriculum.rl.max_steps * len(curriculum.stages)
+    steps = sum(stage.rl.max_steps for stage in curriculum.stage_list)
     section = curriculum.rl.model_copy(update={"max_steps": steps})
     folder.mkdir(parents=True, exist_ok=True)
     train_policy(context, section, folder)

@@ -197,7 +197,7 @@ def test_each_stage_of_the_curriculum_knows_its_steps_and_the_stage_before():
     ]
     assert recipe.improver_stage == "rl-2-improver"
     assert recipe.policy_stage == "policy-sft"
-    same = load_recipe(find_recipe("quickstart"))
+    same = load_recipe(find_recipe("quickstart"), {"curriculum.steps": "null"})
     assert [stage.rl for stage in same.curriculum.stage_list] == [same.curriculum.rl] * 2
 
 

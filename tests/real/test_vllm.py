@@ -95,7 +95,7 @@ def test_gap_model_as_a_classifier(vllm, pocket_models, pocket_answers):
 def train(vllm, folder, until, *settings):
     """Two steps of each stage of the quickstart, up to ``until``, in vLLM's environment."""
     steps = ("policy_sft", "reward", "improver_sft", "gap", "curriculum.rl")
-    few = ["curriculum.stages=[data]", "data.pairs=400", "evaluation.fresh_pairs=8"]
+    few = ["curriculum.stages=[data]", "curriculum.steps=null", "data.pairs=400", "evaluation.fresh_pairs=8"]
     few += [f"{name}.max_steps=2" for name in steps]
     options = [word for one in (*few, *settings) for word in ("--set", one)]
     run(vllm.python, *PIT, "run", "quickstart", "--out", folder, "--update", "--until", until, *options, **CPU)

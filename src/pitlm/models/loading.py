@@ -92,7 +92,7 @@ def checkpoint_of(path: str | Path) -> str | Path:
     """
     if Path(path).suffix.lower() != ".gguf":
         return path
-    with loading(path, "whole GGUF file"):
+    with loading(path, "GGUF file"):
         return converted(Path(path))
 
 

@@ -188,7 +188,7 @@ def test_prompts_may_set_their_own_rounds_and_temperature(tmp_path):
 
 
 def test_each_earlier_stage_of_the_curriculum_takes_part_and_no_stage_that_was_not_trained():
-    curriculum = RECIPE.curriculum.model_copy(update={"stages": ["data", "policy", "improver"]})
+    curriculum = RECIPE.curriculum.model_copy(update={"stages": ["data", "policy", "improver"], "steps": None})
     recipe = RECIPE.model_copy(update={"curriculum": curriculum})
     early = [b for b in chosen_baselines(recipe) if b.title.startswith("PIT after stage")]
     assert [b.title for b in early] == ["PIT after stage 0, 1 round", "PIT after stage 1, 1 round"]
