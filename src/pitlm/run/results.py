@@ -23,7 +23,7 @@ from pitlm.io.templates import template
 from pitlm.loop.baselines.baseline import PIT
 from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
 from pitlm.report.terminal import points
-from pitlm.run.folder import is_current, stage_result, stored_recipe
+from pitlm.run.folder import Status, is_current, stage_record, stage_result, stored_recipe
 
 EXAMPLES = 400
 """The number of examples in a report, each an answer before and after."""
@@ -68,7 +68,8 @@ def run_report(root: Path, recipe: Recipe) -> Report:
 
 
 def _run_report(root: Path, recipe: Recipe) -> Report:
-    gap = stage_result(root, "gap")["health"] if is_current(root, "gap") else None
+    record = stage_record(root, "gap")
+    gap = record["result"]["health"] if record and record["status"] == Status.DONE else None
     title, health = f"pitlm: {recipe.name}", health_figures(gap) if gap else {}
     if gap is None or not is_current(root, "evaluation"):
         return Report(title, health=health)

@@ -80,7 +80,8 @@ def run_recipe(
             console.print(Text(f"  {data_line(stage_result(out, name))}"))
 
     folder.execute(stages, partial(do_work, context), recipe=recipe.model_dump(), update=update, listener=listen)
-    print_report(context.report)
+    if "gap" in (stage.name for stage in stages):  # the first stage with figures
+        print_report(context.report)
     took = time.perf_counter() - (begin or time.perf_counter())
     end = f"Report: {out / 'report.html'}" if until is None else "To go on, give the command without --until."
     console.print(Text(f"\n{len(done)} of {len(names)} stages run, {took:.0f} s in all. {end}"))
