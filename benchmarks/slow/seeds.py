@@ -15,8 +15,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pitlm.core.nouns import Prompt
+from pitlm.io.atomic import read_json_lines
 from pitlm.run.folder import stored_recipe
 from pitlm.run.results import run_report
+from pitlm.worlds.pocket import best_utility, utility
+
+WAY = ("PIT after stage 0, 1 round", "PIT, 1 round, no stop rule", "PIT")
+"""Systems whose way from the original answers' utility to the best utility is shown."""
+
+
+def way(root: Path) -> list[float]:
+    """Share of the way from the mean utility of the original answers to the best, for each system of ``WAY``."""
+    items = read_json_lines(root / "evaluation" / "items.jsonl")
+    prompts = [Prompt.of(item["prompt"]) for item in items]
+
+    def total(system: str) -> float:
+        return sum(utility(x, item["answers"][system]) for x, item in zip(prompts, items, strict=True))
+
+    original, best = total("original"), sum(map(best_utility, prompts))
+    return [(total(system) - original) / (best - original) for system in WAY]
 
 
 def stage(root: Path, name: str) -> dict[str, Any]:
@@ -44,6 +62,7 @@ def claims(root: Path) -> dict[str, Any]:
         "one_round_less_sft": one_round,
         "fresh": fresh,
         "changes": changes,
+        "way": way(root),
         "minutes": sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in root.glob("*/stage.json")) / 60,
         "holds": {
             "items": report.summary.items >= 400,
@@ -85,9 +104,10 @@ def main() -> int:
         rows[seed] = claims(root)
     print(
         "| seed | PIT Delta | SFT-only Delta | best-of-N Delta | PIT minus SFT-only | 1 round minus SFT-only "
-        "| R_PIT on fresh pairs | change of utility, last quarter of each RL stage | claims |"
+        "| R_PIT on fresh pairs | change of utility, last quarter of each RL stage "
+        "| way to the best utility: after stage 0, after all stages, PIT | claims |"
     )
-    print("| --- " * 9 + "|")
+    print("| --- " * 10 + "|")
     for seed, row in rows.items():
         fresh = row["fresh"]
         broken = [name for name, held in row["holds"].items() if not held]
@@ -99,6 +119,7 @@ def main() -> int:
             interval(row["one_round_less_sft"]),
             f"{100 * fresh['estimate']:.1f}% [{100 * fresh['low']:.1f}, {100 * fresh['high']:.1f}]",
             "; ".join(interval(change, 1.0, 2) for change in row["changes"]),
+            ", ".join(f"{100 * share:.0f}%" for share in row["way"]),
             "hold" if not broken else "broken: " + ", ".join(broken),
         )
         print(f"| {seed} | " + " | ".join(cells) + " |")

@@ -49,8 +49,8 @@ class Hardware:
         tree_factor: time of a token in a tree, relative to a token in a row.
         row_seconds: time to put one conversation into tokens and batches, on the processor.
         stage_seconds: time of loading, saving and evaluating in each stage.
-        kernels: bytes that a processor's compiled kernels take. If there are any, a stage's peak is at least that of
-            the stage before, because the process keeps memory that it has freed.
+        kernels: bytes that a processor's compiled kernels take. If above zero, memory never falls from one stage to
+            the next: the process keeps what it has freed.
         devices: number of devices that share the work.
         price: price of one device for an hour.
         measured: whether the rates were measured on this machine; otherwise they are assumed from a data sheet.
