@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow test-hostile test-kill browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart smol test test-slow test-hostile test-kill real chromium browser-test screenshots check bench bench-gap bench-rl seeds calibration self-refine clean
+.PHONY: help venv quickstart smol test test-slow test-hostile test-kill real chromium browser-test screenshots check bench bench-gap bench-rl seeds reproduce calibration self-refine clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -106,6 +106,12 @@ bench-rl: $(DEV) ## A step of RL that reads each prompt once, against TRL's own,
 
 seeds: $(DEV) ## The quickstart's claims over five seeds (a quarter of an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
+
+reproduce: $(TRAIN) ## The paper's experiments over five seeds (a night); WORKERS seeds at a time, resumable
+	@mkdir -p runs
+	@echo 0 1 2 3 4 | tr ' ' '\n' | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -I SEED sh -c \
+	  'echo "seed SEED: see runs/reproduce-SEED.log"; $(BIN)/pit reproduce --seed SEED > runs/reproduce-SEED.log'
+	$(BIN)/pit reproduce --page docs/results.md --json docs/results.json --force
 
 self-refine: $(DEV) ## Self-Refine against k of K criteria, over the runs of make seeds (40 minutes)
 	$(BIN)/python benchmarks/slow/self_refine.py --runs $(sort $(wildcard runs/seeds/seed-*)) --json build/bench/self_refine.json --figure docs/self-refine.png

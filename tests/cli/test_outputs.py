@@ -13,6 +13,8 @@ from pitlm.cli.main import VERBS, load_verb
 HOWS = {
     ("doctor", "--json"): "doctor quickstart --json {out}",
     ("calibrate", "--json"): "calibrate --run {tmp}/run --prompts {input} --json {out}",
+    ("reproduce", "--json"): "reproduce judges --json {out}",
+    ("reproduce", "--page"): "reproduce judges --page {out}",
     ("inspect", "--json"): "data inspect {input} --json {out}",
     ("evaluate", "--json"): "evaluate {input} --json {out}",
     ("evaluate", "--html"): "evaluate {input} --html {out}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from pitlm.core.equations import RELATIONS, calibrated_gap, gap_differences, gap_loss
+from pitlm.core.training_sections import Relation
 
 
 def softplus(x: float) -> float:
@@ -83,3 +85,16 @@ def test_calibrated_gap_is_zero_where_nothing_changed():
     raw = torch.tensor([0.3, -1.7])
     assert calibrated_gap(raw, raw).tolist() == [0.0, 0.0]
     assert calibrated_gap(torch.tensor([1.0]), torch.tensor([0.25])).item() == 0.75
+
+
+def test_an_ablation_counts_the_named_terms_alone():
+    """By hand: wl - ll is 2 and wl - lw is 3."""
+    scores = columns((2.0, 1.0, 0.0, -1.0))
+    assert gap_loss(*scores, terms=["wl>ll", "wl>lw"]).item() == pytest.approx(
+        softplus(-2.0) + softplus(-3.0), rel=1e-6
+    )
+    assert gap_loss(*scores, terms=RELATIONS).item() == gap_loss(*scores).item()
+
+
+def test_a_recipe_names_the_terms_as_the_equation_does():
+    assert get_args(Relation) == RELATIONS

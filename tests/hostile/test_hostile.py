@@ -237,6 +237,7 @@ SOUND = {
     "rate": "rate --votes votes.sqlite --export new.jsonl",
     "export": "export nowhere -o new",
     "serve": "serve --gap models/gap --check --port 0",
+    "reproduce": "reproduce nowhere --out new",
     "show": "recipes show recipe.yaml",
 }
 """A command of each verb that is right, to which an option with an odd value is added."""

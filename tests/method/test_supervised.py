@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import RewardConfig, RewardTrainer, SFTTrainer
 
 from pitlm.core.recipe import LoraSection
+from pitlm.core.training_sections import DPOSection, GapSection
 from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.engines.generators import Improver
 from pitlm.method.supervised import (
@@ -20,6 +21,8 @@ from pitlm.method.supervised import (
     GapRow,
     GapTrainer,
     PairTrainer,
+    dpo_rows,
+    dpo_trainer,
     gap_rows,
     improver_rows,
     policy_rows,
@@ -132,6 +135,31 @@ def test_training_teaches_the_better_response(bases, tmp_path):
     assert [answer.generated_tokens for answer in answers] == [len(pair.chosen.split()) + 1 for pair in PAIRS]
 
 
+def test_dpo_compares_y_w_with_y_l_beside_either_reference(bases, tmp_path):
+    bench = workbench(tmp_path / "dpo", bases("words"), "improver")
+    rows = dpo_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    assert len(rows) == 2 * len(PAIRS)
+    pair, beside_l, beside_w = PAIRS[2], rows[2], rows[6]
+    for row, reference in ((beside_l, pair.rejected), (beside_w, pair.chosen)):
+        shown = Template(bench.card.ask).improver_messages(pair.prompt, reference)
+        assert [row.prompt_ids] == encode_prompts(bench.tokenizer, [shown])
+        assert row.chosen_ids == encode_completion(bench.tokenizer, pair.chosen)
+        assert row.rejected_ids == encode_completion(bench.tokenizer, pair.rejected)
+
+
+def test_dpo_starts_at_its_anchor_and_learns_to_prefer_y_w(bases, tmp_path):
+    """Before the first step improver and anchor are equal: the loss is log 2, whatever beta is."""
+    bench = workbench(tmp_path / "dpo", bases("words"), "improver")
+    rows = dpo_rows(PAIRS, bench.tokenizer, Template(bench.card.ask))
+    section = DPOSection(**{**train_section(epochs=12).model_dump(), "learning_rate": 3e-3}, beta=0.5)
+    trainer = dpo_trainer(bench.load(), rows, rows, section, bench)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    trained = train_on_rows("dpo", rows, rows, section, bench)
+    assert trained["eval_loss"] < 0.5
+    assert trained["eval_rewards/accuracies"] == 1.0
+    assert Improver.from_pretrained(bench.model_folder)
+
+
 def test_every_epoch_meets_every_row_once(bases, tmp_path):
     """12 steps of 1 row are three epochs over four rows, whatever the trainer's own sampler does."""
     bench = workbench(tmp_path / "sft", bases("words"))
@@ -197,6 +225,15 @@ def test_the_loss_is_eq_2_of_four_separate_forward_passes(bench, rows, trainer):
     assert [counted[name] for name in names] == pytest.approx([count / 3 for count in right])
     assert counted["eval_accuracy"] == counted["eval_order/wl>lw"]
     assert counted["eval_loss"] == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_an_ablation_of_eq_2_trains_the_named_terms(bench, rows):
+    section = GapSection(**train_section().model_dump(), terms=["wl>lw"])
+    trainer = scorer_trainer(GapTrainer, bench.load(), rows, rows, section, bench)
+    batch = trainer.data_collator([row._asdict() for row in rows])
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    differences = [(row[0] - row[3]).item() for row in outputs["scores"]]
+    assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-d)) for d in differences) / 3, rel=1e-5)
 
 
 def test_scores_in_training_are_those_that_rl_and_the_loop_will_see(bench, rows, trainer):

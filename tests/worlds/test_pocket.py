@@ -145,6 +145,17 @@ def test_flaws_are_common_in_winners_and_more_common_in_losers():
     assert mean < best - 0.5, "winners leave no room above them"
 
 
+def test_more_noise_makes_more_labels_wrong():
+    wrong = []
+    for noise in (0.05, None, 4.0):
+        pairs = make_preferences(2000, 9, noise)
+        wrong.append(sum(utility(p.prompt, p.chosen) < utility(p.prompt, p.rejected) for p in pairs) / len(pairs))
+    assert wrong[0] < 0.01
+    assert wrong == sorted(wrong)
+    assert wrong[2] > 0.3
+    assert make_preferences(20, 9, world.NOISE) == make_preferences(20, 9)
+
+
 def test_the_better_response_usually_wins():
     pairs = make_preferences(3000, seed=7)
     gaps = [utility(pair.prompt, pair.chosen) - utility(pair.prompt, pair.rejected) for pair in pairs]

@@ -4,6 +4,8 @@ Shapes: B triples in a batch.
 r_ij is r^{i,j} = r_gap(x, y_i, y_j): how much better y_i is than y_j.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -36,15 +38,19 @@ def gap_differences(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor) -> T
     return torch.stack([wl_B - ww_B, wl_B - ll_B, wl_B - lw_B, ww_B - lw_B, ll_B - lw_B])
 
 
-def gap_loss(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor) -> Tensor:
+def gap_loss(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor, *, terms: Collection[str] = RELATIONS) -> Tensor:
     """Eq. 2: minus the sum of log sigmoid of the five differences, mean over the triples.
 
     The paper sums over triples; the mean only rescales the learning rate. Computed in float32.
 
+    Args:
+        terms: the differences that count, of ``RELATIONS``; fewer than five are an ablation.
+
     Returns:
         A scalar.
     """
-    return -logsigmoid(gap_differences(wl_B, ww_B, ll_B, lw_B).float()).sum(0).mean()  # Eq. 2
+    counted = [name in terms for name in RELATIONS]
+    return -logsigmoid(gap_differences(wl_B, ww_B, ll_B, lw_B)[counted].float()).sum(0).mean()  # Eq. 2
 
 
 def calibrated_gap(raw: Tensor, equal: Tensor) -> Tensor:

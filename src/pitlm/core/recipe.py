@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pitlm.core.evaluation_section import EvaluationSection
 from pitlm.core.loop_section import LoopSection
 from pitlm.core.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
-from pitlm.core.training_sections import CurriculumSection, RLSection, TrainSection
+from pitlm.core.training_sections import CurriculumSection, DPOSection, GapSection, RLSection, TrainSection
 
 Quantization = Literal["nf4"]
 Size = Annotated[int, Field(gt=0, le=10**6)]
@@ -27,6 +27,7 @@ class DataSection(Section):
         source: path, folder or hub name of preference pairs; or a world with a known truth: 'pocket' or 'house-style'.
         columns: columns of other names, by the field that each is read as.
         pairs: most pairs to use; a world makes this many, and leaves out pairs of equal answers.
+        noise: temperature of the Bradley-Terry noise of a world's labels, in points of utility; default: the world's.
         test: share of prompts kept for evaluation.
         validation: share of prompts kept for validation.
         folds: relative shares of SFT, reward models and RL in the other prompts.
@@ -40,6 +41,7 @@ class DataSection(Section):
     source: str | None = None
     columns: dict[PairField, str] | None = None
     pairs: Annotated[int, Field(gt=0, le=10**6)] | None = None
+    noise: PositiveFloat | None = None
     test: Fraction = 0.1
     validation: Fraction = 0.05
     folds: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1, 1, 1)
@@ -53,6 +55,8 @@ class DataSection(Section):
     def _something_left(self) -> DataSection:
         if self.test + self.validation >= 1:
             raise ValueError(f"test {self.test} + validation {self.validation} leave nothing to train on; sum below 1")
+        if self.noise is not None and self.world is None:
+            raise ValueError("'noise' is for worlds, which label their own pairs; these pairs have labels")
         return self
 
     @property
@@ -135,7 +139,8 @@ class Recipe(Section):
     reward: TrainSection
     policy_rl: RLSection | None = None
     improver_sft: TrainSection
-    gap: TrainSection
+    improver_dpo: DPOSection | None = None
+    gap: GapSection
     curriculum: CurriculumSection
     loop: LoopSection = LoopSection()
     evaluation: EvaluationSection = EvaluationSection()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from pitlm.core.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 ReferenceSource = Literal["data", "policy", "improver"]
+Relation = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]
+"""The relations of Eq. 1 that Eq. 2 trains. They stand here, too, because a recipe is read without torch."""
 
 
 class TrainSection(Section):
@@ -43,6 +45,26 @@ class TrainSection(Section):
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
         return self
+
+
+class GapSection(TrainSection):
+    """Training of R_PIT.
+
+    Attributes:
+        terms: the differences of Eq. 2 that count; fewer than five are an ablation.
+    """
+
+    terms: Annotated[list[Relation], Field(min_length=1)] = [*get_args(Relation)]
+
+
+class DPOSection(TrainSection):
+    """DPO of the improver, a baseline.
+
+    Attributes:
+        beta: how strongly the improver is held to the SFT improver.
+    """
+
+    beta: PositiveFloat = 0.1
 
 
 class RLSection(TrainSection):

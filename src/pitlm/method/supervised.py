@@ -3,20 +3,20 @@
 TRL's SFTTrainer and RewardTrainer train them. Rows come tokenized, so that all stages read the same tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from pitlm.core.equations import RELATIONS, gap_differences, gap_loss, reward_loss
 from pitlm.core.nouns import Preference
-from pitlm.core.training_sections import TrainSection
+from pitlm.core.training_sections import DPOSection, GapSection, TrainSection
 from pitlm.data.template import Template, Tokenizer, encode_completion, encode_prompts
 from pitlm.method.common import arranged, fit, make_trainer, trainer_arguments
 from pitlm.method.setting import Setting, Workbench
@@ -47,6 +47,14 @@ class GapRow(NamedTuple):
     lw: list[int]
 
 
+class DPORow(NamedTuple):
+    """Token ids of the improver's prompt, and of a better and a worse completion."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
 def policy_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[TokenRow]:
     """(x, y_w): L = -sum log M_P(y_w | x)."""
     prompts = encode_prompts(tokenizer, [template.policy_messages(pair.prompt) for pair in pairs])
@@ -73,6 +81,16 @@ def gap_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Templa
     for pair, at_w, at_l in zip(pairs, beside_w, beside_l, strict=True):
         w, l = encode_completion(tokenizer, pair.chosen), encode_completion(tokenizer, pair.rejected)
         rows.append(GapRow(wl=at_l + w, ww=at_w + w, ll=at_l + l, lw=at_w + l))
+    return rows
+
+
+def dpo_rows(pairs: Sequence[Preference], tokenizer: Tokenizer, template: Template) -> list[DPORow]:
+    """((x, y_ref), y_w, y_l): each pair with y_l as the reference, then each with y_w. Not in the paper."""
+    rows = []
+    for references in ([pair.rejected for pair in pairs], [pair.chosen for pair in pairs]):
+        shown = [template.improver_messages(pair.prompt, y) for pair, y in zip(pairs, references, strict=True)]
+        for pair, ids in zip(pairs, encode_prompts(tokenizer, shown), strict=True):
+            rows.append(DPORow(ids, *(encode_completion(tokenizer, y) for y in (pair.chosen, pair.rejected))))
     return rows
 
 
@@ -184,14 +202,19 @@ class PairTrainer(TreeTrainer):
 
 
 class GapTrainer(TreeTrainer):
-    """R_PIT: Eq. 2."""
+    """R_PIT: Eq. 2.
+
+    Attributes:
+        terms: the differences that count.
+    """
 
     parts = GapRow._fields
+    terms: Collection[str] = RELATIONS
 
     def judge(self, *scores_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         right = dict(zip(RELATIONS, gap_differences(*scores_B) > 0, strict=True))
         shown = {f"order/{name}": right_B for name, right_B in right.items()}
-        return gap_loss(*scores_B), {**shown, "accuracy": right["wl>lw"]}
+        return gap_loss(*scores_B, terms=self.terms), {**shown, "accuracy": right["wl>lw"]}
 
 
 def scorer_trainer(
@@ -208,7 +231,31 @@ def scorer_trainer(
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
     collator = partial(tree_batch, kind.parts)
-    return make_trainer(kind, model, bench, args=args, train_dataset=train, eval_dataset=test, data_collator=collator)
+    given = {"train_dataset": train, "eval_dataset": test, "data_collator": collator}
+    trainer = make_trainer(kind, model, bench, args=args, **given)
+    if isinstance(trainer, GapTrainer) and isinstance(section, GapSection):
+        trainer.terms = section.terms
+    return trainer
+
+
+class RowDPOTrainer(DPOTrainer):
+    """DPOTrainer on rows that come tokenized."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def dpo_trainer(
+    model: PreTrainedModel, rows: Sequence[DPORow], held_out: Sequence[DPORow], section: DPOSection, bench: Workbench
+) -> DPOTrainer:
+    """A trainer of DPO (arXiv:2305.18290), anchored to the model that the training starts from."""
+    fixed = {"loss_type": ["sigmoid"], "max_length": None, "label_smoothing": 0.0, "disable_dropout": True}
+    args = DPOConfig(**trainer_arguments(section, bench), **fixed, beta=section.beta)
+    train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
+    train = arranged(train, [sum(map(len, row)) for row in rows], section, bench)
+    # With an adapter the anchor is the model under the adapter.
+    given = {"ref_model": None if bench.peft else bench.load(), "train_dataset": train, "eval_dataset": test}
+    return make_trainer(RowDPOTrainer, model, bench, args=args, **given)
 
 
 def tree_batch(parts: Sequence[str], examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -218,9 +265,11 @@ def tree_batch(parts: Sequence[str], examples: list[dict[str, Any]]) -> dict[str
     return {"examples": torch.arange(len(examples)), "forest": forest}
 
 
-LESSONS: Mapping[Kind, tuple[str, Callable[..., Sequence[Any]], Callable[..., Trainer]]] = {
+Lesson = Kind | Literal["dpo"]
+LESSONS: Mapping[Lesson, tuple[str, Callable[..., Sequence[Any]], Callable[..., Trainer]]] = {
     "policy": ("policy SFT", policy_rows, sft_trainer),
     "improver": ("improver SFT", improver_rows, sft_trainer),
+    "dpo": ("improver DPO", dpo_rows, dpo_trainer),
     "reward": ("reward model", reward_rows, partial(scorer_trainer, PairTrainer)),
     "gap": ("gap model", gap_rows, partial(scorer_trainer, GapTrainer)),
 }
@@ -228,28 +277,30 @@ LESSONS: Mapping[Kind, tuple[str, Callable[..., Sequence[Any]], Callable[..., Tr
 
 
 def train_on_pairs(
-    run: Setting, kind: Kind, folds: Sequence[str], section: TrainSection, folder: Path
+    run: Setting, lesson: Lesson, folds: Sequence[str], section: TrainSection, folder: Path
 ) -> dict[str, Any]:
     """Train one model on the pairs of some folds; returns the number of pairs, and the held-out metrics."""
-    rows_of = LESSONS[kind][1]
+    rows_of = LESSONS[lesson][1]
     pairs = [pair for fold in folds for pair in run.folds[fold]]
     rows = rows_of(pairs, run.tokenizer, run.template)
     held_out = rows_of(run.folds["validation"][: section.eval_rows], run.tokenizer, run.template)
-    bench = run.bench(folder, _start(run, kind), kind)
-    return {"pairs": len(rows), **run.train(folder, lambda: train_on_rows(kind, rows, held_out, section, bench))}
+    bench = run.bench(folder, _start(run, lesson), "improver" if lesson == "dpo" else lesson)
+    return {"pairs": len(rows), **run.train(folder, lambda: train_on_rows(lesson, rows, held_out, section, bench))}
 
 
 def train_on_rows(
-    kind: Kind, rows: Sequence[Any], held_out: Sequence[Any], section: TrainSection, bench: Workbench
+    lesson: Lesson, rows: Sequence[Any], held_out: Sequence[Any], section: TrainSection, bench: Workbench
 ) -> dict[str, float]:
     """Train one model on the rows of its lesson; returns the held-out metrics."""
-    title, _, trainer = LESSONS[kind]
+    title, _, trainer = LESSONS[lesson]
     return fit(trainer(bench.load(), rows, held_out, section, bench), bench, title)
 
 
-def _start(run: Setting, kind: Kind) -> str | Path:
-    """R_P starts from the policy and R_PIT from the improver, unless the recipe names a base for both."""
+def _start(run: Setting, lesson: Lesson) -> str | Path:
+    """R_P starts from the policy, R_PIT from the improver, unless the recipe names a base for both."""
     model = run.recipe.model
-    if kind in ("reward", "gap"):
-        return model.reward_base or run.model("policy-sft" if kind == "reward" else "improver-sft")
-    return run.model("policy-sft") if kind == "improver" and model.improver_start == "policy" else run.start
+    if lesson in ("reward", "gap"):
+        return model.reward_base or run.model("policy-sft" if lesson == "reward" else "improver-sft")
+    if lesson == "dpo":
+        return run.model("improver-sft")
+    return run.model("policy-sft") if lesson == "improver" and model.improver_start == "policy" else run.start

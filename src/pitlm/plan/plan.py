@@ -99,6 +99,20 @@ def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     plan.peak += p.states() + p.activations(section, micro) + (p.logits(micro) if head else 0)
 
 
+def _dpo(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
+    """Two rows for each pair and reference, with gradient by the improver and without by its anchor."""
+    section, pairs = stage.training, 2 * sum(p.folds[name] for name in stage.folds)
+    size, length = section.batch_size, 2 * p.beside + p.w + p.l
+    each = Reading(size * length, (p.beside + p.y) / 2, size * length)
+    p.encode(plan, 2 * pairs)
+    steps = min(math.ceil(max(1, round(section.epochs * pairs)) / size), section.max_steps or math.inf)
+    p.learn(plan, section, steps, each)
+    p.read(plan, Reading(steps * each.tokens, each.context, steps * each.headed), passes=steps)
+    micro = size / section.accumulation * 2 * (p.longest_beside + p.longest_y)
+    plan.seconds += p.hardware.stage_seconds
+    plan.peak += p.states() + p.readers(p.recipe.peft is None) + p.activations(section, micro) + 2 * p.logits(micro)
+
+
 def _gap(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     """R_PIT, and its health on held-out pairs and on pairs of fresh answers."""
     _on_pairs(p, stage, plan)
@@ -172,6 +186,7 @@ PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
     "data": _data,
     "policy": _on_pairs,
     "improver": _on_pairs,
+    "dpo": _dpo,
     "reward": _on_pairs,
     "gap": _gap,
     "policy-rl": _rl,

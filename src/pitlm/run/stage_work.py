@@ -40,7 +40,13 @@ WRITTEN = 256
 """Number of answers of the start model that are written to disk at once."""
 
 
-SECTIONS = {"policy": "policy_sft", "improver": "improver_sft", "policy-rl": "policy_rl", "curriculum": "curriculum.rl"}
+SECTIONS = {
+    "policy": "policy_sft",
+    "improver": "improver_sft",
+    "dpo": "improver_dpo",
+    "policy-rl": "policy_rl",
+    "curriculum": "curriculum.rl",
+}
 """Section of the recipe with the settings of a training, if it has another name than the stage's task."""
 
 
@@ -129,7 +135,7 @@ def _load(context: Context, folder: Path) -> Loaded:
         if world.written and context.recipe.model.base is None:
             raise InputError(f"model.base: found nothing, expected a chat model: it writes the answers of {world.name}")
         write = partial(_written, context, folder)
-        pairs = world.make_preferences(data.pairs or world.pairs, context.recipe.seed, write)
+        pairs = world.make_preferences(data.pairs or world.pairs, context.recipe.seed, write, data.noise)
         return Loaded(pairs, len(pairs))
     if data.source is None:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from pitlm.core.recipe import Recipe
 from pitlm.core.training_sections import CurriculumStage, RLSection, TrainSection
 from pitlm.io.digest import digest
-from pitlm.loop.baselines.baseline import guide_file
+from pitlm.loop.baselines.baseline import DPO_STAGE, guide_file
 from pitlm.run.folder import Stage
 from pitlm.run.judges import judge_settings
 from pitlm.worlds.known import KNOWN
 
-Task = Literal["data", "policy", "improver", "reward", "gap", "policy-rl", "curriculum", "evaluation", "report"]
+Task = Literal["data", "policy", "improver", "dpo", "reward", "gap", "policy-rl", "curriculum", "evaluation", "report"]
 """What a stage does: `policy` and `improver` are SFT, `reward` is R_P or the judge, `gap` is R_PIT."""
 
 
@@ -86,6 +86,8 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         add("policy-rl", "policy-rl", needs, {}, section=recipe.policy_rl, folds=["rl"])
     start = ["policy-sft"] if model.improver_start == "policy" else []
     add("improver", "improver-sft", ["data", *start], {}, section=recipe.improver_sft, folds=["sft"])
+    if recipe.improver_dpo:
+        add("dpo", DPO_STAGE, ["data", "improver-sft"], {}, section=recipe.improver_dpo, folds=["reward"])
     # The batch size of sampling decides which samples share a stream of random numbers.
     fresh = evaluation.model_dump(include={"fresh_pairs", "policy_temperature", "batch_size"})
     needs = ["data", "reward", policy, "improver-sft", *judges]
@@ -97,6 +99,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
         settings = {"source": stage.source, **references}
         add("curriculum", stage.name, needs, settings, section=stage.rl, folds=["rl"], curriculum=stage)
     other = [recipe.other_policy_stage] if recipe.other_policy_stage else []
+    other += [DPO_STAGE] if recipe.improver_dpo else []
     needs = ["data", policy, *other, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
     guides = [digest(guide_file(name)) for name in evaluation.self_refine]
     compared = {**evaluation.model_dump(exclude={"judges"}), "self_refine": guides}

@@ -145,7 +145,7 @@ def utility(prompt: Prompt, response: str) -> float:
     return kept.on_topic * sum(points * value for points, value in zip(WEIGHTS, kept, strict=True))
 
 
-def make_preferences(count: int, seed: int, write: Write) -> list[Preference]:
+def make_preferences(count: int, seed: int, write: Write, noise: float | None = None) -> list[Preference]:
     """Labelled pairs of two answers of one model to ``count`` questions; about a quarter of the pairs are ties.
 
     Each question is asked as often as any other, give or take one.
@@ -156,16 +156,16 @@ def make_preferences(count: int, seed: int, write: Write) -> list[Preference]:
     while len(order) < count:
         order += rng.sample(asked, k=min(len(asked), count - len(order)))
     prompts = [Prompt.of([Message("system", REQUEST), Message("user", question)]) for question in order]
-    return label(rng, prompts, write(prompts, 1), write(prompts, 2))
+    return label(rng, prompts, write(prompts, 1), write(prompts, 2), noise or NOISE)
 
 
 def label(
-    rng: random.Random, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    rng: random.Random, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], noise: float = NOISE
 ) -> list[Preference]:
     """Label pairs by the utility, with noise. A labeller who sees no difference gives no label."""
     differences = [utility(x, a) - utility(x, b) for x, a, b in zip(prompts, first, second, strict=True)]
     return [
-        prefer(rng, x, a, b, difference, noise=NOISE)
+        prefer(rng, x, a, b, difference, noise=noise)
         for x, a, b, difference in zip(prompts, first, second, differences, strict=True)
         if abs(difference) > TIE
     ]

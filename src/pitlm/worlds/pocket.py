@@ -147,7 +147,7 @@ def draw_response(rng: random.Random, request: ShopRequest) -> str:
     return written(sentences or [rng.choice(PADDING)])
 
 
-def make_preferences(count: int, seed: int) -> list[Preference]:
+def make_preferences(count: int, seed: int, noise: float | None = None) -> list[Preference]:
     """``count`` labelled pairs; the two responses of a pair always differ."""
     rng = random.Random(f"pocket-{seed}")
     pairs: list[Preference] = []
@@ -157,7 +157,7 @@ def make_preferences(count: int, seed: int) -> list[Preference]:
         if first != second:
             prompt = request.as_prompt()
             difference = utility(prompt, first) - utility(prompt, second)
-            pairs.append(prefer(rng, prompt, first, second, difference, noise=NOISE))
+            pairs.append(prefer(rng, prompt, first, second, difference, noise=noise or NOISE))
     return pairs
 
 
@@ -172,7 +172,7 @@ WORLD = World(
     asks,
     utility,
     lambda x, y: mark(x, y)._asdict(),
-    lambda count, seed, write: make_preferences(count, seed),
+    lambda count, seed, write, noise: make_preferences(count, seed, noise),
     24_000,
     vocabulary(),
 )

@@ -23,7 +23,8 @@ class World:
         asks: whether a prompt belongs to the world.
         utility: the truth about an answer, in points.
         criteria: the parts of an answer's utility by name: counts, or 1 for a kept and 0 for a broken criterion.
-        make_preferences: number of pairs, seed, and a function that writes answers -> labelled pairs.
+        make_preferences: number of pairs, seed, a function that writes answers, and the noise of the labels in points
+            (None: the world's own) -> labelled pairs.
         pairs: how many pairs it makes unless it is told.
         words: every word of the world, for a tokenizer of words; empty if the words are not known.
         written: whether the start model writes the answers.
@@ -33,7 +34,7 @@ class World:
     asks: Callable[[Prompt], bool]
     utility: Callable[[Prompt, str], float]
     criteria: Callable[[Prompt, str], Mapping[str, float]]
-    make_preferences: Callable[[int, int, Write], list[Preference]]
+    make_preferences: Callable[[int, int, Write, float | None], list[Preference]]
     pairs: int
     words: Sequence[str] = ()
     written: bool = False

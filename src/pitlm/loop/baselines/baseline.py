@@ -18,7 +18,6 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Advance, Answer, Prompt, Trace
 from pitlm.core.packaged_recipes import find_packaged
 from pitlm.core.recipe import Recipe
-from pitlm.core.training_sections import CurriculumStage
 from pitlm.io.console import progress_bar
 from pitlm.io.named_parts import find_part
 from pitlm.loop.baselines.guide import PROMPTS, Guide
@@ -48,6 +47,9 @@ ORIGINAL, PIT = "original", "PIT"
 
 SFT, PIT_ONE = "SFT-only improver", "PIT, 1 round, no stop rule"
 """Names in tables of two baselines. A report shows the gaps of these two beside the gaps of PIT."""
+
+DPO_STAGE = "improver-dpo"
+"""The stage that trains an improver by DPO, for a baseline."""
 
 CHAIN_ROUNDS = 3
 """The evaluation shows quality by round over this many rounds without a stop rule, of the SFT-only improver and PIT."""
@@ -109,7 +111,9 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
             raise InputError(f"evaluation.baselines: found '{name}', which needs the section {wanted}")
         chosen.append(baseline)
     if named is None:
-        chosen += map(after_stage, recipe.curriculum.stage_list[:-1])
+        chosen += [one_round_of(f"PIT after stage {s.number}", s.name) for s in recipe.curriculum.stage_list[:-1]]
+    if recipe.improver_dpo is not None:
+        chosen.append(one_round_of("DPO improver", DPO_STAGE, compared=True))
     if recipe.evaluation.harm is not None:
         chosen.append(with_margin_for(recipe.evaluation.harm))
     chosen += map(refined_by, recipe.evaluation.self_refine)
@@ -119,15 +123,15 @@ def chosen_baselines(recipe: Recipe) -> list[Baseline]:
     return chosen
 
 
-def after_stage(stage: CurriculumStage) -> Baseline:
-    """One round of the improver that an earlier stage of the curriculum made."""
+def one_round_of(name: str, stage: str, *, compared: bool = False) -> Baseline:
+    """One round of the improver that another stage made."""
 
     def traces(systems: Systems) -> list[Trace]:
         assert systems.open_improver is not None
-        return systems.chain(title, systems.open_improver(stage.name), 1)
+        return systems.chain(title, systems.open_improver(stage), 1)
 
-    title = f"PIT after stage {stage.number}, 1 round"
-    return Baseline(title, traces, work=lambda rounds, samples: Work(proposals=1), compared=False)
+    title = f"{name}, 1 round"
+    return Baseline(title, traces, work=lambda rounds, samples: Work(proposals=1), compared=compared)
 
 
 def with_margin_for(harm: float) -> Baseline:

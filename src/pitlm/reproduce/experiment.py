@@ -1,0 +1,72 @@
+"""One experiment: what varies, what is measured, and what the paper says. Each experiment is a YAML file."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pitlm.core.errors import InputError
+from pitlm.core.packaged_recipes import find_packaged
+from pitlm.core.recipe_file import read_tree
+from pitlm.core.section import NonNegativeInt, Section
+
+EXPERIMENTS = Path(__file__).with_name("experiments")
+"""Folder of the packaged experiments, one YAML file each."""
+
+
+class Experiment(Section):
+    """One experiment. It gives one table: a row for each system or variant, and a column for each figure.
+
+    Attributes:
+        order: place of the experiment on the page of results.
+        title: the question, as a heading.
+        paper: what the paper or its reviewers say, in one sentence.
+        variants: the runs by name, each with the settings that differ from the recipe, by dotted key.
+        measure: name of the function that reads the figures from the folder of a run.
+        rows: rows of the measure to show, as a list, or by a name in the table each with its variant; default: all.
+        figures: figures to show, with the one that the claims are about first; default: all.
+        claims: pairs of rows; by the paper, or by the reviewers' guess, the first has more.
+        examples: number of answers to show that PIT made worse, the worst first.
+        finding: what the table shows, where that needs more words than the claims have.
+    """
+
+    order: int
+    title: str
+    paper: str
+    variants: dict[str, dict[str, Any]] = Field({"": {}}, min_length=1)
+    measure: str = "systems"
+    rows: list[str] | dict[str, tuple[str, str]] | None = None
+    figures: list[str] | None = None
+    claims: list[tuple[str, str]] = []
+    examples: NonNegativeInt = 0
+    finding: str = ""
+
+    def label(self, variant: str, row: str) -> str | None:
+        """The name in the table of one row of the measure of a variant; None if the table does not show the row."""
+        if isinstance(self.rows, dict):
+            return next((name for name, place in self.rows.items() if place == (variant, row)), None)
+        if self.rows is not None and row not in self.rows:
+            return None
+        if len(self.variants) == 1:
+            return row
+        return variant if self.rows is not None and len(self.rows) == 1 else f"{variant}: {row}"
+
+
+def experiment_names() -> list[str]:
+    """The packaged experiments, in the order of the page of results."""
+    return sorted((path.stem for path in EXPERIMENTS.glob("*.yaml")), key=lambda name: find_experiment(name).order)
+
+
+def find_experiment(name: str) -> Experiment:
+    """The packaged experiment of this name, or the experiment in the YAML file of this name.
+
+    Raises:
+        InputError: neither is there, or the file holds something else.
+    """
+    from pitlm.reproduce.measures import MEASURES
+
+    path = find_packaged(name, EXPERIMENTS, "experiment")
+    experiment = Experiment.of(read_tree(path, "experiment"), str(path))
+    if experiment.measure not in MEASURES:
+        raise InputError.at(path, found=f"measure '{experiment.measure}'", expected=f"one of {', '.join(MEASURES)}")
+    return experiment

@@ -1,0 +1,156 @@
+"""Runs experiments over seeds, and brings their figures together: a mean and an interval over seeds for each cell."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pitlm.core.errors import InputError
+from pitlm.core.packaged_recipes import find_recipe
+from pitlm.core.recipe import Recipe
+from pitlm.core.recipe_file import load_recipe
+from pitlm.evaluate.statistics import Interval, mean_interval
+from pitlm.models.loading import quiet
+from pitlm.reproduce.experiment import Experiment, experiment_names, find_experiment
+from pitlm.reproduce.iterations import iterate, iterations_stage
+from pitlm.reproduce.measures import MEASURES, OF_ITERATIONS, worst
+from pitlm.run.context import Context
+from pitlm.run.folder import RunFolder, Stage, Status, fingerprints, stage_record
+from pitlm.run.stage_work import do_work
+from pitlm.run.stages import PipelineStage, build_stages
+
+Tell = Callable[[str], None]
+"""Shows one line about what is done now."""
+
+Cells = dict[str, dict[int, list[float]]]
+"""One row of a table: by figure and seed, the values by item."""
+
+
+def reproduce(names: Sequence[str], recipe: str, seeds: Sequence[int], out: Path, tell: Tell) -> dict[str, Any]:
+    """Bring the runs of each experiment up to date, and return the figures of all of them by the experiment's name.
+
+    A run that several experiments need is made once. Runs of one seed share each stage in which they do not differ. An
+    interrupted command goes on where it stopped.
+
+    Args:
+        names: packaged experiments or files; none means all packaged experiments.
+        recipe: packaged recipe or file, which the variants change.
+        out: folder that gets one folder for each seed, with one run for each variant.
+
+    Raises:
+        InputError: no such experiment or recipe, or settings that the recipe does not have.
+    """
+    quiet()
+    experiments = {name: find_experiment(name) for name in names or experiment_names()}
+    variants = {name: [*_recipes(name, experiment, recipe)] for name, experiment in experiments.items()}
+    runs: dict[str, dict[tuple[str, int], Path]] = {}
+    for name, experiment in experiments.items():
+        runs[name] = {}
+        for seed in seeds:
+            for variant, folder, chosen in variants[name]:
+                tell(f"{name}, seed {seed}" + (f": {variant}" if variant else ""))
+                root = out / f"seed-{seed}" / folder
+                more = MEASURES[experiment.measure] in OF_ITERATIONS
+                make_run(chosen.model_copy(update={"seed": seed}), root, iterations=more, tell=tell)
+                runs[name][variant, seed] = root
+    return {name: figures(experiments[name], found) for name, found in runs.items()}
+
+
+def _recipes(name: str, experiment: Experiment, recipe: str) -> Iterator[tuple[str, str, Recipe]]:
+    """Each variant with the name of its folder and its recipe. All variants without a change share one folder."""
+    for variant, changes in experiment.variants.items():
+        folder = f"{Path(name).stem}-{variant.replace(' ', '-')}" if changes else "as-it-is"
+        overrides = {key: yaml.safe_dump(value, default_flow_style=True) for key, value in changes.items()}
+        yield variant, folder, load_recipe(find_recipe(recipe), overrides)
+
+
+def make_run(recipe: Recipe, root: Path, *, iterations: bool, tell: Tell) -> None:
+    """Bring one run up to date. A stage that a run beside it has finished with equal settings is taken from there."""
+    stages: list[Stage] = [*build_stages(recipe)[:-1]]  # the tables take the place of the report
+    if iterations:
+        stages.append(iterations_stage(stages[-1].needs))
+    context, folder = Context(recipe, root), RunFolder(root)
+    prints = fingerprints(stages)
+
+    def work(stage: Stage, place: Path) -> dict[str, Any]:
+        return do_work(context, stage, place) if isinstance(stage, PipelineStage) else iterate(context, place)
+
+    def listen(name: str, event: str, _: float) -> None:
+        if event in ("start", "resume"):
+            tell(f"  {name}")
+
+    with folder.locked():
+        for stage in stages:
+            finished = (path for path in root.parent.glob("*") if _has(path, stage.name, prints[stage.name]))
+            if not _has(root, stage.name, prints[stage.name]) and (source := next(finished, None)) is not None:
+                temporary = root / f".{stage.name}.tmp"
+                shutil.copytree(source / stage.name, temporary, copy_function=os.link)
+                shutil.rmtree(root / stage.name, ignore_errors=True)
+                temporary.rename(root / stage.name)
+    folder.execute(stages, work, recipe=recipe.model_dump(), update=True, listener=listen)
+
+
+def _has(root: Path, stage: str, fingerprint: str) -> bool:
+    record = stage_record(root, stage)
+    return record is not None and (record["status"], record["fingerprint"]) == (Status.DONE, fingerprint)
+
+
+def figures(experiment: Experiment, runs: dict[tuple[str, int], Path]) -> dict[str, Any]:
+    """The table of an experiment and the difference between the rows of each claim, from the folders of its runs.
+
+    Each cell of ``table`` has ``seeds``, an interval over items for each seed, and ``mean``, the interval over seeds.
+
+    Raises:
+        InputError: a claim about a row that the runs do not have.
+    """
+    rows: dict[str, Cells] = {}
+    for (variant, seed), root in runs.items():
+        for row, measured in MEASURES[experiment.measure](root).items():
+            if (label := experiment.label(variant, row)) is not None:
+                for figure in experiment.figures or measured:
+                    rows.setdefault(label, {}).setdefault(figure, {})[seed] = list(measured[figure])
+    order = [row for row in experiment.rows or () if row in rows] + [*rows]
+    table = {row: {name: _cell(cell) for name, cell in rows[row].items()} for row in dict.fromkeys(order)}
+    if missing := {name for claim in experiment.claims for name in claim} - rows.keys():
+        raise InputError(f"{experiment.title}: found a claim about '{min(missing)}', expected one of {', '.join(rows)}")
+    claims = [{"first": a, "second": b, **_difference(rows[a], rows[b])} for a, b in experiment.claims]
+    about = experiment.model_dump(include={"title", "paper", "finding"})
+    about["examples"] = worst(next(iter(runs.values())), experiment.examples) if experiment.examples else []
+    return {**about, "seeds": sorted({seed for _, seed in runs}), "table": table, "claims": claims}
+
+
+def _cell(values: dict[int, list[float]]) -> dict[str, Any]:
+    seeds = {seed: mean_interval(own) for seed, own in values.items()}
+    return {"seeds": {seed: _bounds(found) for seed, found in seeds.items()}, "mean": _over(seeds)}
+
+
+def _over(seeds: dict[int, Interval]) -> list[float | None]:
+    """The mean over seeds with its t interval. With one seed it is the interval over items."""
+    [*found] = seeds.values()
+    return _bounds(found[0] if len(found) == 1 else mean_interval([one.estimate for one in found]))
+
+
+def _bounds(found: Interval) -> list[float | None]:
+    """Estimate and bounds in four digits; None where one item or one seed gives no interval."""
+    values = asdict(found)
+    return [None if values[key] != values[key] else round(values[key], 4) for key in ("estimate", "low", "high")]
+
+
+def _difference(first: Cells, second: Cells) -> dict[str, Any]:
+    """The first figure of one row less that of another, over seeds; item by item within a seed, if the items agree."""
+    figure = next(iter(first))
+    less = {seed: _less(own, second[figure][seed]) for seed, own in first[figure].items()}
+    difference = _over(less)
+    low, high = difference[1:]
+    verdict = "undecided" if low is None or high is None or low <= 0 <= high else "holds" if low > 0 else "reversed"
+    return {"figure": figure, "difference": difference, "verdict": verdict}
+
+
+def _less(first: Sequence[float], second: Sequence[float]) -> Interval:
+    if len(first) == len(second):
+        return mean_interval([a - b for a, b in zip(first, second, strict=True)])
+    return mean_interval([mean_interval(first).estimate - mean_interval(second).estimate])
