@@ -1,6 +1,7 @@
 """Everything that the documents refer to exists: paths, names in the code, tests, make targets, verbs."""
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ import click
 import pytest
 
 from pitlm.cli.main import VERBS, load_verb
+from pitlm.reproduce.experiment import experiment_names
+from pitlm.reproduce.page import tables
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pitlm"
@@ -176,6 +179,22 @@ def test_verbs_exist(document: str) -> None:
             elif following and isinstance(command := load_verb(verb), click.Group):
                 unknown += [f"pit {verb} {following}"] if following not in command.commands else []
     assert unknown == []
+
+
+@pytest.mark.parametrize("document", ["PAPER.md", *HOW_TO])
+def test_experiments_exist(document: str) -> None:
+    spans, block_lines = code_of(text_of(document))
+    named = {
+        name for line in spans + block_lines for name in re.findall(r"pit reproduce ([a-z][\w-]*)(?![\w.-])", line)
+    }
+    assert named <= set(experiment_names())
+
+
+def test_the_page_of_results_shows_the_stored_figures() -> None:
+    stored = json.loads(text_of("docs/results.json"))
+    assert text_of("docs/results.md") == tables(stored, "results")
+    assert list(stored) == experiment_names()
+    assert all((ROOT / "docs" / "results" / f"{name}.svg").is_file() for name in stored)
 
 
 def test_engines_are_called_tested_only_in_versions_that_ran() -> None:

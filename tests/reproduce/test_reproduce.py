@@ -283,3 +283,14 @@ def test_bad_input_is_one_line(reproduced: Path) -> None:
 def test_the_experiments_are_listed(reproduced: Path) -> None:
     listed = Shell(reproduced)("reproduce", "--list").stdout.splitlines()
     assert [line.split()[0] for line in listed] == experiment_names()
+
+
+@pytest.mark.slow
+def test_every_experiment_with_one_seed(tmp_path: Path) -> None:
+    """The whole of `pit reproduce --quick`: half an hour on one core."""
+    done = Shell(tmp_path).process("reproduce", "--quick", "--json", "figures.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert list(found) == experiment_names()
+    verdicts = {(claim["first"], claim["second"]): claim["verdict"] for claim in found["baselines"]["claims"]}
+    assert verdicts["PIT", "original"] == verdicts["PIT", "SFT-only improver"] == "holds"

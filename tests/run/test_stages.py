@@ -23,6 +23,8 @@ RL = {"rl-0-data", "rl-1-policy", "evaluation", "report"}
         ({"evaluation.batch_size": "64"}, {"gap", *RL}),
         ({"evaluation.policy_temperature": "0.9"}, {"gap", *RL}),
         ({"evaluation.judges": "[{kind: truth}]"}, {"evaluation", "report"}),
+        ({"gap.terms": "['wl>lw']"}, {"gap", *RL}),
+        ({"improver_dpo": "{learning_rate: 1.0e-4}"}, {"evaluation", "report"}),
     ],
 )
 def test_a_change_makes_stale_what_it_reaches(change: dict[str, str], stale: set[str]) -> None:
@@ -34,7 +36,15 @@ def test_a_change_makes_stale_what_it_reaches(change: dict[str, str], stale: set
 
 
 @pytest.mark.parametrize("name", recipe_names())
-@pytest.mark.parametrize("changes", [{}, {"policy_rl": "{learning_rate: 1.0e-4}"}, {"data.source": "pairs.jsonl"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"policy_rl": "{learning_rate: 1.0e-4}"},
+        {"improver_dpo": "{learning_rate: 1.0e-4}"},
+        {"data.source": "pairs.jsonl"},
+    ],
+)
 def test_a_stage_reads_only_stages_before_it_and_says_what_it_trains(name: str, changes: dict[str, str]) -> None:
     recipe = load_recipe(find_recipe(name), changes)
     stages = build_stages(recipe, contents=False)
