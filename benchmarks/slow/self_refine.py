@@ -240,7 +240,12 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     for names in rubrics(options):
         made = {}
         for name, best in ((LAST, False), (BEST, True)):
-            given = {**settings, "guide": GUIDE.only(names), "temperature": options.temperature, "best": best}
+            given = {
+                **settings,
+                "guide": GUIDE.model_copy(update={"rubric": {name: GUIDE.rubric[name] for name in names}}),
+                "temperature": options.temperature,
+                "best": best,
+            }
             made[name] = self_refine(desk.prompts, y0, **given)
         figures, verdicts = desk.judge(made)
         for line in figures:

@@ -53,8 +53,8 @@ def made(*arguments: str, section: type[Section] = Kitchen, **how: Any) -> Any:
     return seen[0]
 
 
-def help_of(*chosen: str, **how: Any) -> str:
-    command = click.command()(section_options(Kitchen, *chosen, into="found", **how)(lambda found: None))
+def help_of(*chosen: str, section: type[Section] = Kitchen, **how: Any) -> str:
+    command = click.command()(section_options(section, *chosen, into="found", **how)(lambda found: None))
     return " ".join(CliRunner().invoke(command, ["--help"]).output.split())
 
 
@@ -104,12 +104,28 @@ def test_what_only_the_section_refuses_is_bad_input(arguments: list[str], wanted
         made(*arguments)
 
 
-def test_fields_can_be_chosen_and_renamed_and_described_anew() -> None:
-    how = {"names": {"people": "guests"}, "helps": {"people": "heads at the table"}}
+def test_fields_can_be_chosen_and_renamed() -> None:
+    how = {"names": {"people": "guests"}}
     assert made("--guests", "5", **how).people == 5
     text = help_of("people", **how)
-    assert "--guests INTEGER RANGE Heads at the table. [default: 2; x>=1]" in text
+    assert "--guests INTEGER RANGE Guests at the table. [default: 2; x>=1]" in text
     assert "--dish" not in text
+
+
+class Banquet(Kitchen):
+    """A kitchen, one of whose fields is described anew.
+
+    Attributes:
+        people: heads at the table.
+    """
+
+
+def test_a_section_can_describe_a_field_anew_and_leaves_the_others_as_they_are() -> None:
+    text = help_of("people", "salt", section=Banquet)
+    assert "--people INTEGER RANGE Heads at the table. [default: 2; x>=1]" in text
+    assert "Grams a guest." in text
+    assert "Guests at the table." in help_of("people")
+    assert made("--people", "5", section=Banquet).people == 5
 
 
 def test_the_help_shows_descriptions_defaults_and_bounds() -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.text import Text
-
 from pitlm.batch.batch_job import BatchJob
 from pitlm.batch.finished_rows import Journal
 from pitlm.batch.job_health import health
@@ -24,8 +22,9 @@ from pitlm.core.recipe import Recipe
 from pitlm.data.items import Failure, Item, count_rows, read_items
 from pitlm.data.row_fields import IMPROVED
 from pitlm.engines.engine import Engine, ModelSource, open_engine
-from pitlm.io.console import make_console, progress_bar
+from pitlm.io.console import progress_bar
 from pitlm.io.templates import template
+from pitlm.io.visible import echo
 from pitlm.loop.calibration import load_calibrations, margin_for
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Kind, load_card, quiet
@@ -62,7 +61,7 @@ def improve_one(prompt: str, response: str | None, setup: Setup) -> None:
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
     made = template("pitlm.batch", "trace.j2").render(trace=done[1])
-    make_console().print(Text("\n".join([made, *setup.doubts()])))
+    echo("\n".join([made, *setup.doubts()]))
 
 
 @contextmanager
@@ -73,7 +72,7 @@ def job_progress(file: Path, done: int, begun: str) -> Iterator[Callable[[int, i
         done: how many rows an earlier attempt finished; ``begun`` says the same in words.
     """
     if done:
-        make_console().print(Text(f"{begun} are finished already; going on from there."))
+        echo(f"{begun} are finished already; going on from there.")
     rows, tokens, begin = 0, 0, monotonic()
 
     def speed() -> str:
@@ -138,16 +137,11 @@ class Setup:
             make_answerer = partial(self._open, "policy", "endpoint", **named)
         elif "policy" in folders:
             make_answerer = partial(self._open, "policy", "transformers")
-        return partial(
-            BatchJob,
-            engine=improver,
-            gap=load_gaps(folders["gap"], folders.get("reward"), self._bases),
-            settings=self.settings,
-            margin=self.margin,
-            seed=self.seed,
-            make_answerer=make_answerer,
-            answer_temperature=recipe.evaluation.policy_temperature if recipe else 1.0,
-        )
+        gap = load_gaps(folders["gap"], folders.get("reward"), self._bases)
+        temperature = recipe.evaluation.policy_temperature if recipe else 1.0
+        first: dict[str, Any] = {"make_answerer": make_answerer, "answer_temperature": temperature}
+        loop: dict[str, Any] = {"settings": self.settings, "margin": self.margin, "seed": self.seed}
+        return partial(BatchJob, engine=improver, gap=gap, **loop, **first)
 
     def _open(self, kind: Literal["policy", "improver"], engine: str, **named: Any) -> Engine:
         given = kind, self._folders.get(kind), self._bases, self.models.tokens_per_batch
@@ -172,11 +166,9 @@ class Setup:
             changed += made["final"] != made["original"]
             if number % stride == 0:
                 traces.append(Trace.from_dict({**made, "prompt": ""}))
-        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        lines = [f"{reasons.total()} answers, {changed} changed. Stopped: {listed}. Written to {job.output}"]
-        lines += [f"{failed} rows failed; they and the reasons are in {job.failed_path}"] if failed else []
-        lines += [*health(traces, self.calibration).sentences(), *self.doubts()]
-        make_console().print(Text("\n".join(lines)), soft_wrap=True)
+        about = {"reasons": reasons, "changed": changed, "job": job, "failed": failed}
+        made = template("pitlm.batch", "finished.j2").render(about).splitlines()
+        echo("\n".join([*made, *health(traces, self.calibration).sentences(), *self.doubts()]))
 
 
 def _model_folders(models: ModelChoice, recipe: Recipe | None) -> dict[Kind, Path]:

@@ -1,40 +1,58 @@
 """`pit data`: look at preference pairs, and cut them into the folds of a run."""
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from pitlm.cli.options import PATH, check_output, columns_option, figures_options, write_figures
+from pitlm.cli.options import check_output, columns_option, figures_options, section_options, write_figures
 from pitlm.core.errors import InputError
+from pitlm.core.section import NonNegativeInt, Section
 from pitlm.io.visible import echo
 
 _SHOWN_CHARACTERS = 300
 _REJECTS = "rejects.jsonl"
-_COUNTS = {
-    "distinct_prompts": "distinct prompts",
-    "repeated_prompts": "pairs on a prompt seen before",
-    "duplicates": "exact duplicates of an earlier pair",
-    "contradictions": "pairs that contradict an earlier one",
-    "contradicted_by_scores": "pairs whose own scores prefer the rejected answer",
-    "with_system": "prompts with a system turn",
-}
-"""Counts that ``pit data inspect`` prints, and their names in the output."""
 
 
-def _size(value: str) -> float:
+def size(value: str | float) -> float:
     """Read a share (with a decimal point) or a whole number of pairs."""
     with suppress(ValueError):
         if math.isfinite(number := float(value)):
-            return int(value) if value.strip().isdecimal() else number
+            return int(value) if str(value).strip().isdecimal() else number
     raise click.BadParameter(f"found {value!r}, expected a share such as 0.1 or a number of pairs such as 500")
 
 
-_size_option = partial(click.option, show_default=True, type=_size, metavar="SIZE")
+class InspectOptions(Section):
+    """What is shown of a source.
+
+    Attributes:
+        samples: how many pairs to print.
+        skip_invalid: count invalid rows and go on, instead of stopping at the first.
+        floor: also train a bag of words and show how many held-out pairs it gets right.
+    """
+
+    samples: NonNegativeInt = 3
+    skip_invalid: bool = False
+    floor: bool = False
+
+
+class PrepareOptions(Section):
+    """How a source is cut into folds.
+
+    Attributes:
+        out: folder to write the folds to.
+        test: pairs to hold out for the evaluation.
+        validation: pairs to hold out for choices during training.
+        skip_invalid: put invalid rows into rejects.jsonl, and go on.
+        force: replace the folds in a folder that is not empty.
+    """
+
+    out: Path
+    test: int | float = 0.1
+    validation: int | float = 0.05
+    skip_invalid: bool = False
+    force: bool = False
 
 
 @click.group()
@@ -55,18 +73,10 @@ def data() -> None:
 @data.command()
 @click.argument("source")
 @columns_option
-@click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="How many pairs to print.")
-@click.option("--skip-invalid", is_flag=True, help="Count invalid rows and go on, instead of stopping at the first.")
-@click.option("--floor", is_flag=True, help="Also train a bag of words and show how many held-out pairs it gets right.")
+@section_options(InspectOptions, into="how")
 @figures_options
 def inspect(
-    source: str,
-    columns: dict[str, str] | None,
-    samples: int,
-    skip_invalid: bool,
-    floor: bool,
-    json_file: Path | None,
-    force: bool,
+    source: str, columns: dict[str, str] | None, how: InspectOptions, json_file: Path | None, force: bool
 ) -> None:
     """Show what SOURCE holds: counts, lengths, length bias, samples.
 
@@ -85,18 +95,19 @@ def inspect(
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.inspection import inspect_preferences, pick_samples
     from pitlm.io.console import make_console
+    from pitlm.io.templates import template
 
     check_output(json_file, force, "the figures")
-    loaded = load_preferences(source, skip_invalid=skip_invalid, columns=columns, progress=True)
+    loaded = load_preferences(source, skip_invalid=how.skip_invalid, columns=columns, progress=True)
     figures = inspect_preferences(loaded)
-    if floor:
+    if how.floor:
         from pitlm.evaluate.floor import floor_share
 
         figures["floor"] = floor_share(loaded.preferences)
     echo(reading(**loaded.counts()))
-    _print_figures(figures)
+    echo(template("pitlm.cli", "inspect.j2").render(found=figures, floor=figures.get("floor")), nl=False)
     console = make_console()
-    for number, pair in enumerate(pick_samples(loaded.preferences, samples), start=1):
+    for number, pair in enumerate(pick_samples(loaded.preferences, how.samples), start=1):
         console.print()
         console.print(Text(f"Sample {number}", style="bold"))
         turns = len(pair.prompt.messages)
@@ -110,20 +121,8 @@ def inspect(
 @data.command()
 @click.argument("source")
 @columns_option
-@click.option("--out", required=True, type=PATH, help="Folder to write the folds to.")
-@_size_option("--test", default="0.1", help="Pairs to hold out for the evaluation.")
-@_size_option("--validation", default="0.05", help="Pairs to hold out for choices during training.")
-@click.option("--skip-invalid", is_flag=True, help=f"Put invalid rows into {_REJECTS}, and go on.")
-@click.option("--force", is_flag=True, help="Replace the folds in a folder that is not empty.")
-def prepare(
-    source: str,
-    columns: dict[str, str] | None,
-    out: Path,
-    test: float,
-    validation: float,
-    skip_invalid: bool,
-    force: bool,
-) -> None:
+@section_options(PrepareOptions, into="how", types={"test": size, "validation": size})
+def prepare(source: str, columns: dict[str, str] | None, how: PrepareOptions) -> None:
     """Cut SOURCE into the folds sft, reward, rl, validation and test.
 
     No prompt is in two folds, and the cut does not depend on the order of the rows. A SIZE is a share of the prompts
@@ -138,55 +137,21 @@ def prepare(
     from pitlm.data.dataset import load_preferences, reading
     from pitlm.data.folds import cut_folds, write_folds
     from pitlm.data.readers import check_outside
-    from pitlm.io.console import make_console, make_table
+    from pitlm.io.templates import template
 
+    out = how.out
     if out.exists() and not out.is_dir():
         raise InputError.at(out, found="a file", expected="a folder to write the folds to")
-    if out.is_dir() and not force and any(out.iterdir()):
+    if out.is_dir() and not how.force and any(out.iterdir()):
         expected = "a new one, or --force to replace its folds"
         raise InputError.at(out, found="a folder that is not empty", expected=expected)
     check_outside(source, out)  # the next run would read the folds as data
     out.mkdir(parents=True, exist_ok=True)
-    rejects = out / _REJECTS if skip_invalid else None
-    loaded = load_preferences(source, skip_invalid=skip_invalid, rejects=rejects, columns=columns, progress=True)
+    rejects = out / _REJECTS if how.skip_invalid else None
+    loaded = load_preferences(source, skip_invalid=how.skip_invalid, rejects=rejects, columns=columns, progress=True)
     if rejects is None:
         (out / _REJECTS).unlink(missing_ok=True)
-    summary = write_folds(out, cut_folds(loaded.preferences, test=test, validation=validation), loaded)
+    summary = write_folds(out, cut_folds(loaded.preferences, test=how.test, validation=how.validation), loaded)
 
-    table = make_table("Folds", "fold", "pairs", "prompts")
-    for fold, counts in summary["folds"].items():
-        table.add_row(fold, f"{counts['pairs']:,}", f"{counts['prompts']:,}")
-    make_console().print(table)
-    echo(reading(**loaded.counts()))
-    if loaded.invalid:
-        echo(f"Invalid rows, each with its reason: {out / _REJECTS}")
-    echo(f"Written to {out}")
-
-
-def _print_figures(figures: Mapping[str, Any]) -> None:
-    from rich.table import Table
-
-    from pitlm.io.console import make_console, make_table
-
-    lengths = make_table("Length in words", "", "mean", *figures["prompt_length"]["quantiles"], "longest")
-    for name in ("prompt", "chosen", "rejected"):
-        length = figures[f"{name}_length"]
-        quantiles = (f"{value:,.0f}" for value in length["quantiles"].values())
-        lengths.add_row(name, f"{length['mean']:,.1f}", *quantiles, f"{length['longest']:,}")
-    table = Table(show_header=False, title="Pairs", title_justify="left")
-    for key, name in _COUNTS.items():
-        table.add_row(name, f"{figures[key]:,}")
-    turns = [f"{number}: {count:,} pairs" for number, count in figures["turns"].items() if number < 5]
-    many = sum(count for number, count in figures["turns"].items() if number >= 5)
-    table.add_row("user turns in the prompt", "\n".join([*turns, f"5 or more: {many:,} pairs"] if many else turns))
-    bias, won = figures["length_bias"], "no pair of unequal length in words"
-    if bias["unequal"]:
-        low, high = bias["interval_95"]
-        won = f"{bias['share']:.1%}, 95% interval {low:.1%} to {high:.1%}\n"
-        won += f"(of {bias['unequal']:,} pairs; {bias['same_length']:,} have equal lengths)"
-    table.add_row("the longer response won", won)
-    if (floor := figures.get("floor")) is not None:
-        low, high = floor["low"], floor["high"]
-        right = f"{floor['estimate']:.1%}, 95% interval {low:.1%} to {high:.1%}\n(of {floor['n']:,} held-out pairs)"
-        table.add_row("a bag of words is right on", right)
-    make_console().print("", lengths, "", table, sep="\n")
+    about = {"summary": summary, "reading": reading(**loaded.counts()), "out": out}
+    echo(template("pitlm.cli", "prepare.j2").render(about, rejects=loaded.invalid and rejects), nl=False)

@@ -24,8 +24,9 @@ from pitlm.cli.main import EXTRAS
 from pitlm.cli.options import check_output, figures_options, overrides_option, section_options, write_figures
 from pitlm.core.errors import InputError
 from pitlm.core.section import NonNegativeFloat, PositiveInt, Section
+from pitlm.io.templates import template
 from pitlm.io.visible import echo
-from pitlm.plan.hardware import CARDS, assumed, look, machine_lines
+from pitlm.plan.hardware import CARDS, assumed, look
 
 
 class PlanSection(Section):
@@ -67,13 +68,13 @@ def doctor(
         if overrides or asked.model_fields_set - {"devices"}:
             raise InputError("found options of a plan and no recipe, expected one: pit recipes lists them")
         found = look(EXTRAS, Path())
-        echo("\n".join(machine_lines(found)))
+        echo(template("pitlm.plan", "machine.j2").render(machine=found), nl=False)
         return write_figures(json_file, found, quiet=True)
     data, pairs, hardware, beside = asked.data, asked.pairs, asked.hardware, asked.beside
     if asked.devices > 1 and hardware is None:
         raise InputError("--devices: found no --hardware, expected one: this machine is measured as it is")
     from pitlm.core.recipe_file import named_recipe
-    from pitlm.plan.plan import plan_lines, plan_run
+    from pitlm.plan.plan import plan_run
     from pitlm.plan.sizes import Shape, known_workload, measured_workload
     from pitlm.run.folder import stage_record
 
@@ -98,7 +99,8 @@ def doctor(
     took = {name: record["seconds"] for name, record in records.items() if record and record["status"] == "done"}
     if beside and not took:
         raise InputError(f"{beside}: found no finished stage, expected the folder of a run of {chosen.name}")
-    echo("\n".join(plan_lines(made, shape, work, where, every=asked.plan, took=took)))
+    about = {"plan": made, "shape": shape, "work": work, "where": where, "every": asked.plan, "took": took}
+    echo(template("pitlm.plan", "plan.j2").render(about), nl=False)
     given = {"took": took, "workload": asdict(work), "shape": asdict(shape)}
     totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
     write_figures(json_file, {**asdict(made), **given, **totals}, quiet=True)

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import Field
 
 from pitlm.cli.judge import judge_options, judge_to_file
-from pitlm.cli.options import FILE, NoDevice, check_output, json_option, section_options, write_figures
+from pitlm.cli.options import FILE, NoDevice, check_output, section_options, write_figures
 from pitlm.core.section import Fraction, NonNegativeInt, Section
 from pitlm.io.visible import echo
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 MANY = 10
 """Differences between more systems than this are printed only with `--differences`."""
+FILES = dict.fromkeys(("figures", "html", "alpaca"), FILE)
 PLANNED_TIES = (0.0, 0.1, 0.25, 0.5)
 """Tie rates that `--plan` shows without files."""
 
@@ -51,6 +52,7 @@ class EvaluateSection(Section):
         plan: say how many items show a Delta of this many points; needs no SOURCE.
         baseline: system to compare with; default: the one that is compared with the most others.
         labels: say how often each judge agrees with the labels in this file.
+        figures: also write the figures to this file.
         rank: also show rankings of fewer than three systems.
         differences: print the differences between more than 10 systems, too.
         html: also write one page to this file: leaderboard, plots, every difference.
@@ -58,11 +60,13 @@ class EvaluateSection(Section):
         resamples: number of draws of each bootstrap; Elo's has 500.
         confidence: confidence of each interval.
         seed: seed of all resampling.
+        force: replace existing output files. Stored replies are used again.
     """
 
     plan: float | None = Field(None, ge=0.1, le=100)
     baseline: str | None = None
     labels: Path | None = None
+    figures: Path | None = None
     rank: bool = False
     differences: bool = False
     html: Path | None = None
@@ -70,22 +74,16 @@ class EvaluateSection(Section):
     resamples: int = Field(2000, gt=0, le=10**5)
     confidence: Fraction = 0.95
     seed: NonNegativeInt = 0
+    force: bool = False
 
 
 @click.command()
 @click.argument("sources", nargs=-1, type=NoDevice(path_type=Path, exists=True), metavar="[SOURCE]...")
-@json_option
-@section_options(EvaluateSection, into="asked", types={"html": FILE, "alpaca": FILE})
+@section_options(EvaluateSection, into="asked", names={"figures": "json"}, types=FILES)
 @click.option("-o", "--output", type=FILE, help="With --judge: file for the verdicts.")
-@click.option("--force", is_flag=True, help="Replace existing output files. Stored replies are used again.")
 @judge_options(required=False)
 def evaluate(
-    sources: tuple[Path, ...],
-    json_file: Path | None,
-    asked: EvaluateSection,
-    output: Path | None,
-    force: bool,
-    options: JudgeSection | None,
+    sources: tuple[Path, ...], asked: EvaluateSection, output: Path | None, options: JudgeSection | None
 ) -> None:
     """Compute win rates, Deltas, tests, rankings and agreement from verdicts. No judge is asked again.
 
@@ -95,11 +93,11 @@ def evaluate(
     """
     if options is None and output is not None:
         raise click.UsageError("-o: found without --judge")
-    wanted = None if asked.plan is None else asked.plan / 100
+    wanted, force = None if asked.plan is None else asked.plan / 100, asked.force
     if not sources:
         if wanted is None:
             raise click.UsageError("found no SOURCE, expected at least one, or --plan POINTS")
-        if asked.model_fields_set - {"plan"} or json_file:
+        if asked.model_fields_set - {"plan", "force"}:
             raise click.UsageError("--plan: found other options and no SOURCE, expected --plan alone, or a SOURCE")
         return _print_plan(wanted)
 
@@ -109,9 +107,8 @@ def evaluate(
     from pitlm.report.terminal import print_accuracies, print_summary
     from pitlm.run.results import read_sources
 
-    check_output(json_file, force, "the figures")
-    check_output(asked.alpaca, force, "the annotations")
-    check_output(asked.html, force, "the page")
+    for file, what in ((asked.figures, "the figures"), (asked.alpaca, "the annotations"), (asked.html, "the page")):
+        check_output(file, force, what)
     if asked.labels in sources:
         raise click.UsageError(f"--labels: found {asked.labels}, a SOURCE, expected labels from elsewhere")
     label = read_labels(asked.labels) if asked.labels is not None else None
@@ -122,7 +119,7 @@ def evaluate(
     print_summary(summary, differences=asked.differences or len({s.system for s in summary.systems}) <= MANY)
     right = accuracies(rows, label, confidence=asked.confidence) if label is not None else []
     print_accuracies(right, len(rows))
-    write_figures(json_file, {**summary.as_dict(), "labels": [asdict(one) for one in right]})
+    write_figures(asked.figures, {**summary.as_dict(), "labels": [asdict(one) for one in right]})
     if asked.html is not None:
         from pitlm.io.atomic import write_text
         from pitlm.report.pages import leaderboard_page
@@ -154,8 +151,8 @@ def _judged(files: Sequence[Path], output: Path | None, options: JudgeSection, f
 
 def _print_plan(wanted: float) -> None:
     from pitlm.evaluate.significance import items_needed
+    from pitlm.io.templates import template
 
-    echo(f"Items that show a Delta of {100 * wanted:g} points (two-sided, 5% level, 80% power, exact sign test):")
-    for ties in PLANNED_TIES:
-        needed = items_needed(wanted, tie_rate=ties)
-        echo(f"  {ties:4.0%} ties or inconsistent  {f'{needed:,}' if needed else 'not possible'}")
+    needed = {ties: items_needed(wanted, tie_rate=ties) for ties in PLANNED_TIES}
+    words: Any = template("pitlm.report", "summary.j2").module
+    echo(words.planned(100 * wanted, needed), nl=False)

@@ -27,39 +27,42 @@ one process would write. A worker that dies is replaced, and no row is lost or w
 from pathlib import Path
 
 import click
+from pydantic import Field, SkipValidation
 
 from pitlm.batch.model_choice import ModelChoice
 from pitlm.cli.options import PATH, check_output, section_options
 from pitlm.core.errors import InputError
 from pitlm.core.loop_section import LoopSection
+from pitlm.core.section import Section
+
+
+class ImproveOptions(Section):
+    """What is improved beside a file, and how.
+
+    Attributes:
+        prompt: one prompt, instead of a file.
+        response: the answer to improve, beside --prompt.
+        seed: seed of the sampling: the same seed gives the same answers.
+        force: replace the output file, and begin an interrupted job anew.
+    """
+
+    prompt: SkipValidation[str | None] = None  # ModelChoice.check has words for half a character
+    response: SkipValidation[str | None] = None
+    seed: int = Field(0, ge=0, lt=2**31)
+    force: bool = False
 
 
 @click.command()
 @click.argument("file", type=PATH, required=False)
 @click.option("-o", "--output", type=PATH, help="File for the improved answers (JSON lines).")
 @section_options(ModelChoice, into="models")
-@click.option("--prompt", help="One prompt, instead of a file.")
-@click.option("--response", help="The answer to improve, beside --prompt.")
 @section_options(LoopSection, "rounds", "margin", "temperature", into="loop", of_run=True)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**31 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of the sampling: the same seed gives the same answers.",
-)
-@click.option("--force", is_flag=True, help="Replace the output file, and begin an interrupted job anew.")
+@section_options(ImproveOptions, into="asked")
 def improve(
-    file: Path | None,
-    output: Path | None,
-    prompt: str | None,
-    response: str | None,
-    seed: int,
-    force: bool,
-    models: ModelChoice,
-    loop: LoopSection,
+    file: Path | None, output: Path | None, models: ModelChoice, loop: LoopSection, asked: ImproveOptions
 ) -> None:
     """Improve one answer, or each answer of FILE, and say why each loop stopped."""
+    prompt, response, force = asked.prompt, asked.response, asked.force
     if (file is None) == (prompt is None):
         raise InputError("give either a FILE of answers or --prompt (with --response)")
     if file is not None and response is not None:
@@ -83,7 +86,7 @@ def improve(
         check_output(failed_path(output), force, "the rows that fail")
     if file is not None:
         next(read_items(file))  # a fault of the whole file shows before anything starts
-    setup = Setup(models, loop, seed)
+    setup = Setup(models, loop, asked.seed)
     if file is None or output is None:
         improve_one(prompt or "", response, setup)
     elif models.engine == "ray":

@@ -26,9 +26,9 @@ same command goes on, and you pay for no stored reply again. Exit codes: 0 done,
 cost limit.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,13 +43,17 @@ from pitlm.judge.protocol import GROUP
 KINDS = {"llm": "llm", "reward": "foreign", "oracle": "truth", "scripted": "scripted"}
 """The kinds of judges: the name for `--judge`, and the name in a recipe."""
 
-HELPS = {
-    "kind": "A language model, a reward or gap model, the known truth of a world, or replies from a file.",
-    "model": "llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.",
-    "body": "Further fields of each request, as a JSON object; null removes a field, as for models without a "
-    """temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.""",
-    "cache": "File that stores the replies, so that you pay for no reply twice. Default: beside the output.",
-}
+
+class JudgeOptions(JudgeSection):
+    """A judge as the command line describes one.
+
+    Attributes:
+        kind: a language model, a reward or gap model, the known truth of a world, or replies from a file.
+        model: llm: name of the model; reward: folder or hub name; scripted: JSON lines, two replies a pair.
+        body: further fields of each request, as a JSON object; null removes a field, as for models without a
+            temperature: '{"temperature": null, "max_tokens": null, "max_completion_tokens": 4096}'.
+        cache: file that stores the replies, so that you pay for no reply twice. Default: beside the output.
+    """
 
 
 def judge_options(*, required: bool) -> Callable[[Command], Command]:
@@ -58,22 +62,17 @@ def judge_options(*, required: bool) -> Callable[[Command], Command]:
     Args:
         required: whether a judge has to be named. If not, and no judge is named, ``options`` is None.
     """
-    return section_options(
-        JudgeSection,
-        into="options",
-        names={"kind": "judge", "seed": "judge_seed"},
-        helps=HELPS,
-        types={"kind": click.Choice(part_names(GROUP, KINDS))},
-        optional=not required,
-        check=_checked,
-    )
+    names, types = {"kind": "judge", "seed": "judge_seed"}, {"kind": click.Choice(part_names(GROUP, KINDS))}
+    how: dict[str, Any] = {"optional": not required, "check": _checked}
+    return section_options(JudgeOptions, into="options", names=names, types=types, **how)
 
 
-def _checked(options: JudgeSection) -> JudgeSection:
-    """The section with the kind as a recipe calls it."""
+def _checked(options: JudgeOptions) -> JudgeSection:
+    """The section of a recipe, with the kind as a recipe calls it."""
     from pitlm.run.judges import check_section
 
-    checked = options.model_copy(update={"kind": KINDS.get(options.kind, options.kind)})
+    kind = KINDS.get(options.kind, options.kind)
+    checked = JudgeSection(**{**options.model_dump(exclude_unset=True), "kind": kind})
     check_section(checked, f"--judge {options.kind}", option_name)
     return checked
 
@@ -97,6 +96,7 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
             failed.
     """
     from pitlm.io.atomic import write_json_lines
+    from pitlm.io.templates import template
     from pitlm.run.judges import judge_answer_files
 
     check_output(output, force, "the verdicts")
@@ -108,13 +108,7 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     if failures and len(failures) == len(replies):
         raise InputError(f"found {len(failures)} calls that all failed, expected replies. The first: {failures[0]}")
     write_json_lines(output, [row.as_dict() for row in rows])
-    counts = Counter(row.verdict for row in rows)
-    listed = ", ".join(f"{verdict} {counts[verdict]} ({counts[verdict] / len(rows):.1%})" for verdict in Verdict)
-    echo(f"{rows[0].first} against {rows[0].second}, {len(rows)} pairs, judge {rows[0].judge}: {listed}")
-    if failures:
-        echo(
-            f"{len(failures)} calls failed and count as unparsable. The same command with --force asks again where no "
-            f"reply is stored. The first failure: {failures[0]}"
-        )
-    echo(f"Written to {output}")
+    counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
+    about = {"rows": rows, "counts": counts, "failures": failures, "output": output}
+    echo(template("pitlm.cli", "judged.j2").render(about), nl=False)
     return rows

@@ -89,7 +89,6 @@ def section_options(
     *chosen: str,
     into: str,
     names: Mapping[str, str] | None = None,
-    helps: Mapping[str, str] | None = None,
     types: Mapping[str, Any] | None = None,
     of_run: bool = False,
     optional: bool = False,
@@ -104,7 +103,6 @@ def section_options(
         chosen: the fields that become options; none means all.
         into: the command's argument that receives the section.
         names: options whose name differs from the field's, by field.
-        helps: help texts that replace the field's description, by field.
         types: click types that replace the field's, by field.
         of_run: defaults come from a run first, and the help says so.
         optional: the section is None if the user leaves out a field that has no default.
@@ -128,10 +126,9 @@ def section_options(
 
         wrapped: Command = with_section
         for name, field in reversed(own.items()):
-            text = (helps or {}).get(name) or field.description or name
             kind = (types or {}).get(name) or _click_type(schemas[name])
             required = field.is_required() and not optional
-            wrapped = _option(keys[name], kind, text, field.default, of_run, required)(wrapped)
+            wrapped = _option(keys[name], kind, field.description or name, field.default, of_run, required)(wrapped)
         return wrapped
 
     return decorate
@@ -149,16 +146,10 @@ def _option(key: str, kind: Any, text: str, default: Any, of_run: bool, required
     if of_run:
         text += f" Default: the run's, or {default}." if known else " Default: the run's."
         known = False
-    return click.option(
-        option_name(key),
-        key,
-        type=kind,
-        is_flag=True if kind is click.BOOL else None,  # False would make the value optional, so that -1 is no value
-        required=required,
-        show_default=known and kind is not click.BOOL,
-        help=text,
-        **({"default": default} if known else {}),  # click takes an explicit None for a default
-    )
+    flag = True if kind is click.BOOL else None  # False would make the value optional, so that -1 is no value
+    # click takes an explicit None for a default
+    given: dict[str, Any] = {"default": default, "show_default": not flag} if known else {}
+    return click.option(option_name(key), key, type=kind, is_flag=flag, required=required, help=text, **given)
 
 
 def _click_type(schema: Mapping[str, Any]) -> Any:

@@ -54,9 +54,8 @@ def serve(
     local = host in LOOPBACK_HOSTS
     if not local and token is None:
         if key is not None:
-            raise InputError(
-                f"--host {host}: others could use the upstream's key; set {TOKEN}, which they have to send"
-            )
+            wanted = f"set {TOKEN}, which they have to send"
+            raise InputError(f"--host {host}: others could use the upstream's key; {wanted}")
         echo(f"Warning: --host {host} lets others in, and {TOKEN} is not set: no token is asked for.", err=True)
     if settings.improver is not None and settings.gap is None and run_folder is None:
         raise InputError("--improver: found no --gap beside it, expected one, which says whether a proposal is better")

@@ -147,13 +147,9 @@ class Recipe(Section):
     report_to: list[str] = ["tensorboard"]
 
     @model_validator(mode="after")
-    def _four_bits_of_sixteen(self) -> Recipe:
+    def _sections_fit(self) -> Recipe:
         if self.quantize and self.model.dtype != "bfloat16":
             raise ValueError(f"peft.quantize {self.quantize} needs model.dtype bfloat16, not {self.model.dtype}")
-        return self
-
-    @model_validator(mode="after")
-    def _rlhf_has_settings(self) -> Recipe:
         if self.model.policy == "rlhf" and self.policy_rl is None:
             raise ValueError("model.policy rlhf needs the section policy_rl")
         return self

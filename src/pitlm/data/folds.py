@@ -92,10 +92,7 @@ def write_folds(folder: Path, folds: Mapping[str, Sequence[Preference]], loaded:
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the folder then has no summary.
     """
-    sizes = {
-        fold: {"pairs": len(pairs), "prompts": len({pair.prompt.key for pair in pairs})}
-        for fold, pairs in folds.items()
-    }
+    sizes = {fold: {"pairs": len(pairs), "prompts": len(unique_prompts(pairs))} for fold, pairs in folds.items()}
     summary = {**loaded.counts(), "folds": sizes}
     (folder / SUMMARY).unlink(missing_ok=True)
     for fold, pairs in folds.items():
@@ -111,7 +108,9 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
         InputError: a missing or unfinished folder, an invalid row (by file and line), a number of pairs other than the
             summary's, or a prompt that is in two folds.
     """
-    counts = _summary_counts(folder / SUMMARY)
+    with loading(folder / SUMMARY, "summary of folds, as `pit data prepare` writes it"):
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["folds"]
+        counts = {fold: int(summary[fold]["pairs"]) for fold in FOLDS}
     home: dict[str, str] = {}
     folds: dict[str, list[Preference]] = {}
     for fold in FOLDS:
@@ -135,12 +134,6 @@ def read_folds(folder: Path) -> dict[str, list[Preference]]:
             expected = f"{counts[fold]}, as {SUMMARY} says (prepare the folder again)"
             raise InputError.at(path, found=f"{len(folds[fold])} pairs", expected=expected)
     return folds
-
-
-def _summary_counts(path: Path) -> dict[str, int]:
-    with loading(path, "summary of folds, as `pit data prepare` writes it"):
-        folds = json.loads(path.read_text(encoding="utf-8"))["folds"]
-        return {fold: int(folds[fold]["pairs"]) for fold in FOLDS}
 
 
 def unique_prompts(pairs: Sequence[Preference]) -> list[Prompt]:

@@ -12,19 +12,9 @@ from typing import Any
 from pitlm.core.errors import InputError, describe, list_fields
 from pitlm.core.nouns import Prompt, Trace
 from pitlm.core.verdicts import Comparison
+from pitlm.data import row_fields
 from pitlm.data.readers import RawRow, read_rows
-from pitlm.data.row_fields import (
-    IMPROVED,
-    PROMPT_FIELDS,
-    RESPONSE_FIELDS,
-    RowError,
-    asked_field,
-    check_read,
-    check_text,
-    decoded,
-    read_prompt,
-    with_system,
-)
+from pitlm.data.row_fields import IMPROVED, PROMPT_FIELDS, RESPONSE_FIELDS, RowError
 
 SHOWN = 60
 """Characters of a prompt in an error message."""
@@ -86,18 +76,17 @@ def _parse_item(raw: RawRow, number: int) -> Item:
     row = raw.value()
     if not isinstance(row, Mapping):
         raise RowError(None, describe(row), "an object with 'prompt' and 'response'")
-    check_read(row)
-    asked = asked_field(row, PROMPT_FIELDS)
+    asked = row_fields.asked_field(row, PROMPT_FIELDS)
     if asked is None:
         raise _lacks(row, PROMPT_FIELDS)
-    prompt = with_system(read_prompt(asked[1], asked[0]), row.get("system"))
+    prompt = row_fields.with_system(row_fields.read_prompt(asked[1], asked[0]), row.get("system"))
     response = None
     if (made := row.get(IMPROVED)) is not None:
         if not isinstance(made, Mapping) or "final" not in made:
             raise RowError(IMPROVED, describe(made), "what `pit improve` writes; rename your own field")
-        response = check_text(made["final"], f"{IMPROVED}.final")
+        response = row_fields.check_text(made["final"], f"{IMPROVED}.final")
     elif (answered := next((name for name in RESPONSE_FIELDS if row.get(name) is not None), None)) is not None:
-        response = check_text(decoded(answered, row[answered]), answered)
+        response = row_fields.check_text(row_fields.decoded(answered, row[answered]), answered)
     return Item(number, prompt, response, row, raw.where)
 
 
@@ -148,7 +137,7 @@ def read_answers(path: Path) -> tuple[str, list[Item]]:
             if answer.response is None:
                 raise _lacks(answer.row, RESPONSE_FIELDS)
             for name in ("id", "generator"):
-                check_text(str(answer.row.get(name)), name)
+                row_fields.check_text(str(answer.row.get(name)), name)
         answers.append(answer)
     if not answers:
         raise InputError.at(path, found="no rows", expected="rows with a prompt and an answer")

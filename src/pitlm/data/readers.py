@@ -292,9 +292,5 @@ def read_arrow(path: Path) -> Iterator[tuple[int, object]]:
     """The file is one of those in a folder that ``save_to_disk`` of the library datasets wrote."""
     import pyarrow
 
-    with (
-        loading(path, "file of Arrow data"),
-        pyarrow.memory_map(str(path)) as file,
-        pyarrow.ipc.open_stream(file) as batches,
-    ):
+    with loading(path, "file of Arrow data"), pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as batches:
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)

@@ -38,17 +38,16 @@ class RowError(ValueError):
         self.field, self.found, self.expected = field, found, expected
 
 
-def check_read(row: Mapping[str, Any]) -> None:
-    """Raise RowError if something beside text belongs to the prompt of a row."""
-    if (name := next((name for name in NOT_READ_IN_ROWS if row.get(name)), None)) is not None:
-        raise RowError(name, describe(row[name]), "nothing: only text is read, and this would be lost")
-
-
 def asked_field(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any] | None:
     """The first of the fields that holds something, and its value; None if no field does.
 
     An ``instruction`` is followed by the row's ``input``, as in Alpaca's data.
+
+    Raises:
+        RowError: something beside text belongs to the prompt of the row.
     """
+    if (lost := next((name for name in NOT_READ_IN_ROWS if row.get(name)), None)) is not None:
+        raise RowError(lost, describe(row[lost]), "nothing: only text is read, and this would be lost")
     name = next((name for name in names if row.get(name) is not None), None)
     if name is None:
         return None

@@ -13,13 +13,16 @@ Messages may be objects, or text that JSON, Python or numpy made of them.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
 from itertools import combinations
 from math import isfinite
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import yaml
+
 from pitlm.core.errors import describe, list_fields
-from pitlm.data.row_fields import RowError, asked_field, check_read, decoded
+from pitlm.data.row_fields import RowError, asked_field, decoded
 
 ASKED = ("prompt", "instruction", "conversations", "history", "question", "input")
 """Fields that may have the prompt of a pair; ``history`` is SHP's, ``question`` JudgeBench's, ``input`` LLMBar's."""
@@ -42,26 +45,13 @@ class _Two(NamedTuple):
 
     first: str
     second: str
-    label: str
-    names: tuple[str, str]
+    labels: list[str]
+    names: list[str]
 
 
-_TWO = (
-    _Two("response_0", "response_1", "better_response_id", ("0", "1")),
-    _Two("human_ref_A", "human_ref_B", "labels", ("1", "0")),
-    _Two("conversation_a", "conversation_b", "winner", ("model_a", "model_b")),
-    _Two("response_A", "response_B", "label", ("A>B", "B>A")),
-    _Two("response1", "response2", "annotator1 annotator2 annotator3", ("1", "2")),
-    _Two("output_1", "output_2", "label", ("1", "2")),
-)
-_LISTS = ("answers", "completions", "responses")
-_TEXTS = ("answer", "response", "text", "content")
-_RANKS = {"rank": -1, "score": 1, "overall_score": 1, "rating": 1}
-"""Fields that order a list of answers, and the sign of better: the lowest rank is the best, and the highest score."""
-_SCORES = (
-    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
-    ("chosen-rating", "rejected-rating"),
-)  # fmt: skip
+_FIELDS: Mapping[str, Any] = yaml.safe_load(files("pitlm.data").joinpath("shapes.yaml").read_text("utf-8"))
+"""The names of fields in the data sets that are known."""
+_TWO = [_Two(**two) for two in _FIELDS["two"]]
 _THUMBS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -86,7 +76,6 @@ def pairs_in(row: Row) -> list[Row]:
         RowError: a field that cannot be read, or a column that belongs to the prompt and is no text.
         RowDropped: a tie, or answers of one rank.
     """
-    check_read(row)
     asked = {} if (field := asked_field(row, ASKED)) is None else {"prompt": decoded(*field)}
     if field is not None and field[0] != "history" and row.get("history"):
         raise RowError("history", describe(row["history"]), f"nothing beside '{field[0]}': give all turns as messages")
@@ -94,22 +83,18 @@ def pairs_in(row: Row) -> list[Row]:
     if "chosen" in row and "rejected" in row:
         return [{**asked, **{side: _answer(row[side], side) for side in ("chosen", "rejected")}}]
     for two in _TWO:
-        labels = two.label.split()
-        if all(name in row for name in (*two[:2], *labels)):
+        if all(name in row for name in (*two[:2], *two.labels)):
             answers = [_answer(row[name], name) for name in two[:2]]
-            named = Counter(str(row[name]).removesuffix(".0") for name in labels)
+            named = Counter(str(row[name]).removesuffix(".0") for name in two.labels)
             better, count = named.most_common(1)[0]
-            if (
-                2 * count <= len(labels)
-                or better.startswith(("tie", "A=B"))
-                or (better == "0" and "0" not in two.names)
-            ):
+            tied = better.startswith(("tie", "A=B")) or (better == "0" and "0" not in two.names)
+            if tied or 2 * count <= len(two.labels):
                 raise RowDropped("ties")
             if better not in two.names:
-                raise RowError(labels[0], describe(row[labels[0]]), " or ".join(two.names))
+                raise RowError(two.labels[0], describe(row[two.labels[0]]), " or ".join(two.names))
             first = two.names.index(better)
             return [{**asked, "chosen": answers[first], "rejected": answers[1 - first]}]
-    for name in _LISTS:
+    for name in _FIELDS["lists"]:
         if isinstance(row.get(name), list | tuple):
             return [{**asked, "chosen": w, "rejected": l} for w, l in _ranked(row[name], name)]
     return [row]
@@ -136,7 +121,7 @@ def scores_contradict(row: object) -> bool:
     """Whether the row's own scores prefer the rejected answer."""
     if not isinstance(row, Mapping):
         return False
-    for names in _SCORES:
+    for names in _FIELDS["scores"]:
         try:
             chosen, rejected = (float(row[name]) for name in names)
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -159,16 +144,17 @@ def _ranked(answers: Iterable[object], field: str) -> Iterator[tuple[object, obj
         RowDropped: all answers have one rank.
     """
     found: list[tuple[float, object]] = []
+    texts, ranks = _FIELDS["texts"], _FIELDS["ranks"]
     for number, answer in enumerate(answers, start=1):
         if not isinstance(answer, Mapping):
             raise RowError(field, f"{describe(answer)} as answer {number}", "an object with an answer and its rank")
-        text = next((name for name in _TEXTS if answer.get(name) is not None), None)
-        rank = next((name for name in _RANKS if answer.get(name) is not None), None)
+        text = next((name for name in texts if answer.get(name) is not None), None)
+        rank = next((name for name in ranks if answer.get(name) is not None), None)
         if text is None or rank is None:
-            expected = f"a text ({', '.join(_TEXTS)}) and a rank or score ({', '.join(_RANKS)})"
+            expected = f"a text ({', '.join(texts)}) and a rank or score ({', '.join(ranks)})"
             raise RowError(field, f"the fields {list_fields(answer)} in answer {number}", expected)
         try:
-            place = _RANKS[rank] * float(answer[rank])
+            place = ranks[rank] * float(answer[rank])
         except (TypeError, ValueError, OverflowError):
             place = float("nan")
         if not isfinite(place):

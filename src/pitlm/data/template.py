@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,15 +22,11 @@ from pitlm.core.errors import InputError
 from pitlm.core.nouns import Preference, Prompt
 from pitlm.core.recipe import DataSection
 
-PLAIN_CHAT_TEMPLATE = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}"
-    "{{ {'system': 'System', 'user': 'Human', 'assistant': 'Assistant'}[message['role']] + ':\n' }}"
-    "{{ message['content'] + '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
+PLAIN_CHAT_TEMPLATE = files("pitlm.data").joinpath("plain_chat.jinja").read_text("utf-8")
 """For base models: plain markers, and prompts that end with a newline, where tokens do not merge."""
+
+ASKING = files("pitlm.data").joinpath("ask.jinja").read_text("utf-8")
+"""For servers: adds ASK, the request for a better answer, after an answer that is to be improved."""
 
 
 _NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
@@ -65,11 +62,8 @@ class Template:
         return prompt.as_messages()
 
     def improver_messages(self, prompt: Prompt, reference: str) -> list[dict[str, str]]:
-        return [
-            *prompt.as_messages(),
-            {"role": "assistant", "content": reference},
-            {"role": "user", "content": self.ask},
-        ]
+        request = {"role": "user", "content": self.ask}
+        return [*prompt.as_messages(), {"role": "assistant", "content": reference}, request]
 
     def parts(self, conversation: Sequence[Mapping[str, str]]) -> tuple[Prompt, str]:
         """x and y_ref of a conversation that :meth:`improver_messages` made.
@@ -174,9 +168,8 @@ def fit_preferences(
         except InputError as error:
             if not limits.skip_invalid:
                 where = places[number] if places else f"pair {number + 1}"
-                raise InputError(
-                    f"{where}: {error}; data.skip_invalid (--skip-invalid) leaves such pairs out"
-                ) from error
+                hint = "data.skip_invalid (--skip-invalid) leaves such pairs out"
+                raise InputError(f"{where}: {error}; {hint}") from error
             found.refused += 1
             continue
         if prompt is None:
@@ -210,15 +203,10 @@ def served_template(template: str, ask: str | None) -> str:
     before. A template that this function made is returned unchanged.
     """
     # Each line ends with a tag. Jinja drops the line feed after it, so the original template begins as before.
-    fixed = [f"{{%- set {name} = {json.dumps(value)} %}}\n" for name, value in CHAT_TEMPLATE_ARGUMENTS.items()]
+    fixed = "".join(f"{{%- set {name} = {json.dumps(value)} %}}\n" for name, value in CHAT_TEMPLATE_ARGUMENTS.items())
     if ask is not None:
-        turn = json.dumps({"role": "user", "content": ask}, ensure_ascii=False)
-        fixed += [
-            "{%- if add_generation_prompt and messages[-1]['role'] == 'assistant' %}\n",
-            f"{{%- set messages = messages + [{turn}] %}}\n",
-            "{%- endif %}\n",
-        ]
-    return template if template.startswith("".join(fixed)) else "".join(fixed) + template
+        fixed += ASKING.replace("ASK", json.dumps(ask, ensure_ascii=False))
+    return template if template.startswith(fixed) else fixed + template
 
 
 def dated_template(template: str, today: str) -> str:

@@ -222,15 +222,10 @@ class Decoder:
             self.waiting_tokens -= row.room
         if not rows:
             return []
-        completions = write_batch(
-            self.model,
-            [row.prompt for row in rows],
-            max_new_tokens=max(row.max_new_tokens for row in rows),
-            pad_token_id=self.pad,
-            eos_token_id=self.end,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([_Choice(rows)]),
-        )
+        longest, choice = max(row.max_new_tokens for row in rows), LogitsProcessorList([_Choice(rows)])
+        how: dict[str, Any] = {"max_new_tokens": longest, "do_sample": False, "logits_processor": choice}
+        prompts = [row.prompt for row in rows]
+        completions = write_batch(self.model, prompts, pad_token_id=self.pad, eos_token_id=self.end, **how)
         for row, ids in zip(rows, completions, strict=True):
             row.written = ids[: row.max_new_tokens]
         return rows

@@ -102,14 +102,8 @@ class Generator(Checkpoint):
             return []  # the tokenizer would turn no rows into one text
         prompt_ids = encode_prompts(self.tokenizer, conversations)
         self._check_length(max(map(len, prompt_ids)))
-        completions = generate(
-            self.model,
-            self.tokenizer,
-            prompt_ids,
-            max_new_tokens=self.card.max_new_tokens,
-            batch_size=self.batch_size,
-            **sampling,
-        )
+        limits: dict[str, Any] = {"max_new_tokens": self.card.max_new_tokens, "batch_size": self.batch_size}
+        completions = generate(self.model, self.tokenizer, prompt_ids, **limits, **sampling)
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         return [
             Answer(text.strip(), generated_tokens=len(completion), prompt_tokens=len(ids))

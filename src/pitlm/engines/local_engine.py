@@ -20,11 +20,9 @@ class LocalEngine(Engine):
     pending = 0
 
     def __init__(self, model: Generator, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
-        tokenizer = model.tokenizer
+        end, pad = model.tokenizer.eos_token_id, model.tokenizer.pad_token_id
         self.model = model
-        self.decoder = Decoder(
-            model.model, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, tokens_per_batch=tokens_per_batch
-        )
+        self.decoder = Decoder(model.model, end=end, pad=pad, tokens_per_batch=tokens_per_batch)
         self.exact = self.decoder.own and model.model.device.type == "cpu"
 
     @classmethod

@@ -59,12 +59,8 @@ class VLLMEngine(Engine):
     def submit(self, request: WriteRequest) -> None:
         ids = self.model.encode(request.prompt, request.reference)
         name = str(self._submitted)
-        parameters = self._vllm.SamplingParams(
-            temperature=request.temperature,
-            seed=request.seed,
-            max_tokens=self.model.card.max_new_tokens,
-            stop_token_ids=[self.model.tokenizer.eos_token_id],
-        )
+        limits = {"max_tokens": self.model.card.max_new_tokens, "stop_token_ids": [self.model.tokenizer.eos_token_id]}
+        parameters = self._vllm.SamplingParams(temperature=request.temperature, seed=request.seed, **limits)
         self._engine.add_request(name, {"prompt_token_ids": ids}, parameters)
         self._requests[name] = request.key, len(ids)
         self._submitted += 1

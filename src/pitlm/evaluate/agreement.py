@@ -14,15 +14,8 @@ from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from pitlm.core.verdicts import Verdict, VerdictRow
-from pitlm.evaluate.statistics import (
-    CONFIDENCE,
-    Floats,
-    Interval,
-    ItemDraws,
-    Resampling,
-    delta_interval,
-    win_rate_interval,
-)
+from pitlm.evaluate import statistics
+from pitlm.evaluate.statistics import CONFIDENCE, Floats, Interval, ItemDraws, Resampling
 
 Level = Literal["nominal", "ordinal"]
 
@@ -82,9 +75,10 @@ def position_bias(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> list
     found, confidence = [], how.get("confidence", CONFIDENCE)
     for judge, shown in sorted(asked.items()):
         same = [(item, Verdict.WIN if a is b.swap() else Verdict.LOSS) for item, a, b in shown]
-        consistent = win_rate_interval([VerdictRow(i, "same", "other", v) for i, v in same], confidence=confidence)
+        rows_of_same = [VerdictRow(item, "same", "other", verdict) for item, verdict in same]
+        consistent = statistics.win_rate_interval(rows_of_same, confidence=confidence)
         firsts = [VerdictRow(item, "first", "second", verdict) for item, *both in shown for verdict in both]
-        bias = delta_interval(firsts, confidence=confidence)
+        bias = statistics.delta_interval(firsts, confidence=confidence)
         first, second = (sum(a is b is verdict for _, a, b in shown) for verdict in (Verdict.WIN, Verdict.LOSS))
         found.append(PositionBias(judge, len(shown), first, second, consistent, bias))
     return found
@@ -120,15 +114,11 @@ def agreement(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Agreemen
     pairs = list(combinations(range(len(judges)), 2))
     complete = ~np.isnan(ratings).any(axis=1)
     counts = _counts(ratings[complete])
-    return Agreement(
-        judges=judges,
-        units=len(units),
-        complete=int(complete.sum()),
-        cohen={(judges[a], judges[b]): interval(_cohen(ratings[:, [a, b]])) for a, b in pairs},
-        fleiss=interval(lambda draw: _fleiss(np.repeat(counts, draw[complete], axis=0))),
-        nominal=interval(krippendorff_alpha(ratings, "nominal")),
-        ordinal=interval(krippendorff_alpha(ordered, "ordinal")),
-    )
+    cohen = {(judges[a], judges[b]): interval(_cohen(ratings[:, [a, b]])) for a, b in pairs}
+    fleiss = interval(lambda draw: _fleiss(np.repeat(counts, draw[complete], axis=0)))
+    nominal = interval(krippendorff_alpha(ratings, "nominal"))
+    ordinal = interval(krippendorff_alpha(ordered, "ordinal"))
+    return Agreement(judges, len(units), int(complete.sum()), cohen, fleiss, nominal, ordinal)
 
 
 def _counts(ratings: Floats) -> NDArray[np.int64]:

@@ -66,12 +66,7 @@ def answer_figures(items: Sequence[Mapping[str, Any]]) -> dict[str, AnswerFigure
         length, generated, read = np.mean([item["tokens"][name] for item in items], axis=0).tolist()
         kept = [item["criteria"][name] for item in items if "criteria" in item]
         told = np.sum([item["likelihoods"][name] for item in items if "likelihoods" in item] or [[0, 0]], axis=0)
-        found[name] = AnswerFigures(
-            float(np.mean(copies)),
-            length,
-            generated,
-            read,
-            criteria={criterion: float(np.mean([own[criterion] for own in kept])) for criterion in (kept or [{}])[0]},
-            perplexity=math.exp(-told[0] / told[1]) if told[1] else None,
-        )
+        criteria = {criterion: float(np.mean([own[criterion] for own in kept])) for criterion in (kept or [{}])[0]}
+        perplexity = math.exp(-told[0] / told[1]) if told[1] else None
+        found[name] = AnswerFigures(float(np.mean(copies)), length, generated, read, criteria, perplexity)
     return found

@@ -148,6 +148,7 @@ class _Judged:
         rows = self.against.get(system, [])
         lengths = [row.lengths for row in rows if row.lengths is not None]
         counted, test = tally(rows), delta_test(rows)
+        controlled = length_controlled(rows, difficulty=self.difficulty.get(system), confidence=self.confidence)
         ties = (counted.tie + counted.inconsistent) / counted.judged if counted.judged else math.nan
         return SystemFigures(
             judge=self.judge,
@@ -158,9 +159,7 @@ class _Judged:
             win_rate=statistics.win_rate_interval(rows, confidence=self.confidence),
             standard_error=statistics.standard_error(rows),
             alpaca=leaderboard(rows),
-            length_controlled=length_controlled(
-                rows, difficulty=self.difficulty.get(system), confidence=self.confidence
-            ),
+            length_controlled=controlled,
             test=test,
             p_holm=test.p,
             detectable=detectable_delta(test.items, tie_rate=ties),

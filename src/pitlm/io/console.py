@@ -1,4 +1,4 @@
-"""Output on the terminal: one console, one kind of table and one kind of progress bar."""
+"""Output on the terminal: one console and one kind of progress bar."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.table import Table
 
 from pitlm.io.visible import visible
 
@@ -25,14 +24,6 @@ def make_console(*, stderr: bool = False) -> Console:
     """A console that reads no text as markup, and that does not fold to 80 columns in a file or a pipe."""
     console = VisibleConsole(stderr=stderr, markup=False)
     return console if console.is_terminal else VisibleConsole(stderr=stderr, markup=False, width=WIDTH)
-
-
-def make_table(title: str, *columns: str) -> Table:
-    """A table whose first column has names and whose other columns have figures."""
-    table = Table(title=title, title_justify="left")
-    for number, heading in enumerate(columns):
-        table.add_column(heading, justify="right" if number else "left")
-    return table
 
 
 @contextmanager

@@ -119,15 +119,11 @@ class LLMJudge(TwoOrderJudge):
         Raises:
             InputError: a template, price, key or address that cannot be used, or a cost limit without a price.
         """
-        template = JudgePrompt(section.template or DEFAULT)
+        template, model = JudgePrompt(section.template or DEFAULT), section.model or ""
+        price = Price.of(section.price, model) if section.price is not None else None
+        cache = ReplyCache(section.cache) if section.cache is not None else None
         same = {"temperature", "max_tokens", "seed", "body", "timeout", "concurrency", "max_cost"}
-        endpoint = ChatEndpoint(
-            section.model or "",
-            section.base_url,
-            price=Price.of(section.price, section.model or "") if section.price is not None else None,
-            cache=ReplyCache(section.cache) if section.cache is not None else None,
-            **section.model_dump(include=same),
-        )
+        endpoint = ChatEndpoint(model, section.base_url, price=price, cache=cache, **section.model_dump(include=same))
         return cls(endpoint, template, section.retry_unparsable)
 
     def ask(self, shown: Sequence[Comparison], attempt: int, advance: Advance) -> list[Reply]:

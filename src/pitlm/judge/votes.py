@@ -98,9 +98,8 @@ class Votes:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as error:
-            raise InputError.at(
-                self.path, found=str(error), expected="a file of votes that can be written to"
-            ) from error
+            expected = "a file of votes that can be written to"
+            raise InputError.at(self.path, found=str(error), expected=expected) from error
 
     def add(self, ballot: Ballot, rater: str, choice: Verdict | None, seconds: float | None = None) -> None:
         """Add a vote. It counts in place of the rater's earlier vote on the same comparison.

@@ -180,14 +180,10 @@ class Calibrated:
 
     def sentences(self) -> list[str]:
         """The promise and what the labels say, for a person to read."""
-        made, alone = self.calibration, self.labels_alone.margin
-        given = {
-            "made": made,
-            "labels": self.labels,
-            "alone": alone,
-            "needed": items_needed(made.harm, made.confidence),
-        }
-        return template("pitlm.loop", "promise.j2").render(given).splitlines()
+        made, words = self.calibration, template("pitlm.loop", "promise.j2")
+        needed = items_needed(made.harm, made.confidence)
+        said = words.render(made=made, labels=self.labels, alone=self.labels_alone.margin, needed=needed)
+        return said.splitlines()
 
 
 def calibrate(
@@ -240,25 +236,6 @@ def calibrate(
             labels_alone=labels.choose(promise.harm, promise.confidence),
         )
     return made
-
-
-def choose_margin(
-    scorer: GapScorer,
-    choosing: Answers,
-    *,
-    improver: Proposer,
-    settings: LoopSection,
-    promise: Promise,
-    score: Score,
-    seed: int,
-) -> float:
-    """The margin that :func:`calibrate` chooses for one scorer; infinite if no margin keeps the promise.
-
-    Raises:
-        InputError: no answers.
-    """
-    [[traces]] = play({"": scorer}, (choosing,), improver=improver, settings=settings, seed=seed).values()
-    return Chains.of(traces, score).choose(promise.harm, promise.confidence).margin
 
 
 def items_needed(harm: float, confidence: float) -> int:

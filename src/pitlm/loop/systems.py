@@ -191,8 +191,7 @@ def comparisons(baselines: Sequence[Baseline]) -> list[tuple[str, str]]:
     If both take part, one round of PIT is also compared with the SFT-only improver, which has one round too.
     """
     titles = [baseline.title for baseline in baselines if baseline.compared]
-    rivals = [title for title in titles if title.startswith(SFT)]
-    pairs = [(PIT, title) for title in [*rivals, *(title for title in titles if title not in rivals)]]
+    pairs = [(PIT, title) for title in sorted(titles, key=lambda title: not title.startswith(SFT))]
     return [*pairs, (PIT_ONE, SFT)] if {PIT_ONE, SFT} <= set(titles) else pairs
 
 

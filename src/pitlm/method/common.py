@@ -6,11 +6,13 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.resources import files
 from math import lcm
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
@@ -29,6 +31,9 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 CHUNK = 32
 """Batches sorted by length together: enough to save most padding, few enough to stay random."""
 
+FIXED: dict[str, dict[str, Any]] = yaml.safe_load((files("pitlm.method") / "trainers.yaml").read_text("utf-8"))
+"""The arguments of the trainers that no recipe changes: of all of them, and of each kind."""
+
 EVALUATION = "evaluation.json"
 """A stage writes this file last: a folder that holds it holds a trained model."""
 
@@ -45,38 +50,35 @@ def check_trackers(names: Sequence[str]) -> None:
             raise InputError(f"report_to: found '{name}', expected trackers that are installed: {', '.join(usable)}")
 
 
-def trainer_arguments(section: TrainSection, bench: Workbench) -> dict[str, Any]:
-    """The fields of every TRL configuration here. All that matter to an algorithm are set: TRL's defaults change."""
+def trainer_arguments(kind: str, section: TrainSection, bench: Workbench) -> dict[str, Any]:
+    """The fields of a TRL configuration that all configurations have, or that are fixed for one kind of trainer.
+
+    Args:
+        kind: sft, reward, dpo or rl: a key of ``FIXED``.
+    """
     share = share_of_batch(section)
     # Trackers read their folder from the environment since transformers 5.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(bench.folder / "logs")
     return {
         "output_dir": str(bench.folder / "checkpoints"),
         "run_name": f"{bench.folder.parent.name}/{bench.folder.name}",
+        **FIXED["all"],
+        **FIXED[kind],
         **section.model_dump(include={"learning_rate", "weight_decay", "max_grad_norm", "gradient_checkpointing"}),
         "num_train_epochs": section.epochs if isinstance(section, RLSection) else 1.0,  # see arranged()
-        "train_sampling_strategy": "sequential",
         "max_steps": section.max_steps or -1,
         "per_device_train_batch_size": share // section.accumulation,
         "per_device_eval_batch_size": share,
         "gradient_accumulation_steps": section.accumulation,
         "warmup_steps": section.warmup,
         "lr_scheduler_type": section.schedule,
-        "optim": "adamw_torch",
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
         "bf16": bench.dtype == "bfloat16" and torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": section.log_every,
-        "logging_first_step": True,
-        "save_strategy": "steps",
         "save_steps": section.save_every,
-        "save_total_limit": 2,
         "seed": bench.seed,
         "data_seed": bench.seed,
         "report_to": list(bench.report_to) or "none",
-        "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
 

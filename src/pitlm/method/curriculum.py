@@ -74,16 +74,11 @@ def _reinforce(run: Setting, stage: CurriculumStage, references: Sequence[Refere
     # sits on merged weights.
     lora = run.recipe.peft is not None
     start = run.model(previous) if previous and not lora else anchor
-    return train_rl(
-        [run.template.improver_messages(x, y_ref) for x, y_ref in references],
-        _reward(run, references, bases),
-        stage.rl,
-        run.bench(folder, start, "improver"),
-        title=f"RL stage {stage.number} ({stage.source})",
-        anchor=anchor,
-        adapter=run.model(previous) if previous and lora else None,
-        probe=_probe(run, stage, bases),
-    )
+    adapter = run.model(previous) if previous and lora else None
+    shown = [run.template.improver_messages(x, y_ref) for x, y_ref in references]
+    reward, bench = _reward(run, references, bases), run.bench(folder, start, "improver")
+    title, probe = f"RL stage {stage.number} ({stage.source})", _probe(run, stage, bases)
+    return train_rl(shown, reward, stage.rl, bench, title=title, anchor=anchor, adapter=adapter, probe=probe)
 
 
 def _reward(run: Setting, references: Sequence[Reference], bases: Bases) -> Reward:
@@ -120,16 +115,11 @@ def train_policy(run: Setting, section: RLSection, folder: Path) -> dict[str, An
         bases = run.bases()
         reward = run.open(RewardModel, "reward", bases)
         held_out = [run.template.policy_messages(x) for x in _held_out(run, section)]
-        quality = run.quality(bases)
-        return train_rl(
-            [run.template.policy_messages(prompt) for prompt in prompts],
-            lambda rows, _: reward.score_rows(rows),
-            section,
-            run.bench(folder, anchor, "policy"),
-            title="policy RL",
-            anchor=anchor,
-            probe=Probe(lambda shown, texts: quality([Prompt.of(each) for each in shown], texts), held_out),
-        )
+        quality, bench = run.quality(bases), run.bench(folder, anchor, "policy")
+        probe = Probe(lambda asked, texts: quality([Prompt.of(each) for each in asked], texts), held_out)
+        shown = [run.template.policy_messages(prompt) for prompt in prompts]
+        rewarded: Reward = lambda rows, _: reward.score_rows(rows)  # noqa: E731
+        return train_rl(shown, rewarded, section, bench, title="policy RL", anchor=anchor, probe=probe)
 
     run.train(folder, reinforce)
     return {"prompts": len(prompts)}

@@ -68,14 +68,10 @@ def train_rl(
     model = bench.load()
     # TRL loads its frozen reference model from this name. By default a later stage would be anchored to its own start.
     model.config._name_or_path = str(anchor)
-    trainer = make_trainer(
-        SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer,
-        model,
-        bench,
-        args=rl_arguments(section, bench),
-        train_dataset=_in_order(conversations, section, bench),
-        reward_funcs=sample_reward(reward, bench, section.truncated_penalty, probe),
-    )
+    kind = SharedPromptRLOOTrainer if section.share_prompts else RLOOTrainer
+    args, rows = rl_arguments(section, bench), _in_order(conversations, section, bench)
+    rewarded = sample_reward(reward, bench, section.truncated_penalty, probe)
+    trainer = make_trainer(kind, model, bench, args=args, train_dataset=rows, reward_funcs=rewarded)
     if adapter is not None and bench.peft is not None:
         set_peft_model_state_dict(trainer.model, last_trained(adapter, bench.peft.r))
     watch: list[TrainerCallback] = [AnchorCheck(trainer, anchor, bench)]
@@ -121,28 +117,16 @@ def _in_order(conversations: Sequence[Conversation], section: RLSection, bench: 
 
 
 def rl_arguments(section: RLSection, bench: Workbench) -> RLOOConfig:
-    """TRL's configuration of a round; every field that matters to the algorithm is set."""
+    """TRL's configuration of a round."""
     return RLOOConfig(
-        **trainer_arguments(section, bench),
+        **trainer_arguments("rl", section, bench),
         num_generations=section.group,
         steps_per_generation=section.accumulation,
-        num_iterations=1,
         max_completion_length=bench.card.max_new_tokens,
         temperature=section.temperature,
-        top_p=1.0,
-        top_k=0,
-        min_p=None,
-        repetition_penalty=1.0,
         beta=section.beta,
         epsilon=section.clip,
         epsilon_high=section.clip,
-        normalize_advantages=False,
-        reward_clip_range=None,
-        mask_truncated_completions=False,
-        sync_ref_model=False,
-        disable_dropout=True,
-        shuffle_dataset=False,  # see _in_order
-        remove_unused_columns=False,
         chat_template_kwargs={**CHAT_TEMPLATE_ARGUMENTS, "sanitize_control_tokens": True},
         use_vllm=section.rollouts != "transformers",
         vllm_mode=section.rollouts.removeprefix("vllm-") if section.rollouts != "transformers" else "colocate",

@@ -47,15 +47,10 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.use_vllm or images is not None or sharded or not reads_trees(model):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        return generate(
-            model,
-            self.processing_class,
-            prompt_ids,
-            max_new_tokens=self.max_completion_length,
-            temperature=self.temperature,
-            seed=seed_of(int(torch.randint(2**31, ())), self.accelerator.process_index),
-            batch_size=len(prompt_ids),
-        )
+        limits = {"max_new_tokens": self.max_completion_length, "batch_size": len(prompt_ids)}
+        seed = seed_of(int(torch.randint(2**31, ())), self.accelerator.process_index)
+        how = {"temperature": self.temperature, "seed": seed, **limits}
+        return generate(model, self.processing_class, prompt_ids, **how)
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -126,16 +126,9 @@ class Setting(ABC):
 
     def bench(self, folder: Path, start: str | Path, kind: Kind) -> Workbench:
         """The workbench of one training stage, with a seed of its own."""
-        return Workbench(
-            folder=folder,
-            start=Path(start),
-            tokenizer=self.tokenizer,
-            card=self.card(kind),
-            seed=self.seed(folder.name),
-            dtype=self.recipe.model.dtype,
-            peft=self.recipe.peft,
-            report_to=self.recipe.report_to,
-        )
+        model, card, seed = self.recipe.model, self.card(kind), self.seed(folder.name)
+        how = model.dtype, self.recipe.peft, self.recipe.report_to
+        return Workbench(folder, Path(start), self.tokenizer, card, seed, *how)
 
     def start_model(self, max_new_tokens: int | None = None, bases: Bases | None = None) -> Policy:
         """The model that policy and improver start from, as it is before any training.

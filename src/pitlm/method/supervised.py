@@ -105,18 +105,10 @@ def sft_trainer(
 
     A row of more than two parts is a conversation of several turns, and each of its answers is learnt.
     """
-    arguments = SFTConfig(
-        **trainer_arguments(section, bench),
-        max_length=None,
-        packing=False,
-        completion_only_loss=True,
-        assistant_only_loss=False,
-        shuffle_dataset=False,
-        loss_type="nll",
-    )
+    args = SFTConfig(**trainer_arguments("sft", section, bench))
     train, test = _labelled(rows), _labelled(held_out)
     train = arranged(train, [sum(map(len, row)) for row in rows], section, bench)
-    return make_trainer(CompletionSFTTrainer, model, bench, args=arguments, train_dataset=train, eval_dataset=test)
+    return make_trainer(CompletionSFTTrainer, model, bench, args=args, train_dataset=train, eval_dataset=test)
 
 
 class CompletionSFTTrainer(SFTTrainer):
@@ -165,7 +157,6 @@ class TreeTrainer(RewardTrainer):
     """
 
     parts: tuple[str, ...]
-    _signature_columns: list[str] | None
 
     def judge(self, *scores_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and which examples are right in each respect, from the scores of each part; shape (B,) each."""
@@ -173,10 +164,6 @@ class TreeTrainer(RewardTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # rows come tokenized
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = list(self.parts)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -226,8 +213,7 @@ def scorer_trainer(
     bench: Workbench,
 ) -> RewardTrainer:
     """A trainer of R_P on (x, y_w, y_l) with :class:`PairTrainer`, or of R_PIT with :class:`GapTrainer`."""
-    off = {"max_length": None, "center_rewards_coefficient": None}
-    args = RewardConfig(**trainer_arguments(section, bench), **off, disable_dropout=True)
+    args = RewardConfig(**trainer_arguments("reward", section, bench))
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
     collator = partial(tree_batch, kind.parts)
@@ -249,8 +235,7 @@ def dpo_trainer(
     model: PreTrainedModel, rows: Sequence[DPORow], held_out: Sequence[DPORow], section: DPOSection, bench: Workbench
 ) -> DPOTrainer:
     """A trainer of DPO (arXiv:2305.18290), anchored to the model that the training starts from."""
-    fixed = {"loss_type": ["sigmoid"], "max_length": None, "label_smoothing": 0.0, "disable_dropout": True}
-    args = DPOConfig(**trainer_arguments(section, bench), **fixed, beta=section.beta)
+    args = DPOConfig(**trainer_arguments("dpo", section, bench), beta=section.beta)
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     train = arranged(train, [sum(map(len, row)) for row in rows], section, bench)
     # With an adapter the anchor is the model under the adapter.

@@ -50,12 +50,11 @@ class Bases:
         Raises:
             InputError: nothing loadable there, or the base of an adapter is gone.
         """
-        adapter = is_adapter(path)
-        name = base_name(path) if adapter else whole_name(path)
-        if not adapter and not (writes and name in self._open):
+        if not is_adapter(path):
+            if writes and (shared := self._open.get(whole_name(path))):
+                return shared.writer(None)
             return load_model(path, tokenizer, self.dtype, self.quantize, writes=writes)
-        if not adapter:
-            return self._open[name].writer(None)
+        name = base_name(path)
         if name not in self._open:
             base = load_model(name, tokenizer, self.dtype, self.quantize)
             self._open[name] = _Shared(base.to(device()).eval())

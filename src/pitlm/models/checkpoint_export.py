@@ -10,8 +10,9 @@ from transformers import AutoConfig, GenerationConfig
 from pitlm.core.errors import InputError
 from pitlm.data.template import served_template
 from pitlm.io.atomic import write_text
-from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save, special_ids
+from pitlm.models.loading import Card, HFTokenizer, load_model, load_tokenizer, save
 from pitlm.models.lora import CONFIG, WEIGHTS, base_name
+from pitlm.models.scratch import special_ids
 
 
 def export_weights(source: Path, folder: Path, card: Card, *, temperature: float, dtype: str | None = None) -> str:
@@ -65,10 +66,9 @@ def sampling(tokenizer: HFTokenizer, card: Card, temperature: float, vocabulary:
     ``top_k`` is the whole ``vocabulary``, because transformers takes 50 if it is left out, and SGLang and TGI refuse 0.
     At temperature 0 the file says ``do_sample: false`` and no temperature: transformers saves none beside it.
     """
-    how = {"do_sample": True, "temperature": temperature, "top_k": vocabulary} if temperature > 0 else {}
-    return GenerationConfig(
-        **{"do_sample": False, **how}, top_p=1.0, max_new_tokens=card.max_new_tokens, **special_ids(tokenizer)
-    )
+    sampled = {"temperature": temperature, "top_k": vocabulary} if temperature > 0 else {}
+    more = {"max_new_tokens": card.max_new_tokens, **special_ids(tokenizer)}
+    return GenerationConfig(do_sample=temperature > 0, top_p=1.0, **sampled, **more)
 
 
 def exported_temperature(source: Path) -> float | None:
@@ -84,12 +84,10 @@ def exported_temperature(source: Path) -> float | None:
 def _tokenizer(source: Path, card: Card) -> HFTokenizer:
     tokenizer = load_tokenizer(source)
     ask = card.ask if card.kind == "improver" else None
-    shown = tokenizer.chat_template  # one template, or several by name
-    tokenizer.chat_template = (
-        {name: served_template(one, ask) for name, one in shown.items()}
-        if isinstance(shown, dict)
-        else served_template(shown, ask)
-    )
+    if isinstance(shown := tokenizer.chat_template, dict):  # several templates by name
+        tokenizer.chat_template = {name: served_template(one, ask) for name, one in shown.items()}
+    else:
+        tokenizer.chat_template = served_template(shown, ask)
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)  # transformers would write down how the tokenizer was opened here
     return tokenizer

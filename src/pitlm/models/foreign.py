@@ -6,21 +6,15 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BatchEncoding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BatchEncoding, PreTrainedModel
 
 from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Prompt
 from pitlm.data.template import CHAT_TEMPLATE_ARGUMENTS
+from pitlm.models.loading import HFTokenizer
 from pitlm.models.machine import device
 from pitlm.models.trees import batches
-from pitlm.models.weights import check_weights
+from pitlm.models.weights import SAFELY, check_weights
 
 TOKENS_PER_BATCH = 8_192
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -52,7 +46,7 @@ class ForeignRewardModel:
     Evaluation); if x has several turns, they are joined as ``Human: ...`` and ``Assistant: ...`` (ours).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: HFTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
 
@@ -67,9 +61,7 @@ class ForeignRewardModel:
         _refuse_adapter(path)
         with loading(path, "reward model"):
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                str(path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+            model, report = AutoModelForSequenceClassification.from_pretrained(str(path), dtype=torch.float32, **SAFELY)
         check_weights(path, report["missing_keys"], model.named_parameters())
         check_reward_model(path)
         return cls(model.to(device()).eval(), tokenizer)
@@ -96,7 +88,8 @@ class ForeignRewardModel:
 
     def _encode(self, prompt: Prompt, response: str) -> dict[str, list[int]]:
         if self.tokenizer.chat_template is None:
-            return dict(self.tokenizer(_question(prompt), response))
+            told = [f"{SPEAKERS[message.role]}: {message.content}" for message in prompt.messages]
+            return dict(self.tokenizer("\n\n".join(told) if len(told) > 1 else prompt.text, response))
         turns = [*prompt.as_messages(), {"role": "assistant", "content": response}]
         options = {"tokenize": True, "return_dict": True, "sanitize_control_tokens": True, **CHAT_TEMPLATE_ARGUMENTS}
         return dict(self.tokenizer.apply_chat_template(turns, **options))
@@ -108,9 +101,3 @@ class ForeignRewardModel:
         fitting = [i for i, row in enumerate(rows) if self.longest is None or len(row) <= self.longest]
         for batch in batches([rows[i] for i in fitting], TOKENS_PER_BATCH if together else 0):
             yield [fitting[i] for i in batch]
-
-
-def _question(prompt: Prompt) -> str:
-    if len(prompt.messages) == 1:
-        return prompt.text
-    return "\n\n".join(f"{SPEAKERS[message.role]}: {message.content}" for message in prompt.messages)

@@ -100,15 +100,9 @@ class Forest:
         order = np.empty(total, np.int64)
         outputs = np.concatenate([owners for _, owners in made])
         order[outputs[outputs >= 0]] = np.flatnonzero(outputs >= 0)
-        return cls(
-            rows,
-            torch.from_numpy(np.array(tokens))[None],
-            torch.from_numpy(np.array(positions))[None],
-            paths,
-            torch.tensor([path[-1] for path in paths]),
-            torch.from_numpy(order),
-            tuple(block for block, _ in made),
-        )
+        ids_1T, depths_1T = (torch.from_numpy(np.array(numbers))[None] for numbers in (tokens, positions))
+        last_R, blocks = torch.tensor([path[-1] for path in paths]), tuple(block for block, _ in made)
+        return cls(rows, ids_1T, depths_1T, paths, last_R, torch.from_numpy(order), blocks)
 
     @classmethod
     def join(cls, forests: Sequence[Forest]) -> Forest:
@@ -131,34 +125,26 @@ class Forest:
                 begins[number, at] = total
                 total += b.queries_nQ.numel()
             masks = [b.allowed_nQK for _, _, b in together if b.allowed_nQK is not None]
-            blocks.append(
-                Block(
-                    torch.cat([b.queries_nQ + starts[number] for number, _, b in together]),
-                    torch.cat([b.keys_nK + starts[number] for number, _, b in together]),
-                    torch.cat(masks) if masks else None,
-                )
-            )
+            queries = torch.cat([b.queries_nQ + starts[number] for number, _, b in together])
+            keys = torch.cat([b.keys_nK + starts[number] for number, _, b in together])
+            blocks.append(Block(queries, keys, torch.cat(masks) if masks else None))
         orders = []
         for number, forest in enumerate(forests):
             outputs = [torch.arange(b.queries_nQ.numel()) + begins[number, at] for at, b in enumerate(forest.blocks)]
             orders.append(torch.cat(outputs)[forest.order_T])
-        return cls(
-            [row for forest in forests for row in forest.rows],
-            torch.cat([*(forest.input_ids_1T for forest in forests), filling[None]], 1),
-            torch.cat([*(forest.position_ids_1T for forest in forests), filling[None]], 1),
-            [path + start for forest, start in zip(forests, starts, strict=False) for path in forest.paths],
-            torch.cat([forest.last_R + start for forest, start in zip(forests, starts, strict=False)]),
-            torch.cat([*orders, filling]),
-            tuple(blocks),
-        )
+        rows = [row for forest in forests for row in forest.rows]
+        ids_1T = torch.cat([*(forest.input_ids_1T for forest in forests), filling[None]], 1)
+        depths_1T = torch.cat([*(forest.position_ids_1T for forest in forests), filling[None]], 1)
+        paths = [path + start for forest, start in zip(forests, starts, strict=False) for path in forest.paths]
+        last_R = torch.cat([forest.last_R + start for forest, start in zip(forests, starts, strict=False)])
+        return cls(rows, ids_1T, depths_1T, paths, last_R, torch.cat([*orders, filling]), tuple(blocks))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Forest:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        moved: dict[str, Any] = {
-            name: move(getattr(self, name)) for name in ("input_ids_1T", "position_ids_1T", "last_R", "order_T")
-        }
+        tensors = ("input_ids_1T", "position_ids_1T", "last_R", "order_T")
+        moved: dict[str, Any] = {name: move(getattr(self, name)) for name in tensors}
         blocks = tuple(Block._make(part if part is None else move(part) for part in block) for block in self.blocks)
         return replace(self, **moved, blocks=blocks, masks={})
 

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from pitlm.core.errors import InputError, loading
@@ -28,9 +21,9 @@ from pitlm.io.atomic import write_text
 from pitlm.models.gguf import converted
 from pitlm.models.lora import base_name, is_adapter, merged, save_adapter
 from pitlm.models.quantization import in_four_bits, keep_gradients
-from pitlm.models.scratch import PAD
+from pitlm.models.scratch import PAD, special_ids
 from pitlm.models.trees import enable_trees
-from pitlm.models.weights import check_weights
+from pitlm.models.weights import SAFELY, check_weights
 
 # "<|endoftext|>" is spare in models that end a turn with another token, as SmolLM2 does.
 SPARE_PAD_TOKENS = (
@@ -107,7 +100,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     source = checkpoint_of(path)
     with loading(path, "tokenizer" if Path(path).exists() else "model: no such folder, and none on the hub"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -147,7 +140,7 @@ def load_model(
         InputError: nothing loadable there, weights that are missing or not finite, the base of an adapter is gone, or
             the library for the quantization is missing.
     """
-    auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    auto: Any = transformers.AutoModelForCausalLM if writes else transformers.AutoModelForSequenceClassification
     options: dict[str, Any] = {} if writes else {"num_labels": 1}
     source: str | None = str(checkpoint_of(path))
     if is_adapter(path):
@@ -158,14 +151,7 @@ def load_model(
     options |= in_four_bits(quantize, dtype)
     with loading(path, "model"):
         model: PreTrainedModel
-        model, report = auto.from_pretrained(
-            source,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        model, report = auto.from_pretrained(source, dtype=getattr(torch, dtype), **SAFELY, **options)
     # A model that writes has no head that scores. A model that was trained to score needs its head.
     backbone, card = f"{model.base_model_prefix}.", Card.load(path)
     headless = not writes and (card is None or card.writes)
@@ -193,12 +179,7 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
         # Not the base's own settings: their penalties and end tokens would make RL and inference sample differently.
-        model.generation_config = GenerationConfig(**special_ids(tokenizer))
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The ids of a tokenizer that belong in a model's configuration, by their names in the configuration."""
-    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = transformers.GenerationConfig(**special_ids(tokenizer))
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:
@@ -208,8 +189,8 @@ def load_shape(path: str | Path) -> PreTrainedModel:
         InputError: no configuration of a causal language model there.
     """
     with loading(path, "model"), torch.device("meta"):
-        config = AutoConfig.from_pretrained(str(checkpoint_of(path)), trust_remote_code=False)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        config = transformers.AutoConfig.from_pretrained(str(checkpoint_of(path)), trust_remote_code=False)
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)
     return model
 
 

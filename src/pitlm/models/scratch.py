@@ -1,21 +1,19 @@
 """Small models with random weights and their tokenizers, for runs without weights to start from."""
 
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pitlm.core.recipe import InitSection
 
 PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
-SMALL_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+SMALL_CHAT_TEMPLATE = files("pitlm.models").joinpath("small_chat.jinja").read_text("utf-8")
 """Chat template of models made from scratch: one token marks each turn."""
 
 
@@ -45,9 +43,7 @@ def make_from_scratch(
         # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
         initializer_range=init.hidden**-0.5,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
+        **special_ids(tokenizer),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -56,17 +52,21 @@ def make_from_scratch(
     tokenizer.save_pretrained(folder)
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The ids of a tokenizer that belong in a model's configuration, by their names in the configuration."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 def _wrap(core: Any, mark_unknown: bool) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
         eos_token=END,
         unk_token=UNK if mark_unknown else None,
         extra_special_tokens=list(ROLE_MARKS),
         clean_up_tokenization_spaces=False,
+        chat_template=SMALL_CHAT_TEMPLATE,
     )
-    tokenizer.chat_template = SMALL_CHAT_TEMPLATE
-    return tokenizer
 
 
 def make_words_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -69,14 +69,10 @@ def _tree_attention(
     q_TE, k_TE, v_TE = (states[0].transpose(0, 1).flatten(1) for states in (query, key, value))
     outputs = []
     for number, block in enumerate(forest.blocks):
-        attended, _ = sdpa_attention_forward(
-            module,
-            at(q_TE, block.queries_nQ, query.shape[1]),
-            at(k_TE, block.keys_nK, key.shape[1]),
-            at(v_TE, block.keys_nK, value.shape[1]),
-            forest.mask(number, query.dtype, kwargs.get("sliding_window")),
-            **kwargs,
-        )
+        q = at(q_TE, block.queries_nQ, query.shape[1])
+        k, v = at(k_TE, block.keys_nK, key.shape[1]), at(v_TE, block.keys_nK, value.shape[1])
+        mask = forest.mask(number, query.dtype, kwargs.get("sliding_window"))
+        attended, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)
         outputs.append(attended.flatten(0, 1).flatten(1))
     return torch.cat(outputs).index_select(0, forest.order_T).view(1, -1, query.shape[1], value.shape[-1]), None
 

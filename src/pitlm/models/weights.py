@@ -9,6 +9,9 @@ from torch import Tensor
 
 from pitlm.core.errors import InputError
 
+SAFELY = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+"""How weights are loaded: without running code of their makers, and with a report of the weights that are missing."""
+
 
 def check_weights(path: str | Path, missing: Iterable[str], weights: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse a checkpoint that lacks tensors, which libraries would draw at random, or that has a NaN or an infinity.

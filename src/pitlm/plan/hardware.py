@@ -16,20 +16,11 @@ from typing import Any
 
 import yaml
 
-from pitlm.io.templates import template
-
 GB = 10**9
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-TRAIN_SHARE, FORWARD_SHARE, BANDWIDTH_SHARE = 0.35, 0.45, 0.5
-"""Assumed shares of a data sheet's peaks. Not measured here."""
-
-LAYER_PASS, LAYER_DECODE = 0.4e-3, 0.7e-3
-"""Assumed seconds to launch one layer's kernels on a card: in a pass, and in a step of decoding with transformers. Not
-measured here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +67,17 @@ class Hardware:
 
 
 PUBLISHED = yaml.safe_load(files("pitlm.plan").joinpath("published.yaml").read_text("utf-8"))
-"""Data sheets of cards, sizes of models, and the keys of these sizes in configurations."""
+"""Data sheets of cards, the shares of them that cards reach, sizes of models, and lengths of data."""
 CARDS: Mapping[str, Mapping[str, float]] = PUBLISHED["cards"]
 """Data sheets: bytes of memory, bytes per second, and dense FLOP per second in each type."""
 
 
 def assumed(name: str, dtype: str) -> Hardware:
-    """The rates of one card by name: its peaks times the shares assumed above."""
-    card = CARDS[name]
-    peak = card[dtype]
-    return Hardware(
-        name,
-        card["memory"],
-        train_flops=TRAIN_SHARE * peak,
-        forward_flops=FORWARD_SHARE * peak,
-        decode_flops=FORWARD_SHARE * peak,
-        bandwidth=BANDWIDTH_SHARE * card["bandwidth"],
-        step_seconds=0.02,
-        layer_seconds=3 * LAYER_PASS,
-        decode_seconds=LAYER_DECODE,
-        tree_factor=1.25,
-        stage_seconds=30.0,
-    )
+    """The rates of one card by name: the assumed shares of its peaks, and the times that are assumed of every card."""
+    card, given = CARDS[name], PUBLISHED["assumed"]
+    peaks = {rate: card["bandwidth" if rate == "bandwidth" else dtype] for rate in given["shares"]}
+    reached = {rate: share * peaks[rate] for rate, share in given["shares"].items()}
+    return Hardware(name, card["memory"], **reached, **given["times"])
 
 
 def look(extras: Mapping[str, Set[str]], folder: Path) -> dict[str, Any]:
@@ -140,8 +120,3 @@ def memory_bytes() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
     return min(memory, int(limit)) if limit.isdigit() else memory
-
-
-def machine_lines(machine: Mapping[str, Any]) -> list[str]:
-    """Lines for a person: the machine that :func:`look` describes, and what can be run on it."""
-    return template("pitlm.plan", "machine.j2").render(machine=machine).splitlines()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pitlm.core.recipe import Recipe
-from pitlm.io.templates import template
 from pitlm.loop.baselines.baseline import CHAIN_ROUNDS, chosen_baselines, work_per_item
 from pitlm.plan.costs import Costs, Reading, StagePlan, tree_tokens
 from pitlm.plan.hardware import GB, Hardware
@@ -25,6 +24,10 @@ SHARE_OF_MEMORY = 0.9
 
 CONTEXT_BYTES = GB
 """Bytes that libraries and their buffers take on a device."""
+
+
+WRITING = ["policy", "improver", "dpo"]
+"""Stages on pairs whose model writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,17 @@ def _data(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
 
 
 def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
-    """SFT, R_P or R_PIT: one pass over the pairs of the folds, and one over held-out pairs."""
-    section, tree, head = stage.training, stage.task == "gap", stage.task in ("policy", "improver")
-    pairs = sum(p.folds[name] for name in stage.folds)
+    """SFT, DPO, R_P or R_PIT: one pass over the pairs of the folds, and one over held-out pairs."""
+    section, tree, dpo, head = stage.training, *(stage.task in tasks for tasks in (["gap"], ["dpo"], WRITING))
+    pairs = sum(p.folds[name] for name in stage.folds) * (2 if dpo else 1)  # DPO has each pair beside two references
     if tree:
         each, context = tree_tokens(p.x, p.w, p.l, p.work.marks), p.beside / 2
         longest = tree_tokens(p.longest_x, p.longest_y, p.longest_y, p.work.marks)
     else:
-        x, longest_x = (p.beside, p.longest_beside) if stage.task == "improver" else (p.x, p.longest_x)
-        each, context = x + p.w + (0 if head else p.l), (x + p.w) / 2
-        longest = longest_x + p.longest_y * (1 if head else 2)
+        x, longest_x = (p.beside, p.longest_beside) if stage.task in ("improver", "dpo") else (p.x, p.longest_x)
+        rows, answers = 2 if dpo else 1, 1 if head and not dpo else 2
+        each, context = rows * x + p.w + (p.l if answers == 2 else 0), (x + p.w) / 2
+        longest = rows * longest_x + p.longest_y * answers
 
     def reading(count: float) -> Reading:
         return Reading(count * each, context, count * each if head else 0)
@@ -92,25 +96,14 @@ def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     p.encode(plan, pairs * (2 if tree else 1))
     steps = min(math.ceil(max(1, round(section.epochs * pairs)) / section.batch_size), section.max_steps or math.inf)
     p.learn(plan, section, steps, reading(section.batch_size), tree)
+    if dpo:  # the anchor reads the same rows
+        p.read(plan, reading(steps * section.batch_size), steps)
+        plan.peak += p.readers(p.recipe.peft is None)
     held = min(p.validation, section.eval_rows)
     p.read(plan, reading(held), held / section.batch_size)
     micro = section.batch_size / section.accumulation * longest
     plan.seconds += p.hardware.stage_seconds
     plan.peak += p.states() + p.activations(section, micro) + (p.logits(micro) if head else 0)
-
-
-def _dpo(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
-    """Two rows for each pair and reference, with gradient by the improver and without by its anchor."""
-    section, pairs = stage.training, 2 * sum(p.folds[name] for name in stage.folds)
-    size, length = section.batch_size, 2 * p.beside + p.w + p.l
-    each = Reading(size * length, (p.beside + p.y) / 2, size * length)
-    p.encode(plan, 2 * pairs)
-    steps = min(math.ceil(max(1, round(section.epochs * pairs)) / size), section.max_steps or math.inf)
-    p.learn(plan, section, steps, each)
-    p.read(plan, Reading(steps * each.tokens, each.context, steps * each.headed), passes=steps)
-    micro = size / section.accumulation * 2 * (p.longest_beside + p.longest_y)
-    plan.seconds += p.hardware.stage_seconds
-    plan.peak += p.states() + p.readers(p.recipe.peft is None) + p.activations(section, micro) + 2 * p.logits(micro)
 
 
 def _gap(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
@@ -184,27 +177,9 @@ def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
 
 PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
     "data": _data,
-    "policy": _on_pairs,
-    "improver": _on_pairs,
-    "dpo": _dpo,
-    "reward": _on_pairs,
+    **dict.fromkeys(("policy", "improver", "dpo", "reward"), _on_pairs),
     "gap": _gap,
-    "policy-rl": _rl,
-    "curriculum": _rl,
+    **dict.fromkeys(("policy-rl", "curriculum"), _rl),
     "evaluation": _evaluation,
 }
 """The function that plans each kind of stage."""
-
-
-def plan_lines(
-    plan: Plan, shape: Shape, work: Workload, where: str, *, every: bool, took: Mapping[str, float] | None = None
-) -> list[str]:
-    """A plan as lines for a person.
-
-    Args:
-        where: names the source of the lengths.
-        every: add a line for each stage.
-        took: seconds that stages of a run took, to be shown beside the plan's.
-    """
-    given = {"plan": plan, "shape": shape, "work": work, "where": where, "every": every, "took": took or {}}
-    return template("pitlm.plan", "plan.j2").render(given).splitlines()

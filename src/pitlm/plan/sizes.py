@@ -167,18 +167,9 @@ class Workload:
     labelled: float = 1.0
 
 
-WORLDS = {
-    "pocket": Workload(24_000, 11.5, 10.1, 10.5, marks=2.5, prompts=0.86),
-    "house-style": Workload(3_000, 14, 30, 34, marks=11, prompts=0.5, labelled=0.76),
-}
-
-HUB = {
-    "Anthropic/hh-rlhf": Workload(160_800, 169, 85, 86),
-    "trl-lib/tldr-preference": Workload(92_858, 350, 35, 35),
-    "trl-lib/ultrafeedback_binarized": Workload(62_135, 200, 320, 280),
-}
-"""Rows of the split train. Lengths: HH-RLHF's are the means of 1,000 pairs (benchmarks/hh_lengths.csv); the others are
-assumed."""
+WORLDS = {name: Workload(**known) for name, known in PUBLISHED["worlds"].items()}
+HUB = {name: Workload(**known) for name, known in PUBLISHED["sources"].items()}
+"""Data sets by their names on the hub: the rows of the split train, and their lengths."""
 
 
 def known_workload(recipe: Recipe) -> tuple[Workload, str]:

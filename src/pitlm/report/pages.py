@@ -126,9 +126,8 @@ def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | 
     # A fence longer than any in the settings: no text of theirs can end the block.
     fence = "~" * max(3, 1 + max(map(len, re.findall("~+", settings)), default=0))
     texts = {"settings": Markup(settings), "fence": fence, "version": __version__, "infinity": math.inf}
-    body = _template("card.md.j2", keep_trailing_newline=True, finalize=plain).render(
-        shown, card=card, origin=origin, adapter=adapter, **texts
-    )
+    made = _template("card.md.j2", keep_trailing_newline=True, finalize=plain)
+    body = made.render(shown, card=card, origin=origin, adapter=adapter, **texts)
     # Read back by the hub's own class, which refuses the metadata that the hub refuses.
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
 
@@ -150,17 +149,11 @@ def _figures(card: Card, origin: Origin, task: str) -> list[EvalResult]:
             found += [("win_rate", f"win rate {judged}", line.win_rate)]
     health = origin.results.health
     found += [("accuracy", f"{HEALTH[k][0]} (%)", health[k]) for k in _FIGURES.get(card.kind, ()) if k in health]
+    data = {"dataset_type": origin.hub_source or "preference-pairs", "dataset_name": f"{origin.source}, held out"}
+    measured = [(kind, name, value.estimate) for kind, name, value in found if isinstance(value, Interval)]
     return [
-        EvalResult(
-            task_type=task,
-            dataset_type=origin.hub_source or "preference-pairs",
-            dataset_name=f"{origin.source}, held out",
-            metric_type=metric,
-            metric_name=name,
-            metric_value=round(100 * value.estimate, 1),
-        )
-        for metric, name, value in found
-        if isinstance(value, Interval)
+        EvalResult(task, **data, metric_type=kind, metric_name=name, metric_value=round(100 * estimate, 1))
+        for kind, name, estimate in measured
     ]
 
 

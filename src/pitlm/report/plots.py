@@ -154,6 +154,18 @@ def draw_margins(made: Mapping[str, Calibrated], path: Path) -> None:
         figure.savefig(file, format="svg", metadata={"Date": None})
 
 
+@matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rows"})
+def draw_rows(title: str, rows: Mapping[str, Interval], path: Path) -> None:
+    """Write an SVG: a dot for each row, with its interval if it has one."""
+    figure, axes = _figure(7, 0.6 + 0.28 * len(rows))
+    axes.errorbar([row.estimate for row in rows.values()], [*rows], xerr=_arms([*rows.values()]), fmt="o")
+    axes.invert_yaxis()
+    axes.set_xlabel(title)
+    axes.grid(axis="x", alpha=0.3)
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+
+
 def _dots(names: Sequence[str], intervals: Sequence[Interval]) -> tuple[Figure, Axes]:
     """A dot with its interval for each name, one below the other."""
     figure, axes = _figure(4.9, 0.5 + 0.42 * len(names))

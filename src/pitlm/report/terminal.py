@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +12,7 @@ from pitlm.evaluate.labels import Accuracy
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
 from pitlm.io.console import make_console
+from pitlm.io.templates import template
 from pitlm.io.visible import echo
 from pitlm.loop.margin import Calibrated, Outcome
 from pitlm.report.shape import HEALTH, Report
@@ -30,31 +31,20 @@ def print_report(report: Report) -> None:
             title = f"Against the original answer, {summary.items} held-out prompts, judge: {judge}"
             console.print()
             console.print(_table(_ANSWERED, _answered(summary.by(judge)), title=title))
-        _print_agreement(console, summary.agreement)
-        _print_criteria(console, summary.by(report.judge))
+        _print_agreement(summary.agreement)
+        _print_criteria(summary.by(report.judge))
     if health := [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]:
         console.print(_table(("figure", "value", "95%"), health, title="Health of R_PIT"))
-    answers = [
-        f"  asked   {example.trace.prompt.text}\n  before  {example.trace.original}\n  after   {example.trace.final}\n"
-        for example in report.examples[:EXAMPLES]
-    ]
-    shown = ("\nThree answers, before and after:", *answers) if answers else ()
-    for line in (*report.trends, *shown, *report.headline):
-        console.print(Text(line))
+    words: Any = template("pitlm.report", "summary.j2").module
+    console.print(Text(words.closing(report, report.examples[:EXAMPLES])), end="")
 
 
 def print_summary(summary: Summary, *, differences: bool = True) -> None:
     """Print the tables of a summary that have something in them. ``differences`` prints those between systems, too."""
-    console, settings = make_console(), summary.settings
-    drawn = f"rankings and agreement: {settings['resamples']:,} resamples, seed {settings['seed']}"
-    level = f"{100 * settings['confidence']:g}% over items ({drawn})"
-    echo(f"{summary.rows:,} verdicts on {summary.items:,} items. Intervals: {level}.")
-    if summary.itself:
-        echo(f"{summary.itself:,} verdicts compare a system with itself and are left out.")
-    for judge, names in summary.unmatched.items():
-        echo(f"No verdict against {summary.baseline}{_by(judge)}, for {', '.join(names)}.")
+    words: Any = template("pitlm.report", "summary.j2").module
+    echo(words.counted(summary), nl=False)
     for judge in dict.fromkeys(s.judge for s in summary.systems):
-        _print_systems(console, summary, judge)
+        _print_systems(summary, judge)
     if not differences:
         echo(f"\n{len(summary.differences):,} differences between systems: --differences, --json and --html show them.")
     for judge in dict.fromkeys(d.judge for d in summary.differences if differences):
@@ -64,29 +54,24 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
         for d in (d for d in summary.differences if d.judge == judge):
             counts = (f"{d.test.items:,}", points(d.delta), f"{d.test.better:,}", f"{d.test.worse:,}")
             rows.append((d.first, d.second, *counts, *map(_p, (d.test.p, d.test.sign_p, d.p_holm))))
-        _print(console, title, headings, rows, names=2)
+        _print(title, headings, rows, names=2)
     for judge, ranking in summary.rankings.items():
         first = f", shown first {_range(ranking.position, '.2f')}" if ranking.position else ""
         title, elo = f"Ranking{_by(judge)} (log-odds; ties nu {ranking.tie:.2f}{first})", summary.elo[judge]
         rows = [(name, _range(own, ".2f"), _range(elo[name], ".0f")) for name, own in ranking.strengths.items()]
-        order = "by time" if settings["timed"][judge] else "mean over random orders"
-        _print(console, title, ("system", "Bradley-Terry", f"Elo, {order}"), rows)
-    for judge, ranking in summary.rankings.items():
-        if not ranking.exists:
-            echo(
-                f"{judge or 'Ranking'}: some system never lost, or never won, against the rest, so Bradley-Terry has "
-                "no finite estimate. The strengths are held by a prior: read their order, not their distances."
-            )
+        order = "by time" if summary.settings["timed"][judge] else "mean over random orders"
+        _print(title, ("system", "Bradley-Terry", f"Elo, {order}"), rows)
+    echo(words.unbounded(summary.rankings), nl=False)
     title = "Position (both orders): bias is the share that chose the first shown less the share that chose the second"
     headings = ["judge", "rows", "consistent", "bias", "first both times", "second both times"]
     rows = []
     for b in summary.position:
         consistent, both = _range(b.consistent, scale=100), (f"{b.first_both:,}", f"{b.second_both:,}")
         rows.append((b.judge, f"{b.rows:,}", consistent, points(b.bias), *both))
-    _print(console, title, headings, rows)
-    _print_agreement(console, summary.agreement)
+    _print(title, headings, rows)
+    _print_agreement(summary.agreement)
     for name, figures in summary.added.items():
-        _print(console, name, ("", "estimate"), [(label, _range(value, ".3f")) for label, value in figures.items()])
+        _print(name, ("", "estimate"), [(label, _range(value, ".3f")) for label, value in figures.items()])
 
 
 def print_accuracies(found: Sequence[Accuracy], rows: int) -> None:
@@ -95,7 +80,7 @@ def print_accuracies(found: Sequence[Accuracy], rows: int) -> None:
     headings = ("judge", "labelled", "right", "JudgeBench", "longer: judge - labels")
     rates = [(*(_range(rate, scale=100) for rate in (one.strict, one.lenient)), points(one.longer)) for one in found]
     table = [(one.judge or "-", f"{one.labelled:,}", *own) for one, own in zip(found, rates, strict=True)]
-    _print(make_console(), title, headings, table)
+    _print(title, headings, table)
 
 
 def print_margins(found: Calibrated) -> None:
@@ -129,7 +114,7 @@ def _outcome(name: str, outcome: Outcome, always: Outcome) -> tuple[str, ...]:
     return name, worse, f"{outcome.gain:+.3f}", gain, f"{outcome.tokens:.1f}", tokens
 
 
-def _print_systems(console: Console, summary: Summary, judge: str) -> None:
+def _print_systems(summary: Summary, judge: str) -> None:
     """Print the tables of each system against the baseline, by one judge."""
     lines, by = summary.by(judge), _by(judge)
     counts, rates = [], []
@@ -141,14 +126,14 @@ def _print_systems(console: Console, summary: Summary, judge: str) -> None:
         needed = "-" if s.items_needed is None else f"{s.items_needed:,}"
         rates.append((s.system, *alpaca, _equal_lengths(s), _number(100 * s.detectable), needed))
     headings = ["system", "items", "win", "tie", "loss", "incons.", "unpars.", "Delta", "SE", "p", "p Holm"]
-    _print(console, f"Against {summary.baseline}{by}", headings, counts)
+    _print(f"Against {summary.baseline}{by}", headings, counts)
     title = f"Win rate, a tie as half a win (AlpacaEval's), and the smallest Delta that so many items show{by}"
     headings = ["system", "win rate", "SE", "discrete", "at equal lengths", "shows from", "items needed"]
     shown = slice(-1 if summary.settings["wanted_delta"] is None else None)
-    _print(console, title, headings[shown], [row[shown] for row in rates])
+    _print(title, headings[shown], [row[shown] for row in rates])
     costs = [(name, *own) for name, _, _, _, _, *own in _answered(lines)]
-    _print(console, f"Quality, and the tokens of each answer{by}", (_ANSWERED[0], *_ANSWERED[5:]), costs)
-    _print_criteria(console, lines)
+    _print(f"Quality, and the tokens of each answer{by}", (_ANSWERED[0], *_ANSWERED[5:]), costs)
+    _print_criteria(lines)
 
 
 _ANSWERED = ("system", "win", "tie", "loss", "Delta [95%]", "quality", "copies", "tokens", "gain / 100")
@@ -167,7 +152,7 @@ def _answered(systems: Iterable[SystemFigures]) -> Rows:
     return rows
 
 
-def _print_criteria(console: Console, systems: Sequence[SystemFigures]) -> None:
+def _print_criteria(systems: Sequence[SystemFigures]) -> None:
     """Print the means of the criteria of a known truth, and the perplexity under the start model."""
     figures = {}
     for system, known in ((s.system, s.answered) for s in systems):
@@ -176,7 +161,7 @@ def _print_criteria(console: Console, systems: Sequence[SystemFigures]) -> None:
             figures[system] |= {"perplexity": f"{known.perplexity:.1f}"} if known.perplexity else {}
     names = list(dict.fromkeys(name for own in figures.values() for name in own))
     rows = [(system, *(own.get(name, "-") for name in names)) for system, own in figures.items() if names]
-    _print(console, "What the answers are like, on average", ("system", *names), rows)
+    _print("What the answers are like, on average", ("system", *names), rows)
 
 
 def _health(value: Interval | float) -> tuple[str, str]:
@@ -186,7 +171,7 @@ def _health(value: Interval | float) -> tuple[str, str]:
     return _number(value.estimate, ".1%"), f"{100 * value.low:.1f}-{100 * value.high:.1f}%"
 
 
-def _print_agreement(console: Console, found: Agreement | None) -> None:
+def _print_agreement(found: Agreement | None) -> None:
     if found is None:
         return
     coefficients = {
@@ -196,14 +181,14 @@ def _print_agreement(console: Console, found: Agreement | None) -> None:
         "Krippendorff's alpha, loss < tie < win": found.ordinal,
     }
     title = f"Agreement of {len(found.judges)} judges on {found.units:,} comparisons"
-    _print(console, title, ("", "coefficient"), [(name, _range(value, ".3f")) for name, value in coefficients.items()])
+    _print(title, ("", "coefficient"), [(name, _range(value, ".3f")) for name, value in coefficients.items()])
 
 
-def _print(console: Console, title: str, headings: Sequence[str], rows: Rows, names: int = 1) -> None:
+def _print(title: str, headings: Sequence[str], rows: Rows, names: int = 1) -> None:
     """Print a table that is not empty. The title is printed apart, because a table folds it to its own width."""
     if rows:
         echo(f"\n{title}")
-        console.print(_table(headings, rows, names=names))
+        make_console().print(_table(headings, rows, names=names))
 
 
 def _table(headings: Sequence[str], rows: Rows, *, names: int = 1, title: str = "") -> Table:

@@ -4,7 +4,6 @@ The paper improves five times, and starts from answers of the policy. Reviewers 
 worse than y_w, and whether R_PIT can still tell better from worse in later rounds.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,11 @@ from pitlm.loop.chains import always_accept, incumbents
 from pitlm.loop.loop import improve_many
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.run.context import Context
-from pitlm.run.folder import Stage
 
 ROUNDS = 5
 CHOSEN, REJECTED = "y_w", "y_l"
 """Names of the two starts that come from the data."""
 FILE = "iterations.jsonl"
-
-
-def iterations_stage(needs: Sequence[str]) -> Stage:
-    """The stage as :class:`pitlm.run.folder.RunFolder` takes it."""
-    return Stage("iterations", {"rounds": ROUNDS}, needs)
 
 
 def iterate(context: Context, folder: Path) -> dict[str, Any]:

@@ -7,16 +7,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from pitlm.core.nouns import Prompt
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.evaluate.rankings import elo
+from pitlm.evaluate.statistics import Interval
 from pitlm.io.atomic import read_json_lines
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT
-from pitlm.report.shape import health_figures
+from pitlm.report.shape import HEALTH, health_figures
+from pitlm.reproduce.experiment import Measure
 from pitlm.reproduce.iterations import CHOSEN, FILE, REJECTED, ROUNDS
 from pitlm.run.folder import stage_record, stage_result
 
@@ -80,25 +82,20 @@ def trust(run: Path) -> Rows:
 
 
 def starts(run: Path) -> Rows:
-    """PIT with the stop rule, from answers of the policy and from the two answers of the data."""
+    """PIT with the stop rule, from answers of the policy and from the two answers of the data.
+
+    Delta against the start is judged by the truth, and by the two models that were trained on pairs.
+    """
     return {
         f"from {'the policy' if name == PIT else name}": {
             "Delta": sign([row["kept"]["utility"] - row["utility"][0] for row in rows]),
+            "Delta by R_P": sign([row["kept"]["reward"] - row["reward"][0] for row in rows]),
+            "Delta by R_PIT": sign([row["kept"]["gap"] for row in rows]),
             "utility before": [row["utility"][0] for row in rows],
             "utility after": [row["kept"]["utility"] for row in rows],
         }
         for name, rows in _by_start(run)
         if name != SFT
-    }
-
-
-def judges(run: Path) -> Rows:
-    """PIT's answers against the policy's, by the truth and by the two models that were trained on pairs."""
-    [(_, rows)] = _by_start(run, PIT)
-    return {
-        "the truth": {"Delta": sign([row["kept"]["utility"] - row["utility"][0] for row in rows])},
-        "R_P": {"Delta": sign([row["kept"]["reward"] - row["reward"][0] for row in rows])},
-        "R_PIT": {"Delta": sign([row["kept"]["gap"] for row in rows])},
     }
 
 
@@ -110,11 +107,9 @@ def gaps(run: Path) -> Rows:
 
 
 def health(run: Path) -> Rows:
-    """How far R_PIT can be trusted before RL."""
+    """The shares of pairs that R_PIT and its rivals get right before RL."""
     found = health_figures(stage_result(run, "gap")["health"])
-    wanted = {"held_out_pairs": "R_PIT, held-out pairs", "held_out_pairs_reward": "R_P, held-out pairs"}
-    wanted |= {"fresh_pairs": "R_PIT, pairs of the policy's answers"}
-    return {name: {"right, %": [100 * found[key].estimate]} for key, name in wanted.items()}  # type: ignore[union-attr]
+    return {HEALTH[k][0]: {"right, %": [100 * v.estimate]} for k, v in found.items() if isinstance(v, Interval)}
 
 
 def seconds(run: Path) -> Rows:
@@ -142,15 +137,11 @@ def worst(run: Path, count: int) -> list[dict[str, Any]]:
     items = {item["item"]: item for item in read_json_lines(run / "evaluation" / "items.jsonl")}
     judged = {row["item"]: row["scores"] for row in _judged(run) if row["first"] == PIT}
     change = {item: mine - original for item, (mine, original) in judged.items() if mine < original}
-    return [
-        {
-            "prompt": Prompt.of(items[item]["prompt"]).text,
-            "before": items[item]["answers"][ORIGINAL],
-            "after": items[item]["answers"][PIT],
-            "change": change[item],
-        }
-        for item in sorted(change, key=lambda item: change[item])[:count]
-    ]
+    found = []
+    for item in sorted(change, key=lambda item: change[item])[:count]:
+        prompt, answers = Prompt.of(items[item]["prompt"]).text, items[item]["answers"]
+        found.append({"prompt": prompt, "before": answers[ORIGINAL], "after": answers[PIT], "change": change[item]})
+    return found
 
 
 def _judged(run: Path) -> list[dict[str, Any]]:
@@ -167,9 +158,6 @@ def _by_start(run: Path, *names: str) -> Iterator[tuple[str, list[dict[str, Any]
     yield from ((name, rows) for name, rows in by_start.items() if not names or name in names)
 
 
-MEASURES: dict[str, Callable[[Path], Rows]] = {
-    measure.__name__: measure for measure in (systems, rounds, trust, starts, judges, gaps, health, seconds, failures)
-}
-"""What an experiment can measure, by name."""
-OF_ITERATIONS = {rounds, trust, starts, judges, gaps, failures}
+MEASURES: Mapping[Measure, Callable[[Path], Rows]] = {name: globals()[name] for name in get_args(Measure)}
+OF_ITERATIONS: set[Measure] = {"rounds", "trust", "starts", "gaps", "failures"}
 """Measures that read the stage of :mod:`pitlm.reproduce.iterations`."""

@@ -1,16 +1,16 @@
 """The tables of experiments as Markdown, and a picture of each."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from pitlm.io.atomic import atomic_writer, write_text
+from pitlm.evaluate.statistics import Interval
+from pitlm.io.atomic import write_text
 from pitlm.io.templates import template
+from pitlm.report.plots import draw_rows
 
-SIGNED = ("Delta", "gap")
+SIGNED = ("Delta", "Delta by R_P", "Delta by R_PIT", "gap")
 """Figures that are shown with a sign."""
 
 
@@ -30,36 +30,16 @@ def tables(found: Mapping[str, Any], pictures: str | None = None) -> str:
 def shown(cell: list[float | None], figure: str) -> str:
     """A mean with its interval, such as ``+3.1 [+1.0, +5.2]``."""
     large = max(abs(value) for value in cell if value is not None) >= 10
-    form = f"{{:{'+' if figure in SIGNED else ''}.{1 if large or figure == 'Delta' else 2}f}}"
+    form = f"{{:{'+' if figure in SIGNED else ''}.{1 if large or figure.startswith('Delta') else 2}f}}"
     estimate, *bounds = (None if value is None else form.format(value) for value in cell)
     return str(estimate) if None in bounds else f"{estimate} [{bounds[0]}, {bounds[1]}]"
 
 
 def write_page(found: Mapping[str, Any], page: Path) -> None:
-    """Write the page and, in a folder beside it of the same name, a picture of each experiment."""
+    """Write the page and, in a folder beside it of the same name, a picture of the first figure of each experiment."""
     for name, one in found.items():
-        draw(one, page.with_suffix("") / f"{Path(name).stem}.svg")
+        figure = next(iter(next(iter(one["table"].values()))))
+        means = {row: cells[figure]["mean"] for row, cells in one["table"].items() if figure in cells}
+        rows = {row: Interval(*(math.nan if v is None else v for v in mean)) for row, mean in means.items()}
+        draw_rows(figure, rows, page.with_suffix("") / f"{Path(name).stem}.svg")
     write_text(page, tables(found, page.stem))
-
-
-@matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "reproduce"})
-def draw(one: Mapping[str, Any], path: Path) -> None:
-    """An SVG of the first figure of an experiment: the mean of each row with its interval, and a dot for each seed."""
-    [*rows] = one["table"]
-    name = next(iter(one["table"][rows[0]]))
-    figure = Figure(figsize=(7, 0.6 + 0.28 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    for place, row in enumerate(rows):
-        cell = one["table"][row].get(name) or {"mean": [None], "seeds": {}}
-        estimate, *bounds = cell["mean"]
-        if estimate is not None:
-            axes.plot([estimate], [place], "o", color="#0072b2")
-            axes.plot([own[0] for own in cell["seeds"].values()], [place] * len(cell["seeds"]), "|", color="gray")
-        if None not in bounds and bounds:
-            axes.plot(bounds, [place, place], color="#0072b2")
-    axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
-    axes.set_xlabel(name)
-    axes.grid(axis="x", alpha=0.3)
-    with atomic_writer(path) as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})

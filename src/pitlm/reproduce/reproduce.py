@@ -1,9 +1,10 @@
 """Runs experiments over seeds, and brings their figures together: a mean and an interval over seeds for each cell."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pitlm.core.recipe_file import load_recipe
 from pitlm.evaluate.statistics import Interval, mean_interval
 from pitlm.models.loading import quiet
 from pitlm.reproduce.experiment import Experiment, experiment_names, find_experiment
-from pitlm.reproduce.iterations import iterate, iterations_stage
+from pitlm.reproduce.iterations import ROUNDS, iterate
 from pitlm.reproduce.measures import MEASURES, OF_ITERATIONS, worst
 from pitlm.run.context import Context
 from pitlm.run.folder import RunFolder, Stage, Status, fingerprints, stage_record
@@ -47,17 +48,16 @@ def reproduce(names: Sequence[str], recipe: str, seeds: Sequence[int], out: Path
     quiet()
     experiments = {name: find_experiment(name) for name in names or experiment_names()}
     variants = {name: [*_recipes(name, experiment, recipe)] for name, experiment in experiments.items()}
-    runs: dict[str, dict[tuple[str, int], Path]] = {}
+    found = {}
     for name, experiment in experiments.items():
-        runs[name] = {}
-        for seed in seeds:
-            for variant, folder, chosen in variants[name]:
-                tell(f"{name}, seed {seed}" + (f": {variant}" if variant else ""))
-                root = out / f"seed-{seed}" / folder
-                more = MEASURES[experiment.measure] in OF_ITERATIONS
-                make_run(chosen.model_copy(update={"seed": seed}), root, iterations=more, tell=tell)
-                runs[name][variant, seed] = root
-    return {name: figures(experiments[name], found) for name, found in runs.items()}
+        runs = {}
+        for seed, (variant, folder, chosen) in product(seeds, variants[name]):
+            tell(f"{name}, seed {seed}" + (f": {variant}" if variant else ""))
+            runs[variant, seed] = root = out / f"seed-{seed}" / folder
+            more = experiment.measure in OF_ITERATIONS
+            make_run(chosen.model_copy(update={"seed": seed}), root, iterations=more, tell=tell)
+        found[name] = figures(experiment, runs)
+    return found
 
 
 def _recipes(name: str, experiment: Experiment, recipe: str) -> Iterator[tuple[str, str, Recipe]]:
@@ -72,7 +72,7 @@ def make_run(recipe: Recipe, root: Path, *, iterations: bool, tell: Tell) -> Non
     """Bring one run up to date. A stage that a run beside it has finished with equal settings is taken from there."""
     stages: list[Stage] = [*build_stages(recipe)[:-1]]  # the tables take the place of the report
     if iterations:
-        stages.append(iterations_stage(stages[-1].needs))
+        stages.append(Stage("iterations", {"rounds": ROUNDS}, stages[-1].needs))
     context, folder = Context(recipe, root), RunFolder(root)
     prints = fingerprints(stages)
 
@@ -125,29 +125,26 @@ def figures(experiment: Experiment, runs: dict[tuple[str, int], Path]) -> dict[s
 
 def _cell(values: dict[int, list[float]]) -> dict[str, Any]:
     seeds = {seed: mean_interval(own) for seed, own in values.items()}
-    return {"seeds": {seed: _bounds(found) for seed, found in seeds.items()}, "mean": _over(seeds)}
+    return {"seeds": {seed: _bounds(found) for seed, found in seeds.items()}, "mean": _bounds(_over(seeds))}
 
 
-def _over(seeds: dict[int, Interval]) -> list[float | None]:
+def _over(seeds: dict[int, Interval]) -> Interval:
     """The mean over seeds with its t interval. With one seed it is the interval over items."""
     [*found] = seeds.values()
-    return _bounds(found[0] if len(found) == 1 else mean_interval([one.estimate for one in found]))
+    return found[0] if len(found) == 1 else mean_interval([one.estimate for one in found])
 
 
 def _bounds(found: Interval) -> list[float | None]:
     """Estimate and bounds in four digits; None where one item or one seed gives no interval."""
-    values = asdict(found)
-    return [None if values[key] != values[key] else round(values[key], 4) for key in ("estimate", "low", "high")]
+    return [None if math.isnan(value) else round(value, 4) for value in (found.estimate, found.low, found.high)]
 
 
 def _difference(first: Cells, second: Cells) -> dict[str, Any]:
     """The first figure of one row less that of another, over seeds; item by item within a seed, if the items agree."""
     figure = next(iter(first))
-    less = {seed: _less(own, second[figure][seed]) for seed, own in first[figure].items()}
-    difference = _over(less)
-    low, high = difference[1:]
-    verdict = "undecided" if low is None or high is None or low <= 0 <= high else "holds" if low > 0 else "reversed"
-    return {"figure": figure, "difference": difference, "verdict": verdict}
+    over = _over({seed: _less(own, second[figure][seed]) for seed, own in first[figure].items()})
+    verdict = ("holds" if over.estimate > 0 else "reversed") if over.excludes_zero else "undecided"
+    return {"figure": figure, "difference": _bounds(over), "verdict": verdict}
 
 
 def _less(first: Sequence[float], second: Sequence[float]) -> Interval:

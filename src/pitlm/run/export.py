@@ -252,8 +252,9 @@ def _open_repository(name: str, *, private: bool) -> str:
         raise InputError("--push-to-hub: found no token; run `hf auth login`, or set HF_TOKEN")
     with _explained(name):
         made = HfApi().create_repo(name, private=private or None, exist_ok=True).repo_id
-        if private and not HfApi().model_info(made).private:
-            raise InputError(f"--push-to-hub {name}: found a public repository, expected a private one (--private)")
+        public = private and not HfApi().model_info(made).private
+    if public:
+        raise InputError(f"--push-to-hub {name}: found a public repository, expected a private one (--private)")
     return str(made)
 
 
@@ -276,8 +277,6 @@ def _explained(name: str) -> Iterator[None]:
     """Turn the errors of the hub's client into one message."""
     try:
         yield
-    except InputError:
-        raise
     except HfHubHTTPError as error:
         status, said = error.response.status_code, error.server_message or str(error)
         hint = "; is the token one that may write there?" if status in (401, 403) else ""

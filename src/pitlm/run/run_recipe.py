@@ -113,9 +113,8 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
         raise InputError(
             f"peft.quantize: found {recipe.quantize} and {launch.config}, which shards, expected --accelerate ddp"
         )
-    sections = {name: getattr(recipe, name) for name in ("policy_sft", "reward", "policy_rl", "improver_sft", "gap")}
-    for name, section in {**sections, "curriculum.rl": recipe.curriculum.rl}.items():
+    for stage in build_stages(recipe, contents=False):
         try:
-            _ = section and share_of_batch(section, launch.processes)
+            _ = stage.section and share_of_batch(stage.section, launch.processes)
         except InputError as error:
-            raise InputError(f"{name}.{error}") from error
+            raise InputError(f"{stage.key}.{error}") from error

@@ -40,16 +40,6 @@ WRITTEN = 256
 """Number of answers of the start model that are written to disk at once."""
 
 
-SECTIONS = {
-    "policy": "policy_sft",
-    "improver": "improver_sft",
-    "dpo": "improver_dpo",
-    "policy-rl": "policy_rl",
-    "curriculum": "curriculum.rl",
-}
-"""Section of the recipe with the settings of a training, if it has another name than the stage's task."""
-
-
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
     """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result.
 
@@ -65,7 +55,7 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
         limits = "data.max_prompt_tokens or data.max_response_tokens"
         lower = f"evaluation.batch_size ({context.recipe.evaluation.batch_size})"
         if stage.section is not None:
-            key = SECTIONS.get(stage.task, stage.task)
+            key = stage.key
             rows = stage.section.batch_size // stage.section.accumulation
             lower = f"the {rows} rows of a micro-batch (raise {key}.accumulation or set {key}.gradient_checkpointing)"
         raise MemoryFull(
@@ -105,14 +95,10 @@ def prepare(context: Context, folder: Path) -> dict[str, Any]:
     if recipe.model.init is not None:
         raw = cut_folds(loaded.preferences, test=data.test, validation=data.validation, shares=data.folds)
         pairs = [pair for name in ("sft", "reward", "rl") for pair in raw[name]]
-        make_from_scratch(
-            recipe.model.init,
-            [y for p in pairs for y in (*(turn.content for turn in p.prompt.messages), p.chosen, p.rejected)],
-            folder / "base",
-            seed=context.seed("base"),
-            max_tokens=longest,
-            words=[*KNOWN[data.world].words, *recipe.template.ask.split()] if data.world else (),
-        )
+        texts = [y for p in pairs for y in (*(turn.content for turn in p.prompt.messages), p.chosen, p.rejected)]
+        words = [*KNOWN[data.world].words, *recipe.template.ask.split()] if data.world else []
+        seed = context.seed("base")
+        make_from_scratch(recipe.model.init, texts, folder / "base", seed=seed, max_tokens=longest, words=words)
         _check_models(context, longest)
     places = [place for place, _ in loaded.origins]
     fitted = fit_preferences(loaded.preferences, context.tokenizer, context.template, data, places)
@@ -141,14 +127,8 @@ def _load(context: Context, folder: Path) -> Loaded:
         raise InputError("data.source: found nothing, expected preference pairs: give --data PATH or set data.source")
     if (alike := get_close_matches(data.source, KNOWN, 1)) and not Path(data.source).exists():
         raise InputError(f"data.source: found '{data.source}', did you mean the world '{alike[0]}'?")
-    return load_preferences(
-        data.source,
-        skip_invalid=data.skip_invalid,
-        rejects=folder / "rejects.jsonl",
-        limit=data.pairs,
-        columns=data.columns,
-        progress=True,
-    )
+    how: dict[str, Any] = {"limit": data.pairs, "columns": data.columns, "skip_invalid": data.skip_invalid}
+    return load_preferences(data.source, rejects=folder / "rejects.jsonl", progress=True, **how)
 
 
 def _written(context: Context, folder: Path, prompts: Sequence[Prompt], seed: int) -> list[str]:
@@ -225,11 +205,5 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
             for number in (1, 2)
         )
     fresh = [Comparison(x, a.text, b.text) for x, a, b in zip(prompts, first, second, strict=True)]
-    return gap_health(
-        context.open(GapModel, folder.name, bases),
-        context.open(RewardModel, "reward", bases),
-        context.folds["reward"],
-        context.folds["test"],
-        fresh,
-        context.judge(bases),
-    )
+    gap, reward = context.open(GapModel, folder.name, bases), context.open(RewardModel, "reward", bases)
+    return gap_health(gap, reward, context.folds["reward"], context.folds["test"], fresh, context.judge(bases))

@@ -19,6 +19,15 @@ from pitlm.worlds.known import KNOWN
 Task = Literal["data", "policy", "improver", "dpo", "reward", "gap", "policy-rl", "curriculum", "evaluation", "report"]
 """What a stage does: `policy` and `improver` are SFT, `reward` is R_P or the judge, `gap` is R_PIT."""
 
+SECTIONS: Mapping[Task, str] = {
+    "policy": "policy_sft",
+    "improver": "improver_sft",
+    "dpo": "improver_dpo",
+    "policy-rl": "policy_rl",
+    "curriculum": "curriculum.rl",
+}
+"""The section of the recipe with the settings of a training, if it has another name than the stage's task."""
+
 
 @dataclass(frozen=True)
 class PipelineStage(Stage):
@@ -34,6 +43,11 @@ class PipelineStage(Stage):
     section: TrainSection | None = None
     folds: Sequence[str] = ()
     curriculum: CurriculumStage | None = None
+
+    @property
+    def key(self) -> str:
+        """The section of the recipe with the settings of its training."""
+        return SECTIONS.get(self.task, self.task)
 
     @property
     def training(self) -> TrainSection:

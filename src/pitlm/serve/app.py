@@ -10,14 +10,13 @@ from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from rich.text import Text
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from pitlm import __version__
 from pitlm.core.errors import InputError
-from pitlm.io.console import make_console
 from pitlm.io.templates import template
+from pitlm.io.visible import echo
 from pitlm.loop.live_loop import AsyncProposer, AsyncScorer, Improving, Unavailable
 from pitlm.serve.gate import Gate
 from pitlm.serve.model_api import router
@@ -53,7 +52,7 @@ async def _serve(settings: Settings, host: str, port: int, check: bool) -> None:
     with bind(host, port) as listener:  # before the models load, so that a port in use fails at once
         async with serving(settings) as app:
             about = template("pitlm.serve", "about.j2").render(settings=settings, url=address(listener).rstrip("/"))
-            make_console().print(Text(about.rstrip()), soft_wrap=True)  # so that a command can be copied
+            echo(about, nl=False)  # without folding, so that a command can be copied
             if check:
                 return
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,23 +12,13 @@ from pitlm.core.nouns import Prompt, is_unicode
 from pitlm.io.event_stream import event_data
 from pitlm.loop.live_loop import Bounds, LiveOutcome
 from pitlm.serve.outcomes import pit_field, whole_usage
-from pitlm.serve.web import ApiError
+from pitlm.serve.web import HTTP, ApiError
 
 IMPROVABLE_ENDS = ("stop", "length")
 BESIDE_TEXT = ("tool_calls", "function_call", "refusal", "audio", "annotations")
 """Parts of a message that depend on the message's text, or replace the text."""
-OF_ANSWER = frozenset({
-    "id", "object", "created", "model", "system_fingerprint", "service_tier", "usage", "choices", "index", "message",
-    "finish_reason", "delta", "role", "content", "reasoning", "reasoning_content",
-})  # fmt: skip
-"""Fields of a completion, a choice and a message that still hold if the text is another one."""
-HARMLESS = frozenset({
-    "model", "messages", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
-    "frequency_penalty", "repetition_penalty", "stop", "seed", "user", "metadata", "store", "service_tier",
-    "safety_identifier", "prompt_cache_key", "reasoning_effort", "parallel_tool_calls", "chat_template_kwargs",
-    "skip_special_tokens", "priority", "request_id", "cache_salt", "keep_alive",
-})  # fmt: skip
-"""Fields of a request that an improved text obeys. A request with another field is passed on."""
+OF_ANSWER, HARMLESS = frozenset(HTTP["of_answer"]), frozenset(HTTP["harmless"])
+"""Fields of an answer that still hold if the text is another one, and fields of a request that such a text obeys."""
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 _WORD = re.compile(r"\s*\S+|\s+\Z")
@@ -167,15 +157,12 @@ def _prompt(messages: Any) -> Prompt:
 def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
     """The bounds in a request. Values that make no sense set no bound here: the upstream may refuse them."""
     stop, temperature, seed = request.get("stop"), request.get("temperature"), request.get("seed")
-    stops = [stop] if isinstance(stop, str) else stop
+    stops = tuple(s for s in (stop if isinstance(stop, list) else [stop]) if isinstance(s, str) and s)
     limits: list[Any] = [request.get("max_tokens"), request.get("max_completion_tokens")]
-    return Bounds(
-        stop=tuple(s for s in stops if isinstance(s, str) and s) if isinstance(stops, list) else (),
-        max_tokens=min((n for n in limits if _is_count(n)), default=None),
-        temperature=temperature if isinstance(temperature, int | float) and 0 <= temperature < math.inf else None,
-        seed=seed if isinstance(seed, int) else None,
-        rounds=rounds,
-    )
+    longest = min((n for n in limits if _is_count(n)), default=None)
+    temperature = temperature if isinstance(temperature, int | float) and 0 <= temperature < math.inf else None
+    seed = seed if isinstance(seed, int) else None
+    return Bounds(stop=stops, max_tokens=longest, temperature=temperature, seed=seed, rounds=rounds)
 
 
 def _cut(whole: Mapping[str, Any]) -> dict[str, Any]:

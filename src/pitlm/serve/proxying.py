@@ -21,15 +21,12 @@ from pitlm.io.event_stream import events
 from pitlm.loop.live_loop import Improving
 from pitlm.serve.chat_completions import ChatReply, Wish, read_wish
 from pitlm.serve.outcomes import Metrics, pit_headers
-from pitlm.serve.web import ApiError, Headers, respond
+from pitlm.serve.web import HTTP, ApiError, Headers, respond
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 4.0  # common servers close an idle connection after 5 s; no request may start while they do
 
-HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade".split()
-)
+HOP_BY_HOP = frozenset(name.encode() for name in HTTP["hop_by_hop"])
 """Headers that speak of one connection, not of the message (RFC 9110, 7.6.1)."""
 NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect", b"x-pit"}
 NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length"}
@@ -80,13 +77,10 @@ class Connections:
             self._leave_out |= {b"authorization"}
         self._url = lru_cache(256)(lambda path: httpx.URL(base.rstrip("/") + path))
         self._extensions = {"timeout": {"connect": CONNECT_SECONDS, "pool": None, "read": seconds, "write": seconds}}
-        self._new = partial(
-            httpx.AsyncHTTPTransport,
-            verify=httpx.create_ssl_context(),
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS),
-            proxy=None if proxy_bypass(str(url.hostname)) else getproxies().get(url.scheme),
-            retries=1,  # only connecting is tried again, never a request
-        )
+        proxy = None if proxy_bypass(str(url.hostname)) else getproxies().get(url.scheme)
+        verify, limits = httpx.create_ssl_context(), httpx.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS)
+        # Only connecting is tried again, never a request.
+        self._new = partial(httpx.AsyncHTTPTransport, verify=verify, limits=limits, proxy=proxy, retries=1)
         with loading(base, "connection"):  # the environment may name a proxy of an unknown kind
             self._idle = [self._new()]
 

@@ -4,15 +4,17 @@ import ipaddress
 import json
 import secrets
 import socket
+from importlib.resources import files
 from typing import Any
 
 import uvicorn
-from jinja2 import Environment, PackageLoader
+import yaml
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from pitlm.core.errors import InputError
+from pitlm.io.templates import template
 from pitlm.serve.settings import LOOPBACK_HOSTS
 
 Headers = list[tuple[bytes, bytes]]
@@ -20,15 +22,9 @@ Headers = list[tuple[bytes, bytes]]
 PATIENCE = 75.0
 """Seconds for the head of a connection's first request; a later head has up to twice as long."""
 
-TEMPLATES = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True)
-PAGE_HEADERS = {
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+HTTP = yaml.safe_load(files("pitlm.serve").joinpath("http.yaml").read_text("utf-8"))
+"""Names of headers, and of fields of the chat API."""
+PAGE_HEADERS: dict[str, str] = HTTP["page_headers"]
 """Headers of every response to a browser. They limit what the browser does with the response."""
 
 
@@ -66,7 +62,7 @@ def page(name: str, **about: Any) -> HTMLResponse:
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
     )
-    text = TEMPLATES.get_template(name).render(nonce=nonce, **about)
+    text = template("pitlm.serve", name, autoescape=True).render(nonce=nonce, **about)
     return HTMLResponse(text, headers={**PAGE_HEADERS, "Content-Security-Policy": policy})
 
 

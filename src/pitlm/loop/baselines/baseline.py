@@ -23,6 +23,7 @@ from pitlm.io.named_parts import find_part
 from pitlm.loop.baselines.guide import PROMPTS, Guide
 from pitlm.loop.baselines.self_refine import self_refine
 from pitlm.loop.calibration import Promise
+from pitlm.loop.chains import play
 
 if TYPE_CHECKING:
     from pitlm.engines.generators import Policy
@@ -138,21 +139,15 @@ def with_margin_for(harm: float) -> Baseline:
     """PIT with the margin that is chosen on further answers, so that at most this share of answers is made worse."""
 
     def traces(systems: Systems) -> list[Trace]:
-        from pitlm.loop.margin import choose_margin  # here, because planning needs no scipy
+        from pitlm.loop.margin import Chains  # here, because planning needs no scipy
 
         assert systems.open_quality is not None
         assert systems.choosing is not None
-        improver, gap = systems.models.improver, systems.models.gap
-        margin = choose_margin(
-            gap,
-            systems.choosing(),
-            improver=improver,
-            settings=systems.loop,
-            promise=Promise(harm=harm),
-            score=systems.open_quality(),
-            seed=systems.seed("calibration"),
-        )
-        return systems.improved(title, improver, gap, margin=margin)
+        improver, gap, seed = systems.models.improver, systems.models.gap, systems.seed("calibration")
+        played = play({title: gap}, [systems.choosing()], improver=improver, settings=systems.loop, seed=seed)
+        [always] = played[title]
+        chosen = Chains.of(always, systems.open_quality()).choose(harm, Promise().confidence)
+        return systems.improved(title, improver, gap, margin=chosen.margin)
 
     title = f"PIT, margin for {harm:.0%} harm"
     return Baseline(title, traces, work=lambda rounds, samples: Work(proposals=rounds, gaps=rounds), compared=False)

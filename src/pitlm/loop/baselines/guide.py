@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, model_validator
 
-from pitlm.core.errors import InputError
 from pitlm.core.nouns import Message, Prompt
 from pitlm.core.recipe_file import read_tree
 from pitlm.core.section import NonNegativeFloat, PositiveInt, Section
@@ -30,6 +30,18 @@ class WorkedRound(Section):
     refined: str
 
 
+def _shows_the_rubric(request: str | None) -> str | None:
+    if request is not None and RUBRIC not in request:
+        raise ValueError(f"expected {RUBRIC} in it: the model would never see the rubric")
+    return request
+
+
+def _has_one_group(pattern: re.Pattern[str] | None) -> re.Pattern[str] | None:
+    if pattern is not None and pattern.groups != 1:
+        raise ValueError("expected one group, around the number")
+    return pattern
+
+
 class Guide(Section):
     """The prompts of Self-Refine.
 
@@ -49,29 +61,15 @@ class Guide(Section):
     """
 
     rubric: dict[str, str]
-    feedback: str | None
+    feedback: Annotated[str | None, AfterValidator(_shows_the_rubric)]
     refine: str
     done: re.Pattern[str] | None = None
-    score: re.Pattern[str] | None = None
+    score: Annotated[re.Pattern[str] | None, AfterValidator(_has_one_group)] = None
     apart: bool = False
     history: bool = True
     examples: list[WorkedRound] = []
     rounds: PositiveInt | None = None
     temperature: NonNegativeFloat = 0.7
-
-    @field_validator("feedback")
-    @classmethod
-    def _shows_the_rubric(cls, value: str | None) -> str | None:
-        if value is not None and RUBRIC not in value:
-            raise ValueError(f"expected {RUBRIC} in it: the model would never see the rubric")
-        return value
-
-    @field_validator("score")
-    @classmethod
-    def _has_one_group(cls, value: re.Pattern[str] | None) -> re.Pattern[str] | None:
-        if value is not None and value.groups != 1:
-            raise ValueError("expected one group, around the number")
-        return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Guide:
@@ -87,16 +85,6 @@ class Guide(Section):
     def load(cls, path: Path = DEFAULT) -> Guide:
         """Read a YAML file. Raises InputError: it is unreadable, or has an unknown key or an impossible value."""
         return cls.of(read_tree(path, "file of Self-Refine's prompts"), str(path))
-
-    def only(self, names: Sequence[str]) -> Guide:
-        """The same guide with a rubric of these criteria alone.
-
-        Raises:
-            InputError: a criterion that the rubric does not have.
-        """
-        if unknown := [name for name in names if name not in self.rubric]:
-            raise InputError(f"rubric: found '{unknown[0]}', expected one of {', '.join(self.rubric)}")
-        return self.model_copy(update={"rubric": {name: text for name, text in self.rubric.items() if name in names}})
 
     @property
     def questions(self) -> tuple[str, ...]:
