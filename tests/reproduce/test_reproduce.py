@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,6 @@ def test_starts_gaps_and_failures(iterated: Path) -> None:
     assert (failures["less rude"]["of answers, %"], failures["worse"]["of answers, %"]) == ([100.0, 0.0], [0.0, 100.0])
     [worst] = measures.worst(iterated, 3)
     assert worst == {"prompt": "question 1", "before": "before 1", "after": "after 1", "change": -1.0}
-    assert measures.seconds(iterated) == {name: {"seconds": [7.5]} for name in ("evaluation", "iterations")}
 
 
 def an_experiment(**given: Any) -> Experiment:
@@ -184,7 +184,7 @@ def test_rows_of_a_table_get_the_names_that_are_given(tmp_path: Path) -> None:
 
 def test_a_claim_about_no_row_is_refused(tmp_path: Path) -> None:
     runs = {("", 0): a_run(tmp_path, pit=[1.0], sft=[0.0], original=[0.0])}
-    with pytest.raises(InputError, match="a claim about 'PTI', expected one of original, SFT-only improver, PIT"):
+    with pytest.raises(InputError, match="'claims': found 'PTI', expected some of original, SFT-only improver, PIT"):
         figures(an_experiment(claims=[["PTI", "original"]]), runs)
 
 
@@ -224,20 +224,24 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+HEAT = "2.0-" + hashlib.sha256(b'{"loop.temperature": 2.0}').hexdigest()[:8]
+"""The folder of a variant: its name, and a digest of its changes."""
+
+
 def test_the_tables_are_printed_and_written(reproduced: Path) -> None:
     found = json.loads((reproduced / "figures.json").read_text())
     page = (reproduced / "page.md").read_text()
     assert list(found) == ["judges", "heat.yaml"]
-    assert page == tables(found, "page")
+    assert page == tables(found, "page.pictures")
     assert tables(found) in (reproduced / "shown.txt").read_text()
     assert "- 0.4 less 2.0: " in page
-    assert (reproduced / "page" / "heat.svg").read_text().count("<svg") == 1
-    assert "](page/heat.svg)" in page
+    assert (reproduced / "page.pictures" / "heat.svg").read_text().count("<svg") == 1
+    assert "](page.pictures/heat.svg)" in page
     assert list(found["judges"]["table"]["from the policy"])[:3] == ["Delta", "Delta by R_P", "Delta by R_PIT"]
 
 
 def test_runs_share_what_they_have_in_common(reproduced: Path) -> None:
-    first, second = (reproduced / "runs" / "reproduce" / "seed-0" / name for name in ("as-it-is", "heat-2.0"))
+    first, second = (reproduced / "runs" / "reproduce" / "seed-0" / name for name in ("as-it-is", HEAT))
     model = "gap/model/model.safetensors"
     assert (first / model).samefile(second / model)
     assert not (first / "evaluation" / "verdicts.jsonl").samefile(second / "evaluation" / "verdicts.jsonl")
@@ -260,6 +264,7 @@ def test_every_packaged_experiment_finds_its_rows(reproduced: Path) -> None:
         assert found[name]["table"]
         if isinstance(experiment.rows, dict):
             assert set(found[name]["table"]) == set(experiment.rows)
+    assert list(found["seconds"]["table"])[:3] == ["data", "policy-sft", "reward"]
     assert f"## {found['curriculum']['title']}" in tables(found)
 
 
@@ -270,7 +275,11 @@ def test_bad_input_is_one_line(reproduced: Path) -> None:
         "order: 1": "is missing",
         "{order: 1, title: a, paper: b, measure: luck}": "'systems', 'rounds'",
         "{order: 1, title: a, paper: b, variants: {a: {loop.heat: 1}}}": "loop.heat",
-        "{order: 1, title: a, paper: b, variants: {a: {loop.rounds: many}}}": "loop.rounds",
+        "{order: 1, title: a, paper: b, variants: {a: {loop.rounds: many}}}": "bad.yaml: variant 'a': tiny.yaml: key 'loop.rounds'",
+        "{order: 1, title: a, paper: b, variants: {a: {seed: 1}}}": "found a seed in 'a', expected none",
+        "{order: 1, title: a, paper: b, rows: {x: [c, PIT]}}": "found the variant 'c', expected one of",
+        "{order: 1, title: a, paper: b, rows: []}": "at least 1 item",
+        "{order: 1, title: a, paper: b, variants: {a: {data.source: x.jsonl}}}": "without a known truth",
     }.items():
         (reproduced / "bad.yaml").write_text(text)
         refused = shell("reproduce", "bad.yaml", "--recipe", "tiny.yaml", "--out", "new")
@@ -279,6 +288,54 @@ def test_bad_input_is_one_line(reproduced: Path) -> None:
     refused = shell("reproduce", "judges", "--recipe", "tiny.yaml", "--page", "page.md")
     assert "page.md: exists already" in refused.stderr
     assert not (reproduced / "new").exists()
+
+
+def test_rows_and_figures_that_no_run_has_are_named(reproduced: Path) -> None:
+    shell = Shell(reproduced)
+    for text, words in {
+        "{order: 1, title: a, paper: b, figures: [utilty]}": "mine.yaml: 'figures': found 'utilty', expected some of Delta,",
+        "{order: 1, title: a, paper: b, rows: [PTI]}": "mine.yaml: 'rows': found 'PTI', expected some of original,",
+        "{order: 1, title: a, paper: b, claims: [[PIT, PTI]]}": "mine.yaml: 'claims': found 'PTI', expected some of",
+    }.items():
+        (reproduced / "mine.yaml").write_text(text)
+        refused = shell("reproduce", "mine.yaml", "--recipe", "tiny.yaml", "--quick")
+        assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+        assert words in refused.stderr
+
+
+def test_runs_of_another_recipe_are_kept(reproduced: Path) -> None:
+    other = yaml.safe_load((reproduced / "tiny.yaml").read_text())
+    other["gap"]["max_steps"] = 5
+    (reproduced / "other.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
+    refused = Shell(reproduced)("reproduce", "judges", "--recipe", "other.yaml", "--quick")
+    assert refused.returncode == 2
+    assert "gap" in refused.stderr
+    assert "--update" in refused.stderr
+
+
+def test_a_changed_loop_makes_new_iterations(reproduced: Path) -> None:
+    """Not those of the run beside it, which has another temperature."""
+    (reproduced / "hot.yaml").write_text(
+        "{order: 1, title: a, paper: b, measure: rounds, figures: [utility],"
+        " variants: {cold: {loop.temperature: 0.01}, hot: {loop.temperature: 3.0}}}"
+    )
+    done = Shell(reproduced)("reproduce", "hot.yaml", "--recipe", "tiny.yaml", "--quick", "--json", "hot.json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((reproduced / "hot.json").read_text())["hot.yaml"]["table"]
+    assert table["cold: PIT, round 3"] != table["hot: PIT, round 3"]
+
+
+def test_a_measure_without_a_value_is_a_dash(tmp_path: Path) -> None:
+    """A version that equals the version before is neither better nor worse, and in a small run all may be equal."""
+    level, rising = [[1.0] * 6] * 2, [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]] * 2
+    runs = {("", seed): tmp_path / str(seed) for seed in (0, 1)}
+    for root, utilities in zip(runs.values(), (level, rising), strict=True):
+        improved(root, "PIT", utilities, [[1.0] * 5] * 2, [0.0, 0.0])
+    experiment = an_experiment(measure="trust", rows=["PIT, round 2"], figures=["right, %"])
+    cell = figures(experiment, runs)["table"]["PIT, round 2"]["right, %"]
+    assert [shown(own, "right, %") for own in cell["seeds"].values()] == ["-", "100.0 [100.0, 100.0]"]
+    assert shown(cell["mean"], "right, %") == "100.0 [100.0, 100.0]"
+    assert shown(figures(experiment, {("", 0): tmp_path / "0"})["table"]["PIT, round 2"]["right, %"]["mean"], "") == "-"
 
 
 def test_the_experiments_are_listed(reproduced: Path) -> None:

@@ -30,7 +30,8 @@ class Reproduction(Section):
         seed: make this seed alone.
         quick: make seed 0 alone; then the intervals are over items.
         out: folder of all runs.
-        page: also write the tables as Markdown to this file, with pictures in a folder beside it.
+        page: also write the tables to this Markdown file, with pictures in a folder beside it, NAME.pictures.
+        update: redo stages whose settings have changed.
         list: list the experiments, and make none.
     """
 
@@ -40,12 +41,8 @@ class Reproduction(Section):
     quick: bool = False
     out: FilePath = Path("runs/reproduce")
     page: FilePath | None = None
+    update: bool = False
     list: bool = False
-
-    @property
-    def chosen(self) -> range:
-        first, count = (self.seed, 1) if self.seed is not None else (0, 1 if self.quick else self.seeds)
-        return range(first, first + count)
 
 
 @click.command()
@@ -63,10 +60,13 @@ def reproduce(experiments: tuple[str, ...], asked: Reproduction, json_file: Path
         return echo("\n".join(f"{name:18} {find_experiment(name).title}" for name in experiment_names()))
     check_output(json_file, force, "the figures")
     check_output(asked.page, force, "the tables")
+    check_output(asked.page and asked.page.with_suffix(".pictures"), force, "the pictures", "*.svg")
     from pitlm.reproduce.page import tables, write_page
     from pitlm.reproduce.reproduce import reproduce as make
 
-    found = make(experiments, asked.recipe, asked.chosen, asked.out, echo)
+    first, count = (asked.seed, 1) if asked.seed is not None else (0, 1 if asked.quick else asked.seeds)
+    seeds = range(first, first + count)
+    found = make(experiments, asked.recipe, seeds, asked.out, echo, update=asked.update)
     echo("\n" + tables(found))
     if asked.page is not None:
         write_page(found, asked.page)

@@ -117,16 +117,11 @@ class VerdictRow:
 
     def swap(self) -> VerdictRow:
         """The same row seen from the other system."""
-        return replace(
-            self,
-            first=self.second,
-            second=self.first,
-            verdict=self.verdict.swap(),
-            scores=None if self.scores is None else self.scores[::-1],
-            strength=None if self.strength is None else 1.0 - self.strength,
-            replies=tuple(reply.swap() for reply in self.replies),
-            lengths=None if self.lengths is None else self.lengths[::-1],
-        )
+        verdict, replies = self.verdict.swap(), tuple(reply.swap() for reply in self.replies)
+        scores, lengths = self.scores and self.scores[::-1], self.lengths and self.lengths[::-1]
+        strength = None if self.strength is None else 1.0 - self.strength
+        turned = replace(self, first=self.second, second=self.first, verdict=verdict, replies=replies)
+        return replace(turned, scores=scores, lengths=lengths, strength=strength)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; fields that hold nothing are left out."""

@@ -76,16 +76,11 @@ def annotation_from_dict(fields: Mapping[str, Any], line: int) -> Annotation:
             raise RowError(name, describe(fields[name]), "text")
     asked = "\n\n".join(part for name in ("instruction", "input") if (part := fields.get(name)))
     outputs = (fields.get("output_2"), fields.get("output_1"))
-    row = VerdictRow(
-        item=fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}"),
-        first=fields.get("generator_2") or "model",
-        second=fields.get("generator_1") or "baseline",
-        verdict=verdict,
-        strength=strength,
-        judge=fields.get("annotator") or "",
-        lengths=None if None in outputs else tuple(len(str(y)) for y in outputs),  # type: ignore[arg-type]
-    )
-    return Annotation(row, fields)
+    item = fields.get("item") or (Prompt.of(asked).key if asked else f"{line:05d}")
+    first, second = fields.get("generator_2") or "model", fields.get("generator_1") or "baseline"
+    lengths: Any = None if None in outputs else tuple(len(str(y)) for y in outputs)
+    told = {"strength": strength, "judge": fields.get("annotator") or "", "lengths": lengths}
+    return Annotation(VerdictRow(item, first, second, verdict, **told), fields)
 
 
 def annotation_as_dict(annotation: Annotation) -> dict[str, Any]:

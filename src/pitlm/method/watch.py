@@ -139,12 +139,10 @@ class HeldOutProbe(StepLog):
 
     def _measure(self, state: TrainerState) -> None:
         tokenizer = self.bench.tokenizer
-        completions = generate(
+        model, prompts = (
             self.trainer.accelerator.unwrap_model(self.trainer.model),
-            tokenizer,
             encode_prompts(tokenizer, self.held_out),
-            max_new_tokens=self.bench.card.max_new_tokens,
-            temperature=self.section.temperature,
-            seed=self.bench.seed,
         )
+        how: dict[str, Any] = {"temperature": self.section.temperature, "seed": self.bench.seed}
+        completions = generate(model, tokenizer, prompts, max_new_tokens=self.bench.card.max_new_tokens, **how)
         self.append(state, {"quality": self.probe.of_tokens(tokenizer, self.held_out, completions)})

@@ -85,15 +85,10 @@ def save_adapter(model: PeftModel, start: Path, folder: Path, state: Mapping[str
     rank += trained.r
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.contiguous() for name, weight in {**joined, **head}.items()}, folder / WEIGHTS)
-    LoraConfig(
-        base_model_name_or_path=base,
-        task_type=trained.task_type,
-        r=rank,
-        lora_alpha=trained.lora_alpha * rank / trained.r,
-        target_modules=sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in joined}),
-        modules_to_save=["score"] if head else None,
-        inference_mode=True,
-    ).save_pretrained(str(folder))
+    targets = sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in joined})
+    kept = {"task_type": trained.task_type, "modules_to_save": ["score"] if head else None, "inference_mode": True}
+    sizes = {"r": rank, "lora_alpha": trained.lora_alpha * rank / trained.r}
+    LoraConfig(base_model_name_or_path=base, target_modules=targets, **sizes, **kept).save_pretrained(str(folder))
     shape = copy.deepcopy(model.config)
     vars(shape).pop("quantization_config", None)
     shape.save_pretrained(folder)

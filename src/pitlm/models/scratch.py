@@ -30,21 +30,12 @@ def make_from_scratch(
         tokenizer = make_words_tokenizer(words or {word for text in texts for word in text.split()})
     else:
         tokenizer = _bpe_tokenizer(texts, init.vocabulary)
-    config = AutoConfig.for_model(
-        init.architecture,
-        vocab_size=len(tokenizer),
-        hidden_size=init.hidden,
-        intermediate_size=init.mlp,
-        num_hidden_layers=init.layers,
-        num_attention_heads=init.heads,
-        num_key_value_heads=init.heads,
-        head_dim=init.head_dim,
-        max_position_embeddings=max_tokens,
-        # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
-        initializer_range=init.hidden**-0.5,
-        tie_word_embeddings=True,
-        **special_ids(tokenizer),
-    )
+    width = {"hidden_size": init.hidden, "intermediate_size": init.mlp, "num_hidden_layers": init.layers}
+    heads = {"num_attention_heads": init.heads, "num_key_value_heads": init.heads, "head_dim": init.head_dim}
+    # The usual 0.02 suits wide models; for narrow ones it delays the learning of copying by hundreds of steps.
+    drawn = {"initializer_range": init.hidden**-0.5, "tie_word_embeddings": True}
+    ends = {"vocab_size": len(tokenizer), "max_position_embeddings": max_tokens, **special_ids(tokenizer)}
+    config = AutoConfig.for_model(init.architecture, **width, **heads, **drawn, **ends)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

@@ -113,15 +113,10 @@ def model_card(card: Card, origin: Origin | None, *, adapter: tuple[str, int] | 
         figures, base = _figures(card, origin, task), origin.hub_base
         data = origin.hub_source and origin.hub_source.partition(":")[0]  # without the split
         name = f"{origin.recipe['name']}-{card.kind}" if figures else None
-    metadata = ModelCardData(
-        base_model=base,
-        datasets=[data] if data else None,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag=task,
-        tags=["pitlm", "pit", f"arxiv:{PAPER}", *([_TAGS[card.kind]] if card.kind in _TAGS else [])],
-        model_name=name,
-        eval_results=figures or None,
-    )
+    tags = ["pitlm", "pit", f"arxiv:{PAPER}", *([_TAGS[card.kind]] if card.kind in _TAGS else [])]
+    of_model = {"base_model": base, "model_name": name, "datasets": [data] if data else None}
+    about: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task, **of_model}
+    metadata = ModelCardData(**about, tags=tags, eval_results=figures or None)
     settings = yaml.safe_dump(origin.recipe, sort_keys=False, allow_unicode=True) if origin else ""
     # A fence longer than any in the settings: no text of theirs can end the block.
     fence = "~" * max(3, 1 + max(map(len, re.findall("~+", settings)), default=0))

@@ -1,9 +1,11 @@
 """One experiment: what varies, what is measured, and what the paper says. Each experiment is a YAML file."""
 
-from pathlib import Path
-from typing import Any, Literal
+from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
 
 from pitlm.core.packaged_recipes import find_packaged
 from pitlm.core.recipe_file import read_tree
@@ -15,6 +17,9 @@ EXPERIMENTS = Path(__file__).with_name("experiments")
 
 Measure = Literal["systems", "rounds", "trust", "starts", "gaps", "health", "seconds", "failures"]
 """What can be measured: the functions of :mod:`pitlm.reproduce.measures`."""
+
+T = TypeVar("T")
+Some = Annotated[T, Field(min_length=1)]
 
 
 class Experiment(Section):
@@ -36,13 +41,23 @@ class Experiment(Section):
     order: int
     title: str
     paper: str
-    variants: dict[str, dict[str, Any]] = Field({"": {}}, min_length=1)
+    variants: Some[dict[str, dict[str, Any]]] = {"": {}}
     measure: Measure = "systems"
-    rows: list[str] | dict[str, tuple[str, str]] | None = None
-    figures: list[str] | None = None
+    rows: Some[list[str]] | Some[dict[str, tuple[str, str]]] | None = None
+    figures: Some[list[str]] | None = None
     claims: list[tuple[str, str]] = []
     examples: NonNegativeInt = 0
     finding: str = ""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Experiment:
+        places = [*self.rows.values()] if isinstance(self.rows, dict) else []
+        if unknown := {variant for variant, _ in places} - self.variants.keys():
+            raise ValueError(f"'rows': found the variant '{min(unknown)}', expected one of {', '.join(self.variants)}")
+        for variant, changes in self.variants.items():
+            if "seed" in changes:
+                raise ValueError(f"'variants': found a seed in '{variant}', expected none; give --seed")
+        return self
 
     def label(self, variant: str, row: str) -> str | None:
         """The name in the table of one row of the measure of a variant; None if the table does not show the row."""

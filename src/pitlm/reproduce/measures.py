@@ -20,7 +20,8 @@ from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT
 from pitlm.report.shape import HEALTH, health_figures
 from pitlm.reproduce.experiment import Measure
 from pitlm.reproduce.iterations import CHOSEN, FILE, REJECTED, ROUNDS
-from pitlm.run.folder import stage_record, stage_result
+from pitlm.run.folder import stage_record, stage_result, stored_recipe
+from pitlm.run.stages import build_stages
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]
 """By row and figure, one value for each item, or a single value for the whole run."""
@@ -114,7 +115,7 @@ def health(run: Path) -> Rows:
 
 def seconds(run: Path) -> Rows:
     """Seconds of each stage."""
-    records = [stage_record(run, path.parent.name) for path in run.glob("*/stage.json")]
+    records = [stage_record(run, stage.name) for stage in build_stages(stored_recipe(run), contents=False)]
     return {record["name"]: {"seconds": [record["seconds"]]} for record in records if record}
 
 

@@ -28,7 +28,9 @@ def tables(found: Mapping[str, Any], pictures: str | None = None) -> str:
 
 
 def shown(cell: list[float | None], figure: str) -> str:
-    """A mean with its interval, such as ``+3.1 [+1.0, +5.2]``."""
+    """A mean with its interval, such as ``+3.1 [+1.0, +5.2]``; a dash if there was nothing to measure."""
+    if cell[0] is None:
+        return "-"
     large = max(abs(value) for value in cell if value is not None) >= 10
     form = f"{{:{'+' if figure in SIGNED else ''}.{1 if large or figure.startswith('Delta') else 2}f}}"
     estimate, *bounds = (None if value is None else form.format(value) for value in cell)
@@ -36,10 +38,10 @@ def shown(cell: list[float | None], figure: str) -> str:
 
 
 def write_page(found: Mapping[str, Any], page: Path) -> None:
-    """Write the page and, in a folder beside it of the same name, a picture of the first figure of each experiment."""
+    """Write the page and, in a folder beside it, a picture of the first figure of each experiment."""
     for name, one in found.items():
         figure = next(iter(next(iter(one["table"].values()))))
         means = {row: cells[figure]["mean"] for row, cells in one["table"].items() if figure in cells}
         rows = {row: Interval(*(math.nan if v is None else v for v in mean)) for row, mean in means.items()}
-        draw_rows(figure, rows, page.with_suffix("") / f"{Path(name).stem}.svg")
-    write_text(page, tables(found, page.stem))
+        draw_rows(figure, rows, page.with_suffix(".pictures") / f"{Path(name).stem}.svg")
+    write_text(page, tables(found, page.with_suffix(".pictures").name))

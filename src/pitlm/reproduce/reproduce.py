@@ -1,14 +1,16 @@
 """Runs experiments over seeds, and brings their figures together: a mean and an interval over seeds for each cell."""
 
+import hashlib
+import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from contextlib import contextmanager
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pitlm.core.errors import InputError
 from pitlm.core.packaged_recipes import find_recipe
@@ -16,11 +18,13 @@ from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
 from pitlm.evaluate.statistics import Interval, mean_interval
 from pitlm.models.loading import quiet
+from pitlm.models.machine import native_bfloat16
 from pitlm.reproduce.experiment import Experiment, experiment_names, find_experiment
 from pitlm.reproduce.iterations import ROUNDS, iterate
 from pitlm.reproduce.measures import MEASURES, OF_ITERATIONS, worst
 from pitlm.run.context import Context
 from pitlm.run.folder import RunFolder, Stage, Status, fingerprints, stage_record
+from pitlm.run.run_recipe import check_recipe
 from pitlm.run.stage_work import do_work
 from pitlm.run.stages import PipelineStage, build_stages
 
@@ -31,7 +35,9 @@ Cells = dict[str, dict[int, list[float]]]
 """One row of a table: by figure and seed, the values by item."""
 
 
-def reproduce(names: Sequence[str], recipe: str, seeds: Sequence[int], out: Path, tell: Tell) -> dict[str, Any]:
+def reproduce(
+    names: Sequence[str], recipe: str, seeds: Sequence[int], out: Path, tell: Tell, *, update: bool = False
+) -> dict[str, Any]:
     """Bring the runs of each experiment up to date, and return the figures of all of them by the experiment's name.
 
     A run that several experiments need is made once. Runs of one seed share each stage in which they do not differ. An
@@ -41,13 +47,15 @@ def reproduce(names: Sequence[str], recipe: str, seeds: Sequence[int], out: Path
         names: packaged experiments or files; none means all packaged experiments.
         recipe: packaged recipe or file, which the variants change.
         out: folder that gets one folder for each seed, with one run for each variant.
+        update: redo stages whose settings have changed.
 
     Raises:
-        InputError: no such experiment or recipe, or settings that the recipe does not have.
+        InputError: no such experiment or recipe, settings that the recipe does not have, a recipe without a known
+            truth, runs of another recipe in ``out`` without ``update``, or rows or figures that the runs do not have.
     """
     quiet()
     experiments = {name: find_experiment(name) for name in names or experiment_names()}
-    variants = {name: [*_recipes(name, experiment, recipe)] for name, experiment in experiments.items()}
+    variants = {name: [*_recipes(name, experiment, recipe, out)] for name, experiment in experiments.items()}
     found = {}
     for name, experiment in experiments.items():
         runs = {}
@@ -55,24 +63,42 @@ def reproduce(names: Sequence[str], recipe: str, seeds: Sequence[int], out: Path
             tell(f"{name}, seed {seed}" + (f": {variant}" if variant else ""))
             runs[variant, seed] = root = out / f"seed-{seed}" / folder
             more = experiment.measure in OF_ITERATIONS
-            make_run(chosen.model_copy(update={"seed": seed}), root, iterations=more, tell=tell)
-        found[name] = figures(experiment, runs)
+            make_run(chosen.model_copy(update={"seed": seed}), root, tell, iterations=more, update=update)
+        with naming(name):
+            found[name] = {"recipe": recipe, **figures(experiment, runs)}
     return found
 
 
-def _recipes(name: str, experiment: Experiment, recipe: str) -> Iterator[tuple[str, str, Recipe]]:
-    """Each variant with the name of its folder and its recipe. All variants without a change share one folder."""
+def _recipes(name: str, experiment: Experiment, recipe: str, out: Path) -> Iterator[tuple[str, str, Recipe]]:
+    """Each variant with the name of its folder and its recipe. Equal changes have one folder."""
     for variant, changes in experiment.variants.items():
-        folder = f"{Path(name).stem}-{variant.replace(' ', '-')}" if changes else "as-it-is"
-        overrides = {key: yaml.safe_dump(value, default_flow_style=True) for key, value in changes.items()}
-        yield variant, folder, load_recipe(find_recipe(recipe), overrides)
+        text = json.dumps(changes, sort_keys=True)
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", variant)[:40].strip("-.")
+        folder = f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if changes else "as-it-is"
+        with naming(f"{name}: variant '{variant}'"):
+            chosen = load_recipe(find_recipe(recipe), {key: json.dumps(value) for key, value in changes.items()})
+            if chosen.data.world is None or chosen.evaluation.judges is not None:
+                raise InputError(f"{recipe}: found a judge without a known truth, expected data of a world")
+            chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())
+            check_recipe(chosen, out)
+        yield variant, folder, chosen
 
 
-def make_run(recipe: Recipe, root: Path, *, iterations: bool, tell: Tell) -> None:
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """In this block an InputError gets the place that is to blame in front."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def make_run(recipe: Recipe, root: Path, tell: Tell, *, iterations: bool, update: bool) -> None:
     """Bring one run up to date. A stage that a run beside it has finished with equal settings is taken from there."""
     stages: list[Stage] = [*build_stages(recipe)[:-1]]  # the tables take the place of the report
     if iterations:
-        stages.append(Stage("iterations", {"rounds": ROUNDS}, stages[-1].needs))
+        read = recipe.model_dump(include={"loop": True, "evaluation": {"items", "policy_temperature"}})
+        stages.append(Stage("iterations", {"rounds": ROUNDS, **read}, stages[-1].needs))
     context, folder = Context(recipe, root), RunFolder(root)
     prints = fingerprints(stages)
 
@@ -86,12 +112,19 @@ def make_run(recipe: Recipe, root: Path, *, iterations: bool, tell: Tell) -> Non
     with folder.locked():
         for stage in stages:
             finished = (path for path in root.parent.glob("*") if _has(path, stage.name, prints[stage.name]))
-            if not _has(root, stage.name, prints[stage.name]) and (source := next(finished, None)) is not None:
+            if not (root / stage.name).exists() and (source := next(finished, None)) is not None:
                 temporary = root / f".{stage.name}.tmp"
-                shutil.copytree(source / stage.name, temporary, copy_function=os.link)
-                shutil.rmtree(root / stage.name, ignore_errors=True)
+                shutil.copytree(source / stage.name, temporary, copy_function=_link)
                 temporary.rename(root / stage.name)
-    folder.execute(stages, work, recipe=recipe.model_dump(), update=True, listener=listen)
+    folder.execute(stages, work, recipe=recipe.model_dump(), update=update, listener=listen)
+
+
+def _link(source: str, target: str) -> None:
+    """Hard-link a file of a finished stage, whose files never change; copy the file where there are no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _has(root: Path, stage: str, fingerprint: str) -> bool:
@@ -105,18 +138,25 @@ def figures(experiment: Experiment, runs: dict[tuple[str, int], Path]) -> dict[s
     Each cell of ``table`` has ``seeds``, an interval over items for each seed, and ``mean``, the interval over seeds.
 
     Raises:
-        InputError: a claim about a row that the runs do not have.
+        InputError: a row, a figure, or a row of a claim that the runs do not have.
     """
     rows: dict[str, Cells] = {}
+    seen: dict[str, None] = {}
     for (variant, seed), root in runs.items():
         for row, measured in MEASURES[experiment.measure](root).items():
-            if (label := experiment.label(variant, row)) is not None:
-                for figure in experiment.figures or measured:
-                    rows.setdefault(label, {}).setdefault(figure, {})[seed] = list(measured[figure])
-    order = [row for row in experiment.rows or () if row in rows] + [*rows]
-    table = {row: {name: _cell(cell) for name, cell in rows[row].items()} for row in dict.fromkeys(order)}
-    if missing := {name for claim in experiment.claims for name in claim} - rows.keys():
-        raise InputError(f"{experiment.title}: found a claim about '{min(missing)}', expected one of {', '.join(rows)}")
+            seen[row] = None
+            if (label := experiment.label(variant, row)) is None:
+                continue
+            for figure in experiment.figures or measured:
+                if figure not in measured:
+                    raise InputError(f"'figures': found '{figure}', expected some of {', '.join(measured)}")
+                rows.setdefault(label, {}).setdefault(figure, {})[seed] = list(measured[figure])
+    named = [row for _, row in experiment.rows.values()] if isinstance(experiment.rows, dict) else experiment.rows or []
+    for key, names, known in (("rows", named, seen), ("claims", [*chain(*experiment.claims)], rows)):
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f"'{key}': found '{unknown[0]}', expected some of {', '.join(known)}")
+    order = dict.fromkeys([row for row in experiment.rows or () if row in rows] + [*rows])
+    table = {row: {name: _cell(cell) for name, cell in rows[row].items()} for row in order}
     claims = [{"first": a, "second": b, **_difference(rows[a], rows[b])} for a, b in experiment.claims]
     about = experiment.model_dump(include={"title", "paper", "finding"})
     about["examples"] = worst(next(iter(runs.values())), experiment.examples) if experiment.examples else []
@@ -130,7 +170,7 @@ def _cell(values: dict[int, list[float]]) -> dict[str, Any]:
 
 def _over(seeds: dict[int, Interval]) -> Interval:
     """The mean over seeds with its t interval. With one seed it is the interval over items."""
-    [*found] = seeds.values()
+    found = [one for one in seeds.values() if not math.isnan(one.estimate)]
     return found[0] if len(found) == 1 else mean_interval([one.estimate for one in found])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pitlm.core.errors import InputError
 from pitlm.core.nouns import Prompt
@@ -40,21 +41,11 @@ def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
     choosing, shown = fresh_answers(context, promise.items, promise.prompts)
     bases = context.bases()
     improver = context.open(Improver, recipe.improver_stage, bases)
-    gap = context.open(GapModel, "gap", bases)
-    both = GuardedGap(gap, context.open(RewardModel, "reward", bases))
-    judge = context.judge(bases)
-    made = calibrate(
-        {GapModel.name: gap, GuardedGap.name: both},
-        choosing,
-        shown,
-        improver=improver,
-        settings=settings,
-        promise=promise,
-        pairs=context.folds["test"],
-        judge=judge.name,
-        score=judge.score,
-        seed=context.seed("calibration"),
-    )
+    gap, judge = context.open(GapModel, "gap", bases), context.judge(bases)
+    scorers = {GapModel.name: gap, GuardedGap.name: GuardedGap(gap, context.open(RewardModel, "reward", bases))}
+    how: dict[str, Any] = {"settings": settings, "promise": promise, "judge": judge.name, "score": judge.score}
+    pairs, seed = context.folds["test"], context.seed("calibration")
+    made = calibrate(scorers, choosing, shown, improver=improver, pairs=pairs, seed=seed, **how)
     draw_margins(made, run / "calibration.svg")
     save_calibrations(context.model("gap"), {name: found.calibration for name, found in made.items()})
     return made

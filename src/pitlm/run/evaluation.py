@@ -95,15 +95,11 @@ def _systems(context: Context, folder: Path) -> Systems:
     """The systems of the comparison, with held-out prompts and the original answers to them."""
     recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
     other = recipe.other_policy_stage
-    models = TrainedModels(
-        policy=context.open(Policy, recipe.policy_stage, bases),
-        improver=context.open(Improver, recipe.improver_stage, bases),
-        corrector=context.open(Improver, "improver-sft", bases),
-        gap=context.open(GapModel, "gap", bases),
-        reward=context.open(RewardModel, "reward", bases),
-        other_policy=context.open(Policy, other, bases) if other else None,
-    )
-    for model in filter(None, (models.policy, models.improver, models.corrector, models.other_policy)):
+    policy, rival = context.open(Policy, recipe.policy_stage, bases), other and context.open(Policy, other, bases)
+    improver, corrector = (context.open(Improver, name, bases) for name in (recipe.improver_stage, "improver-sft"))
+    gap, reward = context.open(GapModel, "gap", bases), context.open(RewardModel, "reward", bases)
+    models = TrainedModels(policy, improver, corrector, gap, reward, rival or None)
+    for model in filter(None, (policy, improver, corrector, models.other_policy)):
         model.batch_size = section.batch_size
     prompts = unique_prompts(context.folds["test"])[: section.items]
     temperature = section.policy_temperature

@@ -49,5 +49,5 @@ def prefer(
         difference: the utility of the first answer less that of the second, in points.
         noise: the temperature, in points.
     """
-    first_wins = rng.random() < 1.0 / (1.0 + math.exp(-difference / noise))
+    first_wins = rng.random() < 1.0 / (1.0 + math.exp(min(-difference / noise, 700.0)))
     return Preference(prompt, first, second) if first_wins else Preference(prompt, second, first)
