@@ -192,9 +192,9 @@ def test_experiments_exist(document: str) -> None:
 
 def test_the_page_of_results_shows_the_stored_figures() -> None:
     stored = json.loads(text_of("docs/results.json"))
-    assert text_of("docs/results.md") == tables(stored, "results")
+    assert text_of("docs/results.md") == tables(stored, "results.pictures")
     assert list(stored) == experiment_names()
-    assert all((ROOT / "docs" / "results" / f"{name}.svg").is_file() for name in stored)
+    assert all((ROOT / "docs" / "results.pictures" / f"{name}.svg").is_file() for name in stored)
 
 
 def test_engines_are_called_tested_only_in_versions_that_ran() -> None:
