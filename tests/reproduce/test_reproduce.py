@@ -111,9 +111,9 @@ def test_quality_and_elo_by_round(iterated: Path) -> None:
 
 def test_trust_leaves_out_versions_of_equal_worth(iterated: Path) -> None:
     found = measures.trust(iterated)
-    assert found["PIT, round 1"]["right, %"] == [100.0, 0.0]  # the gap rises twice, the utility once
-    assert found["PIT, round 1"]["better, %"] == [100.0, 0.0]
-    assert found["PIT, round 2"]["right, %"] == [0.0]  # the second item has not changed
+    assert found["PIT, round 1"]["right, % of changes"] == [100.0, 0.0]  # the gap rises twice, the utility once
+    assert found["PIT, round 1"]["better, % of all"] == [100.0, 0.0]
+    assert found["PIT, round 2"]["right, % of changes"] == [0.0]  # the second item has not changed
 
 
 def test_starts_gaps_and_failures(iterated: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_tables_are_printed_and_written(reproduced: Path) -> None:
     assert list(found) == ["judges", "heat.yaml"]
     assert page == tables(found, "page.pictures")
     assert tables(found) in (reproduced / "shown.txt").read_text()
-    assert "- 0.4 less 2.0: " in page
+    assert "- 0.4 minus 2.0: " in page
     assert (reproduced / "page.pictures" / "heat.svg").read_text().count("<svg") == 1
     assert "](page.pictures/heat.svg)" in page
     assert list(found["judges"]["table"]["from the policy"])[:3] == ["Delta", "Delta by R_P", "Delta by R_PIT"]
@@ -251,7 +251,7 @@ def test_a_second_call_only_reads(reproduced: Path) -> None:
     again = Shell(reproduced)("reproduce", "heat.yaml", "--recipe", "tiny.yaml", "--seed", 0)
     assert again.returncode == 0
     assert "━" not in again.stdout  # no stage was run
-    assert "- 0.4 less 2.0: " in again.stdout
+    assert "- 0.4 minus 2.0: " in again.stdout
 
 
 def test_every_packaged_experiment_finds_its_rows(reproduced: Path) -> None:
@@ -331,11 +331,16 @@ def test_a_measure_without_a_value_is_a_dash(tmp_path: Path) -> None:
     runs = {("", seed): tmp_path / str(seed) for seed in (0, 1)}
     for root, utilities in zip(runs.values(), (level, rising), strict=True):
         improved(root, "PIT", utilities, [[1.0] * 5] * 2, [0.0, 0.0])
-    experiment = an_experiment(measure="trust", rows=["PIT, round 2"], figures=["right, %"])
-    cell = figures(experiment, runs)["table"]["PIT, round 2"]["right, %"]
+    experiment = an_experiment(measure="trust", rows=["PIT, round 2"], figures=["right, % of changes"])
+    cell = figures(experiment, runs)["table"]["PIT, round 2"]["right, % of changes"]
     assert [shown(own, "right, %") for own in cell["seeds"].values()] == ["-", "100.0 [100.0, 100.0]"]
     assert shown(cell["mean"], "right, %") == "100.0 [100.0, 100.0]"
-    assert shown(figures(experiment, {("", 0): tmp_path / "0"})["table"]["PIT, round 2"]["right, %"]["mean"], "") == "-"
+    assert (
+        shown(
+            figures(experiment, {("", 0): tmp_path / "0"})["table"]["PIT, round 2"]["right, % of changes"]["mean"], ""
+        )
+        == "-"
+    )
 
 
 def test_the_experiments_are_listed(reproduced: Path) -> None:

@@ -28,12 +28,12 @@ class Experiment(Section):
     Attributes:
         order: place of the experiment on the page of results.
         title: the question, as a heading.
-        paper: what the paper or its reviewers say, in one sentence.
+        paper: what the paper or its reviewers say.
         variants: the runs by name, each with the settings that differ from the recipe, by dotted key.
         measure: name of the function that reads the figures from the folder of a run.
-        rows: rows of the measure to show, as a list, or by a name in the table each with its variant; default: all.
+        rows: a list of rows of the measure, or a mapping from the name in the table to [variant, row]; default: all.
         figures: figures to show, with the one that the claims are about first; default: all.
-        claims: pairs of rows; by the paper, or by the reviewers' guess, the first has more.
+        claims: pairs of rows. The first of a pair is expected to have the larger figure.
         examples: number of answers to show that PIT made worse, the worst first.
         finding: what the table shows, where that needs more words than the claims have.
     """

@@ -78,7 +78,8 @@ def trust(run: Path) -> Rows:
             steps = [(row["gap"][n], row["utility"][n + 1] - row["utility"][n]) for row in rows]
             told = [100.0 * ((gap > 0) == (change > 0)) for gap, change in steps if change]
             better = [100.0 * (change > 0) for _, change in steps]
-            found[f"{name}, round {n + 1}"] = {"right, %": told, "better, %": better, "gap": [gap for gap, _ in steps]}
+            gaps = [gap for gap, _ in steps]
+            found[f"{name}, round {n + 1}"] = {"right, % of changes": told, "better, % of all": better, "gap": gaps}
     return found
 
 

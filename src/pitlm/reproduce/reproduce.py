@@ -86,7 +86,7 @@ def _recipes(name: str, experiment: Experiment, recipe: str, out: Path) -> Itera
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """In this block an InputError gets the place that is to blame in front."""
+    """In this block the message of an InputError starts with the place of the error."""
     try:
         yield
     except InputError as error:
