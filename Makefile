@@ -107,7 +107,7 @@ bench-rl: $(DEV) ## A step of RL that reads each prompt once, against TRL's own,
 seeds: $(DEV) ## The quickstart's claims over five seeds (a quarter of an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json
 
-reproduce: $(TRAIN) ## The paper's experiments over five seeds (a night); WORKERS seeds at a time, resumable
+reproduce: $(TRAIN) ## The paper's experiments over five seeds (two to eight hours); WORKERS seeds at a time, resumable
 	@mkdir -p runs
 	@echo 0 1 2 3 4 | tr ' ' '\n' | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -I SEED sh -c \
 	  'echo "seed SEED: see runs/reproduce-SEED.log"; $(BIN)/pit reproduce --seed SEED > runs/reproduce-SEED.log'
