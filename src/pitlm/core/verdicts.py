@@ -120,8 +120,8 @@ class VerdictRow:
         verdict, replies = self.verdict.swap(), tuple(reply.swap() for reply in self.replies)
         scores, lengths = self.scores and self.scores[::-1], self.lengths and self.lengths[::-1]
         strength = None if self.strength is None else 1.0 - self.strength
-        turned = replace(self, first=self.second, second=self.first, verdict=verdict, replies=replies)
-        return replace(turned, scores=scores, lengths=lengths, strength=strength)
+        more: dict[str, Any] = {"scores": scores, "lengths": lengths, "strength": strength, "replies": replies}
+        return replace(self, first=self.second, second=self.first, verdict=verdict, **more)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; fields that hold nothing are left out."""

@@ -49,8 +49,7 @@ class SharedPromptRLOOTrainer(RLOOTrainer):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         limits = {"max_new_tokens": self.max_completion_length, "batch_size": len(prompt_ids)}
         seed = seed_of(int(torch.randint(2**31, ())), self.accelerator.process_index)
-        how = {"temperature": self.temperature, "seed": seed, **limits}
-        return generate(model, self.processing_class, prompt_ids, **how)
+        return generate(model, self.processing_class, prompt_ids, temperature=self.temperature, seed=seed, **limits)
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -9,12 +9,12 @@ from typing import Any
 
 import uvicorn
 import yaml
+from jinja2 import Environment, PackageLoader
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from pitlm.core.errors import InputError
-from pitlm.io.templates import template
 from pitlm.serve.settings import LOOPBACK_HOSTS
 
 Headers = list[tuple[bytes, bytes]]
@@ -22,6 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 PATIENCE = 75.0
 """Seconds for the head of a connection's first request; a later head has up to twice as long."""
 
+TEMPLATES = Environment(loader=PackageLoader("pitlm.serve", "."), autoescape=True)
 HTTP = yaml.safe_load(files("pitlm.serve").joinpath("http.yaml").read_text("utf-8"))
 """Names of headers, and of fields of the chat API."""
 PAGE_HEADERS: dict[str, str] = HTTP["page_headers"]
@@ -62,7 +63,7 @@ def page(name: str, **about: Any) -> HTMLResponse:
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
     )
-    text = template("pitlm.serve", name, autoescape=True).render(nonce=nonce, **about)
+    text = TEMPLATES.get_template(name).render(nonce=nonce, **about)
     return HTMLResponse(text, headers={**PAGE_HEADERS, "Content-Security-Policy": policy})
 
 
