@@ -22,7 +22,6 @@ import argparse
 import csv
 import ctypes
 import gc
-import json
 import random
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common import paired, parser_of, save
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -79,8 +79,7 @@ class Round(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
+    parser = parser_of(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
     parser.add_argument("--pairs", type=Path, metavar="PATH", help="Take the lengths of `hh` from these pairs.")
     parser.add_argument("--rounds", type=int, default=9, help="Measured rounds, after one to warm up. Default: 9.")
@@ -94,9 +93,7 @@ def main() -> None:
         for name in options.shapes:
             figures[name] = alone.submit(measure, name, options).result()
             print(describe(name, figures[name]), flush=True)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save(figures, options.json)
 
 
 def describe(name: str, f: dict[str, float]) -> str:
@@ -181,9 +178,8 @@ def summary(walls: dict[tuple[str, str], list[float]], texts: list[Round], peaks
         for key in ("rows", "tree"):
             figures[f"{job}_ms_{key}"] = 1000 * statistics.median(walls[job, key])
     figures["bound_share"] = min(figures["train_bound_share"], figures["score_bound_share"])
-    figures["trl_ratio"] = statistics.median(
-        a / b for a, b in zip(walls["train", "trl"], walls["train", "tree"], strict=True)
-    )
+    figures["trl_ratio"] = paired(walls["train", "trl"], walls["train", "tree"])
+    figures["train_ms_trl"] = 1000 * statistics.median(walls["train", "trl"])
     figures["peak_ratio"] = peaks["rows"] / peaks["tree"]
     figures.update({f"peak_mib_{key}": peak for key, peak in peaks.items()})
     padded = sum(len(batch) * max(map(len, batch)) for batch in rows["train"])

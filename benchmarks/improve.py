@@ -12,7 +12,8 @@ Models: `pocket` is a finished quickstart on answers of its own policy (``--run`
 token has a fixed chance of being the end token. A hash of the last token and its position decides, so every engine
 ends alike. Lengths are then geometric, with the mean of HH-RLHF's chosen answers (85 tokens) and cut at 256. Their
 standard deviation is 79, and that of a geometric distribution 85. Prompts and answers are random words with lengths
-of HH-RLHF pairs (hh_lengths.csv).
+of HH-RLHF pairs (hh_lengths.csv). `smol` is SmolLM2-135M-Instruct in float32, as improver and, with a random score
+head, as gap model. It improves its own answers to questions of the house style, with at most 40 tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import json
 import random
 import statistics
 import subprocess
@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common import paired, parser_of, save, smollm2
 from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from pitlm.batch.batch_job import BatchJob
 from pitlm.core.loop_section import LoopSection
-from pitlm.core.nouns import Answer, Prompt, Trace
-from pitlm.core.recipe import InitSection
+from pitlm.core.nouns import Answer, Message, Prompt, Trace
+from pitlm.core.recipe import InitSection, TemplateSection
 from pitlm.data.dataset import load_preferences
 from pitlm.data.items import Failure, Item
 from pitlm.data.template import encode_completion, encode_prompts
@@ -45,14 +46,15 @@ from pitlm.engines.decoder import write_batch
 from pitlm.engines.generators import Improver, Policy
 from pitlm.engines.local_engine import LocalEngine
 from pitlm.loop.loop import Loop
-from pitlm.models.loading import Card, load_tokenizer, quiet
+from pitlm.models.loading import Card, load_model, load_tokenizer, quiet
 from pitlm.models.scorers import GapModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees
 from pitlm.run.folder import stored_recipe
+from pitlm.worlds.house_style import REQUEST, questions
 
 SETTINGS = LoopSection(rounds=3, temperature=0.0)
-LONGEST = 256
+LONGEST, SHORT = 256, 40
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 WORDS = 8_186
@@ -67,11 +69,10 @@ class Bench(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["pocket", "llama30m"], metavar="MODEL")
+    parser = parser_of(__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["pocket", "llama30m", "smol"], metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=3, help="Measured rounds. Default: 3.")
-    parser.add_argument("--items", type=int, help="Rows of the file. Default: 600 (pocket), 96 (llama30m).")
+    parser.add_argument("--items", type=int, help="Rows of the file. Default: 600 (pocket), 96 (llama30m), 48 (smol).")
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="Default: runs/quickstart.")
     parser.add_argument("--tokens-per-batch", type=int, default=16_384)
     options = parser.parse_args()
@@ -81,9 +82,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures[name] = measure(MODELS[name](options, Path(folder)), options)
         print(describe(name, figures[name]), flush=True)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save(figures, options.json)
 
 
 def describe(name: str, f: dict[str, Any]) -> str:
@@ -134,8 +133,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     ]
     figures: dict[str, Any] = {"same_answers": all(same), "same_share": sum(same) / len(same), "batch": batch}
     for kind, name in (("all", "throughput"), ("writing", "writing"), ("scoring", "scoring")):
-        ratios = [p[kind] / o[kind] for p, o in zip(walls["plain"], walls["ours"], strict=True)]
-        figures[f"{name}_ratio"] = statistics.median(ratios)
+        figures[f"{name}_ratio"] = paired(*([round_[kind] for round_ in walls[side]] for side in ("plain", "ours")))
         figures[f"{name}_seconds"] = statistics.median(w[kind] for w in walls["ours"])
         figures[f"{name}_seconds_plain"] = statistics.median(w[kind] for w in walls["plain"])
     for suffix in ("", "_plain"):
@@ -283,9 +281,25 @@ def llama(options: argparse.Namespace, folder: Path, shape: dict[str, int] = LLA
     )
 
 
+def smol(options: argparse.Namespace, folder: Path) -> Bench:
+    base = smollm2()
+    tokenizer = load_tokenizer(base)
+    writer, scorer = (load_model(base, tokenizer, writes=writes).eval() for writes in (True, False))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(scorer.score.weight)
+    asked = random.Random(0).sample(questions(), options.items or 48)
+    prompts = [Prompt.of([Message("system", REQUEST), Message("user", question)]) for question in asked]
+    answers = Policy(writer, tokenizer, Card("policy", "", SHORT)).answer(prompts, temperature=1.0, seed=0)
+    items = [Item(n, x, y.text, {}, "") for n, (x, y) in enumerate(zip(prompts, answers, strict=True))]
+    # Each card has the turn that the recipes ask with.
+    improver = Improver(writer, tokenizer, Card("improver", TemplateSection().ask, SHORT))
+    return Bench(improver, GapModel(scorer, tokenizer, Card("gap", TemplateSection().ask, SHORT)), items)
+
+
 MODELS: dict[str, Callable[[argparse.Namespace, Path], Bench]] = {
     "pocket": pocket,
     "llama30m": llama,
+    "smol": smol,
     "tiny": lambda options, folder: llama(options, folder, TINY),
 }
 

@@ -8,13 +8,11 @@ part of their length differences to the baseline, which may correlate with the d
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parser_of, save
 from scipy import stats
 from scipy.special import expit
 
@@ -110,11 +108,10 @@ def equal_lengths(systems: int, items: int, shared: float, hard: float, runs: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--draws", type=int, default=2000, help="simulated samples for each cell of the first table")
     parser.add_argument("--runs", type=int, default=3, help="simulated leaderboards for each row of the second table")
     parser.add_argument("--systems", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     asked = parser.parse_args()
     cells = []
     print("win rate  items   coverage over ties and rows an item: least, most; losses expected")
@@ -145,9 +142,7 @@ def main() -> None:
                 f"{shared:6.2f}  {hard:4.1f}   {four}   {figures['bias']:+.2f}   {figures['coverage']:.3f}", flush=True
             )
             lengths.append({"shared": shared, "hard": hard, **figures})
-    if asked.json is not None:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps({"coverage": cells, "equal_lengths": lengths}, indent=2) + "\n")
+    save({"coverage": cells, "equal_lengths": lengths}, asked.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ The prediction is the mean of the two plans.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
@@ -23,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from common import parser_of, save
 
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
@@ -71,11 +71,10 @@ def stored(folder: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="Read this finished run; run no small quickstart.")
     parser.add_argument("--pairs", type=int, default=6_000, help="Pairs of the small run.")
     parser.add_argument("--steps", type=int, default=20, help="Steps of each RL stage of the small run.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -104,10 +103,7 @@ def main() -> int:
         print(f"{name:14} predicted {row['predicted']:7.1f} s  measured {row['measured']:7.1f} s  x{row['ratio']:.2f}")
     print(f"second calibration / first: x{drift:.2f}; total within 25%: {held(total['ratio'])}")
     figures = {"clock": "wall" if wall else "processor", "threads": torch.get_num_threads(), "drift": drift}
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {**figures, "stages": rows, "total": total, "holds": held(total["ratio"])}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save({**figures, "stages": rows, "total": total, "holds": held(total["ratio"])}, options.json)
     return 0 if held(total["ratio"]) else 1
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from serve import latency, process, rate, save
+from common import parser_of, save
+from serve import latency, process, rate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_engines import BUILD, engine, free_port, litellm_command, optillm_command, serving
@@ -86,12 +87,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=64, help="clients at once, for the rate")
     parser.add_argument("--requests", type=int, default=1000, help="requests for each rate")
     parser.add_argument("--pairs", type=int, default=200, help="direct and proxied requests for each latency")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     figures = measure(options)
     print(f"{'':18}{'added p50, ms':>15}{'added p99, ms':>15}{'requests/s':>12}{'memory, MiB':>13}")

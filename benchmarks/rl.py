@@ -11,8 +11,6 @@ Shapes: `p96` has a prompt of 96 tokens and a vocabulary of 8,192; `p512` has 51
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import paired, parser_of, save
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -39,8 +38,7 @@ KINDS: dict[str, type[RLOOTrainer]] = {"stock": RLOOTrainer, "ours": SharedPromp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
+    parser = parser_of(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
     parser.add_argument("--rounds", type=int, default=5, help="Measured rounds, after one to warm up. Default: 5.")
     parser.add_argument("--group", type=int, default=8, help="G, the answers to one prompt. Default: 8.")
@@ -57,9 +55,7 @@ def main() -> None:
             f"loss differs by {f['loss_difference']:.1e}, gradient by {f['gradient_difference']:.1e}",
             flush=True,
         )
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save(figures, options.json)
 
 
 def measure(prompt_tokens: int, vocabulary: int, group: int, rounds: int) -> dict[str, float]:
@@ -98,10 +94,6 @@ def measure(prompt_tokens: int, vocabulary: int, group: int, rounds: int) -> dic
             "gradient_difference": float((gradients["stock"] - gradients["ours"]).norm() / gradients["stock"].norm()),
             "rounds": rounds,
         }
-
-
-def paired(a: list[float], b: list[float]) -> float:
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 class Stopwatch:

@@ -31,8 +31,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from common import parser_of, save
 
 FAULTS = ("fail", "stall", "cut", "nonsense")
 ANSWERED = 600  # seconds, after which a request counts as lost; far more than the proxy may take
@@ -316,13 +317,12 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument(
         "--patience", type=float, default=2.0, help="seconds that the proxy waits for upstream and improver"
     )
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
         "--upstream", action="store_true", help="run as the scripted upstream; the benchmark starts itself so"
     )
@@ -333,13 +333,6 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:26} {value}")
     save(figures, options.json)
-
-
-def save(figures: dict[str, Any], file: Path | None) -> None:
-    """Write the figures as JSON, if a file is named."""
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

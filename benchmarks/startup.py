@@ -1,4 +1,4 @@
-"""Measures how long `pit --help` takes, as a ratio to an empty Python program.
+"""Measures how long `pit --help` and the help of each verb take, as a ratio to an empty Python program.
 
 The commands run in turn, so that other load on the machine falls on all of them. A ratio of medians compares better
 between machines than milliseconds do.
@@ -6,19 +6,22 @@ between machines than milliseconds do.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from common import parser_of, save
+
+from pitlm.cli.main import VERBS
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "python -c 'import click'": ["-c", "import click"],
-    "pit --help": ["-m", "pitlm.cli.main", "--help"],
-    "pit run --help": ["-m", "pitlm.cli.main", "run", "--help"],
+    **{
+        " ".join(("pit", *verb, "--help")): ["-m", "pitlm.cli.main", *verb, "--help"]
+        for verb in ([], *([name] for name in VERBS), ["data", "inspect"], ["data", "prepare"])
+    },
 }
 
 
@@ -40,18 +43,15 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures here.")
     options = parser.parse_args()
     medians = {name: statistics.median(walls) for name, walls in measure(options.rounds).items()}
     base = medians["python -c pass"]
     figures = {name: {"median_seconds": wall, "ratio": wall / base} for name, wall in medians.items()}
     for name, figure in figures.items():
         print(f"{name:26} {figure['median_seconds'] * 1000:7.1f} ms  x{figure['ratio']:.1f}")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"rounds": options.rounds, "commands": figures}, indent=2) + "\n")
+    save({"rounds": options.rounds, "commands": figures}, options.json)
 
 
 if __name__ == "__main__":

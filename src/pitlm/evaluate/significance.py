@@ -51,13 +51,13 @@ class PairedTest:
 
 def delta_test(rows: Iterable[VerdictRow]) -> PairedTest:
     """Test Delta = 0. Both p are NaN when nothing was judged."""
-    return _test(list(_item_deltas(rows).values()))
+    return _test((outcome,) for outcome in outcomes_by_item(rows, SIGNS).values())
 
 
 def difference_test(rows_a: Iterable[VerdictRow], rows_b: Iterable[VerdictRow]) -> PairedTest:
     """Test Delta(A) = Delta(B), both against the same opponent, over the items that both have a judged row for."""
-    a, b = _item_deltas(rows_a), _item_deltas(rows_b)
-    return _test([a[item] - b[item] for item in a if item in b])
+    a, b = outcomes_by_item(rows_a, SIGNS), outcomes_by_item(rows_b, SIGNS)
+    return _test((a[item], b[item]) for item in a if item in b)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -117,13 +117,8 @@ def detectable_delta(items: int, *, tie_rate: float) -> float:
     return float(optimize.brentq(surplus, 0.0, 1 - tie_rate))
 
 
-def _item_deltas(rows: Iterable[VerdictRow]) -> dict[str, Fraction]:
-    """Delta of each item that has a judged row."""
-    return {item: Fraction(int(total), count) for item, (total, count) in outcomes_by_item(rows, SIGNS).items()}
-
-
-def _test(values: Sequence[Fraction]) -> PairedTest:
-    """Both tests of one value an item.
+def _test(outcomes: Iterable[tuple[tuple[float, int], ...]]) -> PairedTest:
+    """Both tests of one value an item: its Delta, or its Delta for A less that for B.
 
     ``p`` is the share of all assignments of signs to the values whose sum is at least as far from 0 as the observed
     sum. All 2^n assignments are counted at once: the sum of +-m_1, +-m_2, ... has the characteristic function
@@ -132,23 +127,31 @@ def _test(values: Sequence[Fraction]) -> PairedTest:
 
     Items with different numbers of rows have many denominators. Then the values are rounded to 1 / ``GRID``, and p
     also counts sums that rounding may have brought below the observed one. So p is a little too large, never too small.
+
+    Args:
+        outcomes: of each item the sum and the number of its verdicts, for A alone or for A and B.
     """
-    if not values:
+    items = Counter[Fraction]()
+    for each, count in Counter(outcomes).items():  # items have few different outcomes, and fractions are slow
+        value, *other = (Fraction(int(total), verdicts) for total, verdicts in each)
+        items[value - sum(other)] += count
+    if not items:
         return PairedTest(0, 0, 0, math.nan, math.nan)
-    common = math.lcm(*(value.denominator for value in values))
-    scale = max(1, min(common, GRID, MOST_POINTS // math.ceil(1 + 2 * sum(map(abs, values)))))
-    whole = [round(value * scale) for value in values]
-    slack = 0 if scale == common else 2 * sum(abs(v * scale - size) for v, size in zip(values, whole, strict=True))
-    sizes = Counter(abs(value) for value in whole)
-    points = 2 * sum(size * count for size, count in sizes.items()) + 1
+    common = math.lcm(*(value.denominator for value in items))
+    most = MOST_POINTS // math.ceil(1 + 2 * sum(abs(value) * count for value, count in items.items()))
+    scale = max(1, min(common, GRID, most))
+    whole = {value: round(value * scale) for value in items}
+    slack = 0 if scale == common else 2 * sum(abs(v * scale - size) * items[v] for v, size in whole.items())
+    sizes = sorted(((abs(size), items[v]) for v, size in whole.items()), key=lambda pair: (-pair[1], pair[0]))
+    points = 2 * sum(size * count for size, count in sizes) + 1
     t = 2 * np.pi * np.arange(points) / points
     characteristic, left = np.ones(points), np.arange(points)
-    for size, count in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
+    for size, count in sizes:
         characteristic[left] *= np.cos(size * t[left]) ** count
         left = left[np.abs(characteristic[left]) > NOTHING]  # of many items nearly all points are zero soon
     probability = np.fft.fft(characteristic).real / points  # at index s or, for s < 0, points + s
-    found = max(0, math.ceil(abs(sum(whole)) - slack))
+    found = max(0, math.ceil(abs(sum(size * items[value] for value, size in whole.items())) - slack))
     p = float(np.clip(probability[found : points - found + 1].sum(), LEAST, 1.0))
-    better, worse = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    better, worse = (sum(n for v, n in items.items() if sign * v > 0) for sign in (1, -1))
     sign_p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    return PairedTest(len(values), better, worse, p, sign_p)
+    return PairedTest(items.total(), better, worse, p, sign_p)

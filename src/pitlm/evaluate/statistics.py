@@ -103,7 +103,7 @@ def delta_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDENCE
     Returns:
         Fractions in [-1, 1], not percentages; all NaN when nothing was judged.
     """
-    return ratio_interval([_by_item(rows, SIGNS)], -1.0, 1.0, confidence)
+    return ratio_interval([_arrays(outcomes_by_item(rows, SIGNS))], -1.0, 1.0, confidence)
 
 
 def standard_error(rows: Iterable[VerdictRow]) -> float:
@@ -111,7 +111,7 @@ def standard_error(rows: Iterable[VerdictRow]) -> float:
 
     With one row per item it is the textbook's sample standard deviation over the root of n. NaN below two items.
     """
-    sums, counts = _by_item(rows, SIGNS)
+    sums, counts = _arrays(outcomes_by_item(rows, SIGNS))
     items = len(sums)
     if items < 2:
         return math.nan
@@ -124,7 +124,7 @@ def win_rate_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDE
 
     The estimate is the share of wins in ``tally(rows)``.
     """
-    return ratio_interval([_by_item(rows, {Verdict.WIN: 1.0})], 0.0, 1.0, confidence)
+    return ratio_interval([_arrays(outcomes_by_item(rows, {Verdict.WIN: 1.0}))], 0.0, 1.0, confidence)
 
 
 def paired_difference(
@@ -136,8 +136,8 @@ def paired_difference(
     both: otherwise the two Deltas would be about different items. The interval is made as in
     :func:`delta_interval`, with one more item in favour of A and one in favour of B.
     """
-    shared = outcomes_by_item(rows_a, SIGNS).keys() & outcomes_by_item(rows_b, SIGNS).keys()
-    (a, n), (b, m) = (_by_item(rows, SIGNS, shared) for rows in (rows_a, rows_b))
+    both = outcomes_by_item(rows_a, SIGNS), outcomes_by_item(rows_b, SIGNS)
+    (a, n), (b, m) = (_arrays(found, both[0].keys() & both[1].keys()) for found in both)
     return ratio_interval([(a, n), (-b, m)], -2.0, 2.0, confidence)
 
 
@@ -172,15 +172,12 @@ def outcomes_by_item(rows: Iterable[VerdictRow], outcome: Mapping[Verdict, float
     return found
 
 
-def _by_item(
-    rows: Iterable[VerdictRow], outcome: Mapping[Verdict, float], keep: Collection[str] | None = None
-) -> tuple[Floats, Floats]:
-    """:func:`outcomes_by_item` of the items to keep as two arrays of shape (items,).
+def _arrays(found: Mapping[str, tuple[float, int]], keep: Collection[str] | None = None) -> tuple[Floats, Floats]:
+    """Sums and counts of the items to keep, each of shape (items,).
 
     Items come in sorted order, so that neither the order of the rows nor that of two systems' files can change the
     last digit of an interval.
     """
-    found = outcomes_by_item(rows, outcome)
     pairs = [found[item] for item in sorted(found if keep is None else keep)]
     sums, counts = np.array(pairs, dtype=np.float64).reshape(-1, 2).T.copy()
     return sums, counts

@@ -1,0 +1,206 @@
+"""Runs the benchmarks one after the other, and makes one table of them: ours, the peer, and the ratio.
+
+Each benchmark measures both sides in turn. A ratio above 1 is in our favour. Run the benchmarks alone: another program
+on the same cores disturbs the absolute figures, and most ratios.
+
+`--page` and `--json` write the table as Markdown and all figures as JSON. `--growth` takes figures of growth.py into
+both. `--only` runs some of the benchmarks; the others keep the figures of an earlier run, under build/bench.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common import ROOT, parser_of, save
+
+from pitlm.plan.hardware import look
+
+OUT = ROOT / "build" / "bench"
+BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
+    "gap": (["--rounds", "5"], ["--rounds", "1", "--shapes", "pocket", "tldr"]),
+    "rl": (["--rounds", "3"], ["--rounds", "1", "--shapes", "p96"]),
+    "rl_stage": ([], ["--steps", "1"]),
+    "improve": (["--rounds", "2"], ["--rounds", "1", "--models", "smol", "--items", "12"]),
+    "write": ([], ["--rows", "32", "--rounds", "1", "--batch", "16"]),
+    "evaluate": ([], ["--rounds", "1"]),
+    "proxies": ([], ["--rounds", "1", "--requests", "512", "--pairs", "100"]),
+    "startup": (["--rounds", "7"], ["--rounds", "2"]),
+}
+"""The options of each benchmark, and those of a quick run."""
+
+
+class Row(NamedTuple):
+    """A line of the table: two figures with their unit, and the ratio in our favour."""
+
+    what: str
+    peer: str
+    ours: float
+    other: float
+    unit: str
+    ratio: float
+
+
+def gap(f: dict[str, Any]) -> Iterator[Row]:
+    for shape, one in f.items():
+        step, scoring = f"R_PIT, a training step, {shape}", f"R_PIT, scoring, {shape}"
+        yield Row(step, "separate rows", one["train_ms_tree"], one["train_ms_rows"], "ms", one["train_ratio"])
+        yield Row(step, "TRL's RewardTrainer", one["train_ms_tree"], one["train_ms_trl"], "ms", one["trl_ratio"])
+        yield Row(scoring, "separate rows", one["score_ms_tree"], one["score_ms_rows"], "ms", one["score_ratio"])
+
+
+def rl(f: dict[str, Any]) -> Iterator[Row]:
+    for shape, one in f.items():
+        yield Row(f"RL, a step, {shape}", "TRL's RLOOTrainer", one["ours_ms"], one["stock_ms"], "ms", one["step_ratio"])
+
+
+def rl_stage(f: dict[str, Any]) -> Iterator[Row]:
+    for what, words in (("step", "a step"), ("stage", f"a whole stage of {f['steps']} steps")):
+        seconds = f[f"ours_{what}_seconds"], f[f"stock_{what}_seconds"]
+        yield Row(f"RL of SmolLM2, {words}", "TRL's RLOOTrainer", *seconds, "s", f[f"{what}_ratio"])
+
+
+def improve(f: dict[str, Any]) -> Iterator[Row]:
+    for model, one in f.items():
+        rates = one["items_per_second"], one["items_per_second_plain"]
+        yield Row(f"pit improve, {model}", "`generate`, rows scored alone", *rates, "rows/s", one["throughput_ratio"])
+
+
+def write(f: dict[str, Any]) -> Iterator[Row]:
+    ours = f["writers"]["pitlm"]["tokens_per_second"]
+    for name, one in f["writers"].items():
+        if name != "pitlm":
+            peer = one["version"] if name in one["version"] else f"{name}, {one['version']}"
+            yield Row("SmolLM2 writes", peer, ours, one["tokens_per_second"], "tokens/s", one["ratio"])
+
+
+def evaluate(f: dict[str, Any]) -> Iterator[Row]:
+    told = f"pit evaluate, {f['systems']} files of {f['items']} rows"
+    for name, peer in (("alpaca-eval", f"alpaca-eval {f['alpaca_eval']}"), ("numpy", "numpy, win rates alone")):
+        yield Row(told, peer, f["seconds"]["pit evaluate"], f["seconds"][name], "s", f["ratio"][name])
+
+
+def proxies(f: dict[str, Any]) -> Iterator[Row]:
+    ours = f["proxies"]["pitlm"]
+    for name, one in f["proxies"].items():
+        if name == "pitlm":
+            continue
+        peer = f"{name} {one['version']}"
+        for key, what, unit in (
+            ("latency_added_p50_ms", "pit serve, added latency, median", "ms"),
+            ("memory_mib", "pit serve, memory", "MiB"),
+        ):
+            yield Row(what, peer, ours[key], one[key], unit, one[key] / ours[key])
+        rates = ours["requests_per_s"], one["requests_per_s"]
+        yield Row("pit serve, requests of 64 clients", peer, *rates, "requests/s", rates[0] / rates[1])
+
+
+def startup(f: dict[str, Any]) -> Iterator[Row]:
+    base = f["commands"]["python -c pass"]["median_seconds"]
+    for name, one in f["commands"].items():
+        if name.startswith("pit"):
+            own = one["median_seconds"]
+            yield Row(f"start of `{name}`", "`python -c pass`", 1000 * own, 1000 * base, "ms", base / own)
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    **{"gap": gap, "rl": rl, "rl_stage": rl_stage, "improve": improve, "write": write},
+    **{"evaluate": evaluate, "proxies": proxies, "startup": startup},
+}
+HEAD = """# Bench
+
+`make bench` makes this table, and `make growth` the plots below it. Each line was measured in one run, both sides in
+turn, and a ratio above 1 is in our favour. Ratios hold on other machines more than the figures do. What each benchmark
+measures stands at the top of its file in `benchmarks`.
+
+{machine}
+
+| what | ours | peer | its figure | unit | ratio |
+| --- | ---: | --- | ---: | --- | ---: |
+"""
+GROWTH = """
+## How cost grows
+
+A cost in proportion to its size has the exponent 1 (a line through the last three sizes, both logarithmic). Costs of
+verbs are the seconds of a whole process, so a small size shows its start.
+
+![Cost against size]({picture})
+
+| part | sizes | first and last cost | exponent | peak memory, first and last |
+| --- | --- | --- | ---: | --- |
+"""
+
+
+def shown(value: float) -> str:
+    """A figure with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The figures of a run as Markdown."""
+    lines = [
+        f"| {row.what} | {shown(row.ours)} | {row.peer} | {shown(row.other)} | {row.unit} | {row.ratio:.2f} |"
+        for name, make in ROWS.items()
+        if name in figures
+        for row in make(figures[name])
+    ]
+    text = HEAD.format(machine=figures["machine"]) + "\n".join(lines) + "\n"
+    if "growth" not in figures:
+        return text
+    text += GROWTH.format(picture="bench.growth.svg")
+    for name, one in figures["growth"].items():
+        ends = [one[key][place] for key in ("sizes", "cost") for place in (0, -1)]
+        memory = "{:,.0f} and {:,.0f} MiB".format(*(one["mib"][place] for place in (0, -1))) if "mib" in one else "-"
+        cost = f"{shown(ends[2])} and {shown(ends[3])} {one['unit']}"
+        sizes = f"{ends[0]:,} to {ends[1]:,} {one['of']}"
+        text += f"| {name} | {sizes} | {cost} | {one['exponent']:.2f} | {memory} |\n"
+    return text
+
+
+def machine() -> str:
+    """One sentence about the machine and the versions."""
+    found = look({}, ROOT)
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    processor = names[0] if names else platform.machine()
+    cards = ", ".join(card["name"] for card in found["accelerators"]) or "no GPU"
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    cores = f"{found['cores']} cores ({processor})"
+    return f"Machine: {cores}, {found['memory'] / 2**30:.0f} GiB, {cards}. Versions: {versions}."
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--quick", action="store_true", help="Few rounds, few shapes: at most eight minutes.")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="Write the table here, as Markdown.")
+    parser.add_argument("--growth", type=Path, metavar="FILE", help="Figures of growth.py, for the page.")
+    options = parser.parse_args()
+    kept = OUT / "quick" if options.quick else OUT
+    for name in options.only:
+        begin = time.monotonic()
+        command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--json", str(kept / f"{name}.json")]
+        print(f"{name} ...", flush=True)
+        subprocess.run([*command, *BENCHMARKS[name][options.quick]], check=True, env=os.environ)
+        print(f"{name} took {time.monotonic() - begin:.0f} s\n", flush=True)
+    files = {name: kept / f"{name}.json" for name in BENCHMARKS}
+    figures = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    figures = {"machine": machine(), **figures}
+    if options.growth is not None:
+        figures["growth"] = json.loads(options.growth.read_text(encoding="utf-8"))
+    text = page(figures)
+    print(text)
+    if options.page is not None:
+        options.page.write_text(text, encoding="utf-8")
+    save(figures, options.json)
+
+
+if __name__ == "__main__":
+    main()
