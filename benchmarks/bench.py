@@ -4,13 +4,13 @@ Each benchmark measures both sides in turn. A ratio above 1 is in our favour. Ru
 on the same cores disturbs the absolute figures, and most ratios.
 
 `--page` and `--json` write the table as Markdown and all figures as JSON. `--growth` takes figures of growth.py into
-both. `--only` runs some of the benchmarks; the others keep the figures of an earlier run, under build/bench.
+both. `--only` runs some of the benchmarks; the others keep the figures of an earlier run, under build/bench. `--only`
+without a name runs none.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,17 +24,6 @@ from common import ROOT, parser_of, save
 from pitlm.plan.hardware import look
 
 OUT = ROOT / "build" / "bench"
-BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
-    "gap": (["--rounds", "5"], ["--rounds", "1", "--shapes", "pocket", "tldr"]),
-    "rl": (["--rounds", "3"], ["--rounds", "1", "--shapes", "p96"]),
-    "rl_stage": ([], ["--steps", "1"]),
-    "improve": (["--rounds", "2"], ["--rounds", "1", "--models", "smol", "--items", "12"]),
-    "write": ([], ["--rows", "32", "--rounds", "1", "--batch", "16"]),
-    "evaluate": ([], ["--rounds", "1"]),
-    "proxies": ([], ["--rounds", "1", "--requests", "512", "--pairs", "100"]),
-    "startup": (["--rounds", "7"], ["--rounds", "2"]),
-}
-"""The options of each benchmark, and those of a quick run."""
 
 
 class Row(NamedTuple):
@@ -77,8 +66,7 @@ def write(f: dict[str, Any]) -> Iterator[Row]:
     ours = f["writers"]["pitlm"]["tokens_per_second"]
     for name, one in f["writers"].items():
         if name != "pitlm":
-            peer = one["version"] if name in one["version"] else f"{name}, {one['version']}"
-            yield Row("SmolLM2 writes", peer, ours, one["tokens_per_second"], "tokens/s", one["ratio"])
+            yield Row("SmolLM2 writes", one["peer"], ours, one["tokens_per_second"], "tokens/s", one["ratio"])
 
 
 def evaluate(f: dict[str, Any]) -> Iterator[Row]:
@@ -107,18 +95,32 @@ def startup(f: dict[str, Any]) -> Iterator[Row]:
     for name, one in f["commands"].items():
         if name.startswith("pit"):
             own = one["median_seconds"]
-            yield Row(f"start of `{name}`", "`python -c pass`", 1000 * own, 1000 * base, "ms", base / own)
+            yield Row(f"start of `{name}`", "`python -c pass`, the floor", 1000 * own, 1000 * base, "ms", base / own)
 
 
-ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
-    **{"gap": gap, "rl": rl, "rl_stage": rl_stage, "improve": improve, "write": write},
-    **{"evaluate": evaluate, "proxies": proxies, "startup": startup},
+class Benchmark(NamedTuple):
+    """One benchmark: how its figures become lines of the table, and its options, whole and quick."""
+
+    rows: Callable[[dict[str, Any]], Iterator[Row]]
+    whole: str
+    quick: str
+
+
+BENCHMARKS = {
+    "gap": Benchmark(gap, "--rounds 5", "--rounds 1 --shapes pocket tldr"),
+    "rl": Benchmark(rl, "--rounds 3", "--rounds 1 --shapes p96"),
+    "rl_stage": Benchmark(rl_stage, "--steps 3", "--steps 1"),
+    "improve": Benchmark(improve, "--rounds 1", "--rounds 1 --models smol --items 32"),
+    "write": Benchmark(write, "--rows 128", "--rows 32 --rounds 1 --batch 16"),
+    "evaluate": Benchmark(evaluate, "--rounds 2", "--rounds 1"),
+    "proxies": Benchmark(proxies, "", "--rounds 1 --requests 512 --pairs 100"),
+    "startup": Benchmark(startup, "--rounds 7", "--rounds 2"),
 }
 HEAD = """# Bench
 
-`make bench` makes this table, and `make growth` the plots below it. Each line was measured in one run, both sides in
-turn, and a ratio above 1 is in our favour. Ratios hold on other machines more than the figures do. What each benchmark
-measures stands at the top of its file in `benchmarks`.
+`make bench` makes this table, and `make growth` draws the plots below it. A ratio above 1 is in our favour. On another
+machine the figures change more than the ratios. The top of each file in `benchmarks` says what the benchmark measures,
+and in which order.
 
 {machine}
 
@@ -128,12 +130,12 @@ measures stands at the top of its file in `benchmarks`.
 GROWTH = """
 ## How cost grows
 
-A cost in proportion to its size has the exponent 1 (a line through the last three sizes, both logarithmic). Costs of
-verbs are the seconds of a whole process, so a small size shows its start.
+If the cost doubles when the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on
+logarithmic axes. The seconds of a verb include its start, which dominates at small sizes.
 
 ![Cost against size]({picture})
 
-| part | sizes | first and last cost | exponent | peak memory, first and last |
+| part | sizes | first and last cost | exponent | memory, first and last |
 | --- | --- | --- | ---: | --- |
 """
 
@@ -147,20 +149,21 @@ def page(figures: dict[str, Any]) -> str:
     """The figures of a run as Markdown."""
     lines = [
         f"| {row.what} | {shown(row.ours)} | {row.peer} | {shown(row.other)} | {row.unit} | {row.ratio:.2f} |"
-        for name, make in ROWS.items()
+        for name, benchmark in BENCHMARKS.items()
         if name in figures
-        for row in make(figures[name])
+        for row in benchmark.rows(figures[name])
     ]
     text = HEAD.format(machine=figures["machine"]) + "\n".join(lines) + "\n"
     if "growth" not in figures:
         return text
     text += GROWTH.format(picture="bench.growth.svg")
     for name, one in figures["growth"].items():
-        ends = [one[key][place] for key in ("sizes", "cost") for place in (0, -1)]
-        memory = "{:,.0f} and {:,.0f} MiB".format(*(one["mib"][place] for place in (0, -1))) if "mib" in one else "-"
-        cost = f"{shown(ends[2])} and {shown(ends[3])} {one['unit']}"
-        sizes = f"{ends[0]:,} to {ends[1]:,} {one['of']}"
-        text += f"| {name} | {sizes} | {cost} | {one['exponent']:.2f} | {memory} |\n"
+        sizes, cost, memory = (
+            [one[key][0], one[key][-1]] for key in ("sizes", "cost", "mib" if "mib" in one else "cost")
+        )
+        held = "{:,.0f} and {:,.0f} MiB".format(*memory) if "mib" in one else "-"
+        costs = f"{shown(cost[0])} and {shown(cost[1])} {one['unit']}"
+        text += f"| {name} | {sizes[0]:,} to {sizes[1]:,} {one['of']} | {costs} | {one['exponent']:.2f} | {held} |\n"
     return text
 
 
@@ -179,16 +182,19 @@ def machine() -> str:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--quick", action="store_true", help="Few rounds, few shapes: at most eight minutes.")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--only", nargs="*", default=list(BENCHMARKS), metavar="NAME", help="Run these; none: no one.")
     parser.add_argument("--page", type=Path, metavar="FILE", help="Write the table here, as Markdown.")
     parser.add_argument("--growth", type=Path, metavar="FILE", help="Figures of growth.py, for the page.")
     options = parser.parse_args()
     kept = OUT / "quick" if options.quick else OUT
+    if unknown := set(options.only) - BENCHMARKS.keys():
+        parser.error(f"--only: found {min(unknown)}, expected some of {', '.join(BENCHMARKS)}")
     for name in options.only:
         begin = time.monotonic()
         command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--json", str(kept / f"{name}.json")]
         print(f"{name} ...", flush=True)
-        subprocess.run([*command, *BENCHMARKS[name][options.quick]], check=True, env=os.environ)
+        told = BENCHMARKS[name].quick if options.quick else BENCHMARKS[name].whole
+        subprocess.run([*command, *told.split()], check=True)
         print(f"{name} took {time.monotonic() - begin:.0f} s\n", flush=True)
     files = {name: kept / f"{name}.json" for name in BENCHMARKS}
     figures = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}

@@ -172,7 +172,7 @@ def summary(walls: dict[tuple[str, str], list[float]], texts: list[Round], peaks
     for job, batches in rows.items():
         bounds = [sum(map(len, batch)) / distinct(batch) for batch in batches]
         ratios = [a / b for a, b in zip(walls[job, "rows"], walls[job, "tree"], strict=True)]
-        figures[f"{job}_ratio"] = statistics.median(ratios)
+        figures[f"{job}_ratio"] = paired(walls[job, "rows"], walls[job, "tree"])
         figures["token_ratio" if job == "train" else "score_token_ratio"] = statistics.median(bounds)
         figures[f"{job}_bound_share"] = statistics.median(a / b for a, b in zip(ratios, bounds, strict=True))
         for key in ("rows", "tree"):

@@ -1,17 +1,17 @@
-"""Measures how the cost of each part grows with its input, and plots it. An exponent of 1 is a cost in proportion.
+"""Measures how the cost of each part grows with its input, and plots it.
 
-* R_PIT, scoring: candidates to one (x, y_ref), 1 to 64 of 64 tokens, x of 512; and x of 64 to 4,096 tokens, 8
-  candidates. One layer of Qwen2.5-0.5B's shape, in this process.
+* R_PIT, scoring: 1 to 64 candidates of 64 tokens, with x of 512 tokens; then 8 candidates, with x of 64 to 4,096. One
+  layer of Qwen2.5-0.5B's shape, in this process, the fastest of three times.
 * `pit improve`: 1,000 to 1,000,000 rows, one round each, with a scripted improver and gap model, so that reading, the
   loop and the journal are measured.
-* `pit evaluate`: 1,000 to 1,000,000 verdicts on one system, one an item.
+* `pit evaluate`: 1,000 to 1,000,000 verdicts on one system, one verdict per item.
 * `pit data inspect`: 10,000 to 10,000,000 pairs.
 * `pit serve` without improvement: 1 to 512 clients at once, in front of a scripted API. The cost is the processor time
-  of the proxy for each request.
+  of the proxy for each request, beside the memory that it holds.
 
-The verbs run in processes of their own, from start to end, with their peak memory. The exponent is that of a straight
-line through the logarithms of the last three sizes, where a fixed cost weighs least. `--largest 0.01` makes the largest
-inputs of the four verbs a hundred times smaller.
+The other three verbs run in processes of their own, from start to end, with their peak memory. If the cost doubles when
+the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on logarithmic axes, where
+a fixed cost weighs least. `--largest 0.01` makes the largest inputs of these three verbs a hundred times smaller.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=MEASURED, default=list(MEASURED), metavar="PART")
     parser.add_argument("--largest", type=float, default=1.0, help="Factor on the largest sizes of the verbs.")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="Draw the figures into this file (SVG).")
-    parser.add_argument("--job", type=Path, help="improve this file, scripted; the benchmark starts itself so")
+    parser.add_argument("--job", type=Path, help="Internal: improve this file with scripted models.")
     options = parser.parse_args()
     if options.job:
         return improve_scripted(options.job)
@@ -133,13 +133,13 @@ def scoring(largest: float) -> Iterator[tuple[str, dict[str, Any]]]:
 def verb(
     part: str, of: str, sizes: Sequence[int], write: Callable[[Path, int], None], *command: object
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run a command on files of growing size. `FILE` in the command is the file, `OUT` a file beside it."""
+    """Run a command on files of growing size. `FILE` in the command stands for the file."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            file, out = Path(folder) / "in.jsonl", Path(folder) / "out"
+            file = Path(folder) / "in.jsonl"
             write(file, size)
-            found.append(run(*({"FILE": file, "OUT": out}.get(str(word), word) for word in command)))
+            found.append(run(*(file if word == "FILE" else word for word in command)))
             for left in Path(folder).iterdir():
                 left.unlink()
     cost, mib = zip(*found, strict=True)
@@ -219,7 +219,6 @@ def inspecting(largest: float) -> Iterator[tuple[str, dict[str, Any]]]:
 def serving(largest: float) -> Iterator[tuple[str, dict[str, Any]]]:
     import serve
 
-    found = []
     with serve.process(serve.__file__, "--upstream") as direct:
         command = (*PIT, "serve", "--port", "0", "--concurrency", "1024", "--upstream", direct)
         with serve.process(*command) as proxied:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import paired, parser_of, save, smollm2
+from common import ROOT, paired, parser_of, save, smollm2
 from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from pitlm.batch.batch_job import BatchJob
@@ -66,6 +66,7 @@ class Bench(NamedTuple):
     improver: Improver
     gap: GapModel
     items: list[Item]
+    tokens_per_batch: int = 16_384
 
 
 def main() -> None:
@@ -73,8 +74,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["pocket", "llama30m", "smol"], metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=3, help="Measured rounds. Default: 3.")
     parser.add_argument("--items", type=int, help="Rows of the file. Default: 600 (pocket), 96 (llama30m), 48 (smol).")
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="Default: runs/quickstart.")
-    parser.add_argument("--tokens-per-batch", type=int, default=16_384)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "quickstart")
+    parser.add_argument("--tokens-per-batch", type=int, help="Default: 16,384, for smol 4,096, so that rows wait.")
     options = parser.parse_args()
     quiet()
     figures = {}
@@ -114,12 +115,14 @@ class Clock:
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    ours(bench, bench.items[:4], options.tokens_per_batch, Clock(), [])  # warms up
+    tokens_in_flight = options.tokens_per_batch or bench.tokens_per_batch
+    ours(bench, bench.items[:4], tokens_in_flight, Clock(), [])  # warms up
+    plain(bench, bench.items[:4], 4, Clock())
     walls: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     active: list[int] = []
     for _ in range(options.rounds):
         clock = Clock()
-        fast = clock.timed("all", ours)(bench, bench.items, options.tokens_per_batch, clock, active)
+        fast = clock.timed("all", ours)(bench, bench.items, tokens_in_flight, clock, active)
         walls["ours"].append(clock.spent)
         batch = round(statistics.mean(active))
         clock = Clock()
@@ -155,7 +158,7 @@ def ours(bench: Bench, items: list[Item], tokens: int, clock: Clock, active: lis
     step = clock.timed("writing", engine.step)
 
     def watched() -> Any:
-        if engine.decoder.waiting_tokens:
+        if engine.decoder.waiting_tokens and engine.decoder.active:
             active.append(engine.decoder.active)
         return step()
 
@@ -293,7 +296,8 @@ def smol(options: argparse.Namespace, folder: Path) -> Bench:
     items = [Item(n, x, y.text, {}, "") for n, (x, y) in enumerate(zip(prompts, answers, strict=True))]
     # Each card has the turn that the recipes ask with.
     improver = Improver(writer, tokenizer, Card("improver", TemplateSection().ask, SHORT))
-    return Bench(improver, GapModel(scorer, tokenizer, Card("gap", TemplateSection().ask, SHORT)), items)
+    gap = GapModel(scorer, tokenizer, Card("gap", TemplateSection().ask, SHORT))
+    return Bench(improver, gap, items, tokens_per_batch=4_096)
 
 
 MODELS: dict[str, Callable[[argparse.Namespace, Path], Bench]] = {

@@ -3,12 +3,13 @@
 A small run of the recipe `smol`, with one step in each stage, makes the models (once, under build/bench). Then both
 train the improver for `--steps` steps on references from the data. A step has 64 answers of at most 40 tokens in groups
 of 8; the adapters of the last ten layers are trained, in the type that the machine computes fastest. Each trains in a
-fresh process, in turn, from its start to the end: imports, models, training, saving.
+fresh process, ours first, from its start to the end: imports, models, training, saving.
 
 * ours is the stage of `pit run`. It also checks the KL anchor and measures the quality of the answers;
-* stock is RLOOTrainer: `generate` samples, and R_PIT is given as TRL takes a reward model, so it reads padded rows.
+* stock is RLOOTrainer: `generate` samples, and TRL receives R_PIT as a model, so R_PIT reads padded rows.
 
-A ratio is stock / ours: above 1, ours is faster. A step's seconds are those that the trainers log themselves.
+A ratio is stock / ours: above 1, ours is faster. A step's seconds are those that the trainers log themselves, without
+the step of the optimizer.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def train_stock() -> None:
     run, stage = Context(recipe, RUN), recipe.curriculum.stage_list[0]
     shown = [run.template.improver_messages(x, y_ref) for x, y_ref in sample_references(run, stage)]
     bench = run.bench(RUN / "stock", run.model("improver-sft"), "improver")
+    reward = load_model(run.model("gap"), run.tokenizer, recipe.model.dtype, writes=False)
+    reward.set_attn_implementation("sdpa")  # as transformers loads it; pitlm's own reads trees
     args = rl_arguments(stage.rl, bench)
     args.chat_template_kwargs = {}  # ours cannot be passed to a reward model
     trainer = make_trainer(
@@ -88,7 +91,7 @@ def train_stock() -> None:
         bench,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": shown}),
-        reward_funcs=load_model(run.model("gap"), run.tokenizer, recipe.model.dtype, writes=False),
+        reward_funcs=reward,
         reward_processing_classes=run.tokenizer,
     )
     trainer.train()
@@ -122,7 +125,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--stock", action="store_true", help="train with TRL alone; the benchmark starts itself so")
+    parser.add_argument("--stock", action="store_true", help="Internal: train with TRL alone.")
     options = parser.parse_args()
     if options.stock:
         return train_stock()

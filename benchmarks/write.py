@@ -1,10 +1,11 @@
 """Measures how fast SmolLM2-135M writes: our decoder, transformers' `generate`, its continuous batching, and vLLM.
 
 All write greedy answers in float32 to the same questions of the house style, as the recipe `smol` asks them. An answer
-has at most 64 tokens, and most end earlier. Each writes at most `--batch` rows at once: `generate` in batches, in the
+has at most 64 tokens, and most end earlier. Each writes about `--batch` rows at once: `generate` in batches, in the
 order of the file, while the others refill the places of finished rows. The first three run in turn in one process.
-vLLM, in the build for CPUs, runs afterwards in an environment of its own (`make real-vllm` makes it), and is left out
-where that is missing. Loading and a first short batch are not counted. Tokens a second are those of the answers.
+vLLM, in the build for CPUs, runs afterwards in an environment of its own (`make real-vllm` makes it), without
+compilation, and is left out where that is missing. Loading and a first short batch are not counted. Tokens a second
+are those of the answers.
 
 A ratio is the other's seconds / ours: above 1, ours is faster. `same_answers` is the share of the answers that equal
 `generate`'s, token for token.
@@ -71,7 +72,7 @@ def writers(
 
 
 def by_vllm(folder: str, rows: Ids, end: int, rounds: int, batch: int) -> tuple[list[float], Ids, str] | None:
-    """Seconds of each round, completions and version of vLLM; None if it is not installed."""
+    """Seconds of each round, completions, and vLLM with its version; None if it is not installed."""
     sys.path.insert(0, str(ROOT / "tests"))
     from real_engines import Engine
 
@@ -80,9 +81,10 @@ def by_vllm(folder: str, rows: Ids, end: int, rounds: int, batch: int) -> tuple[
         print("vllm: not installed (make real-vllm), left out", flush=True)
         return None
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    settings["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     told = {"model": folder, "rows": rows, "end": end, "new_tokens": NEW_TOKENS, "rounds": rounds, "first": WARM_UP}
     made = engine.ask("write_vllm.py", {**told, "batch": batch}, **settings)
-    return made["seconds"], made["completions"], engine.version
+    return made["seconds"], made["completions"], f"vLLM {engine.version}, CPU"
 
 
 def measure(rows: int, rounds: int, batch: int) -> dict[str, Any]:
@@ -94,16 +96,17 @@ def measure(rows: int, rounds: int, batch: int) -> dict[str, Any]:
     ids = asked(tokenizer, rows)
     walls: dict[str, list[float]] = {}
     written: dict[str, Ids] = {}
-    versions = dict.fromkeys(("generate", "continuous batching"), f"transformers {version('transformers')}")
+    ways, own = writers(model, paged, tokenizer, batch), f"transformers {version('transformers')}"
+    peers = {"generate": f"`generate`, {own}", "continuous batching": f"continuous batching, {own}"}
     for number in range(rounds + 1):
-        for name, write in writers(model, paged, tokenizer, batch).items():
+        for name, write in ways.items():
             begin = time.perf_counter()
             made = write(ids if number else ids[:WARM_UP])
             if number:
                 walls.setdefault(name, []).append(time.perf_counter() - begin)
                 written[name] = made
     if (found := by_vllm(str(folder), ids, tokenizer.eos_token_id, rounds, batch)) is not None:
-        walls["vllm"], written["vllm"], versions["vllm"] = found
+        walls["vllm"], written["vllm"], peers["vllm"] = found
     tokens = sum(map(len, written["generate"]))
     return {
         "rows": rows,
@@ -113,13 +116,13 @@ def measure(rows: int, rounds: int, batch: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "writers": {
             name: {
-                "version": versions.get(name, ""),
-                "seconds": statistics.median(own),
-                "tokens_per_second": sum(map(len, written[name])) / statistics.median(own),
-                "ratio": paired(own, walls["pitlm"]),
+                "peer": peers.get(name, ""),
+                "seconds": statistics.median(taken),
+                "tokens_per_second": sum(map(len, written[name])) / statistics.median(taken),
+                "ratio": paired(taken, walls["pitlm"]),
                 "same_answers": sum(a == b for a, b in zip(written[name], written["generate"], strict=True)) / rows,
             }
-            for name, own in walls.items()
+            for name, taken in walls.items()
         },
     }
 

@@ -21,13 +21,9 @@ __version__ = "0.1.0"
 __all__ = ["GapModel", "Improvement", "Improver", "Preference", "Prompt", "RewardModel", "Trace", "improve"]
 
 _HOME = {
-    "GapModel": "pitlm.models.scorers",
+    **dict.fromkeys(("GapModel", "RewardModel"), "pitlm.models.scorers"),
+    **dict.fromkeys(("Improvement", "Preference", "Prompt", "Trace"), "pitlm.core.nouns"),
     "Improver": "pitlm.engines.generators",
-    "RewardModel": "pitlm.models.scorers",
-    "Improvement": "pitlm.core.nouns",
-    "Preference": "pitlm.core.nouns",
-    "Prompt": "pitlm.core.nouns",
-    "Trace": "pitlm.core.nouns",
     "improve": "pitlm.loop.loop",
 }
 

@@ -162,9 +162,8 @@ class PartedJob:
             NothingImproved: every row failed.
             RuntimeError: a part is missing.
         """
-        if missing := set(range(self._parts)) - self.finished():
-            first = f"{len(missing)} of {self._parts} parts are missing, {min(missing)} the first"
-            raise RuntimeError(f"{self.folder}: {first}")
+        if lost := set(range(self._parts)) - self.finished():
+            raise RuntimeError(f"{self.folder}: {len(lost)} of {self._parts} parts are missing, {min(lost)} the first")
         failed = write_failures(self.failed_path, _lines((self.folder / "failed").glob(PATTERN)))
         made = self.folder / "parts"
         some = any(made.glob(PATTERN))

@@ -81,6 +81,15 @@ def loading(path: object, name: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error
 
 
+@contextmanager
+def placed(place: str, kind: type[ValueError] = InputError) -> Iterator[None]:
+    """In this block an error of one kind becomes an InputError whose message starts with the place of the error."""
+    try:
+        yield
+    except kind as error:
+        raise InputError(f"{place}: {error}") from error
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or the error's class name. Of pydantic's errors, the first one."""
     if callable(listed := getattr(error, "errors", None)):

@@ -10,14 +10,14 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pitlm.core.errors import InputError, loading, refuse_device
+from pitlm.core.errors import InputError, loading, placed, refuse_device
 from pitlm.data.row_fields import RowError
 from pitlm.io.named_parts import find_part, part_names
 
@@ -88,13 +88,9 @@ class RawRow:
             raise RowError(None, self.data.found, self.data.expected)
         return self.data
 
-    @contextmanager
-    def errors_named(self) -> Iterator[None]:
+    def errors_named(self) -> AbstractContextManager[None]:
         """Turn a RowError of this row into a message for the user: file, line, field, found, expected."""
-        try:
-            yield
-        except RowError as error:
-            raise InputError(f"{self.where}: {error}") from error
+        return placed(self.where, RowError)
 
 
 def read_rows(source: str | Path) -> Iterator[RawRow]:

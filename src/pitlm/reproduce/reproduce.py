@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import InputError, placed
 from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import Recipe
 from pitlm.core.recipe_file import load_recipe
@@ -64,7 +63,7 @@ def reproduce(
             runs[variant, seed] = root = out / f"seed-{seed}" / folder
             more = experiment.measure in OF_ITERATIONS
             make_run(chosen.model_copy(update={"seed": seed}), root, tell, iterations=more, update=update)
-        with naming(name):
+        with placed(name):
             found[name] = {"recipe": recipe, **figures(experiment, runs)}
     return found
 
@@ -75,22 +74,13 @@ def _recipes(name: str, experiment: Experiment, recipe: str, out: Path) -> Itera
         text = json.dumps(changes, sort_keys=True)
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", variant)[:40].strip("-.")
         folder = f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if changes else "as-it-is"
-        with naming(f"{name}: variant '{variant}'"):
+        with placed(f"{name}: variant '{variant}'"):
             chosen = load_recipe(find_recipe(recipe), {key: json.dumps(value) for key, value in changes.items()})
             if chosen.data.world is None or chosen.evaluation.judges is not None:
                 raise InputError(f"{recipe}: found a judge without a known truth, expected data of a world")
             chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())
             check_recipe(chosen, out)
         yield variant, folder, chosen
-
-
-@contextmanager
-def naming(place: str) -> Iterator[None]:
-    """In this block the message of an InputError starts with the place of the error."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
 
 
 def make_run(recipe: Recipe, root: Path, tell: Tell, *, iterations: bool, update: bool) -> None:

@@ -1,7 +1,8 @@
 """Write greedy completions with vLLM, timed.
 
-Reads {"model", "rows", "end", "new_tokens", "rounds", "first", "batch"}; ``rows`` are token ids, of which the ``first`` are written
-uncounted, and at most ``batch`` are written at once. Prints {"seconds", "completions"}: the seconds of each round, and token ids up to the end token.
+Reads {"model", "rows", "end", "new_tokens", "rounds", "first", "batch"}; ``rows`` are token ids. The first ``first`` of
+them are written uncounted. At most ``batch`` rows are written at once. Prints {"seconds", "completions"}: the seconds of
+each round, and token ids up to the end token.
 """
 
 import json
@@ -15,7 +16,8 @@ if __name__ == "__main__":  # vLLM's processes import this file again
     told = json.load(sys.stdin)
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM and its processes print on stdout until they end
-    limits = {"max_model_len": 512, "max_num_seqs": told["batch"]}
+    # Without a cache of prompts: a second round would find those of the first.
+    limits = {"max_model_len": 512, "max_num_seqs": told["batch"], "enable_prefix_caching": False}
     llm = LLM(told["model"], dtype="float32", enforce_eager=True, disable_log_stats=True, **limits)
     how = SamplingParams(temperature=0, max_tokens=told["new_tokens"], stop_token_ids=[told["end"]], detokenize=False)
     rows = [{"prompt_token_ids": ids} for ids in told["rows"]]
