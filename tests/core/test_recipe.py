@@ -86,6 +86,7 @@ def test_an_unknown_key_far_from_all_lists_what_there_is():
         ({"data__noise": 0.1, "data__source": "pairs.jsonl"}, "data", "'noise' is for worlds"),
         ({"model__base": "somewhere"}, "model", "either 'base'"),
         ({"model": {}}, "model", "either 'base'"),
+        ({"model": {"init": {"heads": 5}}}, "model", "init.heads: found 5, expected a divisor of init.hidden (96)"),
         ({"curriculum__rl__group": 5}, "curriculum.rl", "not a multiple of group 5"),
         ({"curriculum__rl__group": 1}, "curriculum.rl.group", "greater than or equal to 2"),
         ({"curriculum__rl__accumulation": 16}, "curriculum.rl", "not a multiple of group 8"),

@@ -271,6 +271,11 @@ def test_every_packaged_experiment_finds_its_rows(reproduced: Path) -> None:
 def test_bad_input_is_one_line(reproduced: Path) -> None:
     shell = Shell(reproduced)
     assert "nonsense: found no such experiment" in shell("reproduce", "nonsense").stderr
+    assert "found --quick and --seed, expected one" in shell("reproduce", "judges", "--quick", "--seed", 3).stderr
+    (reproduced / "judges.yaml").write_text("{order: 1, title: a, paper: b}")  # its picture would be that of `judges`
+    twice = shell("reproduce", "judges", "judges.yaml", "--recipe", "tiny.yaml", "--quick")
+    assert (twice.returncode, "names that differ" in twice.stderr) == (2, True)
+    (reproduced / "judges.yaml").unlink()
     for text, words in {
         "order: 1": "is missing",
         "{order: 1, title: a, paper: b, measure: luck}": "'systems', 'rounds'",

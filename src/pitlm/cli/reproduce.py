@@ -58,6 +58,8 @@ def reproduce(experiments: tuple[str, ...], asked: Reproduction, json_file: Path
 
     if asked.list:
         return echo("\n".join(f"{name:18} {find_experiment(name).title}" for name in experiment_names()))
+    if len(given := sorted(asked.model_fields_set & {"quick", "seed", "seeds"})) > 1:
+        raise click.UsageError(f"found --{' and --'.join(given)}, expected one of them")
     check_output(json_file, force, "the figures")
     check_output(asked.page, force, "the tables")
     check_output(asked.page and asked.page.with_suffix(".pictures"), force, "the pictures", "*.svg")

@@ -101,6 +101,8 @@ class ModelSection(Section):
     def _one_start(self) -> ModelSection:
         if (self.base is None) == (self.init is None):
             raise ValueError("give either 'base' (a path or hub name) or 'init' (a model from scratch)")
+        if (init := self.init) and init.architecture == "llama" and init.hidden % init.heads:
+            raise ValueError(f"init.heads: found {init.heads}, expected a divisor of init.hidden ({init.hidden})")
         return self
 
 

@@ -49,10 +49,13 @@ def reproduce(
         update: redo stages whose settings have changed.
 
     Raises:
-        InputError: no such experiment or recipe, settings that the recipe does not have, a recipe without a known
-            truth, runs of another recipe in ``out`` without ``update``, or rows or figures that the runs do not have.
+        InputError: no such experiment or recipe, two experiments of one name, settings that the recipe does not have, a
+            recipe without a known truth, runs of another recipe in ``out`` without ``update``, or rows or figures that
+            the runs do not have.
     """
     quiet()
+    if len({Path(name).stem for name in names}) < len(names):  # the stem names a picture
+        raise InputError(f"experiments: found {', '.join(names)}, expected names or files with names that differ")
     experiments = {name: find_experiment(name) for name in names or experiment_names()}
     variants = {name: [*_recipes(name, experiment, recipe, out)] for name, experiment in experiments.items()}
     found = {}
