@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 # With workers side by side, threads inside torch only get in one another's way.
 test test-slow test-hostile test-kill browser-test screenshots check: export OMP_NUM_THREADS := 1
 
-.PHONY: help venv quickstart smol test test-slow test-hostile test-kill real chromium browser-test screenshots check bench bench-gap bench-rl seeds reproduce calibration self-refine clean
+.PHONY: help venv quickstart smol test test-slow test-hostile test-kill real chromium browser-test screenshots check bench bench-quick growth seeds reproduce calibration self-refine clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -90,19 +90,20 @@ check: $(DEV) ## Lint, types, layers, budgets, references in the documents
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/house -q
 
-bench: $(DEV) ## Run every benchmark; figures go to build/bench
-	@mkdir -p build/bench
-	@set -e; for file in benchmarks/*.py; do \
-	  echo "$$file"; $(BIN)/python "$$file" --json "build/bench/$$(basename "$$file" .py).json"; \
-	done
+BENCH = $(BIN)/python benchmarks/bench.py --page docs/bench.md --json docs/bench.json
 
-bench-gap: $(DEV) ## The gap model's trees against separate rows, at four shapes (8 minutes)
-	@mkdir -p build/bench
-	$(BIN)/python benchmarks/gap.py --json build/bench/gap.json
+bench: $(DEV) $(SMOL) ## Ours beside its peers, in one table, docs/bench.md (40 minutes on two idle cores)
+	$(BENCH) $(addprefix --growth ,$(wildcard build/bench/growth.json))
 
-bench-rl: $(DEV) ## A step of RL that reads each prompt once, against TRL's own, at two shapes (ten minutes)
-	@mkdir -p build/bench
-	$(BIN)/python benchmarks/rl.py --json build/bench/rl.json
+bench-quick: $(DEV) $(SMOL) ## The same in eight minutes, on the terminal; make bench-NAME runs one benchmark
+	$(BIN)/python benchmarks/bench.py --quick
+
+bench-%: $(DEV) $(SMOL)
+	$(BIN)/python benchmarks/$*.py --json build/bench/alone/$*.json
+
+growth: $(DEV) ## How the cost of each part grows, in docs/bench.md (a quarter of an hour)
+	$(BIN)/python benchmarks/growth.py --json build/bench/growth.json --plot docs/bench.growth.svg
+	$(BENCH) --growth build/bench/growth.json --only
 
 seeds: $(DEV) ## The quickstart's claims over five seeds (a quarter of an hour)
 	$(BIN)/python benchmarks/slow/seeds.py --json build/bench/seeds.json

@@ -110,8 +110,8 @@ BENCHMARKS = {
     "gap": Benchmark(gap, "--rounds 5", "--rounds 1 --shapes pocket tldr"),
     "rl": Benchmark(rl, "--rounds 3", "--rounds 1 --shapes p96"),
     "rl_stage": Benchmark(rl_stage, "--steps 3", "--steps 1"),
-    "improve": Benchmark(improve, "--rounds 1", "--rounds 1 --models smol --items 32"),
-    "write": Benchmark(write, "--rows 128", "--rows 32 --rounds 1 --batch 16"),
+    "improve": Benchmark(improve, "--rounds 1", "--rounds 1 --models smol --items 16"),
+    "write": Benchmark(write, "--rows 128", "--rows 16 --rounds 1 --batch 8"),
     "evaluate": Benchmark(evaluate, "--rounds 2", "--rounds 1"),
     "proxies": Benchmark(proxies, "", "--rounds 1 --requests 512 --pairs 100"),
     "startup": Benchmark(startup, "--rounds 7", "--rounds 2"),
@@ -131,7 +131,8 @@ GROWTH = """
 ## How cost grows
 
 If the cost doubles when the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on
-logarithmic axes. The seconds of a verb include its start, which dominates at small sizes.
+logarithmic axes. The seconds of `pit improve`, `pit evaluate` and `pit data inspect` include their start, but their
+exponents do not: the cost of the smallest size is taken off before.
 
 ![Cost against size]({picture})
 

@@ -10,8 +10,9 @@
   of the proxy for each request, beside the memory that it holds.
 
 The other three verbs run in processes of their own, from start to end, with their peak memory. If the cost doubles when
-the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on logarithmic axes, where
-a fixed cost weighs least. `--largest 0.01` makes the largest inputs of these three verbs a hundred times smaller.
+the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on logarithmic axes. For
+these three verbs the cost of the smallest size, which is nearly that of the start, is taken off before. `--largest
+0.01` makes their largest inputs a hundred times smaller.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name in options.only:
         for part, rows in MEASURED[name](options.largest):
-            figures[part] = {**rows, "exponent": exponent(rows["sizes"], rows["cost"])}
+            figures[part] = {**rows, "exponent": exponent(rows["sizes"], rows["cost"], rows.get("start", 0.0))}
             print(f"{part:34} cost ~ size^{figures[part]['exponent']:.2f}", flush=True)
             for size, *told in zip(*(rows[key] for key in ("sizes", "cost", "mib") if key in rows), strict=True):
                 print(f"{size:12,}  " + "  ".join(f"{value:12.4g}" for value in told), flush=True)
@@ -58,9 +59,10 @@ def main() -> None:
     save(figures, options.json)
 
 
-def exponent(sizes: Sequence[float], cost: Sequence[float]) -> float:
-    """The slope of a line through the logarithms of the last three sizes and costs."""
-    return float(np.polyfit(np.log(sizes[-3:]), np.log(cost[-3:]), 1)[0])
+def exponent(sizes: Sequence[float], cost: Sequence[float], start: float = 0.0) -> float:
+    """The slope of a line through the logarithms of the last three sizes and of their costs above the start."""
+    above = [(size, own - start) for size, own in zip(sizes, cost, strict=True) if own > start][-3:]
+    return float(np.polyfit(*np.log(above).T, 1)[0]) if len(above) > 1 else float("nan")
 
 
 def draw(figures: dict[str, Any], file: Path) -> None:
@@ -143,7 +145,7 @@ def verb(
             for left in Path(folder).iterdir():
                 left.unlink()
     cost, mib = zip(*found, strict=True)
-    yield part, {"sizes": list(sizes), "cost": cost, "mib": mib, "of": of, "unit": "seconds"}
+    yield part, {"sizes": list(sizes), "cost": cost, "mib": mib, "of": of, "unit": "seconds", "start": min(cost)}
 
 
 def powers(low: int, high: int, largest: float) -> list[int]:

@@ -3,10 +3,15 @@
 import argparse
 import importlib
 import json
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from pitlm.evaluate.alpaca import leaderboard
+from pitlm.evaluate.verdict_files import read_verdicts
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +53,49 @@ def test_the_improve_benchmark_writes_a_figure_for_each_promise(benchmark):
     assert 1 <= figures["loop_rounds"] <= 3
     assert figures["throughput_ratio"] == pytest.approx(figures["items_per_second"] / figures["items_per_second_plain"])
     assert 20 < figures["mean_tokens"] < 250  # HH-RLHF's mean of 85
+
+
+def test_the_table_of_the_bench_is_made_of_the_stored_figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import bench
+
+    docs = ROOT / "docs"
+    stored = json.loads((docs / "bench.json").read_text())
+    assert (docs / "bench.md").read_text() == bench.page(stored)
+    # The table has each benchmark, and each benchmark is a file.
+    assert bench.BENCHMARKS.keys() == stored.keys() - {"machine", "growth"}
+    assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in bench.BENCHMARKS)
+
+
+def test_an_exponent_is_that_of_the_largest_sizes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import growth
+
+    sizes = [1, 10, 100, 1000]
+    assert growth.exponent(sizes, [5, *(3 * n**1.5 for n in sizes[1:])]) == pytest.approx(1.5)
+    assert growth.exponent(sizes, [4.0, *(4 + 3 * n for n in sizes[1:])], 4.0) == pytest.approx(1.0)
+    assert growth.powers(3, 6, 1.0) == [1_000, 10_000, 100_000, 1_000_000]
+    assert growth.powers(3, 6, 0.01) == [1_000, 10_000]
+    assert growth.powers(3, 6, 1e-9) == [1_000]
+
+
+def test_the_plain_rates_of_the_evaluate_benchmark_are_those_of_pit_evaluate(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import evaluate
+
+    [first, _] = evaluate.make_files(tmp_path, systems=2, items=30)
+    rows = json.loads(first.read_text())
+    plain = subprocess.run([sys.executable, "-c", evaluate.PLAIN, first], capture_output=True, text=True, check=True)
+    mean, error = map(float, plain.stdout.split())
+    assert mean == pytest.approx(sum(row["preference"] - 1 for row in rows) / 30)
+    ours = evaluate_figures(first)
+    assert 100 * mean == pytest.approx(ours["win_rate"])
+    assert 100 * error == pytest.approx(ours["standard_error"])
+
+
+def evaluate_figures(file):
+    """The leaderboard's figures of one file of annotations."""
+    return asdict(leaderboard([one.row for one in read_verdicts([file])]))
 
 
 def test_the_lengths_of_hh_rlhf_are_those_of_the_pairs(monkeypatch):

@@ -20,6 +20,7 @@ DOCUMENTS = [
     "PAPER.md",
     "LOG.md",
     "CONTRIBUTING.md",
+    "docs/bench.md",
     "docs/distributed.md",
     "docs/engines.md",
     "docs/export.md",
@@ -35,6 +36,7 @@ DOCUMENTS = [
 HOW_TO = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/bench.md",
     "docs/distributed.md",
     "docs/engines.md",
     "docs/export.md",
