@@ -247,15 +247,16 @@ def choose(logits_nV: Tensor, rows: Sequence[DecodingRow | None]) -> list[int]:
 
     For each token a row draws one number from its own stream, and looks it up in its own cumulative distribution.
     """
-    greedy_n = logits_nV.argmax(-1)
     warmth = [row.temperature if row else 0.0 for row in rows]
     if not any(warmth):
-        return greedy_n.tolist()
+        return logits_nV.argmax(-1).tolist()
     warmth_n1 = torch.tensor(warmth, device=logits_nV.device)[:, None]
     drawn = [row.random.random() if row and row.temperature else 0.0 for row in rows]
     drawn_n1 = torch.tensor(drawn, dtype=torch.float64, device=logits_nV.device)[:, None]
     safe_n1 = torch.where(warmth_n1 > 0, warmth_n1, 1.0)
     cumulative_nV = (logits_nV.float() / safe_n1).softmax(-1).cumsum(-1, dtype=torch.float64)
     at_n1 = torch.searchsorted(cumulative_nV, drawn_n1 * cumulative_nV[:, -1:], right=True)
-    chosen_n = torch.where(warmth_n1[:, 0] > 0, at_n1[:, 0].clamp_max(logits_nV.shape[1] - 1), greedy_n)
+    chosen_n = at_n1[:, 0].clamp_max(logits_nV.shape[1] - 1)
+    if any(row and not row.temperature for row in rows):
+        chosen_n = torch.where(warmth_n1[:, 0] > 0, chosen_n, logits_nV.argmax(-1))
     return chosen_n.tolist()
