@@ -142,11 +142,13 @@ def _test(outcomes: Iterable[tuple[tuple[float, int], ...]]) -> PairedTest:
     scale = max(1, min(common, GRID, most))
     whole = {value: round(value * scale) for value in items}
     slack = 0 if scale == common else 2 * sum(abs(v * scale - size) * items[v] for v, size in whole.items())
-    sizes = sorted(((abs(size), items[v]) for v, size in whole.items()), key=lambda pair: (-pair[1], pair[0]))
-    points = 2 * sum(size * count for size, count in sizes) + 1
+    sizes = Counter[int]()
+    for value, size in whole.items():
+        sizes[abs(size)] += items[value]
+    points = 2 * sum(size * count for size, count in sizes.items()) + 1
     t = 2 * np.pi * np.arange(points) / points
     characteristic, left = np.ones(points), np.arange(points)
-    for size, count in sizes:
+    for size, count in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
         characteristic[left] *= np.cos(size * t[left]) ** count
         left = left[np.abs(characteristic[left]) > NOTHING]  # of many items nearly all points are zero soon
     probability = np.fft.fft(characteristic).real / points  # at index s or, for s < 0, points + s
