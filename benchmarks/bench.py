@@ -159,10 +159,8 @@ def page(figures: dict[str, Any]) -> str:
         return text
     text += GROWTH.format(picture="bench.growth.svg")
     for name, one in figures["growth"].items():
-        sizes, cost, memory = (
-            [one[key][0], one[key][-1]] for key in ("sizes", "cost", "mib" if "mib" in one else "cost")
-        )
-        held = "{:,.0f} and {:,.0f} MiB".format(*memory) if "mib" in one else "-"
+        sizes, cost, memory = ([one[key][0], one[key][-1]] if key in one else None for key in ("sizes", "cost", "mib"))
+        held = "{:,.0f} and {:,.0f} MiB".format(*memory) if memory else "-"
         costs = f"{shown(cost[0])} and {shown(cost[1])} {one['unit']}"
         text += f"| {name} | {sizes[0]:,} to {sizes[1]:,} {one['of']} | {costs} | {one['exponent']:.2f} | {held} |\n"
     return text

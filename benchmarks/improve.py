@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import ROOT, paired, parser_of, save, smollm2
+from common import ROOT, house_style_prompts, paired, parser_of, save, smollm2
 from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from pitlm.batch.batch_job import BatchJob
 from pitlm.core.loop_section import LoopSection
-from pitlm.core.nouns import Answer, Message, Prompt, Trace
+from pitlm.core.nouns import Answer, Prompt, Trace
 from pitlm.core.recipe import InitSection, TemplateSection
 from pitlm.data.dataset import load_preferences
 from pitlm.data.items import Failure, Item
@@ -51,7 +51,6 @@ from pitlm.models.scorers import GapModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.models.trees import enable_trees
 from pitlm.run.folder import stored_recipe
-from pitlm.worlds.house_style import REQUEST, questions
 
 SETTINGS = LoopSection(rounds=3, temperature=0.0)
 LONGEST, SHORT = 256, 40
@@ -290,8 +289,7 @@ def smol(options: argparse.Namespace, folder: Path) -> Bench:
     writer, scorer = (load_model(base, tokenizer, writes=writes).eval() for writes in (True, False))
     torch.manual_seed(0)
     torch.nn.init.normal_(scorer.score.weight)
-    asked = random.Random(0).sample(questions(), options.items or 48)
-    prompts = [Prompt.of([Message("system", REQUEST), Message("user", question)]) for question in asked]
+    prompts = house_style_prompts(options.items or 48)
     answers = Policy(writer, tokenizer, Card("policy", "", SHORT)).answer(prompts, temperature=1.0, seed=0)
     items = [Item(n, x, y.text, {}, "") for n, (x, y) in enumerate(zip(prompts, answers, strict=True))]
     # Each card has the turn that the recipes ask with.

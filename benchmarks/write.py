@@ -13,7 +13,6 @@ A ratio is the other's seconds / ours: above 1, ours is faster. `same_answers` i
 
 from __future__ import annotations
 
-import random
 import statistics
 import sys
 import time
@@ -22,15 +21,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from common import ROOT, paired, parser_of, save, smollm2
+from common import ROOT, house_style_prompts, paired, parser_of, save, smollm2
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from pitlm.core.nouns import Message, Prompt
 from pitlm.data.template import Template, encode_prompts
 from pitlm.engines.decoder import write_batch
 from pitlm.engines.generators import generate
 from pitlm.models.loading import load_model, load_tokenizer, quiet
-from pitlm.worlds.house_style import REQUEST, questions
 
 NEW_TOKENS = 64
 WARM_UP = 4
@@ -40,10 +37,8 @@ Ids = list[list[int]]
 
 
 def asked(tokenizer: Any, rows: int) -> Ids:
-    """The token ids of the first questions of a shuffled house style."""
-    chosen = random.Random(0).sample(questions(), rows)
-    prompts = [Prompt.of([Message("system", REQUEST), Message("user", question)]) for question in chosen]
-    return encode_prompts(tokenizer, [Template("better").policy_messages(prompt) for prompt in prompts])
+    """The token ids of this many prompts of the house style."""
+    return encode_prompts(tokenizer, [Template("better").policy_messages(x) for x in house_style_prompts(rows)])
 
 
 def writers(
@@ -74,14 +69,13 @@ def writers(
 def by_vllm(folder: str, rows: Ids, end: int, rounds: int, batch: int) -> tuple[list[float], Ids, str] | None:
     """Seconds of each round, completions, and vLLM with its version; None if it is not installed."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from real_engines import Engine
+    from real_engines import VLLM_CPU, Engine
 
     engine = Engine("vllm")
     if not (engine.folder / "installed").is_file():
         print("vllm: not installed (make real-vllm), left out", flush=True)
         return None
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    settings["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    settings = {**VLLM_CPU, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     told = {"model": folder, "rows": rows, "end": end, "new_tokens": NEW_TOKENS, "rounds": rounds, "first": WARM_UP}
     made = engine.ask("write_vllm.py", {**told, "batch": batch}, **settings)
     return made["seconds"], made["completions"], f"vLLM {engine.version}, CPU"

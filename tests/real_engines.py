@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "real"
 PROGRAMS = ROOT / "tests" / "real" / "programs"
 ENGINES = yaml.safe_load((ROOT / "tests" / "real" / "engines.yaml").read_text(encoding="utf-8"))
+VLLM_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+"""The environment of vLLM's build for CPUs."""
 PATIENCE = 900  # seconds for a server to start, on a busy machine
 
 

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import httpx
 import pytest
-from real_engines import BUILD, free_port, improved, pit, proposals, read_rows, run, serving
+from real_engines import BUILD, VLLM_CPU, free_port, improved, pit, proposals, read_rows, run, serving
 
 from pitlm.core.nouns import Improvement, Prompt
 from pitlm.models.scorers import GapModel
 
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 PIT = ("-m", "pitlm.cli.main")
 GREEDY = ("--temperature", 0, "--rounds", 1, "--force")
 
@@ -21,7 +20,7 @@ def vllm_server(vllm, name, model, *more, **environment):
     command = (vllm.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name)
     options = ("--port", port, "--dtype", "float32", "--enforce-eager", *more)
     return f"http://127.0.0.1:{port}", serving(
-        f"vllm-{name}", f"http://127.0.0.1:{port}/health", *command, *options, **CPU, **environment
+        f"vllm-{name}", f"http://127.0.0.1:{port}/health", *command, *options, **VLLM_CPU, **environment
     )
 
 
@@ -70,7 +69,7 @@ def test_engine_vllm(vllm, pocket_models, pocket_answers, of_transformers):
     """`pit improve --engine vllm`, vLLM in the same process, gives the rows of transformers, greedy."""
     out = BUILD / "vllm.jsonl"
     models = ("--improver", pocket_models["improver"], "--gap", pocket_models["gap"])
-    run(vllm.python, *PIT, "improve", pocket_answers, "-o", out, *models, "--engine", "vllm", *GREEDY, **CPU)
+    run(vllm.python, *PIT, "improve", pocket_answers, "-o", out, *models, "--engine", "vllm", *GREEDY, **VLLM_CPU)
     assert read_rows(out) == of_transformers
 
 
@@ -98,7 +97,7 @@ def train(vllm, folder, until, *settings):
     few = ["curriculum.stages=[data]", "curriculum.steps=null", "data.pairs=400", "evaluation.fresh_pairs=8"]
     few += [f"{name}.max_steps=2" for name in steps]
     options = [word for one in (*few, *settings) for word in ("--set", one)]
-    run(vllm.python, *PIT, "run", "quickstart", "--out", folder, "--update", "--until", until, *options, **CPU)
+    run(vllm.python, *PIT, "run", "quickstart", "--out", folder, "--update", "--until", until, *options, **VLLM_CPU)
 
 
 @pytest.fixture(scope="module")
