@@ -4,8 +4,8 @@ Each benchmark measures both sides in turn. A ratio above 1 is in our favour. Ru
 on the same cores disturbs the absolute figures, and most ratios.
 
 `--page` and `--json` write the table as Markdown and all figures as JSON. `--growth` takes figures of growth.py into
-both. `--only` runs some of the benchmarks; the others keep the figures of an earlier run, under build/bench. `--only`
-without a name runs none.
+both. `--only NAME...` runs these benchmarks, and takes the figures of the others from an earlier run, under
+build/bench. `--only` without a name runs no benchmark.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from common import ROOT, parser_of, save
 from pitlm.plan.hardware import look
 
 OUT = ROOT / "build" / "bench"
+FLOOR = "python -c pass"
 
 
 class Row(NamedTuple):
@@ -91,11 +92,11 @@ def proxies(f: dict[str, Any]) -> Iterator[Row]:
 
 
 def startup(f: dict[str, Any]) -> Iterator[Row]:
-    base = f["commands"]["python -c pass"]["median_seconds"]
+    base = f["commands"][FLOOR]["median_seconds"]
     for name, one in f["commands"].items():
-        if name.startswith("pit"):
+        if name != FLOOR:
             own = one["median_seconds"]
-            yield Row(f"start of `{name}`", "`python -c pass`, the floor", 1000 * own, 1000 * base, "ms", base / own)
+            yield Row(name, FLOOR, 1000 * own, 1000 * base, "ms", base / own)
 
 
 class Benchmark(NamedTuple):
@@ -118,21 +119,36 @@ BENCHMARKS = {
 }
 HEAD = """# Bench
 
-`make bench` makes this table, and `make growth` draws the plots below it. A ratio above 1 is in our favour. On another
-machine the figures change more than the ratios. The top of each file in `benchmarks` says what the benchmark measures,
-and in which order.
+`make bench` makes the tables, and `make growth` draws the plots. A ratio above 1 is in our favour. Where a benchmark
+has several rounds, the ratio is the median of the rounds' ratios, so it can differ from the quotient of the two
+figures. On another machine the figures change more than the ratios. The docstring of each file in `benchmarks` says
+what the benchmark measures, and in which order the two sides run.
+
+R_PIT is the gap model, and RL trains the improver ([words](usage.md#words)). "Separate rows" reads each prompt once for
+each answer. `pocket` is the quickstart's model on its own pairs. `hh`, `tldr` and `long` are layers of Qwen2.5-0.5B's
+shape, with the lengths of HH-RLHF's pairs, with prompts of 350 and answers of 35 tokens, and with 1,500 and 200 tokens.
+`p96` and `p512` have prompts of 96 and 512 tokens. `llama30m` is a random model of 30 million parameters, and `smol` is
+SmolLM2-135M.
 
 {machine}
 
-| what | ours | peer | its figure | unit | ratio |
+| what | ours | peer | peer's figure | unit | ratio |
 | --- | ---: | --- | ---: | --- | ---: |
+"""
+START = """
+## Start of each verb
+
+No peer, but a floor: a Python program that does nothing takes {floor} ms.
+
+| command | ms |
+| --- | ---: |
 """
 GROWTH = """
 ## How cost grows
 
 If the cost doubles when the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on
 logarithmic axes. The seconds of `pit improve`, `pit evaluate` and `pit data inspect` include their start, but their
-exponents do not: the cost of the smallest size is taken off before.
+exponents do not: the cost of the smallest size is subtracted from each cost first.
 
 ![Cost against size]({picture})
 
@@ -151,10 +167,14 @@ def page(figures: dict[str, Any]) -> str:
     lines = [
         f"| {row.what} | {shown(row.ours)} | {row.peer} | {shown(row.other)} | {row.unit} | {row.ratio:.2f} |"
         for name, benchmark in BENCHMARKS.items()
-        if name in figures
+        if name in figures and name != "startup"
         for row in benchmark.rows(figures[name])
     ]
     text = HEAD.format(machine=figures["machine"]) + "\n".join(lines) + "\n"
+    if "startup" in figures:
+        starts = [*startup(figures["startup"])]
+        text += START.format(floor=shown(starts[0].other))
+        text += "".join(f"| `{row.what}` | {shown(row.ours)} |\n" for row in starts)
     if "growth" not in figures:
         return text
     text += GROWTH.format(picture="bench.growth.svg")
@@ -181,7 +201,8 @@ def machine() -> str:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--quick", action="store_true", help="Few rounds, few shapes: at most eight minutes.")
-    parser.add_argument("--only", nargs="*", default=list(BENCHMARKS), metavar="NAME", help="Run these; none: no one.")
+    only = "Run only these; without a name: none."
+    parser.add_argument("--only", nargs="*", default=list(BENCHMARKS), metavar="NAME", help=only)
     parser.add_argument("--page", type=Path, metavar="FILE", help="Write the table here, as Markdown.")
     parser.add_argument("--growth", type=Path, metavar="FILE", help="Figures of growth.py, for the page.")
     options = parser.parse_args()

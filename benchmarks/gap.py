@@ -7,9 +7,10 @@ Each shape runs in a process of its own. Within a shape, the variants run in tur
 * scoring 8 candidates and the reference itself under one (x, y_ref), with the tree and with separate rows.
 
 A ratio is rows / tree, so above 1 the tree is faster or smaller. A time ratio is the median of the rounds' ratios. The
-bound is the number of tokens in separate rows, without padding, over the number of tokens in the tree. The share of the
-bound is the smaller of the shares in training and in scoring. Peak memory is the most that the process holds during one
-training step, minus the memory that it held before (on a GPU: allocated memory).
+*bound* is the number of tokens in separate rows, without padding, over the number of tokens in the tree: fewer tokens
+alone can save no more. The share of the bound is the smaller of the shares in training and in scoring. Peak memory is
+the most that the process holds during one training step, minus the memory that it held before (on a GPU: allocated
+memory).
 
 Shapes: `pocket` is the quickstart's model on its own pairs. The others use layers of Qwen2.5-0.5B's shape: `hh` has
 the lengths of 1,000 pairs of HH-RLHF (hh_lengths.csv), `tldr` x = 350 and y = 35 tokens, `long` x = 1500 and y = 200

@@ -1,4 +1,4 @@
-"""What the intervals and the win rates at equal lengths are worth: simulations in which the truth is known.
+"""Simulates verdicts with a known truth, and checks the intervals of Delta and the win rates at equal lengths.
 
 The first table has the share of 95% intervals of Delta that hold the true Delta. With one verdict an item the share is
 exact, over all outcomes; with several it is simulated, and verdicts on one item agree more than verdicts on two items.

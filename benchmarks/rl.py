@@ -1,10 +1,10 @@
 """Measures how much time an RL step saves by reading each prompt once, against TRL's unchanged RLOOTrainer.
 
 For each shape, the stock trainer and ours take one whole RLOO step in turn, in one process. A step samples 64 answers
-of 32 tokens, scores them with a reward that costs nothing, reads them with policy and reference, and computes the
-gradient. Both trainers start from the same weights and see the same prompts; each draws its own answers. On equal
-answers their losses and gradients are equal (tests/method/test_rl_step.py). A ratio is stock / ours: above 1, ours is
-faster.
+of 32 tokens, scores them with a reward that costs nothing, reads them with the policy and the reference model, and
+computes the gradient. Both trainers start from the same weights and see the same prompts; each draws its own answers.
+On equal answers their losses and gradients are equal (tests/method/test_rl_step.py). A ratio is stock / ours: above 1,
+ours is faster.
 
 Shapes: `p96` has a prompt of 96 tokens and a vocabulary of 8,192; `p512` has 512 and 32,768. Llama, 4 layers, width
 128.

@@ -1,9 +1,9 @@
 """Measures a whole stage of RL on SmolLM2-135M, against TRL's unchanged trainer on the same models and data.
 
-A small run of the recipe `smol`, with one step in each stage, makes the models (once, under build/bench). Then both
-train the improver for `--steps` steps on references from the data. A step has 64 answers of at most 40 tokens in groups
-of 8; the adapters of the last ten layers are trained, in the type that the machine computes fastest. Each trains in a
-fresh process, ours first, from its start to the end: imports, models, training, saving.
+A small run of the recipe `smol`, with one step in each stage, makes the models (once, under build/bench). Then our
+trainer and TRL's each train the improver for `--steps` steps on references from the data. A step has 64 answers of at
+most 40 tokens in groups of 8; the adapters of the last ten layers are trained, in the type that the machine computes
+fastest. Each trains in a fresh process, ours first, from its start to the end: imports, models, training, saving.
 
 * ours is the stage of `pit run`. It also checks the KL anchor and measures the quality of the answers;
 * stock is RLOOTrainer: `generate` samples, and TRL receives R_PIT as a model, so R_PIT reads padded rows.

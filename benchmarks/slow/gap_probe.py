@@ -1,4 +1,4 @@
-"""What R_PIT and R_P of quickstart runs see: how often a perfect answer scores above the same answer with one flaw.
+"""Measures how often R_PIT and R_P of quickstart runs score a perfect answer above the same answer with one flaw.
 
     python benchmarks/slow/gap_probe.py --runs runs/seeds/seed-0 runs/seeds/seed-1 --json gap_probe.json
 

@@ -222,16 +222,21 @@ class Desk:
         return [line for line in summary.systems if line.system != ORIGINAL], signs
 
 
+def named(root: Path) -> str:
+    """The name of a run: of its folder, and of the folder around it in runs of `pit reproduce`."""
+    return root.name if root.name != "as-it-is" else root.parent.name
+
+
 def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train, examine and compare for one run; return all figures."""
     context = Context(stored_recipe(root), root)
-    own = options.out / root.name
+    own = options.out / named(root)
     desk, systems = read_run(context, options)
     began = time.perf_counter()
     chat = Remembering(teach(context, own / "follower", options))
     taught = time.perf_counter() - began
     print(f"{root}: follower ready after {taught:.0f} s", flush=True)
-    result: dict[str, Any] = {"run": root.name, "seed": context.recipe.seed, "items": len(desk.prompts)}
+    result: dict[str, Any] = {"run": named(root), "seed": context.recipe.seed, "items": len(desk.prompts)}
     result["parameters"] = chat.chat.model.num_parameters()
     result["exam"] = exam(chat.chat, context, options.exam)
     y0, settings = [y.text for y in desk.originals], {"chat": chat, "rounds": options.rounds}
@@ -277,7 +282,7 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
     tokenizer = context.tokenizer
     originals = [Answer(y, len(encode_completion(tokenizer, y))) for y in (item["answers"][ORIGINAL] for item in items)]
     models = TrainedModels(
-        policy=Policy.from_pretrained(context.model("policy-sft")),
+        policy=Policy.from_pretrained(context.model(context.recipe.policy_stage)),
         improver=Improver.from_pretrained(context.model(context.recipe.improver_stage)),
         corrector=Improver.from_pretrained(context.model("improver-sft")),
         gap=GapModel.from_pretrained(context.model("gap")),
@@ -289,9 +294,13 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
 
 
 def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
-    """Train M_P with RLOO on R_P for as many steps as all of PIT's stages, and return its new answers."""
-    curriculum = context.recipe.curriculum
+    """Train M_P with RLOO on R_P for as many steps as all of PIT's stages, and return its new answers.
+
+    Where the original answers come from a policy after RLHF, these steps are added to the steps of that RLHF.
+    """
+    curriculum, first = context.recipe.curriculum, context.recipe.policy_rl
     steps = sum(stage.rl.max_steps for stage in curriculum.stage_list)
+    steps += first.max_steps if first and context.recipe.policy_stage != "policy-sft" else 0
     section = curriculum.rl.model_copy(update={"max_steps": steps})
     folder.mkdir(parents=True, exist_ok=True)
     train_policy(context, section, folder)
@@ -438,7 +447,7 @@ def main() -> int:
     quiet()
     results = []
     for root in options.runs:
-        stored = options.out / root.name / "result.json"
+        stored = options.out / named(root) / "result.json"
         if options.again or not stored.is_file():
             write_text(stored, json.dumps(measure(root, options), indent=2) + "\n")
         results.append(json.loads(stored.read_text(encoding="utf-8"), object_hook=_numbered))

@@ -49,7 +49,7 @@ class EvaluateSection(Section):
     """What is asked of the verdicts, and how they are counted.
 
     Attributes:
-        plan: say how many items show a Delta of this many points; needs no SOURCE.
+        plan: print how many items you need to show a Delta of this many points; needs no SOURCE.
         baseline: system to compare with; default: the one that is compared with the most others.
         labels: say how often each judge agrees with the labels in this file.
         figures: also write the figures to this file.
@@ -57,7 +57,7 @@ class EvaluateSection(Section):
         differences: print the differences between more than 10 systems, too.
         html: also write one page to this file: leaderboard, plots, every difference.
         alpaca: also write the verdicts to this file, as AlpacaEval annotations.
-        resamples: number of draws of each bootstrap; Elo's has 500.
+        resamples: number of draws of each bootstrap; the bootstrap of Elo always has 500.
         confidence: confidence of each interval.
         seed: seed of all resampling.
         force: replace existing output files. Stored replies are used again.
@@ -85,7 +85,7 @@ class EvaluateSection(Section):
 def evaluate(
     sources: tuple[Path, ...], asked: EvaluateSection, output: Path | None, options: JudgeSection | None
 ) -> None:
-    """Compute win rates, Deltas, tests, rankings and agreement from verdicts. No judge is asked again.
+    """Compute win rates, Deltas, tests, rankings and agreement from verdicts. Without --judge no judge is asked.
 
     A SOURCE is a file of verdicts that `pit judge` wrote (.jsonl), a file of AlpacaEval's annotations (.json), or the
     folder of a finished run. The verdicts of several sources are taken together. Intervals are over items, so several

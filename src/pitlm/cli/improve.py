@@ -13,15 +13,16 @@ Examples:
 FILE is .jsonl, .csv or .parquet of any size, or .json up to 256 MiB. A row has "prompt" (a string or chat messages)
 and "response", or AlpacaEval's "instruction" and "output". If a row has no response, the run's policy answers first, or
 the model of --policy or --policy-url. The output keeps the rows, their order and their fields, and adds the field
-"pit", an object with "final", "original", "rounds" and "stop_reason". Given again, such a row starts from "final".
+"pit", an object with "final", "original", "rounds" and "stop_reason". In such a file the loop starts from "final".
 
-If a job is interrupted, give the same command again: OUT.partial keeps the finished rows. Rows that cannot be improved
-go to OUT.failed.jsonl with the reason, and the job goes on. The exit code is 0 unless every row failed.
+If a job is interrupted, give the same command again: with -o better.jsonl, better.jsonl.partial keeps the finished
+rows. Rows that cannot be improved go to better.failed.jsonl with the reason, and the job goes on. The exit code is 0
+unless every row failed.
 
 With --engine ray the processes of a Ray cluster share the work. RAY_ADDRESS names the cluster, which has to see the
 same folders. Without RAY_ADDRESS the command starts a cluster on this machine, and stops it at the end. FILE may be a
-folder of files. OUT is a folder of part files with --part-rows rows each. Joined, the part files equal the file that
-one process would write. A worker that dies is replaced, and no row is lost or written twice. See docs/engines.md.
+folder of files. The output is a folder of part files with --part-rows rows each. Joined, the part files equal the file
+that one process would write. A worker that dies is replaced, and no row is lost or written twice. See docs/engines.md.
 """
 
 from pathlib import Path
@@ -54,7 +55,7 @@ class ImproveOptions(Section):
 
 @click.command()
 @click.argument("file", type=PATH, required=False)
-@click.option("-o", "--output", type=PATH, help="File for the improved answers (JSON lines).")
+@click.option("-o", "--output", type=PATH, help="File for the improved answers (JSON lines), or a folder with ray.")
 @section_options(ModelChoice, into="models")
 @section_options(LoopSection, "rounds", "margin", "temperature", into="loop", of_run=True)
 @section_options(ImproveOptions, into="asked")

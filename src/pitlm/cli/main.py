@@ -43,7 +43,7 @@ VERBS = {
     "judge": Verb("Let a judge compare two systems' answers, in both orders.", "pitlm.run.judges:judge_answer_files"),
     "rate": Verb("Let people compare two systems' answers, blinded, on a page.", "pitlm.serve.rating:serve_rating"),
     "evaluate": Verb("Compute win rates, tests and agreement from verdicts.", "pitlm.evaluate.summary:summarise"),
-    "reproduce": Verb("Make the paper's experiments where the truth is known.", "pitlm.reproduce.reproduce:reproduce"),
+    "reproduce": Verb("Run the paper's experiments where the truth is known.", "pitlm.reproduce.reproduce:reproduce"),
     "serve": Verb("Run an OpenAI-compatible proxy that improves answers.", "pitlm.serve.app:run"),
     "export": Verb("Write a trained model for other engines, or push it to a hub.", "pitlm.run.export:deliver"),
     "recipes": Verb("List the packaged recipes, or print one.", "pitlm.core.packaged_recipes:recipe_names"),

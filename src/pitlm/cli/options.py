@@ -56,7 +56,7 @@ columns_option = click.option(
     help="Columns of other names, e.g. prompt=question,chosen=best,rejected=worst.",
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
-_force_option = click.option("--force", is_flag=True, help="With --json: replace the file if it exists.")
+_force_option = click.option("--force", is_flag=True, help="Replace output files that exist.")
 
 
 def figures_options(command: Command) -> Command:

@@ -8,8 +8,9 @@ Examples:
   pit reproduce --page results.md --json results.json
   pit reproduce my-experiment.yaml --recipe quickstart
 
-Without a name the command makes all experiments, which takes hours. Several commands with different seeds can run side
-by side. An interrupted command goes on where it stopped, and finished runs are only read.
+Without a name the command runs all experiments, which takes hours. With one seed, the intervals are over items. Several
+commands with different seeds can run side by side. An interrupted command goes on where it stopped, and does not repeat
+finished runs.
 """
 
 from pathlib import Path
@@ -22,17 +23,17 @@ from pitlm.io.visible import echo
 
 
 class Reproduction(Section):
-    """What is made.
+    """What runs, and where the results go.
 
     Attributes:
         recipe: recipe whose settings the experiments change.
-        seeds: number of seeds, from 0.
-        seed: make this seed alone.
-        quick: make seed 0 alone; then the intervals are over items.
-        out: folder of all runs.
+        seeds: number of seeds; 3 runs the seeds 0, 1 and 2.
+        seed: run only this seed.
+        quick: run only seed 0.
+        out: folder of all runs; default: runs/reproduce.
         page: also write the tables to this Markdown file, with pictures in a folder beside it, NAME.pictures.
         update: redo stages whose settings have changed.
-        list: list the experiments, and make none.
+        list: list the experiments, and run none.
     """
 
     recipe: str = "paper"
@@ -50,7 +51,7 @@ class Reproduction(Section):
 @section_options(Reproduction, into="asked")
 @figures_options
 def reproduce(experiments: tuple[str, ...], asked: Reproduction, json_file: Path | None, force: bool) -> None:
-    """Make the paper's experiments where the truth is known, and print their tables.
+    """Run the paper's experiments where the truth is known, and print their tables.
 
     EXPERIMENTS are names of packaged experiments, or YAML files.
     """

@@ -8,8 +8,9 @@ Examples:
       --upstream https://api.example.com/v1
   pit serve --gap path/to/model --port 8003     # only scores, for others to use: /v1/score, /get_reward
 
-Then give your client the address of this server as its base_url. Secrets come from the environment. Clients have to
-send PIT_SERVE_TOKEN as bearer token. The proxy sends PIT_MODELS_KEY to a remote improver and to a remote gap model.
+Then give your client the address of this server as its base_url. Secrets come from the environment. If PIT_SERVE_TOKEN
+is set, clients have to send its value as a bearer token; an upstream then also needs --upstream-key-env. The proxy
+sends PIT_MODELS_KEY to a remote improver and to a remote gap model.
 docs/serve.md says which answers are improved, which are passed through, and what happens when something fails.
 """
 

@@ -9,8 +9,8 @@ class LoopSection(Section):
     Attributes:
         rounds: most rounds for one response.
         proposals: k: proposals of each round; the one with the largest gap may replace the answer.
-        margin: gap that a proposal has to exceed to replace the answer; if no margin is set: the margin that `pit
-            calibrate` stored beside the gap model, else 0.
+        margin: a proposal replaces the answer only if its gap is above this margin; if none is set: the margin that
+            `pit calibrate` stored beside the gap model, else 0.
         temperature: sampling temperature of the improver; 0 is greedy.
         tokens: most tokens to generate for one response.
         seconds: most seconds for one response, from its first round.

@@ -26,8 +26,8 @@ class Settings(Section):
         upstream_key: key for the upstream, in place of the client's own.
         improver: folder of an improver, or URL of an OpenAI-compatible server that runs the improver.
         improver_model: name of a remote improver on its server.
-        improver_ask: user turn that asks a remote improver for a better answer ('ask' in its pit.json); by default
-            that of a local gap model, else the recipes' default.
+        improver_ask: words that ask a remote improver for a better answer, if it was trained with a `template.ask` of
+            its own; default: those of a local gap model, else those of the packaged recipes.
         gap: folder of a gap model, or URL of another `pit serve` that runs the gap model.
         reward: folder of an R_P that has to agree with a local gap model.
         dtype: dtype of the weights of local models.
