@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
     parser.add_argument("--rounds", type=int, default=5, help="Measured rounds, after one to warm up. Default: 5.")
     parser.add_argument("--group", type=int, default=8, help="G, the answers to one prompt. Default: 8.")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the policy's weights.")
     options = parser.parse_args()
     quiet()
     warnings.simplefilter("ignore", FutureWarning)  # a warning of transformers about TRL
     figures = {}
     for name in options.shapes:
-        figures[name] = measure(*SHAPES[name], options.group, options.rounds)
+        figures[name] = measure(*SHAPES[name], options.group, options.rounds, options.dtype)
         f = figures[name]
         print(
             f"{name}  step x{f['step_ratio']:.2f}  ({f['stock_ms']:.0f} -> {f['ours_ms']:.0f} ms, of it sampling "
@@ -58,10 +59,10 @@ def main() -> None:
     save(figures, options.json)
 
 
-def measure(prompt_tokens: int, vocabulary: int, group: int, rounds: int) -> dict[str, float]:
+def measure(prompt_tokens: int, vocabulary: int, group: int, rounds: int, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base", prompt_tokens, vocabulary)
-        trainers = {name: make_trainer(kind, base, Path(folder), group) for name, kind in KINDS.items()}
+        trainers = {name: make_trainer(kind, base, Path(folder), group, dtype) for name, kind in KINDS.items()}
         for trainer in trainers.values():
             trainer.model.train()
         walls: dict[str, list[float]] = {name: [] for name in trainers}
@@ -139,10 +140,10 @@ def make_base(folder: Path, prompt_tokens: int, vocabulary: int) -> Path:
     return folder
 
 
-def make_trainer(kind: type[RLOOTrainer], base: Path, folder: Path, group: int) -> RLOOTrainer:
+def make_trainer(kind: type[RLOOTrainer], base: Path, folder: Path, group: int, dtype: str) -> RLOOTrainer:
     tokenizer = load_tokenizer(base)
     return kind(
-        model=load_model(base, tokenizer),
+        model=load_model(base, tokenizer, dtype),
         reward_funcs=lambda completions, completion_ids, **kwargs: [float(ids[0] % 7) for ids in completion_ids],
         args=RLOOConfig(
             str(folder),

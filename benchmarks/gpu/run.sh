@@ -42,11 +42,11 @@ fi
 
 with=(--set "model.base=$SMOL" --set model.dtype=bfloat16 "${tried[@]}" "${few[@]}")
 smol=("${with[@]}" ${QUICK:+--set policy_rl.max_steps=2})
-pit quickstart run quickstart --out "$OUT/quickstart" "${tried[@]}" "${few[@]}"
+pit quickstart run quickstart --out "$OUT/quickstart" --set model.dtype=bfloat16 "${tried[@]}" "${few[@]}"
 pit smol-0 run smol --seed 0 --out "$OUT/smol-0" "${smol[@]}"
 pit plan doctor smol "${smol[@]}" --beside "$OUT/smol-0" --json "$OUT/plan.json"
 step gap benchmarks/gap.py --dtype bfloat16 "${gap[@]}" --json "$OUT/gap.json"
-step rl benchmarks/rl.py "${rl[@]}" --json "$OUT/rl.json"
+step rl benchmarks/rl.py --dtype bfloat16 "${rl[@]}" --json "$OUT/rl.json"
 pit hh-smol run hh-smol --data "$HH" --out "$OUT/hh-smol" "${with[@]}" --until gap
 for seed in 1 2; do pit "smol-$seed" run smol --seed $seed --out "$OUT/smol-$seed" "${smol[@]}"; done
 ls "$OUT/done"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer, SFTTrainer
 
+from pitlm.core.packaged_recipes import find_recipe
 from pitlm.core.recipe import LoraSection
+from pitlm.core.recipe_file import load_recipe
 from pitlm.core.training_sections import DPOSection, GapSection
 from pitlm.data.template import Template, encode_completion, encode_prompts
 from pitlm.engines.generators import Improver
@@ -21,6 +24,7 @@ from pitlm.method.supervised import (
     GapRow,
     GapTrainer,
     PairTrainer,
+    _start,
     dpo_rows,
     dpo_trainer,
     gap_rows,
@@ -33,6 +37,8 @@ from pitlm.method.supervised import (
     tree_batch,
 )
 from pitlm.models.scorers import GapModel, score_ids
+from pitlm.run.context import Context
+from pitlm.run.stages import build_stages
 
 PAIRS = [
     preference("is it small ?", "the price is nine .", "silly question ."),
@@ -296,3 +302,14 @@ def test_the_gradient_of_the_reward_model_is_that_of_trl(bases, tmp_path, family
     assert gradients.keys() == of_trl.keys()
     for name, gradient in of_trl.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("base", "start"), [("smollm2", "smollm2"), (None, "runs/mine/policy-sft/model")])
+def test_the_judge_starts_from_a_pretrained_base_and_r_p_from_the_policy(base, start):
+    init = "null" if base else "{architecture: llama}"
+    settings = {"data.source": "pairs.jsonl", "model.base": base or "null", "model.init": init}
+    run = Context(load_recipe(find_recipe("hh-smol"), settings), Path("runs/mine"))
+    assert _start(run, "reward", "judge") == (base or Path(start))
+    assert _start(run, "reward", "reward") == Path("runs/mine/policy-sft/model")
+    [judge] = [stage for stage in build_stages(run.recipe, contents=False) if stage.name == "judge"]
+    assert judge.needs == (["data"] if base else ["data", "policy-sft"])

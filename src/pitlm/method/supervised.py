@@ -266,10 +266,9 @@ def train_on_pairs(
 ) -> dict[str, Any]:
     """Train one model on the pairs of some folds; returns the number of pairs, and the held-out metrics."""
     rows_of = LESSONS[lesson][1]
-    pairs = [pair for fold in folds for pair in run.folds[fold]]
-    rows = rows_of(pairs, run.tokenizer, run.template)
+    rows = rows_of([pair for fold in folds for pair in run.folds[fold]], run.tokenizer, run.template)
     held_out = rows_of(run.folds["validation"][: section.eval_rows], run.tokenizer, run.template)
-    bench = run.bench(folder, _start(run, lesson), "improver" if lesson == "dpo" else lesson)
+    bench = run.bench(folder, _start(run, lesson, folder.name), "improver" if lesson == "dpo" else lesson)
     return {"pairs": len(rows), **run.train(folder, lambda: train_on_rows(lesson, rows, held_out, section, bench))}
 
 
@@ -281,11 +280,15 @@ def train_on_rows(
     return fit(trainer(bench.load(), rows, held_out, section, bench), bench, title)
 
 
-def _start(run: Setting, lesson: Lesson) -> str | Path:
-    """R_P starts from the policy, R_PIT from the improver, unless the recipe names a base for both."""
+def _start(run: Setting, lesson: Lesson, stage: str) -> str | Path:
+    """R_P starts from the policy, R_PIT from the improver, unless the recipe names a base for both.
+
+    The judge starts from a pretrained base, so that it shares no training with R_P.
+    """
     model = run.recipe.model
-    if lesson in ("reward", "gap"):
-        return model.reward_base or run.model("policy-sft" if lesson == "reward" else "improver-sft")
-    if lesson == "dpo":
+    if lesson in ("reward", "gap") and model.reward_base:
+        return model.reward_base
+    if lesson in ("gap", "dpo"):
         return run.model("improver-sft")
-    return run.model("policy-sft") if lesson == "improver" and model.improver_start == "policy" else run.start
+    after_policy = {"reward": stage != "judge" or not model.base, "improver": model.improver_start == "policy"}
+    return run.model("policy-sft") if after_policy.get(lesson) else run.start

@@ -94,7 +94,8 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     add("reward", "reward", ["data", "policy-sft"], {}, section=recipe.reward, folds=["reward"])
     for judge in judges:
         # The judge never sees a pair that R_P or R_PIT is trained on: neither is judged by its own errors.
-        add("reward", judge, ["data", "policy-sft"], {}, section=recipe.reward, folds=["sft", "rl"])
+        reads = ["data"] if model.base else ["data", "policy-sft"]
+        add("reward", judge, reads, {}, section=recipe.reward, folds=["sft", "rl"])
     if recipe.policy_rl:
         needs = ["data", "policy-sft", "reward", *judges]
         add("policy-rl", "policy-rl", needs, {}, section=recipe.policy_rl, folds=["rl"])
