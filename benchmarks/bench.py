@@ -152,14 +152,22 @@ exponents do not: the cost of the smallest size is subtracted from each cost fir
 
 ![Cost against size]({picture})
 
-| part | sizes | first and last cost | exponent | memory, first and last |
-| --- | --- | --- | ---: | --- |
+| part | sizes | first and last cost | exponent | first and last rate, above the start | memory, first and last |
+| --- | --- | --- | ---: | --- | --- |
 """
 
 
 def shown(value: float) -> str:
     """A figure with three digits that count."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rates(growth: dict[str, Any]) -> tuple[float, float]:
+    """What a part does in a second, with the smallest input and with the largest, without the time of its start."""
+    if "rates" in growth:
+        return growth["rates"][0], growth["rates"][-1]
+    start, first = growth.get("start", 0.0), int("start" in growth)
+    return tuple(growth["sizes"][n] / (growth["cost"][n] - start) for n in (first, -1))
 
 
 def page(figures: dict[str, Any]) -> str:
@@ -182,7 +190,9 @@ def page(figures: dict[str, Any]) -> str:
         sizes, cost, memory = ([one[key][0], one[key][-1]] if key in one else None for key in ("sizes", "cost", "mib"))
         held = "{:,.0f} and {:,.0f} MiB".format(*memory) if memory else "-"
         costs = f"{shown(cost[0])} and {shown(cost[1])} {one['unit']}"
-        text += f"| {name} | {sizes[0]:,} to {sizes[1]:,} {one['of']} | {costs} | {one['exponent']:.2f} | {held} |\n"
+        rate = "{} and {} {}/s".format(*map(shown, rates(one)), "requests" if "rates" in one else one["of"])
+        size = f"{sizes[0]:,} to {sizes[1]:,} {one['of']}"
+        text += f"| {name} | {size} | {costs} | {one['exponent']:.2f} | {rate} | {held} |\n"
     return text
 
 

@@ -24,7 +24,6 @@ from pitlm.method.supervised import (
     GapRow,
     GapTrainer,
     PairTrainer,
-    _start,
     dpo_rows,
     dpo_trainer,
     gap_rows,
@@ -33,6 +32,7 @@ from pitlm.method.supervised import (
     reward_rows,
     scorer_trainer,
     sft_trainer,
+    start_of,
     train_on_rows,
     tree_batch,
 )
@@ -309,7 +309,7 @@ def test_the_judge_starts_from_a_pretrained_base_and_r_p_from_the_policy(base, s
     init = "null" if base else "{architecture: llama}"
     settings = {"data.source": "pairs.jsonl", "model.base": base or "null", "model.init": init}
     run = Context(load_recipe(find_recipe("hh-smol"), settings), Path("runs/mine"))
-    assert _start(run, "reward", "judge") == (base or Path(start))
-    assert _start(run, "reward", "reward") == Path("runs/mine/policy-sft/model")
+    assert start_of(run, "reward", "judge") == (base or Path(start))
+    assert start_of(run, "reward", "reward") == Path("runs/mine/policy-sft/model")
     [judge] = [stage for stage in build_stages(run.recipe, contents=False) if stage.name == "judge"]
     assert judge.needs == (["data"] if base else ["data", "policy-sft"])

@@ -268,7 +268,7 @@ def train_on_pairs(
     rows_of = LESSONS[lesson][1]
     rows = rows_of([pair for fold in folds for pair in run.folds[fold]], run.tokenizer, run.template)
     held_out = rows_of(run.folds["validation"][: section.eval_rows], run.tokenizer, run.template)
-    bench = run.bench(folder, _start(run, lesson, folder.name), "improver" if lesson == "dpo" else lesson)
+    bench = run.bench(folder, start_of(run, lesson, folder.name), "improver" if lesson == "dpo" else lesson)
     return {"pairs": len(rows), **run.train(folder, lambda: train_on_rows(lesson, rows, held_out, section, bench))}
 
 
@@ -280,7 +280,7 @@ def train_on_rows(
     return fit(trainer(bench.load(), rows, held_out, section, bench), bench, title)
 
 
-def _start(run: Setting, lesson: Lesson, stage: str) -> str | Path:
+def start_of(run: Setting, lesson: Lesson, stage: str) -> str | Path:
     """R_P starts from the policy, R_PIT from the improver, unless the recipe names a base for both.
 
     The judge starts from a pretrained base, so that it shares no training with R_P.
