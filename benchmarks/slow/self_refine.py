@@ -281,12 +281,14 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
     prompts = [Prompt.of(item["prompt"]) for item in items]
     tokenizer = context.tokenizer
     originals = [Answer(y, len(encode_completion(tokenizer, y))) for y in (item["answers"][ORIGINAL] for item in items)]
+    other = context.recipe.other_policy_stage
     models = TrainedModels(
         policy=Policy.from_pretrained(context.model(context.recipe.policy_stage)),
         improver=Improver.from_pretrained(context.model(context.recipe.improver_stage)),
         corrector=Improver.from_pretrained(context.model("improver-sft")),
         gap=GapModel.from_pretrained(context.model("gap")),
         reward=RewardModel.from_pretrained(context.model("reward")),
+        other_policy=Policy.from_pretrained(context.model(other)) if other else None,
     )
     temperature, tokens = context.recipe.evaluation.policy_temperature, BUDGETS[-1]
     systems = Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, tokens)

@@ -44,7 +44,7 @@ def gap_loss(wl_B: Tensor, ww_B: Tensor, ll_B: Tensor, lw_B: Tensor, *, terms: C
     The paper sums over triples; the mean only rescales the learning rate. Computed in float32.
 
     Args:
-        terms: the differences that count, of ``RELATIONS``; fewer than five are an ablation.
+        terms: the differences that count, of ``RELATIONS``; the paper has all five.
 
     Returns:
         A scalar.

@@ -51,7 +51,7 @@ class GapSection(TrainSection):
     """Training of R_PIT.
 
     Attributes:
-        terms: the differences of Eq. 2 that count; fewer than five are an ablation.
+        terms: the differences of Eq. 2 that count; default: all five, as in the paper.
     """
 
     terms: Annotated[list[Relation], Field(min_length=1)] = [*get_args(Relation)]
