@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     result["parameters"] = chat.chat.model.num_parameters()
     result["exam"] = exam(chat.chat, context, options.exam)
     y0, settings = [y.text for y in desk.originals], {"chat": chat, "rounds": options.rounds}
+    others = {**systems.traces(chosen_baselines(context.recipe)), RLHF: rlhf(context, desk, own / "policy-rl")}
     lines: list[dict[str, Any]] = []
     signs: dict[str, dict[int, list[list[float]]]] = {LAST: defaultdict(list), BEST: defaultdict(list)}
     for names in rubrics(options):
@@ -261,7 +263,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         name: {size: asdict(mean_interval(np.mean(own, axis=0).tolist())) for size, own in sizes.items()}
         for name, sizes in signs.items()
     }
-    whole = {**made, **systems.traces(chosen_baselines(context.recipe)), RLHF: rlhf(context, desk, own / "policy-rl")}
+    whole = {**made, **others}
     result["systems"] = [asdict(line) for line in desk.judge(whole)[0]]
     result["budgets"] = {
         budget: [asdict(x) for x in desk.judge({n: [held_to(t, budget) for t in ts] for n, ts in whole.items()})[0]]
@@ -291,8 +293,8 @@ def read_run(context: Context, options: argparse.Namespace) -> tuple[Desk, Syste
         other_policy=Policy.from_pretrained(context.model(other)) if other else None,
     )
     temperature, tokens = context.recipe.evaluation.policy_temperature, BUDGETS[-1]
-    systems = Systems(prompts, originals, models, context.recipe.loop, temperature, context.seed, tokens)
-    return Desk(context, prompts, originals), systems
+    given = prompts, originals, models, context.recipe.loop, temperature, context.seed, tokens
+    return Desk(context, prompts, originals), Systems(*given, open_improver=partial(context.open, Improver))
 
 
 def rlhf(context: Context, desk: Desk, folder: Path) -> list[Trace]:
