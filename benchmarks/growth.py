@@ -11,7 +11,7 @@
 
 The other three verbs run in processes of their own, from start to end, with their peak memory. If the cost doubles when
 the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on logarithmic axes. For
-these three verbs the cost of the smallest size, which is nearly that of the start, is taken off before. `--largest
+these three verbs the cost of the smallest size, nearly that of the start, is subtracted first. `--largest
 0.01` makes their largest inputs a hundred times smaller.
 """
 
@@ -227,7 +227,7 @@ def serving(largest: float) -> Iterator[tuple[str, dict[str, Any]]]:
 
             async def measure(clients: int) -> tuple[float, float, float]:
                 before = await serve.said(proxied, "process_cpu_seconds_total")
-                requests = max(1024, 4 * clients)
+                requests = max(2048, 16 * clients)
                 rate = await serve.rate(proxied, clients, requests)
                 busy = await serve.said(proxied, "process_cpu_seconds_total") - before
                 return busy / requests, await serve.resident(proxied), rate
