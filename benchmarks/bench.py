@@ -166,8 +166,9 @@ def rates(growth: dict[str, Any]) -> tuple[float, float]:
     """What a part does in a second, with the smallest input and with the largest, without the time of its start."""
     if "rates" in growth:
         return growth["rates"][0], growth["rates"][-1]
-    start, first = growth.get("start", 0.0), int("start" in growth)
-    return tuple(growth["sizes"][n] / (growth["cost"][n] - start) for n in (first, -1))
+    start = growth.get("start", 0.0)
+    first, last = (growth["sizes"][n] / (growth["cost"][n] - start) for n in (int("start" in growth), -1))
+    return first, last
 
 
 def page(figures: dict[str, Any]) -> str:

@@ -79,6 +79,15 @@ def test_an_exponent_is_that_of_the_largest_sizes(monkeypatch):
     assert growth.powers(3, 6, 1e-9) == [1_000]
 
 
+def test_a_rate_leaves_out_the_start(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import bench
+
+    assert bench.rates({"sizes": [1, 64], "cost": [0.5, 16.0]}) == (2.0, 4.0)
+    assert bench.rates({"sizes": [10, 100, 1000], "cost": [4.0, 5.0, 14.0], "start": 4.0}) == (100.0, 100.0)
+    assert bench.rates({"sizes": [1, 2], "cost": [1.0, 1.0], "rates": [300.0, 200.0]}) == (300.0, 200.0)
+
+
 def test_the_plain_rates_of_the_evaluate_benchmark_are_those_of_pit_evaluate(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import evaluate
