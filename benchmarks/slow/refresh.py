@@ -45,7 +45,7 @@ STAGES = ["data", "policy", "policy"]
 
 def own_labels(context: Context, policy: Policy, improver: Improver) -> list[Preference]:
     """Labelled pairs of answers to the prompts of RL: PIT's answer beside its reference, or beside another of PIT's."""
-    rng = random.Random(context.seed("refresh"))
+    rng, noise = random.Random(context.seed("refresh")), context.recipe.data.noise or NOISE
     prompts = unique_prompts(context.folds["rl"])
     references = [y.text for y in policy.answer(prompts, temperature=1.0, seed=context.seed("refresh-references"))]
     first, second = (
@@ -56,7 +56,7 @@ def own_labels(context: Context, policy: Policy, improver: Improver) -> list[Pre
     for number, (x, a) in enumerate(zip(prompts, first, strict=True)):
         b = references[number] if number % 2 else second[number]
         if a != b:
-            pairs.append(prefer(rng, x, a, b, utility(x, a) - utility(x, b), noise=NOISE))
+            pairs.append(prefer(rng, x, a, b, utility(x, a) - utility(x, b), noise=noise))
     return pairs
 
 
@@ -96,7 +96,7 @@ def measure(root: Path, out: Path) -> dict[str, Any]:
     policy = context.open(Policy, recipe.policy_stage, bases)
     improver = context.open(Improver, recipe.improver_stage, bases)
     pairs = own_labels(context, policy, improver)
-    more = {DATA: make_preferences(len(pairs), recipe.seed + 10_000), OWN: pairs}
+    more = {DATA: make_preferences(len(pairs), recipe.seed + 10_000, recipe.data.noise), OWN: pairs}
     better = sum(utility(p.prompt, p.chosen) > utility(p.prompt, p.rejected) for p in pairs)
     worse = sum(utility(p.prompt, p.chosen) < utility(p.prompt, p.rejected) for p in pairs)
     found: dict[str, Any] = {"labels": len(pairs), "of different utility": better + worse, "right labels": better}
