@@ -309,7 +309,6 @@ def test_the_judge_starts_from_a_pretrained_base_and_r_p_from_the_policy(base, s
     init = "null" if base else "{architecture: llama}"
     settings = {"data.source": "pairs.jsonl", "model.base": base or "null", "model.init": init}
     run = Context(load_recipe(find_recipe("hh-smol"), settings), Path("runs/mine"))
-    assert start_of(run, "reward", "judge") == (base or Path(start))
-    assert start_of(run, "reward", "reward") == Path("runs/mine/policy-sft/model")
-    [judge] = [stage for stage in build_stages(run.recipe, contents=False) if stage.name == "judge"]
-    assert judge.needs == (["data"] if base else ["data", "policy-sft"])
+    needs = {stage.name: stage.needs for stage in build_stages(run.recipe, contents=False)}
+    assert start_of(run, "reward", needs["judge"]) == (base or Path(start))
+    assert start_of(run, "reward", needs["reward"]) == Path("runs/mine/policy-sft/model")

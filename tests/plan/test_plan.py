@@ -124,6 +124,13 @@ def test_more_pairs_are_read_in_proportion_and_rl_by_its_steps():
     assert tenfold["rl-0-data"].trained == once["rl-0-data"].trained
 
 
+def test_rl_is_planned_with_the_answers_that_it_samples():
+    known = stages(recipe(), work=replace(WORK, sampled=5))
+    for name, stage in stages(recipe()).items():  # answers of ten tokens and the end token
+        assert known[name].generated == pytest.approx(stage.generated * (5 / 11 if name.startswith("rl-") else 1))
+        assert known[name].peak == stage.peak
+
+
 def test_the_shares_of_the_folds_are_planned() -> None:
     even, mostly_reward = (stages(recipe(data__folds=folds)) for folds in ("[1, 1, 1]", "[1, 4, 1]"))
     assert mostly_reward["gap"].trained / even["gap"].trained == pytest.approx(2, rel=0.05)  # whole steps

@@ -58,7 +58,7 @@ def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
 
 
 def test_a_stage_that_filled_the_memory_keeps_its_checkpoints(monkeypatch, tmp_path):
-    def fail(context, kind, folds, section, folder):
+    def fail(context, kind, needs, folds, section, folder):
         (folder / "checkpoints").mkdir()
         raise FULL[0]
 

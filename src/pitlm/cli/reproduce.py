@@ -68,8 +68,7 @@ def reproduce(experiments: tuple[str, ...], asked: Reproduction, json_file: Path
     from pitlm.reproduce.reproduce import reproduce as make
 
     first, count = (asked.seed, 1) if asked.seed is not None else (0, 1 if asked.quick else asked.seeds)
-    seeds = range(first, first + count)
-    found = make(experiments, asked.recipe, seeds, asked.out, echo, update=asked.update)
+    found = make(experiments, asked.recipe, range(first, first + count), asked.out, echo, update=asked.update)
     echo("\n" + tables(found))
     if asked.page is not None:
         write_page(found, asked.page)

@@ -144,8 +144,7 @@ class Votes:
         """The hashes of the comparisons on which a vote of the rater counts, the latest vote first."""
         with self._open() as database:
             counting = f"SELECT comparison FROM votes WHERE {COUNTING} AND rater = ? ORDER BY vote DESC"
-            found = database.execute(counting, (rater,))
-            return [identity for (identity,) in found]
+            return [identity for (identity,) in database.execute(counting, (rater,))]
 
     def rows(self) -> list[VerdictRow]:
         """One row for each rater and comparison, in the order of the votes; the judge is the rater."""

@@ -106,9 +106,9 @@ def sft_trainer(
     A row of more than two parts is a conversation of several turns, and each of its answers is learnt.
     """
     args = SFTConfig(**trainer_arguments("sft", section, bench))
-    train, test = _labelled(rows), _labelled(held_out)
-    train = arranged(train, [sum(map(len, row)) for row in rows], section, bench)
-    return make_trainer(CompletionSFTTrainer, model, bench, args=args, train_dataset=train, eval_dataset=test)
+    train = arranged(_labelled(rows), [sum(map(len, row)) for row in rows], section, bench)
+    given = {"train_dataset": train, "eval_dataset": _labelled(held_out)}
+    return make_trainer(CompletionSFTTrainer, model, bench, args=args, **given)
 
 
 class CompletionSFTTrainer(SFTTrainer):
@@ -262,13 +262,17 @@ LESSONS: Mapping[Lesson, tuple[str, Callable[..., Sequence[Any]], Callable[..., 
 
 
 def train_on_pairs(
-    run: Setting, lesson: Lesson, folds: Sequence[str], section: TrainSection, folder: Path
+    run: Setting, lesson: Lesson, needs: Collection[str], folds: Sequence[str], section: TrainSection, folder: Path
 ) -> dict[str, Any]:
-    """Train one model on the pairs of some folds; returns the number of pairs, and the held-out metrics."""
+    """Train one model on the pairs of some folds; returns the number of pairs, and the held-out metrics.
+
+    Args:
+        needs: the stages that this stage may read.
+    """
     rows_of = LESSONS[lesson][1]
     rows = rows_of([pair for fold in folds for pair in run.folds[fold]], run.tokenizer, run.template)
     held_out = rows_of(run.folds["validation"][: section.eval_rows], run.tokenizer, run.template)
-    bench = run.bench(folder, start_of(run, lesson, folder.name), "improver" if lesson == "dpo" else lesson)
+    bench = run.bench(folder, start_of(run, lesson, needs), "improver" if lesson == "dpo" else lesson)
     return {"pairs": len(rows), **run.train(folder, lambda: train_on_rows(lesson, rows, held_out, section, bench))}
 
 
@@ -280,15 +284,14 @@ def train_on_rows(
     return fit(trainer(bench.load(), rows, held_out, section, bench), bench, title)
 
 
-def start_of(run: Setting, lesson: Lesson, stage: str) -> str | Path:
-    """R_P starts from the policy, R_PIT from the improver, unless the recipe names a base for both.
+def start_of(run: Setting, lesson: Lesson, needs: Collection[str]) -> str | Path:
+    """R_PIT starts from the improver. The others start from the policy if their stage needs it, else from the base.
 
-    The judge starts from a pretrained base, so that it shares no training with R_P.
+    The recipe can name another base for both reward models.
     """
     model = run.recipe.model
     if lesson in ("reward", "gap") and model.reward_base:
         return model.reward_base
     if lesson in ("gap", "dpo"):
         return run.model("improver-sft")
-    after_policy = {"reward": stage != "judge" or not model.base, "improver": model.improver_start == "policy"}
-    return run.model("policy-sft") if after_policy.get(lesson) else run.start
+    return run.model("policy-sft") if "policy-sft" in needs else run.start

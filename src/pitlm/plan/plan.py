@@ -7,6 +7,7 @@ once per group.
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 from pitlm.core.recipe import Recipe
@@ -122,6 +123,8 @@ def _gap(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
 def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     """References, sampling, reading with policy, anchor and reward model, and probes."""
     section, evaluation, size = stage.rl, p.recipe.evaluation, stage.rl.batch_size
+    p = copy(p)
+    p.y = min(p.work.sampled or p.y, p.limit)
     improver = stage.curriculum is not None
     prompt, longest = (p.beside, p.longest_beside) if improver else (p.x, p.longest_x)
     groups = size / section.group
@@ -139,8 +142,7 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     once = section.share_prompts and section.accumulation == 1 and not section.gradient_checkpointing
     for _ in range((0 if once else 1) + (section.beta > 0)):
         p.read(step, reading, passes=1)
-    rewarded = Reading(groups * prompt + size * (p.y + p.beside - p.x), context)  # always as trees
-    p.read(step, rewarded, passes=1)
+    p.read(step, Reading(groups * prompt + size * (p.y + p.beside - p.x), context), passes=1)  # always as trees
     p.encode(step, 2 * size)
     plan.add(step, section.max_steps)
     probe = StagePlan("one probe")
@@ -150,10 +152,10 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     plan.add(probe, section.max_steps // section.probe_every + 2)
     micro = size / section.accumulation
     learning = p.activations(section, micro / section.group * longest + micro * p.limit) + p.logits(micro * p.limit)
-    writing = p.cache(size, longest + p.limit)
     anchor = p.recipe.peft is None and section.beta > 0  # with LoRA the anchor is the model under the adapter
     plan.seconds += p.hardware.stage_seconds
-    plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + anchor) + max(learning, writing)
+    plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + anchor)
+    plan.peak += max(learning, p.cache(size, longest + p.limit))
 
 
 def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:

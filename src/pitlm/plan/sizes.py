@@ -156,6 +156,7 @@ class Workload:
         marks: tokens that a chat template puts around one turn and its answer.
         prompts: distinct prompts per pair.
         labelled: share of the pairs that are made which get a label.
+        sampled: length of the answers that RL samples; the data's unless it is known.
     """
 
     pairs: int
@@ -165,6 +166,7 @@ class Workload:
     marks: float = 20.0
     prompts: float = 1.0
     labelled: float = 1.0
+    sampled: float | None = None
 
 
 WORLDS = {name: Workload(**known) for name, known in PUBLISHED["worlds"].items()}

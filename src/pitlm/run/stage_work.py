@@ -78,7 +78,7 @@ def _do(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
         curriculum = stage.curriculum
         result = train_stage(context, curriculum, folder) if curriculum else train_policy(context, stage.rl, folder)
         return {**result, "trend": quality_trend(read_metrics(folder / PROBE))}
-    result = train_on_pairs(context, kind, stage.folds, stage.training, folder)
+    result = train_on_pairs(context, kind, stage.needs, stage.folds, stage.training, folder)
     return {**result, "health": _health(context, folder)} if kind == "gap" else result
 
 

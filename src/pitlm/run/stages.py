@@ -93,7 +93,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     add("policy", "policy-sft", ["data"], {}, section=recipe.policy_sft, folds=["sft"])
     add("reward", "reward", ["data", "policy-sft"], {}, section=recipe.reward, folds=["reward"])
     for judge in judges:
-        # The judge never sees a pair that R_P or R_PIT is trained on: neither is judged by its own errors.
+        # The judge shares no pair with R_P and R_PIT, and no start with R_P where there is a pretrained base.
         reads = ["data"] if model.base else ["data", "policy-sft"]
         add("reward", judge, reads, {}, section=recipe.reward, folds=["sft", "rl"])
     if recipe.policy_rl:
