@@ -92,10 +92,10 @@ check: $(DEV) ## Lint, types, layers, budgets, references in the documents
 
 BENCH = $(BIN)/python benchmarks/bench.py --page docs/bench.md --json docs/bench.json
 
-bench: $(DEV) $(SMOL) ## Ours beside its peers, in one table, docs/bench.md (40 minutes on two idle cores)
+bench: $(DEV) $(SMOL) ## Ours beside its peers, in one table, docs/bench.md (half an hour on two idle cores; the first time it installs the peers)
 	$(BENCH) $(addprefix --growth ,$(wildcard build/bench/growth.json))
 
-bench-quick: $(DEV) $(SMOL) ## The same in eight minutes, on the terminal; make bench-NAME runs one benchmark
+bench-quick: $(DEV) $(SMOL) ## The same in eight minutes once the peers are installed, on the terminal; make bench-NAME runs one benchmark
 	$(BIN)/python benchmarks/bench.py --quick
 
 bench-%: $(DEV) $(SMOL)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,18 +92,10 @@ def proxies(f: dict[str, Any]) -> Iterator[Row]:
         yield Row("pit serve, requests of 64 clients", peer, *rates, "requests/s", rates[0] / rates[1])
 
 
-def startup(f: dict[str, Any]) -> Iterator[Row]:
-    base = f["commands"][FLOOR]["median_seconds"]
-    for name, one in f["commands"].items():
-        if name != FLOOR:
-            own = one["median_seconds"]
-            yield Row(name, FLOOR, 1000 * own, 1000 * base, "ms", base / own)
-
-
 class Benchmark(NamedTuple):
-    """One benchmark: how its figures become lines of the table, and its options, whole and quick."""
+    """One benchmark: how its figures become lines of the table, if it has peers, and its options, whole and quick."""
 
-    rows: Callable[[dict[str, Any]], Iterator[Row]]
+    rows: Callable[[dict[str, Any]], Iterator[Row]] | None
     whole: str
     quick: str
 
@@ -115,7 +108,7 @@ BENCHMARKS = {
     "write": Benchmark(write, "--rows 128", "--rows 16 --rounds 1 --batch 8"),
     "evaluate": Benchmark(evaluate, "--rounds 2", "--rounds 1"),
     "proxies": Benchmark(proxies, "", "--rounds 1 --requests 512 --pairs 100"),
-    "startup": Benchmark(startup, "--rounds 7", "--rounds 2"),
+    "startup": Benchmark(None, "--rounds 7", "--rounds 2"),
 }
 HEAD = """# Bench
 
@@ -147,12 +140,13 @@ GROWTH = """
 ## How cost grows
 
 If the cost doubles when the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on
-logarithmic axes. The seconds of `pit improve`, `pit evaluate` and `pit data inspect` include their start, but their
-exponents do not: the cost of the smallest size is subtracted from each cost first.
+logarithmic axes. The seconds of `pit improve`, `pit evaluate` and `pit data inspect` include their start. Their
+exponents do not: they are those of cost = start + a size^exponent, fitted to all sizes. Nor do their rates, which are
+those between the last three sizes.
 
 ![Cost against size]({picture})
 
-| part | sizes | first and last cost | exponent | first and last rate, above the start | memory, first and last |
+| part | sizes | first and last cost | exponent | rates, small and large | memory, first and last |
 | --- | --- | --- | ---: | --- | --- |
 """
 
@@ -163,11 +157,15 @@ def shown(value: float) -> str:
 
 
 def rates(growth: dict[str, Any]) -> tuple[float, float]:
-    """What a part does in a second, with the smallest input and with the largest, without the time of its start."""
+    """What a part does in a second, with a small input and with the largest, without the time of its start."""
     if "rates" in growth:
         return growth["rates"][0], growth["rates"][-1]
-    start = growth.get("start", 0.0)
-    first, last = (growth["sizes"][n] / (growth["cost"][n] - start) for n in (int("start" in growth), -1))
+    sizes, cost = growth["sizes"], growth["cost"]
+    if "starts" not in growth:
+        return sizes[0] / cost[0], sizes[-1] / cost[-1]
+    # The first step from size to size costs less than the noise of the start.
+    steps = [*zip(pairwise(sizes), pairwise(cost), strict=True)][-2:]
+    first, last = ((more - few) / (slow - fast) for (few, more), (fast, slow) in (steps[0], steps[-1]))
     return first, last
 
 
@@ -176,14 +174,14 @@ def page(figures: dict[str, Any]) -> str:
     lines = [
         f"| {row.what} | {shown(row.ours)} | {row.peer} | {shown(row.other)} | {row.unit} | {row.ratio:.2f} |"
         for name, benchmark in BENCHMARKS.items()
-        if name in figures and name != "startup"
+        if benchmark.rows and name in figures
         for row in benchmark.rows(figures[name])
     ]
     text = HEAD.format(machine=figures["machine"]) + "\n".join(lines) + "\n"
     if "startup" in figures:
-        starts = [*startup(figures["startup"])]
-        text += START.format(floor=shown(starts[0].other))
-        text += "".join(f"| `{row.what}` | {shown(row.ours)} |\n" for row in starts)
+        starts = {name: 1000 * one["median_seconds"] for name, one in figures["startup"]["commands"].items()}
+        text += START.format(floor=shown(starts.pop(FLOOR)))
+        text += "".join(f"| `{name}` | {shown(own)} |\n" for name, own in starts.items())
     if "growth" not in figures:
         return text
     text += GROWTH.format(picture="bench.growth.svg")

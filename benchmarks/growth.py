@@ -11,8 +11,8 @@
 
 The other three verbs run in processes of their own, from start to end, with their peak memory. If the cost doubles when
 the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on logarithmic axes. For
-these three verbs the cost of the smallest size, nearly that of the start, is subtracted first. `--largest
-0.01` makes their largest inputs a hundred times smaller.
+these three verbs it is that of cost = start + a size^exponent, fitted to all sizes by their relative errors, because
+the start is most of what small inputs cost. `--largest 0.01` makes their largest inputs a hundred times smaller.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from common import parser_of, save
+from scipy.optimize import curve_fit
 
 JOB_ROW = {"prompt": "How long does a boiled egg take, and does its size matter?", "response": "About eight minutes."}
 
@@ -50,7 +51,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name in options.only:
         for part, rows in MEASURED[name](options.largest):
-            figures[part] = {**rows, "exponent": exponent(rows["sizes"], rows["cost"], rows.get("start", 0.0))}
+            figures[part] = {**rows, "exponent": exponent(rows["sizes"], rows["cost"], rows.get("starts", False))}
             print(f"{part:34} cost ~ size^{figures[part]['exponent']:.2f}", flush=True)
             for size, *told in zip(*(rows[key] for key in ("sizes", "cost", "mib") if key in rows), strict=True):
                 print(f"{size:12,}  " + "  ".join(f"{value:12.4g}" for value in told), flush=True)
@@ -59,10 +60,20 @@ def main() -> None:
     save(figures, options.json)
 
 
-def exponent(sizes: Sequence[float], cost: Sequence[float], start: float = 0.0) -> float:
-    """The slope of a line through the logarithms of the last three sizes and of their costs above the start."""
-    above = [(size, own - start) for size, own in zip(sizes, cost, strict=True) if own > start][-3:]
-    return float(np.polyfit(*np.log(above).T, 1)[0]) if len(above) > 1 else float("nan")
+def exponent(sizes: Sequence[float], cost: Sequence[float], starts: bool = False) -> float:
+    """The exponent of the cost: of the last three sizes or, of a program that starts anew, above the fitted start."""
+    if len(sizes) < 3:
+        return float("nan")
+    shares, costs = np.array(sizes) / sizes[-1], np.array(cost)
+    if not starts:
+        return float(np.polyfit(np.log(shares[-3:]), np.log(costs[-3:]), 1)[0])
+
+    def grown(shares: np.ndarray, start: float, grows: float, power: float) -> np.ndarray:
+        return start + grows * shares**power
+
+    guess = [costs[0], costs[-1] - costs[0], 1.0]
+    (_, _, power), _ = curve_fit(grown, shares, costs, guess, sigma=costs, bounds=(0, np.inf))
+    return float(power)
 
 
 def draw(figures: dict[str, Any], file: Path) -> None:
@@ -145,7 +156,7 @@ def verb(
             for left in Path(folder).iterdir():
                 left.unlink()
     cost, mib = zip(*found, strict=True)
-    yield part, {"sizes": list(sizes), "cost": cost, "mib": mib, "of": of, "unit": "seconds", "start": min(cost)}
+    yield part, {"sizes": list(sizes), "cost": cost, "mib": mib, "of": of, "unit": "seconds", "starts": True}
 
 
 def powers(low: int, high: int, largest: float) -> list[int]:

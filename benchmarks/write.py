@@ -3,9 +3,8 @@
 All write greedy answers in float32 to the same questions of the house style, as the recipe `smol` asks them. An answer
 has at most 64 tokens, and most end earlier. Each writes about `--batch` rows at once: `generate` in batches, in the
 order of the file, while the others refill the places of finished rows. The first three run in turn in one process.
-vLLM, in the build for CPUs, runs afterwards in an environment of its own (`make real-vllm` makes it), without
-compilation, and is left out where that is missing. Loading and a first short batch are not counted. Tokens a second
-are those of the answers.
+vLLM, in the build for CPUs, runs afterwards without compilation, in an environment of its own (3.6 GB under build/real,
+made the first time). Loading and a first short batch are not counted. Tokens a second are those of the answers.
 
 A ratio is the other's seconds / ours: above 1, ours is faster. `same_answers` is the share of the answers that equal
 `generate`'s, token for token.
@@ -66,19 +65,16 @@ def writers(
     return {"pitlm": ours, "generate": plain, "continuous batching": continuous}
 
 
-def by_vllm(folder: str, rows: Ids, end: int, rounds: int, batch: int) -> tuple[list[float], Ids, str] | None:
-    """Seconds of each round, completions, and vLLM with its version; None if it is not installed."""
+def by_vllm(folder: str, rows: Ids, end: int, rounds: int, batch: int) -> tuple[list[float], Ids, str]:
+    """Seconds of each round, completions, and vLLM with its version."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from real_engines import VLLM_CPU, Engine
+    from real_engines import VLLM_CPU, engine
 
-    engine = Engine("vllm")
-    if not (engine.folder / "installed").is_file():
-        print("vllm: not installed (make real-vllm), left out", flush=True)
-        return None
+    vllm = engine("vllm")
     settings = {**VLLM_CPU, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     told = {"model": folder, "rows": rows, "end": end, "new_tokens": NEW_TOKENS, "rounds": rounds, "first": WARM_UP}
-    made = engine.ask("write_vllm.py", {**told, "batch": batch}, **settings)
-    return made["seconds"], made["completions"], f"vLLM {engine.version}, CPU"
+    made = vllm.ask("write_vllm.py", {**told, "batch": batch}, **settings)
+    return made["seconds"], made["completions"], f"vLLM {vllm.version}, CPU"
 
 
 def measure(rows: int, rounds: int, batch: int) -> dict[str, Any]:
@@ -99,8 +95,7 @@ def measure(rows: int, rounds: int, batch: int) -> dict[str, Any]:
             if number:
                 walls.setdefault(name, []).append(time.perf_counter() - begin)
                 written[name] = made
-    if (found := by_vllm(str(folder), ids, tokenizer.eos_token_id, rounds, batch)) is not None:
-        walls["vllm"], written["vllm"], peers["vllm"] = found
+    walls["vllm"], written["vllm"], peers["vllm"] = by_vllm(str(folder), ids, tokenizer.eos_token_id, rounds, batch)
     tokens = sum(map(len, written["generate"]))
     return {
         "rows": rows,

@@ -67,13 +67,16 @@ def test_the_table_of_the_bench_is_made_of_the_stored_figures(monkeypatch):
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in bench.BENCHMARKS)
 
 
-def test_an_exponent_is_that_of_the_largest_sizes(monkeypatch):
+def test_an_exponent_is_that_of_the_largest_sizes_and_leaves_out_the_start(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import growth
 
     sizes = [1, 10, 100, 1000]
     assert growth.exponent(sizes, [5, *(3 * n**1.5 for n in sizes[1:])]) == pytest.approx(1.5)
-    assert growth.exponent(sizes, [4.0, *(4 + 3 * n for n in sizes[1:])], 4.0) == pytest.approx(1.0)
+    assert growth.exponent(sizes, [400 + 3 * n**1.2 for n in sizes], starts=True) == pytest.approx(1.2, abs=0.01)
+    # A measured start that varies by a twentieth, beside which the first two sizes cost next to nothing.
+    sizes = [1_000, 10_000, 100_000, 1_000_000]
+    assert growth.exponent(sizes, [1.93, 1.98, 3.71, 22.17], starts=True) == pytest.approx(1.04, abs=0.05)
     assert growth.powers(3, 6, 1.0) == [1_000, 10_000, 100_000, 1_000_000]
     assert growth.powers(3, 6, 0.01) == [1_000, 10_000]
     assert growth.powers(3, 6, 1e-9) == [1_000]
@@ -84,7 +87,8 @@ def test_a_rate_leaves_out_the_start(monkeypatch):
     import bench
 
     assert bench.rates({"sizes": [1, 64], "cost": [0.5, 16.0]}) == (2.0, 4.0)
-    assert bench.rates({"sizes": [10, 100, 1000], "cost": [4.0, 5.0, 14.0], "start": 4.0}) == (100.0, 100.0)
+    assert bench.rates({"sizes": [1, 101, 1001], "cost": [4.0, 5.0, 14.0], "starts": True}) == (100.0, 100.0)
+    assert bench.rates({"sizes": [1, 101], "cost": [4.0, 5.0], "starts": True}) == (100.0, 100.0)
     assert bench.rates({"sizes": [1, 2], "cost": [1.0, 1.0], "rates": [300.0, 200.0]}) == (300.0, 200.0)
 
 
