@@ -25,7 +25,7 @@ from gap_client import gap, margin
 
 
 class Better(dspy.Module):  # type: ignore[misc]
-    """Answers with the first answer of ``answers`` that R_PIT finds better than the answer before.
+    """Answers with the first answer of ``answers`` that R_PIT finds better than the first of all.
 
     Args:
         answers: a module with an input ``question`` and an output ``answer``.

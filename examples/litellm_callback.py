@@ -1,13 +1,13 @@
 """A callback with which LiteLLM's proxy improves its answers through `pit serve`.
 
-    pit serve --run runs/quickstart --port 8000
+    pit serve --run runs/mine --port 8000
 
     # config.yaml of the LiteLLM proxy, with this file in the same folder. The proxy wants a LITELLM_MASTER_KEY, too.
     litellm_settings:
       callbacks: litellm_callback.improves
 
 Environment: PIT_URL (default http://127.0.0.1:8000/v1) is the address of `pit serve`. PIT_SERVE_TOKEN is its token,
-if it has one. PIT_SECONDS (default 25, a little above its --improve-timeout) is the longest time to improve an
+if it has one. PIT_SECONDS (default 25, a little above the 20 of `--improve-timeout`) is the longest time to improve an
 answer. After that, and whenever something fails, the callback returns the original answer.
 
 The callback does not change streams (LiteLLM does not pass them to this hook), nor answers to requests with tools, a

@@ -1,14 +1,15 @@
 """An optillm technique: the model answers, and `pit serve` improves the answer.
 
-    pit serve --run runs/quickstart --port 8000
+    pit serve --run runs/mine --port 8000
     cp optillm_plugin.py .../optillm/plugins/pit_plugin.py   # optillm loads every *_plugin.py of that folder
 
 Then ask optillm for the model `pit-NAME`, or send {"optillm_approach": "pit"}. Do not chain this technique: a chain
 passes an answer on as if it were the question.
 
 Environment: PIT_URL (default http://127.0.0.1:8000/v1) is the address of `pit serve`. PIT_SERVE_TOKEN is its token,
-if it has one. PIT_SECONDS (default 25, a little above its --improve-timeout) is the longest wait for its reply. After
-that, and whenever improving fails, the technique returns the model's own answer. Errors of the model pass through.
+if it has one. PIT_SECONDS (default 25, a little above the 20 of `--improve-timeout`) is the longest wait for its
+reply. After that, and whenever improving fails, the technique returns the model's own answer. Errors of the model pass
+through.
 
 A request may ask for more than a text: tools, a format, log-probabilities. Such an answer, and one that the model did
 not finish as plain text, goes back to the client as the model gave it.

@@ -17,7 +17,7 @@ BEGIN=$SECONDS
 few=() tried=() gap=(--scale 4) rl=()
 if [ -n "${QUICK:-}" ]; then
   for section in policy_sft reward improver_sft gap curriculum.rl; do few+=(--set "$section.max_steps=2"); done
-  few+=(--set evaluation.items=4 --set evaluation.fresh_pairs=4 --set data.max_new_tokens=12)
+  few+=(--set curriculum.steps=null --set evaluation.items=4 --set evaluation.fresh_pairs=4 --set data.max_new_tokens=12)
   tried=(--set data.pairs=200) gap=(--rounds 1 --shapes pocket) rl=(--rounds 1 --shapes p96)
 fi
 

@@ -47,6 +47,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "improver first": (["curriculum.stages=[improver]"], ["the first stage cannot take references from the improver"]),
     "no stages": (["curriculum.stages=[]"], ["curriculum.stages"]),
     "steps for other stages": (["curriculum.steps=[5]"], ["'steps' has 1 entries for 2 stages"]),
+    "steps that would not count": (
+        ["curriculum.steps=[5, 6]", "curriculum.rl.max_steps=4"],
+        ["--set curriculum.rl.max_steps: found curriculum.steps [5, 6] in", "would win", "or null"],
+    ),
     "base and init": (["model.base=somewhere"], ["either 'base'", "or 'init'"]),
     "neither base nor init": (["model.init=null"], ["either 'base'", "or 'init'"]),
     "negative seed": (["seed=-1"], ["'seed': found -1"]),

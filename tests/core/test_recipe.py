@@ -202,6 +202,8 @@ def test_each_stage_of_the_curriculum_knows_its_steps_and_the_stage_before():
     assert recipe.policy_stage == "policy-sft"
     same = load_recipe(find_recipe("quickstart"), {"curriculum.steps": "null"})
     assert [stage.rl for stage in same.curriculum.stage_list] == [same.curriculum.rl] * 2
+    fewer = load_recipe(find_recipe("quickstart"), {"curriculum.rl.max_steps": "5", "curriculum.steps": "null"})
+    assert [stage.rl.max_steps for stage in fewer.curriculum.stage_list] == [5, 5]
 
 
 def test_a_policy_after_rlhf_needs_the_settings_of_rlhf():

@@ -54,7 +54,7 @@ FORM = "[[ ## answer ## ]]\n{}\n\n[[ ## completed ## ]]"
 @pytest.mark.real("dspy")
 @pytest.mark.parametrize("search", ["BestOfN", "Refine"])
 def test_dspy(case, search):
-    """examples/dspy_better.py: the first answer that R_PIT prefers; else the first answer of all."""
+    """examples/dspy_better.py: the first answer that R_PIT prefers; else the reference, the first answer."""
     worse, better = case["worse"], case["better"]
     assert asked("dspy", "ask_dspy.py", case, [worse[0], better, worse[1]], FORM, search=search) == (better, 1)
     assert asked("dspy", "ask_dspy.py", case, worse[:3], FORM, search=search) == (case["reference"], 0)
@@ -62,7 +62,7 @@ def test_dspy(case, search):
 
 @pytest.mark.real("mellea")
 def test_mellea(case):
-    """examples/mellea_better.py: the first answer that meets the requirement; else the first answer of all."""
+    """examples/mellea_better.py: the first answer that meets the requirement; else the reference, the first answer."""
     worse, better = case["worse"], case["better"]
     assert asked("mellea", "ask_mellea.py", case, [worse[0], better, worse[1]]) == (better, 1)
     assert asked("mellea", "ask_mellea.py", case, worse[:3]) == (case["reference"], 0)

@@ -116,7 +116,7 @@ def test_litellm_passes(pit, through_litellm):
 
 @pytest.mark.real("litellm")
 def test_litellm_fails_open(pit, through_litellm, up):
-    """With `pit serve` out of order, and with `pit serve` down, the client gets the model's answer."""
+    """With `pit serve` failing, and with `pit serve` down, the client gets the model's answer."""
     check_fails_open(pit, up, through_litellm, "chat")
 
 
@@ -151,5 +151,5 @@ def test_optillm_passes(pit, through_optillm):
 
 @pytest.mark.real("optillm")
 def test_optillm_fails_open(pit, through_optillm, up):
-    """With `pit serve` out of order, and with `pit serve` down, the client gets the model's answer."""
+    """With `pit serve` failing, and with `pit serve` down, the client gets the model's answer."""
     check_fails_open(pit, up, through_optillm, "pit-chat")

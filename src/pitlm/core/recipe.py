@@ -174,8 +174,7 @@ class Recipe(Section):
     @property
     def other_policy_stage(self) -> str | None:
         """The name of the stage that makes the policy that is not M_P, before or after RLHF; None without RLHF."""
-        other = {"policy-sft": "policy-rl", "policy-rl": "policy-sft"}[self.policy_stage]
-        return other if self.policy_rl else None
+        return {"policy-sft": "policy-rl", "policy-rl": "policy-sft"}[self.policy_stage] if self.policy_rl else None
 
     @property
     def improver_stage(self) -> str:

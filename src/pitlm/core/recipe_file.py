@@ -54,7 +54,8 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``section.key=value`` overrides.
 
     Raises:
-        InputError: unreadable file, broken YAML, unknown key (the nearest right name is given) or impossible value.
+        InputError: unreadable file, broken YAML, unknown key (the nearest right name is given), impossible value, or an
+            override that would have no effect.
     """
     tree = read_tree(path, "recipe")
     for dotted, text in (overrides or {}).items():
@@ -71,7 +72,13 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
             node[leaf] = yaml.safe_load(text)
         except _BROKEN as error:
             raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
-    return Recipe.of(tree, str(path))
+    recipe = Recipe.of(tree, str(path))
+    if "curriculum.rl.max_steps" in (overrides or {}) and (steps := recipe.curriculum.steps):
+        raise InputError(
+            f"--set curriculum.rl.max_steps: found curriculum.steps {steps} in {path}, which would win, expected --set "
+            "curriculum.steps with the steps of each stage, or null"
+        )
+    return recipe
 
 
 def read_tree(path: Path, what: str) -> dict[str, Any]:

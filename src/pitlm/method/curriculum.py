@@ -93,8 +93,7 @@ def _probe(run: Setting, stage: CurriculumStage, bases: Bases) -> Probe:
     """A probe: the judge's quality of the improver's answers. The policy first answers the held-out prompts once."""
     writer = run.open(Policy, run.recipe.policy_stage, bases)
     prompts = _held_out(run, stage.rl)
-    temperature = run.recipe.evaluation.policy_temperature
-    answers = writer.answer(prompts, temperature=temperature, seed=run.seed("probe"))
+    answers = writer.answer(prompts, temperature=run.recipe.evaluation.policy_temperature, seed=run.seed("probe"))
     del writer  # training needs its memory
     held_out = [run.template.improver_messages(x, y.text) for x, y in zip(prompts, answers, strict=True)]
     quality = run.quality(bases)

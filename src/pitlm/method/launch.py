@@ -58,8 +58,7 @@ def read_launch(path: Path) -> Launch:
         config = load_config_from_file(str(path))
     kind = config.distributed_type.value
     if not isinstance(config, ClusterConfig) or kind not in KINDS:
-        hint = f"{', '.join(KINDS)} (CPUs: MULTI_GPU with use_cpu: true)"
-        raise refused("distributed_type", kind, hint)
+        raise refused("distributed_type", kind, f"{', '.join(KINDS)} (CPUs: MULTI_GPU with use_cpu: true)")
     if kind != "MULTI_GPU" and config.use_cpu:
         raise refused("use_cpu", f"true with {kind}", "GPUs: weights are sharded there")
     if kind == "FSDP" and config.fsdp_config.get("fsdp_version", 1) != 2:

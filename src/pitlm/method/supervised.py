@@ -216,8 +216,7 @@ def scorer_trainer(
     args = RewardConfig(**trainer_arguments("reward", section, bench))
     train, test = (Dataset.from_list([row._asdict() for row in own]) for own in (rows, held_out))
     train = arranged(train, [max(map(len, row)) for row in rows], section, bench)
-    collator = partial(tree_batch, kind.parts)
-    given = {"train_dataset": train, "eval_dataset": test, "data_collator": collator}
+    given = {"train_dataset": train, "eval_dataset": test, "data_collator": partial(tree_batch, kind.parts)}
     trainer = make_trainer(kind, model, bench, args=args, **given)
     if isinstance(trainer, GapTrainer) and isinstance(section, GapSection):
         trainer.terms = section.terms

@@ -90,8 +90,7 @@ class Costs:
         """Add the arithmetic. ``rate`` is the rate of layers on rows; ``slower`` corrects it for trees."""
         flops, head = self.forward(reading), self.forward(Reading(0, 0, reading.headed))
         plan.flops += flops
-        weighed = (flops - head) * slower + head * self.hardware.head_factor
-        plan.seconds += weighed / (rate * self.hardware.devices)
+        plan.seconds += ((flops - head) * slower + head * self.hardware.head_factor) / (rate * self.hardware.devices)
 
     def encode(self, plan: StagePlan, rows: float) -> None:
         plan.seconds += rows * self.hardware.row_seconds
@@ -119,13 +118,12 @@ class Costs:
 
         A place that an answer leaves is filled with the next, so only the last answers run with few beside them.
         """
-        beside = min(rows, batch)
         longest = min(self.limit, LONGEST * self.y)
         prefills = rows if prefills is None else prefills
         self.read(plan, Reading(prefills * prompt, prompt / 2), math.ceil(rows / batch))
         hardware, shape = self.hardware, self.shape
         weights = (shape.linear + shape.head) * self.bytes / hardware.devices
-        steps = rows * self.y / beside + longest - self.y
+        steps = rows * self.y / min(rows, batch) + longest - self.y
         plan.seconds += steps * (hardware.decode_seconds * shape.layers + weights / hardware.bandwidth)
         cache = (prompt + self.y / 2) * shape.kv_elements * self.bytes
         flops = self.forward(Reading(1, prompt + self.y / 2, 1))

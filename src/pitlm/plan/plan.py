@@ -114,8 +114,7 @@ def _gap(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     fresh = min(evaluation.fresh_pairs, p.test * p.work.prompts)
     p.write(plan, 2 * fresh, p.x, evaluation.batch_size)
     p.encode(plan, 3 * p.test + 6 * fresh)
-    tree = tree_tokens(p.x, p.w, p.l, p.work.marks)
-    p.read(plan, Reading((p.test + 2 * fresh) * tree, p.beside / 2), passes=1)
+    p.read(plan, Reading((p.test + 2 * fresh) * tree_tokens(p.x, p.w, p.l, p.work.marks), p.beside / 2), passes=1)
     health = p.readers(len(stage.needs) - 1) + p.cache(evaluation.batch_size, p.longest_x + p.limit)
     plan.peak = max(plan.peak, health + CONTEXT_BYTES)
 
@@ -125,8 +124,7 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     section, evaluation, size = stage.rl, p.recipe.evaluation, stage.rl.batch_size
     p = copy(p)
     p.y = min(p.work.sampled or p.y, p.limit)
-    improver = stage.curriculum is not None
-    prompt, longest = (p.beside, p.longest_beside) if improver else (p.x, p.longest_x)
+    prompt, longest = (p.beside, p.longest_beside) if stage.curriculum else (p.x, p.longest_x)
     groups = size / section.group
     shared = groups if section.share_prompts else size
     source = stage.curriculum.source if stage.curriculum else "data"
@@ -143,6 +141,8 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     for _ in range((0 if once else 1) + (section.beta > 0)):
         p.read(step, reading, passes=1)
     p.read(step, Reading(groups * prompt + size * (p.y + p.beside - p.x), context), passes=1)  # always as trees
+    if "judge" in stage.needs:
+        p.read(step, Reading(size * (p.x + p.y), p.x / 2 + p.y), passes=1)
     p.encode(step, 2 * size)
     plan.add(step, section.max_steps)
     probe = StagePlan("one probe")
@@ -152,9 +152,9 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     plan.add(probe, section.max_steps // section.probe_every + 2)
     micro = size / section.accumulation
     learning = p.activations(section, micro / section.group * longest + micro * p.limit) + p.logits(micro * p.limit)
-    anchor = p.recipe.peft is None and section.beta > 0  # with LoRA the anchor is the model under the adapter
     plan.seconds += p.hardware.stage_seconds
-    plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + anchor)
+    # With LoRA the anchor is the model under the adapter.
+    plan.peak += p.states() + p.readers(1 + ("judge" in stage.needs) + (p.recipe.peft is None and section.beta > 0))
     plan.peak += max(learning, p.cache(size, longest + p.limit))
 
 
@@ -174,7 +174,8 @@ def _evaluation(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     # Each gap is read with its reference's own score, as a tree.
     p.read(plan, Reading(gaps * (p.beside + 2 * p.y), p.beside / 2), passes=7)
     plan.seconds += p.hardware.stage_seconds
-    plan.peak += p.readers(len(stage.needs) - 1) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
+    models = len(stage.needs) - 1 + (len(recipe.curriculum.stages) > 1)  # also the improver after the first stage
+    plan.peak += p.readers(models) + p.cache(evaluation.batch_size, p.longest_beside + p.limit)
 
 
 PLANNERS: Mapping[Task, Callable[[Costs, PipelineStage, StagePlan], None]] = {
