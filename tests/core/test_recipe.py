@@ -206,6 +206,11 @@ def test_each_stage_of_the_curriculum_knows_its_steps_and_the_stage_before():
     assert [stage.rl.max_steps for stage in fewer.curriculum.stage_list] == [5, 5]
 
 
+def test_rl_takes_steps_and_no_epochs():
+    with pytest.raises(InputError, match="'epochs' has no effect in RL, which takes max_steps"):
+        load_recipe(find_recipe("quickstart"), {"curriculum.rl.epochs": "2"})
+
+
 def test_a_policy_after_rlhf_needs_the_settings_of_rlhf():
     assert "model.policy rlhf needs the section policy_rl" in refusal(changed(model__policy="rlhf"))
     recipe = Recipe(**changed(model__policy="sft", policy_rl={"learning_rate": 1e-4}))

@@ -139,6 +139,19 @@ def test_the_batch_stays_within_its_tokens_and_full(llama):
     assert min(busy) >= 0.6 * max(busy)  # a free place is filled at once, not when all are free
 
 
+def test_whole_batches_stay_within_their_tokens_on_the_way_up():
+    decoder = Decoder(tiny("gemma2"), end=END, pad=PAD, tokens_per_batch=160)
+    decoder.submit(DecodingRow("first", [2] * 2, 12, 0.0, seed=0))
+    decoder.step()  # from here on the lengths go up
+    for number in range(9):
+        decoder.submit(DecodingRow(number, [2] * 4, 12, 0.0, seed=0))
+    decoder.submit(DecodingRow("long", [2] * 60, 12, 0.0, seed=0))
+    loads = []
+    while len(loads) < 2 and (ended := decoder.step()):
+        loads.append(len(ended) * max(row.room for row in ended))
+    assert max(loads) <= 160
+
+
 def test_a_row_that_is_larger_than_the_batch_runs_alone(llama):
     asked = {0: list(range(2, 40)), 1: [5, 6]}
     expected = greedy(llama, list(asked.values()))

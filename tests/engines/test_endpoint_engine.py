@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from builders import ASK
 from engine_requests import REFERENCES, drain, requests
 from scripted_endpoint import Fail, ScriptedEndpoint
 
 from pitlm.core.errors import InputError
+from pitlm.engines import endpoint_engine
 from pitlm.engines.endpoint import ChatEndpoint
 from pitlm.engines.endpoint_engine import EndpointEngine
 
@@ -49,3 +52,23 @@ def test_a_failure_is_its_own_items_and_a_dead_server_everybodys():
         engine.submit(request)
     with pytest.raises(InputError, match="found no server there"):
         drain(engine)
+
+
+def test_an_interrupt_buys_no_further_answers(monkeypatch):
+    def slow(request):
+        time.sleep(0.2)
+        return "fine"
+
+    def interrupt(*given, **more):
+        raise KeyboardInterrupt
+
+    with ScriptedEndpoint(slow) as server:
+        engine = EndpointEngine(ChatEndpoint("improver", server.base_url, concurrency=1), ASK)
+        for _ in range(3):
+            for request in requests():
+                engine.submit(request)
+        monkeypatch.setattr(endpoint_engine, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+        time.sleep(1)
+        assert len(server.calls) <= 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -84,6 +86,12 @@ def test_each_system_does_what_its_name_says():
         PIT: ["a++", "b++"],
     }
     assert [trace.final for trace in made.chains[PIT]] == ["a+++", "b+++"]  # no stop rule
+
+
+def test_a_margin_that_is_stored_beside_the_gap_model_is_none_of_the_runs_settings():
+    made = make()
+    made.models.gap.margin = math.inf  # nothing would be accepted
+    assert [trace.final for trace in made.pit] == ["a++", "b++"]
 
 
 def test_best_of_n_has_as_many_samples_as_cost_what_pit_costs():

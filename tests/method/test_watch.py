@@ -7,7 +7,8 @@ import json
 import pytest
 from transformers import TrainerState
 
-from pitlm.method.watch import MetricsWriter
+from pitlm.io.atomic import write_json_lines
+from pitlm.method.watch import MetricsWriter, read_metrics
 
 
 def test_kl_is_told_per_sequence(tmp_path):
@@ -19,3 +20,13 @@ def test_kl_is_told_per_sequence(tmp_path):
     assert other == {"loss": 1.0}
     rows = [json.loads(line) for line in writer.path.read_text().splitlines()]
     assert rows == [{"step": 0, **logs}, {"step": 0, **other}]
+
+
+def test_an_answer_may_hold_any_line_end(tmp_path):
+    rows = [{"answers": ["one\u2028two", "three\x85four"]}, {"answers": ["five"]}]
+    path = tmp_path / "answers.jsonl"
+    write_json_lines(path, rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"answers": ["cut')
+    assert read_metrics(path) == rows
+    assert read_metrics(tmp_path / "missing.jsonl") == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from builders import ASK, scorer_checkpoint
@@ -195,6 +197,17 @@ def test_groups_are_scored_together_as_they_are_alone(gap, bases, tmp_path, guar
             assert found == pytest.approx(scorer.gaps(group).tolist(), abs=1e-5)
     assert scorer.gaps_apart(groups[::-1]) == together[::-1]
     assert together[0] == [scorer.gaps_apart([[groups[0][0]]])[0][0]]
+
+
+def test_what_is_longer_than_the_window_has_no_gap_and_leaves_the_others_alone(bases, tmp_path):
+    gap = GapModel.from_pretrained(scorer_checkpoint(bases("words"), tmp_path / "gap", "gap"))
+    short, long = Improvement(X, RESPONSES[1], RESPONSES[3]), Improvement(X, RESPONSES[1], RESPONSES[2])
+    [expected] = gap.gaps_apart([[short]])
+    gap.model.config.max_position_embeddings = len(rows_of(gap)[2]) - 1
+    found = gap.gaps_apart([[short, long], [long], [short]])
+    assert [found[0][0], found[2][0]] == expected * 2
+    assert math.isnan(found[0][1])
+    assert math.isnan(found[1][0])
 
 
 def test_a_copy_of_the_reference_costs_nothing(gap, monkeypatch):

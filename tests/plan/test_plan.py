@@ -131,6 +131,20 @@ def test_rl_is_planned_with_the_answers_that_it_samples():
         assert known[name].peak == stage.peak
 
 
+def test_steps_that_are_set_are_planned_even_beyond_the_data():
+    once, more = (stages(recipe(gap__max_steps=steps))["gap"] for steps in ("10", "5000"))
+    assert more.trained == 500 * once.trained
+
+
+def test_the_judge_reads_the_samples_of_rl_where_no_truth_is_known():
+    known, judged = recipe(), recipe(data__source="pairs.jsonl")
+    costs, rl = Costs(judged, SMALL, WORK, FLAT), judged.curriculum.rl
+    groups = rl.batch_size / rl.group
+    each = costs.forward(Reading(groups * costs.x + rl.batch_size * costs.y, costs.beside / 2 + costs.y))
+    for name, steps in (("rl-0-data", 80), ("rl-1-policy", 40)):
+        assert stages(judged)[name].flops - stages(known)[name].flops == pytest.approx(steps * each)
+
+
 def test_the_shares_of_the_folds_are_planned() -> None:
     even, mostly_reward = (stages(recipe(data__folds=folds)) for folds in ("[1, 1, 1]", "[1, 4, 1]"))
     assert mostly_reward["gap"].trained / even["gap"].trained == pytest.approx(2, rel=0.05)  # whole steps

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import RECIPE
 
-from pitlm.run.calibrate import fresh_answers
+from pitlm.core.nouns import Answer, Preference, Prompt
+from pitlm.core.recipe import Recipe
+from pitlm.run.calibrate import answers_to_choose_on, fresh_answers
 from pitlm.run.context import Context
 from pitlm.run.folder import stored_recipe
 
@@ -95,3 +98,15 @@ def test_what_cannot_be_calibrated_is_named(shell: Any, arguments: list[str], me
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_evaluation_chooses_a_margin_on_no_more_answers_than_it_has_items(tmp_path: Path) -> None:
+    class Copycat:
+        def answer(self, prompts: Any, **how: Any) -> list[Answer]:
+            return [Answer(prompt.text) for prompt in prompts]
+
+    context = Context(Recipe.of({**RECIPE, "evaluation": {"items": 3}}, "mine.yaml"), tmp_path)
+    pairs = [Preference(Prompt.of(f"number {n}"), "yes", "no") for n in range(40)]
+    vars(context)["folds"] = {"validation": pairs[:20], "test": pairs[20:]}  # in place of those in the run's folder
+    chosen = answers_to_choose_on(context, Copycat())  # type: ignore[arg-type]
+    assert [prompt.text for prompt, _ in chosen] == ["number 0", "number 1", "number 2"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pitlm.core.errors import InputError
+from pitlm.core.errors import BudgetSpent, InputError
 from pitlm.run import folder as runs
 from pitlm.run.folder import RunFolder, Stage, Status, fingerprints, is_current, stage_record, stage_result
 
@@ -186,6 +186,24 @@ def test_input_at_fault_keeps_what_an_interrupted_attempt_left(bench: Bench) -> 
     assert (bench.root / "c" / "half.txt").exists()
     bench.fail_in = None
     assert bench.run() == ["c", "d"]
+
+
+def test_work_that_stopped_early_keeps_what_it_made_and_goes_on(bench: Bench) -> None:
+    bench.fail_in, bench.error = "c", BudgetSpent("the cost limit is reached")
+    with pytest.raises(BudgetSpent):
+        bench.run()
+    assert (bench.root / "c" / "half.txt").exists()
+    bench.fail_in = None
+    assert bench.run() == ["c", "d"]
+    assert ("c", "resume") in bench.told
+    # The same where the stage replaces another one.
+    changed = Bench(bench.root, c={"n": 2})
+    changed.fail_in, changed.error = "c", BudgetSpent("the cost limit is reached")
+    with pytest.raises(BudgetSpent):
+        changed.run(update=True)
+    changed.fail_in = None
+    assert changed.run(update=True) == ["c", "d"]
+    assert ("c", "resume") in changed.told
 
 
 def test_refusal_names_the_setting_and_touches_nothing(bench: Bench) -> None:

@@ -56,6 +56,15 @@ def test_a_judge_that_cannot_be_had_is_refused_before_the_run(judges, message):
     assert message in str(refused.value)
 
 
+def test_two_files_of_replies_need_two_names(tmp_path):
+    files = [tmp_path / name / "replies.jsonl" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('"Verdict: A"\n')
+    with pytest.raises(InputError, match=r"judges\.1: found a second judge called 'replies'"):
+        check_judges(recipe(*({"kind": "scripted", "model": str(file)} for file in files)))
+
+
 def test_the_truth_is_known_in_the_pocket_world_alone():
     with pytest.raises(InputError, match=r"judges\.0\.kind: found 'truth', expected 'reward' on data without"):
         check_judges(recipe({"kind": "truth"}, source="pairs.jsonl"))

@@ -52,6 +52,15 @@ def test_full_memory_is_one_line_that_names_the_stage_and_what_to_lower(name, se
     assert len(message.splitlines()) == 1
 
 
+def test_after_its_training_a_stage_can_only_sample_less_at_once(monkeypatch, tmp_path):
+    """R_PIT is checked on fresh answers after its training. A change of the training would begin it anew."""
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(MemoryFull) as told:
+        work("gap", FULL[0], monkeypatch, tmp_path)
+    assert "evaluation.batch_size (16)" in str(told.value)
+    assert "micro-batch" not in str(told.value)
+
+
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         work("gap", RuntimeError("shapes do not match"), monkeypatch, tmp_path)

@@ -19,8 +19,10 @@ RL = {"rl-0-data", "rl-1-policy", "evaluation", "report"}
         ({"curriculum.rl.beta": "0.2"}, RL),
         ({"curriculum.rl.rollouts": "vllm-colocate"}, RL),
         ({"curriculum.rl.rollouts": "transformers"}, set()),
-        # The gap stage's fresh answers and the RL stages' references are sampled in batches of this size.
-        ({"evaluation.batch_size": "64"}, {"gap", *RL}),
+        # Each sample has a seed of its own, whatever is sampled beside it.
+        ({"evaluation.batch_size": "64"}, set()),
+        ({"evaluation.resamples": "100"}, set()),
+        ({"curriculum.rl.save_every": "7", "gap.log_every": "3"}, set()),
         ({"evaluation.policy_temperature": "0.9"}, {"gap", *RL}),
         ({"evaluation.judges": "[{kind: truth}]"}, {"evaluation", "report"}),
         ({"gap.terms": "['wl>lw']"}, {"gap", *RL}),

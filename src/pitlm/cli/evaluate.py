@@ -153,6 +153,5 @@ def _print_plan(wanted: float) -> None:
     from pitlm.evaluate.significance import items_needed
     from pitlm.io.templates import template
 
-    needed = {ties: items_needed(wanted, tie_rate=ties) for ties in PLANNED_TIES}
     words: Any = template("pitlm.report", "summary.j2").module
-    echo(words.planned(100 * wanted, needed), nl=False)
+    echo(words.planned(100 * wanted, {ties: items_needed(wanted, tie_rate=ties) for ties in PLANNED_TIES}), nl=False)

@@ -74,8 +74,7 @@ def improve(
         raise InputError("-o: found beside --prompt, expected beside FILE")
     models.check(prompt, response)
     if output is not None:
-        parts = "part-*.jsonl" if models.engine == "ray" else None
-        check_output(output, force, "the improved answers", parts)
+        check_output(output, force, "the improved answers", "part-*.jsonl" if models.engine == "ray" else None)
 
     from pitlm.batch.finished_rows import failed_path
     from pitlm.batch.improve_file import Setup, improve_file, improve_one

@@ -23,7 +23,7 @@ from typing import NoReturn
 import click
 
 from pitlm import __version__
-from pitlm.core.errors import InputError, MemoryFull, RankFailed, describe
+from pitlm.core.errors import InputError, Stopped, describe
 from pitlm.io.visible import echo
 
 
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def user_message(error: Exception) -> str | None:
     """The message for an error that the user can mend, in one line if a library raised it; None for other errors."""
-    if isinstance(error, InputError | RankFailed | MemoryFull):
+    if isinstance(error, InputError | Stopped):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)

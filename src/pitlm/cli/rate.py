@@ -71,5 +71,4 @@ def rate(
 
 
 def _by_rater(rows: Sequence[VerdictRow]) -> str:
-    counts = Counter(row.judge for row in rows)
-    return ", ".join(f"{rater} {count}" for rater, count in counts.items()) or "none"
+    return ", ".join(f"{rater} {count}" for rater, count in Counter(row.judge for row in rows).items()) or "none"

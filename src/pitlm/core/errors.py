@@ -35,26 +35,25 @@ class ConversationError(InputError):
         self.found, self.expected = found, expected
 
 
-class RankFailed(RuntimeError):
-    """A process that trained together with others ended early: shown as one message, exit code 1, no traceback.
+class Stopped(RuntimeError):
+    """Work that ended early through no fault of its input: shown as one message, exit code 1, no traceback.
 
-    Finished training is kept, and the same command goes on.
+    What is finished is kept, and the same command goes on.
     """
 
     exit_code = 1
 
 
-class MemoryFull(RuntimeError):
-    """A stage needs more memory than there is: shown as one message, exit code 1, no traceback.
-
-    The stage keeps its checkpoints, so the same command goes on once there is more memory.
-    """
-
-    exit_code = 1
+class RankFailed(Stopped):
+    """A process that trained together with others ended early."""
 
 
-class BudgetSpent(InputError):
-    """A limit that the user set was reached before the work was done; the same command goes on. Exit code 3."""
+class MemoryFull(Stopped):
+    """A stage needs more memory than there is."""
+
+
+class BudgetSpent(Stopped):
+    """A limit that the user set was reached before the work was done. Exit code 3."""
 
     exit_code = 3
 
@@ -75,7 +74,7 @@ def loading(path: object, name: str) -> Iterator[None]:
     refuse_device(path)
     try:
         yield
-    except (InputError, RankFailed, MemoryFull, MemoryError):
+    except (InputError, Stopped, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"{path}: cannot load a {name}: {first_line(error)}") from error

@@ -118,8 +118,7 @@ class Prompt:
     @property
     def key(self) -> str:
         """A stable 16-digit hash of the conversation; folds are cut by it."""
-        text = json.dumps(self.as_messages(), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.as_messages(), ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 AnyPrompt = str | Prompt | Sequence[Mapping[str, Any] | Message]

@@ -103,6 +103,8 @@ class RLSection(TrainSection):
     def _whole_groups(self) -> RLSection:
         if (self.batch_size // self.accumulation) % self.group:
             raise ValueError(f"batch_size / accumulation is not a multiple of group {self.group}")
+        if self.epochs != type(self).model_fields["epochs"].default:
+            raise ValueError("'epochs' has no effect in RL, which takes max_steps")
         return self
 
 

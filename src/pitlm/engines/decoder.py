@@ -30,9 +30,8 @@ _room = attrgetter("room")
 def left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of token ids that all end in the last column, and the mask of their tokens."""
     width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids).to(device), torch.tensor(mask).to(device)
+    return torch.tensor([[pad] * (width - len(row)) + row for row in rows]).to(device), torch.tensor(mask).to(device)
 
 
 def write_batch(
@@ -215,8 +214,11 @@ class Decoder:
     def _generate(self) -> list[DecodingRow]:
         """The next waiting rows as one batch, by the model's own ``generate``."""
         rows: list[DecodingRow] = []
-        while self.waiting and (not rows or (len(rows) + 1) * max(self._level, rows[0].room) <= self.tokens):
-            row = self.waiting.pop(self._next())
+        while self.waiting:
+            at = self._next()
+            if rows and (len(rows) + 1) * max(self.waiting[at].room, *(row.room for row in rows)) > self.tokens:
+                break
+            row = self.waiting.pop(at)
             rows.append(row)
             self._level = row.room
             self.waiting_tokens -= row.room

@@ -46,11 +46,14 @@ class EndpointEngine(Engine):
         self._asked[asking] = request.key
 
     def step(self) -> list[Finished]:
-        done, _ = wait(self._asked, return_when=FIRST_COMPLETED)
+        try:
+            done, _ = wait(self._asked, return_when=FIRST_COMPLETED)
+        except BaseException:  # Ctrl-C: a pool works off its queue before the process ends, and each request costs
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            raise
         finished = []
         for asking in done:
-            key = self._asked.pop(asking)
             made = asking.result()
             answer = Answer(made.text.strip(), made.output_tokens, made.input_tokens, made.cost)
-            finished.append(Finished(key, None if made.failure else answer, made.failure))
+            finished.append(Finished(self._asked.pop(asking), None if made.failure else answer, made.failure))
         return finished

@@ -76,10 +76,9 @@ def bradley_terry(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Rank
     batches = np.split(drawn.weights, range(size, len(drawn.weights), size))
     draws_BP = np.concatenate([_fit(np.tensordot(b, counts_ICO, axes=1), design_COP, ties, precision) for b in batches])
     intervals = [drawn.interval(float(value), draws) for value, draws in zip(estimate, draws_BP.T, strict=True)]
-    strengths = _strongest_first(names, intervals)
     tie = float(np.exp(estimate[-1])) if ties else 0.0
     position = intervals[len(names)] if len(intervals) > len(names) + ties else None
-    return Ranking(strengths, position, tie, exists)
+    return Ranking(_strongest_first(names, intervals), position, tie, exists)
 
 
 def elo(

@@ -53,8 +53,7 @@ def ballots(comparisons: Sequence[Comparison], rater: str, seed: str) -> list[Ba
     for comparison in comparisons:
         digest = hashlib.sha256(f"{seed}\n{rater}\n{_identity(comparison)}".encode()).digest()
         left = _sides(comparison)[digest[0] & 1]
-        swapped = left != (comparison.systems[0], comparison.first)
-        made.append(Ballot(digest[1:17].hex(), comparison, swapped))
+        made.append(Ballot(digest[1:17].hex(), comparison, swapped=left != (comparison.systems[0], comparison.first)))
     return sorted(made, key=lambda ballot: ballot.key)
 
 

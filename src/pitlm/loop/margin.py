@@ -182,8 +182,7 @@ class Calibrated:
         """The promise and what the labels say, for a person to read."""
         made, words = self.calibration, template("pitlm.loop", "promise.j2")
         needed = items_needed(made.harm, made.confidence)
-        said = words.render(made=made, labels=self.labels, alone=self.labels_alone.margin, needed=needed)
-        return said.splitlines()
+        return words.render(made=made, labels=self.labels, alone=self.labels_alone.margin, needed=needed).splitlines()
 
 
 def calibrate(

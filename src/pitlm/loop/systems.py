@@ -150,8 +150,9 @@ class Systems:
             margin: replaces that of the run; with an infinite one the loop rejects every proposal.
         """
         with progress_bar(f"{title}, loop", len(self.prompts)) as advance:
-            changed = {} if margin is None else {"margin": min(margin, sys.float_info.max)}
-            settings, seed = {**self.loop.model_dump(), **changed}, self.seed("loop")
+            # A margin that `pit calibrate` stored beside R_PIT is none of the run's settings.
+            chosen = (self.loop.margin or 0.0) if margin is None else min(margin, sys.float_info.max)
+            settings, seed = {**self.loop.model_dump(), "margin": chosen}, self.seed("loop")
             return improve_many(
                 self.prompts, answers or self.y0, improver=improver, gap=gap, seed=seed, advance=advance, **settings
             )
@@ -196,5 +197,5 @@ def comparisons(baselines: Sequence[Baseline]) -> list[tuple[str, str]]:
 
 
 def answer_of(trace: Trace) -> Answer:
-    """The final answer of a system, with the cost of the whole trace."""
+    """The final answer of a system, with the tokens of the whole trace."""
     return Answer(trace.final, trace.generated_tokens, trace.prompt_tokens)

@@ -65,7 +65,7 @@ def trainer_arguments(kind: str, section: TrainSection, bench: Workbench) -> dic
         **FIXED["all"],
         **FIXED[kind],
         **section.model_dump(include={"learning_rate", "weight_decay", "max_grad_norm", "gradient_checkpointing"}),
-        "num_train_epochs": section.epochs if isinstance(section, RLSection) else 1.0,  # see arranged()
+        "num_train_epochs": 1.0,  # see arranged()
         "max_steps": section.max_steps or -1,
         "per_device_train_batch_size": share // section.accumulation,
         "per_device_eval_batch_size": share,

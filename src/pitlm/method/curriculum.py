@@ -106,8 +106,7 @@ def _held_out(run: Setting, section: RLSection) -> list[Prompt]:
 
 def train_policy(run: Setting, section: RLSection, folder: Path) -> dict[str, Any]:
     """Ordinary RLHF of the policy on R_P, anchored to the SFT policy: M_P of the later stages."""
-    rng = random.Random(run.seed(folder.name))
-    prompts = take_for_steps(rng, unique_prompts(run.folds["rl"]), section)
+    prompts = take_for_steps(random.Random(run.seed(folder.name)), unique_prompts(run.folds["rl"]), section)
     anchor = run.model("policy-sft")
 
     def reinforce() -> dict[str, float]:

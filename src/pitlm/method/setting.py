@@ -15,7 +15,7 @@ from pitlm.core.nouns import Preference, Score
 from pitlm.core.recipe import LoraSection, Quantization, Recipe
 from pitlm.data.folds import read_folds
 from pitlm.data.template import Template, dated_template
-from pitlm.engines.generators import Improver, Policy
+from pitlm.engines.generators import Generator, Improver, Policy
 from pitlm.models.adapters import Bases
 from pitlm.models.loading import Card, HFTokenizer, Kind, load_model, load_tokenizer
 from pitlm.models.scorers import GapModel, RewardModel
@@ -149,4 +149,7 @@ class Setting(ABC):
 
     def open(self, kind: type[Model], stage: str, bases: Bases | None = None) -> Model:
         """Load the model that a stage made."""
-        return kind.from_pretrained(self.model(stage), bases=bases or self.bases())
+        model = kind.from_pretrained(self.model(stage), bases=bases or self.bases())
+        if isinstance(model, Generator):
+            model.batch_size = self.recipe.evaluation.batch_size
+        return model

@@ -284,9 +284,9 @@ def train_on_rows(
 
 
 def start_of(run: Setting, lesson: Lesson, needs: Collection[str]) -> str | Path:
-    """R_PIT starts from the improver. The others start from the policy if their stage needs it, else from the base.
+    """R_PIT and DPO start from the improver. The others start from the policy if their stage needs it, else the base.
 
-    The recipe can name another base for both reward models.
+    The recipe can name another base for R_P, the judge and R_PIT.
     """
     model = run.recipe.model
     if lesson in ("reward", "gap") and model.reward_base:

@@ -58,7 +58,8 @@ class MetricsWriter(StepLog):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a :class:`StepLog`, without a last line that was cut short."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    # Not splitlines(), which also splits at line ends that a JSON text may hold.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -56,8 +56,7 @@ class Bases:
             return load_model(path, tokenizer, self.dtype, self.quantize, writes=writes)
         name = base_name(path)
         if name not in self._open:
-            base = load_model(name, tokenizer, self.dtype, self.quantize)
-            self._open[name] = _Shared(base.to(device()).eval())
+            self._open[name] = _Shared(load_model(name, tokenizer, self.dtype, self.quantize).to(device()).eval())
         return self._open[name].writer(Path(path)) if writes else self._open[name].scorer(Path(path))
 
 
@@ -96,8 +95,7 @@ class Checkpoint:
         if not weights:
             return cls(load_shape(path), tokenizer, card)
         load = load_model if bases is None else bases.load
-        model = load(path, tokenizer, writes=card.writes)
-        opened = cls(model.to(device()).eval(), tokenizer, card)
+        opened = cls(load(path, tokenizer, writes=card.writes).to(device()).eval(), tokenizer, card)
         opened.folder = Path(path)
         return opened
 

@@ -32,8 +32,7 @@ def export_weights(source: Path, folder: Path, card: Card, *, temperature: float
     dtype = dtype or str(AutoConfig.from_pretrained(source).dtype or "float32").removeprefix("torch.")
     model = load_model(source, tokenizer, dtype, writes=card.writes)
     if card.writes:
-        vocabulary = model.config.get_text_config().vocab_size
-        model.generation_config = sampling(tokenizer, card, temperature, vocabulary)
+        model.generation_config = sampling(tokenizer, card, temperature, model.config.get_text_config().vocab_size)
         model.config.use_cache = True  # training leaves it off
     save(model, tokenizer, card, folder)
     for weights in folder.glob("*.safetensors"):

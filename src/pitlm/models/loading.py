@@ -98,9 +98,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         InputError: nothing loadable there, no end token, or a chat template that does not fit (``check_template``).
     """
-    source = checkpoint_of(path)
     with loading(path, "tokenizer" if Path(path).exists() else "model: no such folder, and none on the hub"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint_of(path)), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: found a tokenizer without end token, expected one that has it")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

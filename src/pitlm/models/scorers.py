@@ -1,6 +1,9 @@
 """R_P and R_PIT: models that score, and the gaps that are made of their scores."""
 
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,11 +47,14 @@ class Scorer(Checkpoint):
         return self.score_rows(rows)
 
     def raw_apart(self, groups: Sequence[Sequence[Improvement]]) -> list[dict[Improvement, Tensor]]:
-        """:meth:`raw` of each group as if the group were scored alone; groups may be empty."""
+        """:meth:`raw` of each group as if the group were scored alone; NaN for items longer than the model's window."""
         flat = list(dict.fromkeys(item for group in groups for item in group))
-        rows = dict(zip(flat, self.token_ids(flat), strict=True))
-        scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in groups if group]))
-        return [dict(zip(group, next(scores), strict=True)) if group else {} for group in groups]
+        window = window_of(self.model.config) or sys.maxsize
+        rows = {item: ids for item, ids in zip(flat, self.token_ids(flat), strict=True) if len(ids) <= window}
+        read = [[item for item in group if item in rows] for group in groups]
+        scores = iter(score_groups(self.model, [[rows[item] for item in group] for group in read if group]))
+        missing = partial(torch.tensor, torch.nan)
+        return [defaultdict(missing, zip(group, next(scores), strict=True) if group else ()) for group in read]
 
     def token_ids(self, items: Sequence[Improvement]) -> list[list[int]]:
         """What the model reads of each item: prompt and response. Equal prompts are encoded once."""

@@ -38,8 +38,7 @@ def make_from_scratch(
     config = AutoConfig.for_model(init.architecture, **width, **heads, **drawn, **ends)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

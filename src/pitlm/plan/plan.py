@@ -95,7 +95,7 @@ def _on_pairs(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
         return Reading(count * each, context, count * each if head else 0)
 
     p.encode(plan, pairs * (2 if tree else 1))
-    steps = min(math.ceil(max(1, round(section.epochs * pairs)) / section.batch_size), section.max_steps or math.inf)
+    steps = section.max_steps or math.ceil(max(1, round(section.epochs * pairs)) / section.batch_size)
     p.learn(plan, section, steps, reading(section.batch_size), tree)
     if dpo:  # the anchor reads the same rows
         p.read(plan, reading(steps * section.batch_size), steps)
@@ -140,9 +140,9 @@ def _rl(p: Costs, stage: PipelineStage, plan: StagePlan) -> None:
     once = section.share_prompts and section.accumulation == 1 and not section.gradient_checkpointing
     for _ in range((0 if once else 1) + (section.beta > 0)):
         p.read(step, reading, passes=1)
-    p.read(step, Reading(groups * prompt + size * (p.y + p.beside - p.x), context), passes=1)  # always as trees
+    p.read(step, Reading(groups * prompt + size * p.y, context), passes=1)  # the reward
     if "judge" in stage.needs:
-        p.read(step, Reading(size * (p.x + p.y), p.x / 2 + p.y), passes=1)
+        p.read(step, Reading(groups * p.x + size * p.y, context), passes=1)
     p.encode(step, 2 * size)
     plan.add(step, section.max_steps)
     probe = StagePlan("one probe")

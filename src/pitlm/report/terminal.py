@@ -77,10 +77,9 @@ def print_summary(summary: Summary, *, differences: bool = True) -> None:
 def print_accuracies(found: Sequence[Accuracy], rows: int) -> None:
     """Print how often each judge agrees with the labels."""
     title = f"Against labels, of {rows:,} verdicts (right: in both orders; JudgeBench: a win and a tie are a win, too)"
-    headings = ("judge", "labelled", "right", "JudgeBench", "longer: judge - labels")
     rates = [(*(_range(rate, scale=100) for rate in (one.strict, one.lenient)), points(one.longer)) for one in found]
     table = [(one.judge or "-", f"{one.labelled:,}", *own) for one, own in zip(found, rates, strict=True)]
-    _print(title, headings, table)
+    _print(title, ("judge", "labelled", "right", "JudgeBench", "longer: judge - labels"), table)
 
 
 def print_margins(found: Calibrated) -> None:
@@ -94,8 +93,7 @@ def print_margins(found: Calibrated) -> None:
     console.print(f"\n{known.scorer}: {chosen_on}, judge: {known.judge}", style="bold")
     curve = sorted({*found.curve, found.chosen}, key=lambda one: one.margin)
     rows = [_outcome(f"{one.margin:.4g}{' *' if one.margin == chosen else ''}", one, found.always) for one in curve]
-    headings = ("margin", "made worse [95%]", "gain", "of always", "tokens", "of always")
-    table = _table(headings, rows, names=0)
+    table = _table(("margin", "made worse [95%]", "gain", "of always", "tokens", "of always"), rows, names=0)
     table.add_section()
     table.add_row(*_outcome("always accept", found.always, found.always))
     table.add_row(*_outcome("held out: *", found.held_out, found.held_out_always))

@@ -69,7 +69,7 @@ def fresh_answers(context: Context, items: int | None, more: Path | None = None)
 
 def answers_to_choose_on(context: Context, policy: Policy) -> Answers:
     """The part of :func:`fresh_answers` to choose a margin on."""
-    return _answered(context, policy, _prompts(context, None, None)[0], "choosing")
+    return _answered(context, policy, _prompts(context, context.recipe.evaluation.items, None)[0], "choosing")
 
 
 def _prompts(context: Context, items: int | None, more: Path | None) -> tuple[dict[Prompt, str | None], list[Prompt]]:

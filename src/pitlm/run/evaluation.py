@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pitlm.core.errors import InputError, Stopped
 from pitlm.core.nouns import Answer, Improvement, Prompt
 from pitlm.core.verdicts import Comparison, Verdict, VerdictRow
 from pitlm.data.folds import unique_prompts
@@ -14,8 +15,8 @@ from pitlm.evaluate.answer_figures import Measures, item_rows
 from pitlm.evaluate.statistics import mean_interval, share
 from pitlm.io.atomic import write_json_lines
 from pitlm.io.console import progress_bar
-from pitlm.judge.protocol import Judge, TwoOrderJudge
-from pitlm.judge.scores import ScoreJudge
+from pitlm.judge.protocol import Judge
+from pitlm.judge.scores import GapJudge, ScoreJudge
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, PIT_ONE, SFT, chosen_baselines
 from pitlm.loop.chains import incumbents
 from pitlm.loop.systems import Systems, TrainedModels, answer_of, comparisons
@@ -40,9 +41,10 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     Raises:
         BudgetSpent: a judge's cost limit was reached; the replies so far are kept, and the same command goes on.
         InputError: a judge cannot be made.
+        Stopped: a judge cannot be asked, or not about these answers; the answers are kept.
     """
     baselines, section, bases = chosen_baselines(context.recipe), context.recipe.evaluation, context.bases()
-    systems = _systems(context, folder / "systems")
+    systems = _systems(context, folder / "systems", bases)
     judges = judges_of(context, bases)
     traces = systems.traces(baselines)
     answers = {ORIGINAL: [Answer(text) for text in systems.y0]}
@@ -52,19 +54,20 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
     rows, agreement = list[VerdictRow](), dict[str, Any]()
     for judge in judges:
         # A judge that is asked in words gets fewer labels, because each reply may cost money.
-        asked = labels[: section.items] if isinstance(judge, TwoOrderJudge) else labels
-        judged = run_judge(judge, [*compared, *asked])
+        asked = labels if isinstance(judge, ScoreJudge | GapJudge) else labels[: section.items]
+        try:
+            judged = run_judge(judge, [*compared, *asked])
+        except InputError as error:  # for which the folder would be removed, with the answers of all systems
+            raise Stopped(f"{judge.name}: {error}") from error
         rows += judged[: len(compared)]
         decided = [row.verdict for row in judged[len(compared) :] if row.verdict in (Verdict.WIN, Verdict.LOSS)]
         agreement[judge.name] = {**share([verdict is Verdict.WIN for verdict in decided]), "pairs": len(asked)}
     write_json_lines(folder / "verdicts.jsonl", [row.as_dict() for row in rows])
-    tokenizer = context.tokenizer
     further = _further(context, systems, answers)
-    items = item_rows(systems.prompts, answers, lambda text: len(tokenizer.encode(text)), **further)
+    items = item_rows(systems.prompts, answers, lambda text: len(context.tokenizer.encode(text)), **further)
     write_json_lines(folder / "items.jsonl", items)
     write_json_lines(folder / "traces.jsonl", [trace.as_dict() for trace in traces[PIT]])
-    shutil.rmtree(folder / "systems")
-    return {
+    result = {
         "judges": agreement,
         "compared": comparisons(baselines),
         "tokens": systems.tokens,
@@ -73,6 +76,8 @@ def evaluate(context: Context, folder: Path) -> dict[str, Any]:
         "quality_by_round": _quality_by_round(systems, judges),
         "gaps": {name: _gaps(systems, answers[name]) for name in (SFT, PIT_ONE, PIT) if name in answers},
     }
+    shutil.rmtree(folder / "systems")
+    return result
 
 
 def judges_of(context: Context, bases: Bases) -> list[Judge]:
@@ -91,16 +96,14 @@ def judges_of(context: Context, bases: Bases) -> list[Judge]:
     return [context.judge(bases) if s.kind in OF_A_RUN else make_judge(s) for s in kept]
 
 
-def _systems(context: Context, folder: Path) -> Systems:
+def _systems(context: Context, folder: Path, bases: Bases) -> Systems:
     """The systems of the comparison, with held-out prompts and the original answers to them."""
-    recipe, section, bases = context.recipe, context.recipe.evaluation, context.bases()
+    recipe, section = context.recipe, context.recipe.evaluation
     other = recipe.other_policy_stage
     policy, rival = context.open(Policy, recipe.policy_stage, bases), other and context.open(Policy, other, bases)
     improver, corrector = (context.open(Improver, name, bases) for name in (recipe.improver_stage, "improver-sft"))
     gap, reward = context.open(GapModel, "gap", bases), context.open(RewardModel, "reward", bases)
     models = TrainedModels(policy, improver, corrector, gap, reward, rival or None)
-    for model in filter(None, (policy, improver, corrector, models.other_policy)):
-        model.batch_size = section.batch_size
     prompts = unique_prompts(context.folds["test"])[: section.items]
     temperature = section.policy_temperature
     with progress_bar("original answers", len(prompts)) as advance:
@@ -109,9 +112,9 @@ def _systems(context: Context, folder: Path) -> Systems:
     # The start model may write feedback as long as two answers.
     start = partial(context.start_model, 2 * context.card("policy").max_new_tokens, bases)
     opened = start, partial(context.open, Improver, bases=bases), partial(context.quality, bases)
-    choosing = partial(answers_to_choose_on, context, models.policy)
-    given = prompts, originals, models, recipe.loop, temperature, context.seed, section.tokens
-    return Systems(*given, *opened, choosing, folder)
+    loop = recipe.loop.model_copy(update={"seconds": None})  # a batch takes longer than one answer, which this limits
+    given = prompts, originals, models, loop, temperature, context.seed, section.tokens
+    return Systems(*given, *opened, partial(answers_to_choose_on, context, models.policy), folder)
 
 
 def against_original(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:

@@ -143,22 +143,20 @@ def check_judges(recipe: Recipe) -> None:
             where = "on data with a known truth" if own == "truth" else "on data without a known truth"
             raise InputError(f"{key}.kind: found '{section.kind}', expected '{own}' {where}")
         name = section.model or section.kind
+        if section.kind not in OF_A_RUN:
+            find_part(GROUP, {**JUDGES, **dict.fromkeys(OF_A_RUN, "")}, section.kind, where=f"{key}.kind")
+            try:
+                if section.kind == "foreign":  # without loading its weights
+                    from pitlm.models.foreign import check_reward_model
+
+                    check_reward_model(section.model or "")
+                else:
+                    name = make_judge(section.model_copy(update={"cache": None})).name
+            except InputError as error:
+                raise InputError(f"{key}: {error}") from error
         if name in seen:
             raise InputError(f"{key}: found a second judge called '{name}', expected judges of different names")
         seen.add(name)
-        if section.kind in OF_A_RUN:
-            continue
-        find_part(GROUP, {**JUDGES, **dict.fromkeys(OF_A_RUN, "")}, section.kind, where=f"{key}.kind")
-        try:
-            # The weights of a model are not loaded, and the file of replies is not opened.
-            if section.kind == "foreign":
-                from pitlm.models.foreign import check_reward_model
-
-                check_reward_model(section.model or "")
-            else:
-                make_judge(section.model_copy(update={"cache": None}))
-        except InputError as error:
-            raise InputError(f"{key}: {error}") from error
 
 
 def judge_settings(sections: Sequence[JudgeSection] | None) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def _run_report(root: Path, recipe: Recipe) -> Report:
     stages = [stage.name for stage in recipe.curriculum.stage_list]
     rivals, reasons = summary.compared(judge, compared[:1]), Counter(str(trace.stop_reason) for trace in traces)
     stops = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
-    judges = recipe.evaluation.judges
-    by_reward = not recipe.data.world and (not judges or judges[0].kind == "reward")
+    judges, world = recipe.evaluation.judges, recipe.data.world
+    by_reward = not world and (not judges or judges[0].kind == "reward")
     return Report(
         title,
         settings=_settings(recipe, data, ", ".join(result["judges"]), summary.items),
@@ -93,7 +93,7 @@ def _run_report(root: Path, recipe: Recipe) -> Report:
         summary=summary,
         judges={name: share_interval(found) for name, found in result["judges"].items()},
         compared=compared,
-        curves={stage: read_curve(root / stage, judge) for stage in stages},
+        curves={stage: read_curve(root / stage, "true utility" if world else "held-out R_P") for stage in stages},
         quality_by_round={
             judge: {name: [Interval(*i) for i in rounds] for name, rounds in systems.items()}
             for judge, systems in result["quality_by_round"].items()

@@ -19,6 +19,7 @@ from pitlm.evaluate.gap_health import gap_health
 from pitlm.evaluate.trend import quality_trend
 from pitlm.io.atomic import write_json_lines, write_text
 from pitlm.io.console import progress_bar
+from pitlm.method.common import finished_metrics
 from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
 from pitlm.method.watch import PROBE, read_metrics
@@ -53,13 +54,13 @@ def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, A
         if not is_out_of_memory(error):
             raise
         limits = "data.max_prompt_tokens or data.max_response_tokens"
-        lower = f"evaluation.batch_size ({context.recipe.evaluation.batch_size})"
-        if stage.section is not None:
+        less = f"evaluation.batch_size ({context.recipe.evaluation.batch_size})"
+        if stage.section is not None and finished_metrics(folder) is None:  # R_PIT is checked after its training
             key = stage.key
             rows = stage.section.batch_size // stage.section.accumulation
-            lower = f"the {rows} rows of a micro-batch (raise {key}.accumulation or set {key}.gradient_checkpointing)"
+            less += f", the {rows} rows of a micro-batch (raise {key}.accumulation or set {key}.gradient_checkpointing)"
         raise MemoryFull(
-            f"{stage.name}: the memory is full ({first_line(error)}). Lower {lower}, {limits}; then give the command "
+            f"{stage.name}: the memory is full ({first_line(error)}). Lower {less}, {limits}; then give the command "
             "again with --update"
         ) from error
 
@@ -198,7 +199,6 @@ def _health(context: Context, folder: Path) -> dict[str, Any]:
     prompts = unique_prompts(context.folds["test"])[: evaluation.fresh_pairs]
     temperature = evaluation.policy_temperature
     writer = context.open(Policy, context.recipe.policy_stage, bases)
-    writer.batch_size = evaluation.batch_size
     with progress_bar("fresh answers", 2 * len(prompts)) as advance:
         first, second = (
             writer.answer(prompts, temperature=temperature, seed=context.seed(f"fresh-{number}"), advance=advance)

@@ -5,7 +5,7 @@ this list, and :mod:`pitlm.run.stage_work` does the work.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pitlm.core.recipe import Recipe
@@ -27,6 +27,10 @@ SECTIONS: Mapping[Task, str] = {
     "curriculum": "curriculum.rl",
 }
 """The section of the recipe with the settings of a training, if it has another name than the stage's task."""
+
+
+WITHOUT_EFFECT = {"rollout_server", "save_every", "log_every"}
+"""Settings of a training that do not change its model."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,19 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     stages: list[PipelineStage] = []
 
     def add(task: Task, name: str, needs: Sequence[str], settings: Mapping[str, Any], **trains: Any) -> None:
-        stage = PipelineStage(name, {**common, **settings}, needs, task, **trains)
-        train = stage.section and {"train": stage.section.model_dump(), "folds": list(stage.folds)}
-        stages.append(replace(stage, settings={**stage.settings, **(train or {})}))
+        section, folds = trains.get("section"), list(trains.get("folds", ()))
+        train = {"train": section.model_dump(exclude=WITHOUT_EFFECT), "folds": folds} if section else {}
+        stages.append(PipelineStage(name, {**common, **settings, **train}, needs, task, **trains))
 
     source = _input("data.source", recipe.data.source, contents)
     world = recipe.data.world
-    written = {"policy_temperature", "batch_size"} if world and KNOWN[world].written else set[str]()
-    written_as = {"answers": evaluation.model_dump(include=written)} if written else {}
+    warmth = {"policy_temperature"}
+    written_as = {"answers": evaluation.model_dump(include=warmth)} if world and KNOWN[world].written else {}
     add("data", "data", [], {"data": recipe.data.model_dump(exclude={"source"}), **source, **written_as})
     add("policy", "policy-sft", ["data"], {}, section=recipe.policy_sft, folds=["sft"])
     add("reward", "reward", ["data", "policy-sft"], {}, section=recipe.reward, folds=["reward"])
     for judge in judges:
-        # The judge shares no pair with R_P and R_PIT, and no start with R_P where there is a pretrained base.
+        # The judge shares no pair with R_P and R_PIT, and does not start from the policy where there is a base.
         reads = ["data"] if model.base else ["data", "policy-sft"]
         add("reward", judge, reads, {}, section=recipe.reward, folds=["sft", "rl"])
     if recipe.policy_rl:
@@ -103,8 +107,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     add("improver", "improver-sft", ["data", *start], {}, section=recipe.improver_sft, folds=["sft"])
     if recipe.improver_dpo:
         add("dpo", DPO_STAGE, ["data", "improver-sft"], {}, section=recipe.improver_dpo, folds=["reward"])
-    # The batch size of sampling decides which samples share a stream of random numbers.
-    fresh = evaluation.model_dump(include={"fresh_pairs", "policy_temperature", "batch_size"})
+    fresh = evaluation.model_dump(include={"fresh_pairs", *warmth})
     needs = ["data", "reward", policy, "improver-sft", *judges]
     add("gap", "gap", needs, fresh, section=recipe.gap, folds=["reward"])
     scorer = "gap" if curriculum.reward == "gap" else "reward"
@@ -117,7 +120,7 @@ def build_stages(recipe: Recipe, *, contents: bool = True) -> list[PipelineStage
     other += [DPO_STAGE] if recipe.improver_dpo else []
     needs = ["data", policy, *other, "reward", "improver-sft", "gap", recipe.improver_stage, *judges]
     guides = [digest(guide_file(name)) for name in evaluation.self_refine]
-    compared = {**evaluation.model_dump(exclude={"judges"}), "self_refine": guides}
+    compared = {**evaluation.model_dump(exclude={"judges", "batch_size", "resamples"}), "self_refine": guides}
     held_out = {"evaluation": compared, "loop": recipe.loop.model_dump()}
     add("evaluation", "evaluation", needs, held_out | (judge_settings(evaluation.judges) if contents else {}))
     stages.append(PipelineStage("report", {"name": recipe.name}, [stage.name for stage in stages], "report"))

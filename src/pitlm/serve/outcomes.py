@@ -49,8 +49,7 @@ def pit_headers(outcome: LiveOutcome) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-pit", outcome.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
     for name in ("rounds", "stop_reason", "failure"):
         if fields[name] is not None:
-            value = str(fields[name]).encode("ascii", "replace")
-            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), value))
+            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), str(fields[name]).encode("ascii", "replace")))
     return headers
 
 

@@ -113,9 +113,8 @@ def keeps_to(question: str, answer: str) -> bool:
     """Whether an answer names at least half of the topic, and has ``NEW_WORDS`` long words that the question lacks."""
     asked, told = topic(question), _words(answer)
     stems = {stem(word) for word in told}
-    named = sum(stem(word) in stems for word in asked)
     more = {word for word in told if len(word) >= LONG} - set(_words(question))
-    return 2 * named >= len(asked) and len(more) >= NEW_WORDS
+    return 2 * sum(stem(word) in stems for word in asked) >= len(asked) and len(more) >= NEW_WORDS
 
 
 def repeats(answer: str) -> bool:

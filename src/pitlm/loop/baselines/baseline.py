@@ -150,7 +150,7 @@ def with_margin_for(harm: float) -> Baseline:
         return systems.improved(title, improver, gap, margin=chosen.margin)
 
     title = f"PIT, margin for {harm:.0%} harm"
-    return Baseline(title, traces, work=lambda rounds, samples: Work(proposals=rounds, gaps=rounds), compared=False)
+    return Baseline(title, traces, work=lambda rounds, samples: Work(1, 2 * rounds, gaps=2 * rounds), compared=False)
 
 
 @dataclass(frozen=True, slots=True)

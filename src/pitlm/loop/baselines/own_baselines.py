@@ -78,10 +78,9 @@ def _pit_after_rlhf(systems: Systems) -> list[Trace]:
     drawn = _drawn_by_other(systems, PIT_AFTER_RLHF.title)
     answers = [answer.text for [answer] in drawn]
     traces = systems.improved(PIT_AFTER_RLHF.title, systems.models.improver, systems.models.gap, answers)
-    first = resample(systems.prompts, systems.y0, drawn)
     return [
         without_stop_rule(before.prompt, before.original, [*before.rounds, *after.rounds])
-        for before, after in zip(first, traces, strict=True)
+        for before, after in zip(resample(systems.prompts, systems.y0, drawn), traces, strict=True)
     ]
 
 
