@@ -14,7 +14,7 @@ class LoopSection(Section):
         temperature: sampling temperature of the improver; 0 is greedy.
         tokens: most tokens to generate for one response.
         seconds: most seconds for one response, from its first round.
-        cost: highest cost of one response, in the currency of the improver's prices.
+        cost: highest cost of one response. Only a refiner of your own tells costs; pitlm's engines tell none.
     """
 
     rounds: PositiveInt = 3

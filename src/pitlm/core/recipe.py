@@ -107,7 +107,12 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters in place of full fine-tuning. `quantize` holds the base in 4 bits (QLoRA)."""
+    """Low-rank adapters in place of full fine-tuning.
+
+    Attributes:
+        dropout: acts in SFT only: TRL switches dropout off for reward models, DPO and RL.
+        quantize: how the base is held while adapters train: nf4 is 4 bits (QLoRA).
+    """
 
     r: PositiveInt = 16
     alpha: PositiveInt = 32

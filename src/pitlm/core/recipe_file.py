@@ -54,8 +54,8 @@ def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``section.key=value`` overrides.
 
     Raises:
-        InputError: unreadable file, broken YAML, unknown key (the nearest right name is given), impossible value, or an
-            override that would have no effect.
+        InputError: unreadable file, broken YAML, unknown key (the nearest right name is given), impossible value, or a
+            number of RL steps that would have no effect.
     """
     tree = read_tree(path, "recipe")
     for dotted, text in (overrides or {}).items():
