@@ -75,8 +75,10 @@ def test_a_recipe_is_planned_for_a_card(pit, tmp_path):
 
 
 def test_what_a_run_took_is_shown_beside_its_plan(pit, tmp_path):
-    for name, status, seconds in (("data", "done", 1.0), ("gap", "done", 90.0), ("rl-0-data", "started", 7.0)):
-        record = dict.fromkeys(RECORD) | {"name": name, "status": status, "seconds": seconds}
+    # A record of an earlier version has no memory.
+    stages = (("data", "done", 1.0, {}), ("gap", "done", 90.0, {"memory": 3e9}), ("rl-0-data", "started", 7.0, {}))
+    for name, status, seconds, more in stages:
+        record = dict.fromkeys(RECORD) | {"name": name, "status": status, "seconds": seconds, **more}
         (tmp_path / "run" / name).mkdir(parents=True)
         (tmp_path / "run" / name / "stage.json").write_text(json.dumps(record))
     file = tmp_path / "plan.json"
@@ -87,7 +89,8 @@ def test_what_a_run_took_is_shown_beside_its_plan(pit, tmp_path):
     assert plan["took"] == {"data": 1.0, "gap": 90.0}
     [gap] = [stage for stage in plan["stages"] if stage["name"] == "gap"]
     [line] = [line for line in out.splitlines() if line.startswith("gap ")]
-    assert line.endswith(f"1.5 min{(gap['trained'] + gap['generated']) / 90:>10,.0f}")
+    assert (plan["held"]["gap"], plan["held"]["data"]) == (3e9, None)
+    assert line.endswith(f"1.5 min    3.0 GB{(gap['trained'] + gap['generated']) / 90:>10,.0f}")
     assert [line.split()[:3] for line in out.splitlines() if line.startswith("took")] == [["took", "1.5", "min"]]
     assert "--beside" not in pit(*asked)[1]
     code, _, err = pit(*asked, "--beside", tmp_path)

@@ -112,6 +112,13 @@ def test_stages_run_in_order_and_are_skipped_the_second_time(bench: Bench) -> No
     assert contents(bench.root / "b") == before
 
 
+def test_memory_stands_beside_the_result_which_it_is_no_part_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "work", lambda stage, folder: {"made": stage.name, "memory": 7})
+    bench.run()
+    assert (stage_record(bench.root, "c") or {})["memory"] == 7
+    assert stage_result(bench.root, "c") == {"made": "c"}
+
+
 def test_an_exception_leaves_the_stage_started_and_the_next_time_it_goes_on(bench: Bench) -> None:
     bench.fail_in = "b"
     with pytest.raises(RuntimeError, match="out of luck"):

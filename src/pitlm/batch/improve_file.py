@@ -60,8 +60,7 @@ def improve_one(prompt: str, response: str | None, setup: Setup) -> None:
     [[done]] = setup.job(iter([Item(0, Prompt.of(prompt), response, {}, "--prompt")]))
     if isinstance(done, Failure):
         raise InputError(f"{done.where}: {done.reason}")
-    made = template("pitlm.batch", "trace.j2").render(trace=done[1])
-    echo("\n".join([made, *setup.doubts()]))
+    echo("\n".join([template("pitlm.batch", "trace.j2").render(trace=done[1]), *setup.doubts()]))
 
 
 @contextmanager

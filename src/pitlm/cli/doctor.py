@@ -39,7 +39,7 @@ class PlanSection(Section):
         hardware: plan for this card; default: measure this machine.
         devices: number of cards.
         price: price of a device for an hour.
-        beside: show beside the plan how long the stages of this run took.
+        beside: show beside the plan how long the stages of this run took, and how much memory they held.
     """
 
     data: str | None = None
@@ -96,11 +96,12 @@ def doctor(
         machine = measure_rates(chosen, work)
     made = plan_run(chosen, shape, work, replace(machine, price=asked.price))
     records = {stage.name: stage_record(beside, stage.name) for stage in made.stages} if beside else {}
-    took = {name: record["seconds"] for name, record in records.items() if record and record["status"] == "done"}
+    done = {name: record for name, record in records.items() if record and record["status"] == "done"}
+    took, held = ({name: record.get(key) for name, record in done.items()} for key in ("seconds", "memory"))
     if beside and not took:
         raise InputError(f"{beside}: found no finished stage, expected the folder of a run of {chosen.name}")
-    about = {"plan": made, "shape": shape, "work": work, "where": where, "every": asked.plan, "took": took}
-    echo(template("pitlm.plan", "plan.j2").render(about), nl=False)
-    given = {"took": took, "workload": asdict(work), "shape": asdict(shape)}
+    about = {"plan": made, "shape": shape, "work": work, "where": where, "every": asked.plan}
+    echo(template("pitlm.plan", "plan.j2").render(about, took=took, held=held), nl=False)
+    given = {"took": took, "held": held, "workload": asdict(work), "shape": asdict(shape)}
     totals = {"seconds": made.seconds, "peak": made.largest.peak, "fits": made.fits, "cost": made.cost}
     write_figures(json_file, {**asdict(made), **given, **totals}, quiet=True)

@@ -214,8 +214,7 @@ def dated_template(template: str, today: str) -> str:
 
     Llama 3.2's template is of this kind: with it, the answers of a model would depend on the day. Not in the paper.
     """
-    day = date.fromisoformat(today)
-    return _NOW.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
+    return _NOW.sub(lambda call: json.dumps(date.fromisoformat(today).strftime(call["format"])), template)
 
 
 def check_template(tokenizer: Tokenizer, where: str | Path) -> None:

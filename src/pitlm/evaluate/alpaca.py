@@ -209,7 +209,6 @@ def _mean_prediction(design: Floats, params: Floats, covariance: Floats, confide
     predicted = special.expit(design @ params)
     mean = float(predicted.mean())
     slope = ((predicted * (1 - predicted))[:, None] * design).mean(axis=0)
-    error = math.sqrt(float(slope @ covariance @ slope)) / (mean * (1 - mean))
-    reach = stats.norm.ppf((1 + confidence) / 2) * error
+    reach = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(slope @ covariance @ slope) / (mean * (1 - mean))
     centre = special.logit(mean)
     return Interval(mean, float(special.expit(centre - reach)), float(special.expit(centre + reach)), confidence)

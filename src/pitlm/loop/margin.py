@@ -127,8 +127,7 @@ class Chains:
     def at(self, margin: float) -> Outcome:
         """The outcome of the loop with this margin; with minus infinity, of "always accept" itself."""
         items, rounds = self.gap_NR.shape
-        goes_on_NR = (self.changed_NR & (self.gap_NR > margin)) | (margin == -math.inf)
-        accepted_N = goes_on_NR.cumprod(1).sum(1)
+        accepted_N = ((self.changed_NR & (self.gap_NR > margin)) | (margin == -math.inf)).cumprod(1).sum(1)
         change_N = np.take_along_axis(self.quality_NQ, accepted_N[:, None], 1)[:, 0] - self.quality_NQ[:, 0]
         played_N = np.minimum(accepted_N + 1, rounds) if margin < math.inf else accepted_N  # infinity: asks for nothing
         tokens_NQ = np.pad(self.token_NR.cumsum(1), ((0, 0), (1, 0)))

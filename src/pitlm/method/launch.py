@@ -118,5 +118,4 @@ def failure_reason(failures: dict[int, ProcessFailure], processes: int) -> str:
         known = isinstance(recorded, dict)
         message = str(recorded["message"]).strip().splitlines()[0] if known else f"exit code {failure.exitcode}"
         told.setdefault(message, rank)
-    lines = [f"rank {rank} of {processes} failed: {message}" for message, rank in told.items()]
-    return "; ".join(lines[:SHOWN])
+    return "; ".join([f"rank {rank} of {processes} failed: {message}" for message, rank in told.items()][:SHOWN])

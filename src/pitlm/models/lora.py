@@ -46,8 +46,7 @@ def base_name(folder: str | Path) -> str:
         InputError: the configuration is broken, or the base was a folder or a file that is no longer there.
     """
     with loading(folder, "LoRA adapter"):
-        config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
-        name: str = os.fspath(config["base_model_name_or_path"])
+        name: str = os.fspath(json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
     own = Path(folder).resolve().parent.parent / OWN_BASE
     if Path(name).match(str(OWN_BASE)) and own.is_dir():  # the run may have been moved or copied
         return str(own)

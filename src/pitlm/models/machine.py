@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import resource
 import sys
 from typing import Any
 
@@ -30,8 +31,16 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":  # glibc keeps freed memory to itself unless it is asked
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
+
+def peak_memory() -> int:
+    """Most bytes held: on a GPU since :func:`release_memory`, else by this process since it began."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def is_out_of_memory(error: Exception) -> bool:

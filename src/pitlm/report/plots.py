@@ -64,8 +64,7 @@ def round_panel(judge: str, systems: Mapping[str, Sequence[Interval]]) -> Markup
     figure, axes = _figure(4.9, 2.7 + 0.15 * len(shown))
     for number, (name, intervals) in enumerate(shown.items()):
         # The systems are drawn a little apart, or the intervals of equal systems would hide one another.
-        shift = 0.06 * (number - (len(shown) - 1) / 2)
-        rounds = [round_ + shift for round_ in range(len(intervals))]
+        rounds = [round_ + 0.06 * (number - (len(shown) - 1) / 2) for round_ in range(len(intervals))]
         means = [interval.estimate for interval in intervals]
         marker = _MARKERS[number % len(_MARKERS)]
         axes.errorbar(rounds, means, _arms(intervals), label=_label(name), marker=marker, markersize=4, **_line(number))

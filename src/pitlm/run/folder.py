@@ -109,7 +109,7 @@ class RunFolder:
 
         Args:
             work: does a stage in its folder, from where an interrupted attempt stopped, and returns the stage's result
-                for ``stage.json``.
+                for ``stage.json``. There ``memory``, the most bytes that the stage held, stands beside its seconds.
             recipe: the whole configuration, written to ``recipe.json`` if the run is not refused.
             update: redo stages whose settings or inputs have changed; their folders are replaced.
 
@@ -150,8 +150,8 @@ class RunFolder:
         about: dict[str, Any] = {"name": stage.name, "fingerprint": fingerprint, "version": __version__}
         about |= {"needs": list(stage.needs), "settings": dict(stage.settings)}
 
-        def write(status: Status, seconds: float, result: dict[str, Any] | None) -> None:
-            record = {**about, "status": status, "seconds": round(seconds, 2), "result": result}
+        def write(status: Status, seconds: float, result: dict[str, Any] | None, memory: int | None = None) -> None:
+            record = {**about, "status": status, "seconds": round(seconds, 2), "memory": memory, "result": result}
             write_text(folder / "stage.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
         spent = self._spent(folder)
@@ -167,7 +167,7 @@ class RunFolder:
                 self._withdraw(folder)
             raise
         seconds = spent + time.perf_counter() - begin
-        write(Status.DONE, seconds, result)
+        write(Status.DONE, seconds, result, result.pop("memory", None))
         shutil.rmtree(earlier, ignore_errors=True)
         tell(stage.name, "done", seconds)
 

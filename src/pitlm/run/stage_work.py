@@ -24,7 +24,7 @@ from pitlm.method.curriculum import train_policy, train_stage
 from pitlm.method.supervised import train_on_pairs
 from pitlm.method.watch import PROBE, read_metrics
 from pitlm.models.loading import load_shape, load_tokenizer, window_of
-from pitlm.models.machine import is_out_of_memory, release_memory
+from pitlm.models.machine import is_out_of_memory, peak_memory, release_memory
 from pitlm.models.scorers import GapModel, RewardModel
 from pitlm.models.scratch import make_from_scratch
 from pitlm.report.pages import render
@@ -42,14 +42,17 @@ WRITTEN = 256
 
 
 def do_work(context: Context, stage: PipelineStage, folder: Path) -> dict[str, Any]:
-    """Do a stage in its folder, going on from what an interrupted attempt left there. Returns the stage's result.
+    """Do a stage in its folder, going on from what an interrupted attempt left there.
+
+    Returns:
+        The stage's result, and under ``memory`` the most bytes that it held.
 
     Raises:
         InputError: the recipe asks for something that does not exist, or for more memory than there is.
     """
     release_memory()  # of the stage before
     try:
-        return _do(context, stage, folder)
+        return {**_do(context, stage, folder), "memory": peak_memory()}
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
