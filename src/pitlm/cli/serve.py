@@ -69,8 +69,7 @@ def serve(
 
     secrets = {"upstream_key": key, "token": token, "models_key": os.environ.get(MODELS_KEY) or None}
     hosts = settings.hosts if local and token is None else None
-    served = settings.model_copy(update={**secrets, "hosts": hosts, "loop": loop})
-    run(served, host=host, **how)
+    run(settings.model_copy(update={**secrets, "hosts": hosts, "loop": loop}), host=host, **how)
 
 
 def _of_run(folder: Path, settings: Settings, loop: LoopSection) -> tuple[Settings, LoopSection]:

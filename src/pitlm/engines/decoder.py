@@ -214,14 +214,15 @@ class Decoder:
     def _generate(self) -> list[DecodingRow]:
         """The next waiting rows as one batch, by the model's own ``generate``."""
         rows: list[DecodingRow] = []
+        widest = 0
         while self.waiting:
             at = self._next()
-            if rows and (len(rows) + 1) * max(self.waiting[at].room, *(row.room for row in rows)) > self.tokens:
+            widest = max(widest, self.waiting[at].room)
+            if rows and (len(rows) + 1) * widest > self.tokens:
                 break
-            row = self.waiting.pop(at)
-            rows.append(row)
-            self._level = row.room
-            self.waiting_tokens -= row.room
+            rows.append(self.waiting.pop(at))
+            self._level = rows[-1].room
+            self.waiting_tokens -= self._level
         if not rows:
             return []
         longest, choice = max(row.max_new_tokens for row in rows), LogitsProcessorList([_Choice(rows)])

@@ -109,10 +109,9 @@ def elo(
         in_time = np.argsort(np.array(times, dtype=np.float64), kind="stable")
     once = [in_time] if timed else [generator.permutation(len(players)) for _ in range(shuffles)]
     drawn = ItemDraws(len(items), shuffles, confidence, seed)
-    repeats = drawn.weights.astype(int)[:, owner]
     resampled = [
         np.repeat(in_time, own[in_time]) if timed else generator.permutation(np.repeat(np.arange(len(players)), own))
-        for own in repeats
+        for own in drawn.weights.astype(int)[:, owner]
     ]
     straight, draws = (_play(players, scores, orders, len(names)) for orders in (once, resampled))
     ratings = [drawn.interval(float(own.mean()), resample) for own, resample in zip(straight.T, draws.T, strict=True)]

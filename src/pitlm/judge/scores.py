@@ -12,6 +12,9 @@ from pitlm.judge.protocol import Judge, TwoOrderJudge
 
 Gap = Callable[[Sequence[Improvement]], list[float]]
 
+TRUTH, HELD_OUT = "true utility", "held-out R_P"
+"""Names of a run's own judge: the truth of a world, or a reward model trained on other pairs than R_P and R_PIT."""
+
 
 @dataclass(frozen=True)
 class ScoreJudge:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pitlm.core.errors import RankFailed
 from pitlm.core.nouns import Score
-from pitlm.judge.scores import ScoreJudge, reward_judge
+from pitlm.judge.scores import HELD_OUT, ScoreJudge, reward_judge
 from pitlm.method.common import finished_metrics
 from pitlm.method.launch import Launch, run_ranks
 from pitlm.method.setting import Setting
@@ -75,7 +75,7 @@ class Context(Setting):
         """
         if self.recipe.data.world:
             return truth(self.recipe.data.world)
-        return reward_judge("held-out R_P", self.open(RewardModel, "judge", bases))
+        return reward_judge(HELD_OUT, self.open(RewardModel, "judge", bases))
 
     def quality(self, bases: Bases) -> Score:
         return self.judge(bases).score

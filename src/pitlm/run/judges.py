@@ -16,7 +16,7 @@ from pitlm.io.digest import digest
 from pitlm.io.named_parts import find_part
 from pitlm.judge.llm import DEFAULT, LLMJudge
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
-from pitlm.judge.scores import GapJudge, ScoreJudge
+from pitlm.judge.scores import TRUTH, GapJudge, ScoreJudge
 from pitlm.worlds.known import KNOWN
 
 OF_A_RUN = ("truth", "reward")
@@ -32,7 +32,7 @@ CHUNK = 64
 def truth(world: str) -> ScoreJudge:
     """The judge that knows the hidden utility of a world (points)."""
     utility = KNOWN[world].utility
-    return ScoreJudge("true utility", lambda prompts, responses: [*map(utility, prompts, responses)])
+    return ScoreJudge(TRUTH, lambda prompts, responses: [*map(utility, prompts, responses)])
 
 
 def check_section(section: JudgeSection, kind: str, field: Callable[[str], str]) -> None:

@@ -20,6 +20,7 @@ from pitlm.evaluate.summary import summarise
 from pitlm.evaluate.verdict_files import Annotation, read_verdicts
 from pitlm.io.atomic import read_json_lines
 from pitlm.io.templates import template
+from pitlm.judge.scores import HELD_OUT, TRUTH
 from pitlm.loop.baselines.baseline import PIT
 from pitlm.report.shape import BeforeAfter, Points, Report, health_figures, share_interval
 from pitlm.report.terminal import points
@@ -93,7 +94,7 @@ def _run_report(root: Path, recipe: Recipe) -> Report:
         summary=summary,
         judges={name: share_interval(found) for name, found in result["judges"].items()},
         compared=compared,
-        curves={stage: read_curve(root / stage, "true utility" if world else "held-out R_P") for stage in stages},
+        curves={stage: read_curve(root / stage, TRUTH if world else HELD_OUT) for stage in stages},
         quality_by_round={
             judge: {name: [Interval(*i) for i in rounds] for name, rounds in systems.items()}
             for judge, systems in result["quality_by_round"].items()
