@@ -140,9 +140,9 @@ GROWTH = """
 ## How cost grows
 
 If the cost doubles when the size doubles, the exponent is 1. The exponent is the slope through the last three sizes, on
-logarithmic axes. The seconds of `pit improve`, `pit evaluate` and `pit data inspect` include their start. Their
-exponents do not: they are those of cost = start + a size^exponent, fitted to all sizes. Nor do their rates, which are
-those between the last three sizes.
+logarithmic axes. The seconds of `pit improve`, `pit evaluate` and `pit data inspect` include their start;
+their exponents and rates leave it out. The exponent is then fitted to cost = start + a size^exponent over all sizes,
+and the rates are those between the last three sizes.
 
 ![Cost against size]({picture})
 
