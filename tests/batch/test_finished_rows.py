@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 import tracemalloc
@@ -223,3 +224,13 @@ def test_memory_stays_flat_however_many_rows(out):
         tracemalloc.stop()
     assert len(rows(out)) == 20_000
     assert peak < 1_000_000  # bytes; the output has four times as many
+
+
+def test_a_number_that_json_lacks_becomes_null(out):
+    row = {"score": math.nan, "half": "\ud800", "list": [1.5, math.inf]}
+    with Journal(out, SETTINGS) as journal:
+        journal.add([done(0, **row)])
+        assert todo(journal, item(0, **row)) == []
+        journal.finish()
+    written = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert (written["score"], written["half"], written["list"]) == (None, "\ud800", [1.5, None])

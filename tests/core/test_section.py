@@ -1,9 +1,10 @@
 """A section takes the descriptions of its fields from its docstring."""
 
 import pytest
-from pydantic import Field
+from pydantic import Field, create_model
 
-from pitlm.core.section import PositiveInt, Section
+from pitlm.core.errors import InputError
+from pitlm.core.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class Oven(Section):
@@ -56,3 +57,10 @@ def test_a_description_of_no_field_is_refused():
             """
 
             minutes: PositiveInt = 1
+
+
+@pytest.mark.parametrize("kind", [PositiveInt, PositiveFloat, NonNegativeInt, NonNegativeFloat, Fraction])
+def test_a_truth_value_is_no_number(kind):
+    section = create_model("Own", __base__=Section, number=(kind, ...))
+    with pytest.raises(InputError, match="key 'number': found True: expected a number"):
+        section.of({"number": True})

@@ -169,3 +169,12 @@ def test_one_file_holds_one_system_and_two_files_two_names(tmp_path):
     first, second = lines(tmp_path / "f.jsonl", rows[0]), lines(tmp_path / "s.jsonl", rows[0])
     assert read_comparisons(first, second)[0].systems == ("f", "s")
     assert len(set(read_comparisons(first, first)[0].systems)) == 2
+
+
+def test_an_id_that_looks_like_a_repetition_takes_no_place_of_another_row(tmp_path):
+    rows = [{"id": name, "prompt": "a", "response": str(n)} for n, name in enumerate(["x", "x", "x#2"])]
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = read_comparisons(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert [pair.first for pair in pairs] == ["0", "1", "2"]
+    assert len({pair.item for pair in pairs}) == 3

@@ -297,3 +297,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,chosen,chosen,rejected\na,b,lost,c\n")
     with pytest.raises(InputError, match=r"a\.csv:1: found two columns 'chosen', expected one of each name"):
         list(read_rows(tmp_path / "a.csv"))
+    (tmp_path / "b.csv").write_text("prompt,chosen,rejected,,\na,b,c,lost,d\n")
+    with pytest.raises(InputError, match=r"b\.csv:1: found two columns '', expected one of each name"):
+        list(read_rows(tmp_path / "b.csv"))

@@ -358,3 +358,17 @@ def test_the_database_of_another_program_is_refused_and_kept(tmp_path):
     with pytest.raises(InputError, match="found another program's database, expected a cache of replies"):
         ReplyCache(path)
     assert path.read_bytes() == before
+
+
+def test_a_server_that_goes_away_in_the_middle_ends_the_work():
+    with ScriptedEndpoint(echo) as server:
+        chat = ChatEndpoint("m", server.base_url, retries=1)
+        assert chat.ask("question").text == "re: question"
+    del chat.client  # its connection is still served
+    with pytest.raises(InputError, match="found no server there"):  # otherwise all further rows fail for good
+        chat.ask("another question")
+
+
+def test_the_end_of_a_line_is_no_part_of_a_key(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abc\n")
+    assert ChatEndpoint("m", server.base_url).key == "sk-abc"

@@ -128,3 +128,12 @@ def test_always_the_longer_answer_on_real_labels(file, least):
     )
     assert found.strict == found.lenient
     assert found.longer.low > 0
+
+
+def test_an_id_may_hold_the_sign_of_a_repetition(tmp_path):
+    row = {"id": "issue#7", "prompt": "a", "chosen": "good answer", "rejected": "bad"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
+    label = read_labels(tmp_path / "labels.jsonl")
+    lengths = (len("good answer"), len("bad"))
+    assert label(judged("issue#7", WIN, WIN, lengths)) is WIN
+    assert label(judged("issue#8", WIN, WIN, lengths)) is None

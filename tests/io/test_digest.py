@@ -1,8 +1,12 @@
 """The digest of a run's inputs."""
 
+import os
 import shutil
 
+import pytest
+
 import pitlm.io.digest as module
+from pitlm.core.errors import InputError
 from pitlm.io.digest import digest
 
 
@@ -40,3 +44,9 @@ def test_of_weights_the_size_and_both_ends_count(tmp_path, monkeypatch):
     assert len({x[1] for x in (base, begin, middle, end, longer)}) == 5
     assert len({x[0] for x in (base, begin, end, longer)}) == 4
     assert middle[0] == base[0]
+
+
+def test_a_pipe_is_refused_where_reading_it_would_wait_for_ever(tmp_path):
+    os.mkfifo(tmp_path / "pairs.jsonl")
+    with pytest.raises(InputError, match=r"pairs\.jsonl"):
+        digest(tmp_path / "pairs.jsonl")

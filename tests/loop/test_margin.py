@@ -264,3 +264,8 @@ def test_what_labels_say():
     assert "On 200 held-out pairs" in found(0.5, 500).sentences()[1]
     assert found(0.5, 500).sentences()[1].endswith("find 1.5% made worse; the labels by themselves would ask for 1.25.")
     assert found(0.5, 500, math.inf).sentences()[1].endswith("no margin would do by them.")
+
+
+def test_the_smallest_promise_needs_a_finite_number_of_answers():
+    assert items_needed(1e-17, 0.9) == pytest.approx(2.302585e17, rel=1e-6)
+    assert items_needed(0.02, 0.9) == 114  # 0.98^114 is 0.0999, and 0.98^113 is 0.102

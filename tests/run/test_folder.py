@@ -379,3 +379,20 @@ def test_what_killed_processes_had_begun_to_write_is_removed(bench: Bench) -> No
     kept = {path for path in bench.root.rglob("*") if ".tmp" not in str(path)}
     assert bench.run() == []
     assert set(bench.root.rglob("*")) == kept
+
+
+def test_a_list_in_the_settings_equals_the_same_tuple(tmp_path: Path) -> None:
+    Bench(tmp_path, b={"n": 1, "folds": (1, 1, 1)}).run()
+    with pytest.raises(InputError) as refused:
+        Bench(tmp_path, b={"n": 2, "folds": (1, 1, 1)}).run()
+    assert "n: found 1, now 2" in str(refused.value)
+    assert "folds" not in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", [{"seconds": "x"}, {"seconds": None}, {"memory": "x"}, {"memory": [1]}])
+def test_a_record_whose_numbers_are_none_is_named(bench: Bench, damage: dict[str, Any]) -> None:
+    bench.run()
+    file = bench.root / "a" / "stage.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **damage}))
+    with pytest.raises(InputError, match=r"a/stage\.json: cannot load a record of a stage"):
+        stage_record(bench.root, "a")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 from pathlib import Path
 
 import pytest
-from scripted_endpoint import ScriptedEndpoint
+from scripted_endpoint import Fail, ScriptedEndpoint
 from tiny_run import RECIPE
 
 from pitlm.core.errors import InputError
@@ -17,7 +19,7 @@ from pitlm.core.verdicts import Comparison
 from pitlm.models.adapters import Bases
 from pitlm.run.context import Context
 from pitlm.run.evaluation import judges_of
-from pitlm.run.judges import check_judges, judge_settings, run_judge
+from pitlm.run.judges import check_judges, judge_settings, make_judge, run_judge
 
 LLM = {"kind": "llm", "model": "m", "base_url": "http://localhost:9/v1"}
 PROMPT = "lamp : price nine color red size small . price ?"
@@ -103,3 +105,22 @@ def test_the_judges_of_a_run_are_ready_and_pay_for_no_reply_twice(tmp_path):
 def test_a_recipe_that_names_no_judge_has_the_truth_in_the_pocket_world(tmp_path):
     (judge,) = judges_of(Context(Recipe.of(RECIPE, "mine.yaml"), tmp_path), Bases())
     assert judge.name == "true utility"
+
+
+def test_a_judge_that_was_never_answered_has_no_verdicts(capsys):
+    pairs = [Comparison(Prompt.of(str(number)), "yes", "no") for number in range(2)]
+    with ScriptedEndpoint(lambda request: Fail(400)) as server:
+        judge = make_judge(JudgeSection(kind="llm", model="m", base_url=server.base_url))
+        with pytest.raises(InputError, match="found 4 calls that all failed, expected replies"):
+            run_judge(judge, pairs)
+    replies = iter([Fail(400), *["Verdict: A"] * 3])
+    with ScriptedEndpoint(lambda request: next(replies)) as server:
+        judge = make_judge(JudgeSection(kind="llm", model="m", base_url=server.base_url))
+        assert len(run_judge(judge, pairs)) == 2
+    assert "m: 1 calls failed and count as unparsable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [math.nan, datetime.date(2024, 1, 1), {1, 2}])
+def test_a_field_of_a_request_that_is_no_json_is_refused_with_the_recipe(value):
+    with pytest.raises(InputError, match=r"mine\.yaml: key 'evaluation\.judges\.0\.body"):
+        recipe({**LLM, "body": {"d": value}})

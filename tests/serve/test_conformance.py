@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 
 import httpx
@@ -14,6 +15,7 @@ from scripted_models import Judge
 from scripted_upstream import ERRORS, TEXT, USAGE
 
 from pitlm.core.nouns import Prompt
+from pitlm.serve.chat_completions import REASONS
 
 ASK = [{"role": "user", "content": "2 + 2 ?"}]
 TALK = [
@@ -450,3 +452,20 @@ def test_health_and_metrics(proxy):
         'pit_gap_bucket{le="1.0"}',
     ):
         assert line in text
+
+
+def test_a_bound_that_is_larger_than_any_answer_is_no_bound(proxy):
+    for limit in ({"max_tokens": 2**31 - 1}, {"max_completion_tokens": 10**12}):
+        assert create(proxy.client(), **limit).pit["outcome"] == "improved"
+    assert create(proxy.client(), extra_body={"pit": {"rounds": 2 * 10**9}}).pit["outcome"] == "improved"
+
+
+def test_the_name_of_a_field_breaks_no_header_and_is_no_label(proxy):
+    for name in ("a\nb", " x", "y ", "tool\r\nX: y"):
+        ours, theirs = post(proxy.url, **{name: 1}), post(proxy.direct, **{name: 1})
+        assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content)
+        assert ours.headers["x-pit"] == "passed"
+    shown = HTTP.get(f"{proxy.url.removesuffix('/v1')}/metrics").text
+    reasons = set(re.findall(r'pit_requests_total{outcome="passed",reason="([^"]*)"}', shown))
+    assert "another field" in reasons
+    assert reasons - {"another field"} <= REASONS

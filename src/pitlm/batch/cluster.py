@@ -56,8 +56,7 @@ def cut(file: Path, rows: int) -> Iterator[Part]:
         InputError: ``file`` has nothing readable.
     """
     items = read_items(file)
-    parts = iter(lambda: tuple(islice(items, rows)), ())
-    return (Part(number, part) for number, part in enumerate(parts))
+    return (Part(number, part) for number, part in enumerate(iter(lambda: tuple(islice(items, rows)), ())))
 
 
 class PartedJob:
@@ -208,8 +207,7 @@ def improve_parts(file: Path, output: Path, setup: Setup, *, force: bool = False
         with PartedJob(output, named, fresh=force) as job:
             done, worker = len(job.finished()), (output, named, inner, setup.loop, setup.seed)
             with job_progress(source, done * part_rows, f"{done} parts") as advance:
-                parts = job.unfinished(cut(source, part_rows))
-                for rows, tokens in _improved(parts, worker, count, bool(gpus)):
+                for rows, tokens in _improved(job.unfinished(cut(source, part_rows)), worker, count, bool(gpus)):
                     advance(rows, tokens)
             failed = job.finish()
             setup.summarise(job, job.rows, failed)

@@ -216,11 +216,11 @@ def write_failures(path: Path, lines: Iterable[str]) -> int:
 
 def _json_line(row: Any) -> str:
     """One line of JSON. Dates and other values of parquet become strings."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
     try:
+        text = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
         text.encode()
-    except UnicodeEncodeError:  # half a character in a field that we do not read
-        text = json.dumps(row, default=str)
+    except ValueError:  # half a character in a field that we do not read, or NaN, for which JSON has null
+        text = json.dumps(json.loads(json.dumps(row, default=str), parse_constant=lambda _: None))
     return text + "\n"
 
 

@@ -185,5 +185,4 @@ def _model_folders(models: ModelChoice, recipe: Recipe | None) -> dict[Kind, Pat
 
 def _stamp(model: Path) -> str:
     """Name a model by its folder and the time its weights were written: another training makes another model."""
-    written = [path.stat().st_mtime_ns for path in model.glob("*.safetensors")]
-    return f"{model.resolve()} ({max(written, default=0)})"
+    return f"{model.resolve()} ({max((path.stat().st_mtime_ns for path in model.glob('*.safetensors')), default=0)})"

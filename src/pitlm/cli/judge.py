@@ -33,7 +33,6 @@ from typing import Any
 import click
 
 from pitlm.cli.options import PATH, Command, check_output, option_name, section_options
-from pitlm.core.errors import InputError
 from pitlm.core.evaluation_section import JudgeSection
 from pitlm.core.verdicts import Verdict, VerdictRow
 from pitlm.io.named_parts import part_names
@@ -103,12 +102,7 @@ def judge_to_file(first: Path, second: Path, output: Path, options: JudgeSection
     if options.kind == "llm" and options.cache is None:
         options = options.model_copy(update={"cache": output.with_name(f"{output.name}.replies.sqlite")})
     rows = judge_answer_files(first, second, options)
-    replies = [reply for row in rows for reply in row.replies]
-    failures = [reply.failure for reply in replies if reply.failure]
-    if failures and len(failures) == len(replies):
-        raise InputError(f"found {len(failures)} calls that all failed, expected replies. The first: {failures[0]}")
     write_json_lines(output, [row.as_dict() for row in rows])
     counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
-    about = {"rows": rows, "counts": counts, "failures": failures, "output": output}
-    echo(template("pitlm.cli", "judged.j2").render(about), nl=False)
+    echo(template("pitlm.cli", "judged.j2").render(rows=rows, counts=counts, output=output), nl=False)
     return rows

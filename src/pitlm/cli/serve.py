@@ -49,7 +49,7 @@ def serve(
     settings: Settings, loop: LoopSection, upstream_key_env: str | None, run_folder: Path | None, host: str, **how: Any
 ) -> None:
     """Improve the answers of an OpenAI-compatible API on their way to the client."""
-    key, token = os.environ.get(upstream_key_env or "") or None, os.environ.get(TOKEN) or None
+    key, token = (os.environ.get(name or "", "").strip() or None for name in (upstream_key_env, TOKEN))
     if upstream_key_env and key is None:
         raise InputError(f"--upstream-key-env: found {upstream_key_env} empty or not set, expected the upstream's key")
     local = host in LOOPBACK_HOSTS

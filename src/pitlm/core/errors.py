@@ -103,8 +103,7 @@ def describe(value: object) -> str:
         case None:
             return "null"
         case str():
-            start = value[:30] + ("…" if len(value) > 30 else "")
-            return f"a string ({start!r})"
+            return f"a string ({value[:30] + ('…' if len(value) > 30 else '')!r})"
         case bool() | int() | float():
             return f"a {'boolean' if isinstance(value, bool) else 'number'} ({str(value)[:30]})"
         case Mapping():

@@ -1,8 +1,8 @@
 """The options of an evaluation in a recipe, and of a judge also on the command line."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from pitlm.core.section import FilePath, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -36,7 +36,7 @@ class JudgeSection(Section):
     temperature: NonNegativeFloat = 0.0
     max_tokens: PositiveInt = 1024
     seed: int | None = None
-    body: dict[str, Any] = {}
+    body: dict[str, JsonValue] = {}
     price: str | None = None
     max_cost: PositiveFloat | None = None
     concurrency: int = Field(8, ge=1, le=256)

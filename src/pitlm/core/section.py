@@ -8,15 +8,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from pitlm.core.errors import InputError
 
-PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
-PositiveFloat = Annotated[float, Field(gt=0, le=10**9)]
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+_NUMBER = BeforeValidator(_number)  # pydantic takes true for 1
+PositiveInt = Annotated[int, Field(gt=0, le=10**9), _NUMBER]
+PositiveFloat = Annotated[float, Field(gt=0, le=10**9), _NUMBER]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63), _NUMBER]
+NonNegativeFloat = Annotated[float, Field(ge=0), _NUMBER]
+Fraction = Annotated[float, Field(gt=0, lt=1), _NUMBER]
 FilePath = Annotated[Path, PlainSerializer(str)]
 
 _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
@@ -52,8 +60,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            prefix = f"{origin}: " if origin else ""
-            problems = [prefix + _explain(cls, problem, spell) for problem in error.errors()]
+            problems = [(f"{origin}: " if origin else "") + _explain(cls, one, spell) for one in error.errors()]
             raise InputError("\n".join(problems)) from error
 
     def over(self, other: Self) -> Self:

@@ -149,8 +149,7 @@ class CurriculumSection(Section):
         """The stages in order, each with its own number of steps."""
         found: list[CurriculumStage] = []
         for number, source in enumerate(self.stages):
-            steps = self.steps[number] if self.steps else self.rl.max_steps
-            rl = self.rl.model_copy(update={"max_steps": steps})
+            rl = self.rl.model_copy(update={"max_steps": self.steps[number] if self.steps else self.rl.max_steps})
             found.append(CurriculumStage(number, source, rl, found[-1].name if found else None))
         return found
 

@@ -190,7 +190,9 @@ def _by_item(answers: Sequence[Item], *, by_id: bool) -> dict[str, Item]:
     for answer in answers:
         name = answer.id if by_id and answer.id is not None else answer.prompt.key
         seen[name] += 1
-        items[name if seen[name] == 1 else f"{name}#{seen[name]}"] = answer
+        while (item := name if seen[name] == 1 else f"{name}#{seen[name]}") in items:
+            seen[name] += 1  # another row has this very id
+        items[item] = answer
     return items
 
 

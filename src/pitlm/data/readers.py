@@ -188,9 +188,8 @@ def _hub_rows(source: str) -> Iterator[RawRow]:
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a plain or gzipped file for bytes; damage inside a gzip becomes an InputError."""
-    open_file = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with open_file(path, "rb") as handle:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as handle:
             yield cast(BinaryIO, handle)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError.at(path, found=f"a damaged gzip file ({error})", expected="a complete gzip file") from error
@@ -260,7 +259,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
         for record in records:
             if header is None:
                 header = [name.strip() for name in record]
-                if twice := next((name for name in header if header.count(name) > 1), None):
+                if (twice := next((name for name in header if header.count(name) > 1), None)) is not None:
                     raise InputError.at(path, line=1, found=f"two columns '{twice}'", expected="one of each name")
             elif len(record) == len(header):
                 yield start, dict(zip(header, record, strict=True))

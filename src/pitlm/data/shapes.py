@@ -85,8 +85,7 @@ def pairs_in(row: Row) -> list[Row]:
     for two in _TWO:
         if all(name in row for name in (*two[:2], *two.labels)):
             answers = [_answer(row[name], name) for name in two[:2]]
-            named = Counter(str(row[name]).removesuffix(".0") for name in two.labels)
-            better, count = named.most_common(1)[0]
+            [(better, count)] = Counter(str(row[name]).removesuffix(".0") for name in two.labels).most_common(1)
             tied = better.startswith(("tie", "A=B")) or (better == "0" and "0" not in two.names)
             if tied or 2 * count <= len(two.labels):
                 raise RowDropped("ties")

@@ -167,9 +167,8 @@ def fit_preferences(
             prompt = fit_prompt(pair.prompt, tokenizer, template, limits) if fits else None
         except InputError as error:
             if not limits.skip_invalid:
-                where = places[number] if places else f"pair {number + 1}"
-                hint = "data.skip_invalid (--skip-invalid) leaves such pairs out"
-                raise InputError(f"{where}: {error}; {hint}") from error
+                problem = f"{places[number] if places else f'pair {number + 1}'}: {error}"
+                raise InputError(f"{problem}; data.skip_invalid (--skip-invalid) leaves such pairs out") from error
             found.refused += 1
             continue
         if prompt is None:

@@ -123,7 +123,7 @@ class ChatEndpoint:
             raise InputError("a cost limit needs a price: give what a million tokens cost")
         name = "base_url" if self.base_url else "OPENAI_BASE_URL"
         self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
-        self.key = self.key or os.environ.get(KEY_VARIABLE)
+        self.key = (self.key or os.environ.get(KEY_VARIABLE) or "").strip() or None  # a file's key ends in a line feed
         if self.base_url is not None:
             check_url(self.base_url, name)
         if taken := {"model", "messages"} & self.body.keys():
@@ -223,7 +223,7 @@ class ChatEndpoint:
             if isinstance(error, openai.AuthenticationError | openai.NotFoundError):
                 raise self._give_up(f"model '{self.model}': {_words(error)}") from error
             # Compared by name, because another major version of openai's client used another HTTP library.
-            if type(error.__cause__).__name__ == "ConnectError" and self.calls + self.hits == 0:
+            if type(error.__cause__).__name__ == "ConnectError":  # also later: no row fails for good in an outage
                 raise self._give_up(f"found no server there ({error.__cause__})") from error
             return "", _words(error)
 

@@ -147,5 +147,4 @@ def open_engine(name: str, source: ModelSource) -> Engine:
 
 def seed_of(seed: int, *path: int) -> int:
     """The seed of one answer, below 2**31, from the seed of the job and numbers that identify the answer."""
-    text = "/".join(map(str, (seed, *path)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+    return int.from_bytes(hashlib.sha256("/".join(map(str, (seed, *path))).encode()).digest()[:4], "big") >> 1

@@ -156,8 +156,7 @@ class Policy(Generator):
                 # Indices, not a number: a number gives a view, for which torch copies the head once for every row.
                 logits_to_keep=torch.arange(-kept - 1, -1, device=self.model.device),
             )
-            logp_BTV = torch.log_softmax(output.logits.float(), -1)
-            logp_BT = logp_BTV.gather(2, ids[:, -kept:, None])[..., 0]
+            logp_BT = output.logits.float().log_softmax(-1).gather(2, ids[:, -kept:, None])[..., 0]
             for i, logp_T in zip(own, logp_BT, strict=True):
                 found[i] = logp_T[-len(told[i]) :].sum().item(), len(told[i])
         return found

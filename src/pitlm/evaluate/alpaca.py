@@ -188,8 +188,7 @@ def item_difficulty(against: Mapping[str, Sequence[VerdictRow]]) -> dict[str, di
             continue  # nothing tells how hard an item of its own is
         model.fit(twice, won, sample_weight=np.concatenate([outcomes * others, (1 - outcomes) * others]))
         effects = spreads * model.coef_[0]
-        easy = effects[len(known) : -2] + effects[-1] * shared
-        found[name] = dict(zip(items.tolist(), easy.tolist(), strict=True))
+        found[name] = dict(zip(items.tolist(), (effects[len(known) : -2] + effects[-1] * shared).tolist(), strict=True))
     return found
 
 

@@ -56,14 +56,15 @@ def read_labels(source: Path) -> Label:
         by_systems = _agreed(((row.item, row.first, row.second), row.verdict) for row in rows)
         return lambda row: by_systems.get((row.item, row.first, row.second))
     loaded = load_preferences(source, skip_invalid=True)
-    by_lengths = _agreed(
+    labels = _agreed(
         ((item, sides), verdict)
         for pair, (_, name) in zip(loaded.preferences, loaded.origins, strict=True)
         for lengths in [(len(pair.chosen), len(pair.rejected))]
         for item in {pair.prompt.key, name}
         for sides, verdict in ((lengths, WIN), (lengths[::-1], LOSS))
     )
-    return lambda row: by_lengths.get((row.item.partition("#")[0], row.lengths))  # "#2" marks a repeated prompt
+    # "#2" marks a repeated prompt, but may also belong to an id.
+    return lambda row: labels.get((row.item, row.lengths)) or labels.get((row.item.partition("#")[0], row.lengths))
 
 
 def _agreed(told: Iterable[tuple[Any, Verdict]]) -> dict[Any, Verdict]:

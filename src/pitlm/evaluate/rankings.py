@@ -76,9 +76,8 @@ def bradley_terry(rows: Iterable[VerdictRow], **how: Unpack[Resampling]) -> Rank
     batches = np.split(drawn.weights, range(size, len(drawn.weights), size))
     draws_BP = np.concatenate([_fit(np.tensordot(b, counts_ICO, axes=1), design_COP, ties, precision) for b in batches])
     intervals = [drawn.interval(float(value), draws) for value, draws in zip(estimate, draws_BP.T, strict=True)]
-    tie = float(np.exp(estimate[-1])) if ties else 0.0
     position = intervals[len(names)] if len(intervals) > len(names) + ties else None
-    return Ranking(_strongest_first(names, intervals), position, tie, exists)
+    return Ranking(_strongest_first(names, intervals), position, float(np.exp(estimate[-1])) if ties else 0.0, exists)
 
 
 def elo(

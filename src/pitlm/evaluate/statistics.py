@@ -115,8 +115,8 @@ def standard_error(rows: Iterable[VerdictRow]) -> float:
     items = len(sums)
     if items < 2:
         return math.nan
-    residuals = sums - counts * (sums.sum() / counts.sum())
-    return float(np.sqrt(items / (items - 1) * (residuals**2).sum()) / counts.sum())
+    squares = (sums - counts * (sums.sum() / counts.sum())) ** 2
+    return float(np.sqrt(items / (items - 1) * squares.sum()) / counts.sum())
 
 
 def win_rate_interval(rows: Iterable[VerdictRow], *, confidence: float = CONFIDENCE) -> Interval:

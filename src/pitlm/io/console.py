@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
 from pitlm.io.visible import visible
 
@@ -24,6 +25,13 @@ def make_console(*, stderr: bool = False) -> Console:
     """A console that reads no text as markup, and that does not fold to 80 columns in a file or a pipe."""
     console = VisibleConsole(stderr=stderr, markup=False)
     return console if console.is_terminal else VisibleConsole(stderr=stderr, markup=False, width=WIDTH)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole: on a narrow terminal its lines wrap, where rich would cut figures short."""
+    needed = console.measure(table, options=console.options.update(max_width=10**4)).minimum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 @contextmanager

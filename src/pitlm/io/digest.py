@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from pitlm.core.errors import refuse_device
+
 WHOLE = 64 << 20
 """Files up to this size (bytes) are read whole."""
 PART = 1 << 20
@@ -21,6 +23,7 @@ def digest(source: str | Path | None, *, sample: bool = False) -> str | None:
     path = Path(source) if source else None
     if path is None or not path.exists():
         return None
+    refuse_device(path)
     found = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         found.update(file.relative_to(path).as_posix().encode())

@@ -52,10 +52,9 @@ class JudgePrompt:
         refuse_device(path)
         with self._faults_named():
             self._template = environment.from_string(path.read_text(encoding="utf-8"))
-        shown = self.fill(_PROBE)
         texts = {"first": _PROBE.first, "second": _PROBE.second, "prompt or conversation": _PROBE.prompt.text}
         for name, text in texts.items():
-            if text not in shown:
+            if text not in self.fill(_PROBE):
                 raise InputError.at(path, found=f"nowhere that shows {name}", expected=WANTED)
 
     def fill(self, comparison: Comparison) -> str:
@@ -86,9 +85,8 @@ def mark_of(comparison: Comparison) -> str:
     """Sixteen hexadecimal digits that occur in no text of the comparison; both orders have the same digits."""
     texts = [*sorted((comparison.first, comparison.second)), *(m.content for m in comparison.prompt.messages)]
     everything = json.dumps(texts)
-    lowered = everything.lower()
     marks = (hashlib.sha256(f"{number}\n{everything}".encode()).hexdigest()[:16] for number in count())
-    return next(mark for mark in marks if mark not in lowered)
+    return next(mark for mark in marks if mark not in everything.lower())
 
 
 @dataclass

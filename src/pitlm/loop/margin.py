@@ -130,8 +130,7 @@ class Chains:
         accepted_N = ((self.changed_NR & (self.gap_NR > margin)) | (margin == -math.inf)).cumprod(1).sum(1)
         change_N = np.take_along_axis(self.quality_NQ, accepted_N[:, None], 1)[:, 0] - self.quality_NQ[:, 0]
         played_N = np.minimum(accepted_N + 1, rounds) if margin < math.inf else accepted_N  # infinity: asks for nothing
-        tokens_NQ = np.pad(self.token_NR.cumsum(1), ((0, 0), (1, 0)))
-        spent_N = np.take_along_axis(tokens_NQ, played_N[:, None], 1)
+        spent_N = np.take_along_axis(np.pad(self.token_NR.cumsum(1), ((0, 0), (1, 0))), played_N[:, None], 1)
         return Outcome(margin, items, int((change_N < -TIE).sum()), float(change_N.mean()), float(spent_N.mean()))
 
     def choose(self, harm: float, confidence: float) -> Outcome:
@@ -238,4 +237,4 @@ def calibrate(
 
 def items_needed(harm: float, confidence: float) -> int:
     """The fewest answers that can prove the promise, if none is made worse: (1 - harm)^n <= 1 - confidence."""
-    return math.ceil(math.log(1 - confidence) / math.log(1 - harm))
+    return math.ceil(math.log1p(-confidence) / math.log1p(-harm))

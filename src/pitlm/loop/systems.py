@@ -89,10 +89,9 @@ class Systems:
     @cached_property
     def chains(self) -> dict[str, list[Trace]]:
         """The SFT-only improver and M_PIT, each applied again and again without a stop rule."""
-        improvers = {SFT: self.models.corrector, PIT: self.models.improver}
         return {
             title: self.kept(f"{title}, rounds", partial(self.chain, title, improver, CHAIN_ROUNDS))
-            for title, improver in improvers.items()
+            for title, improver in ((SFT, self.models.corrector), (PIT, self.models.improver))
         }
 
     def chain(self, title: str, improver: Proposer, rounds: int) -> list[Trace]:

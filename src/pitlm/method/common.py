@@ -215,8 +215,7 @@ def last_whole_checkpoint(folder: Path, *, delete: bool) -> Path | None:
 
     The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one is not whole.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -172,9 +172,8 @@ class TreeTrainer(RewardTrainer):
         scores = score_tree(model, inputs["forest"]).float()
         loss, right = self.judge(*scores.chunk(len(self.parts)))
         shares = self.accelerator.gather_for_metrics(torch.stack(list(right.values()), 1).float()).mean(0).tolist()
-        metrics = self._metrics["train" if self.model.training else "eval"]
         for name, share in zip(right, shares, strict=True):
-            metrics[name].append(share)
+            self._metrics["train" if self.model.training else "eval"][name].append(share)
         return (loss, {"loss": loss, "scores": scores.view(len(self.parts), -1).T}) if return_outputs else loss
 
 

@@ -231,9 +231,8 @@ def _root_block(pieces: list[Piece]) -> tuple[Block, Ints]:
     keys = np.zeros((len(pieces), width), np.int64)
     for row, piece in zip(keys, pieces, strict=True):
         row[: len(piece.path)] = piece.path
-    owners = np.where(np.arange(width) < lengths[:, None], keys, -1)
     index = torch.from_numpy(keys)
-    return Block(index, index, None), owners.ravel()
+    return Block(index, index, None), np.where(np.arange(width) < lengths[:, None], keys, -1).ravel()
 
 
 def _branch_block(pieces: list[Piece], end: Ints) -> tuple[Block, Ints]:

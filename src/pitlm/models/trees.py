@@ -67,11 +67,10 @@ def _tree_attention(
         return flat_TE.index_select(0, index.flatten()).view(*index.shape, heads, -1).transpose(1, 2)
 
     q_TE, k_TE, v_TE = (states[0].transpose(0, 1).flatten(1) for states in (query, key, value))
-    outputs = []
+    outputs, window = [], kwargs.get("sliding_window")
     for number, block in enumerate(forest.blocks):
-        q = at(q_TE, block.queries_nQ, query.shape[1])
         k, v = at(k_TE, block.keys_nK, key.shape[1]), at(v_TE, block.keys_nK, value.shape[1])
-        mask = forest.mask(number, query.dtype, kwargs.get("sliding_window"))
+        q, mask = at(q_TE, block.queries_nQ, query.shape[1]), forest.mask(number, query.dtype, window)
         attended, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)
         outputs.append(attended.flatten(0, 1).flatten(1))
     return torch.cat(outputs).index_select(0, forest.order_T).view(1, -1, query.shape[1], value.shape[-1]), None
@@ -159,8 +158,7 @@ def score_groups(model: PreTrainedModel, groups: Sequence[Sequence[list[int]]]) 
     for number, group in enumerate(groups, 1):
         batch.append(Forest.of(group))
         if number == len(groups) or sum(f.input_ids_1T.shape[1] for f in batch) >= TOKENS_PER_BATCH:
-            scores = score_tree(model, Forest.join(batch)).float().cpu()
-            found += scores.split([len(forest.rows) for forest in batch])
+            found += score_tree(model, Forest.join(batch)).float().cpu().split([len(forest.rows) for forest in batch])
             batch = []
     return found
 

@@ -11,7 +11,7 @@ from pitlm.evaluate.agreement import Agreement
 from pitlm.evaluate.labels import Accuracy
 from pitlm.evaluate.statistics import Interval
 from pitlm.evaluate.summary import Summary, SystemFigures
-from pitlm.io.console import make_console
+from pitlm.io.console import make_console, print_table
 from pitlm.io.templates import template
 from pitlm.io.visible import echo
 from pitlm.loop.margin import Calibrated, Outcome
@@ -30,11 +30,11 @@ def print_report(report: Report) -> None:
         for judge in report.judges:
             title = f"Against the original answer, {summary.items} held-out prompts, judge: {judge}"
             console.print()
-            console.print(_table(_ANSWERED, _answered(summary.by(judge)), title=title))
+            print_table(console, _table(_ANSWERED, _answered(summary.by(judge)), title=title))
         _print_agreement(summary.agreement)
         _print_criteria(summary.by(report.judge))
     if health := [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]:
-        console.print(_table(("figure", "value", "95%"), health, title="Health of R_PIT"))
+        print_table(console, _table(("figure", "value", "95%"), health, title="Health of R_PIT"))
     words: Any = template("pitlm.report", "summary.j2").module
     console.print(Text(words.closing(report, report.examples[:EXAMPLES])), end="")
 
@@ -98,7 +98,7 @@ def print_margins(found: Calibrated) -> None:
     table.add_row(*_outcome("always accept", found.always, found.always))
     table.add_row(*_outcome("held out: *", found.held_out, found.held_out_always))
     table.add_row(*_outcome("held out: always", found.held_out_always, found.held_out_always))
-    console.print(table)
+    print_table(console, table)
     for sentence in found.sentences():
         console.print(sentence, highlight=False)
 
@@ -186,15 +186,18 @@ def _print(title: str, headings: Sequence[str], rows: Rows, names: int = 1) -> N
     """Print a table that is not empty. The title is printed apart, because a table folds it to its own width."""
     if rows:
         echo(f"\n{title}")
-        make_console().print(_table(headings, rows, names=names))
+        print_table(make_console(), _table(headings, rows, names=names))
 
 
 def _table(headings: Sequence[str], rows: Rows, *, names: int = 1, title: str = "") -> Table:
     """A table of plain text. On a narrow terminal the first ``names`` columns fold; columns of figures do not."""
     table = Table(title=Text(title) if title else None)
     for number, heading in enumerate(headings):
-        figures = number >= names
-        table.add_column(heading, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
+        if number < names:
+            table.add_column(heading, overflow="fold", min_width=12)
+        else:
+            width = max(len(row[number]) for row in (headings, *rows))
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*map(Text, row))  # square brackets in a name are no markup
     return table

@@ -74,11 +74,11 @@ def reproduce(
 def _recipes(name: str, experiment: Experiment, recipe: str, out: Path) -> Iterator[tuple[str, str, Recipe]]:
     """Each variant with the name of its folder and its recipe. Equal changes have one folder."""
     for variant, changes in experiment.variants.items():
-        text = json.dumps(changes, sort_keys=True)
+        text = json.dumps(changes, sort_keys=True, default=str)
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", variant)[:40].strip("-.")
         folder = f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if changes else "as-it-is"
         with placed(f"{name}: variant '{variant}'"):
-            chosen = load_recipe(find_recipe(recipe), {key: json.dumps(value) for key, value in changes.items()})
+            chosen = load_recipe(find_recipe(recipe), {k: json.dumps(v, default=str) for k, v in changes.items()})
             if chosen.data.world is None or chosen.evaluation.judges is not None:
                 raise InputError(f"{recipe}: found a judge without a known truth, expected data of a world")
             chosen = chosen.with_dtype(native_bfloat16=native_bfloat16())

@@ -195,7 +195,7 @@ class RunFolder:
         where: dict[str, list[str]] = {}
         for stage in stale:
             record = stage_record(self.root, stage.name) or {}
-            for change in _changes(record.get("settings", {}), stage.settings):
+            for change in _changes(record.get("settings", {}), json.loads(json.dumps(stage.settings))):
                 where.setdefault(change, []).append(stage.name)
         lines = [f"{change} ({', '.join(names)})" for change, names in where.items()]
         more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -229,6 +229,7 @@ def stage_record(root: Path, name: str) -> dict[str, Any] | None:
         return None
     with loading(path, "record of a stage (delete the stage's folder, then `pit run` makes the stage again)"):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        float(record["seconds"] + (record.get("memory") or 0))  # both are numbers
         if record["status"] not in list(Status) or not RECORD.issubset(record):
             raise ValueError(f"found {describe(record)}, expected the fields that `pit run` writes")
     return record

@@ -14,6 +14,7 @@ from pitlm.engines.endpoint import NOT_ASKED
 from pitlm.io.console import make_console, progress_bar
 from pitlm.io.digest import digest
 from pitlm.io.named_parts import find_part
+from pitlm.io.visible import echo
 from pitlm.judge.llm import DEFAULT, LLMJudge
 from pitlm.judge.protocol import GROUP, JUDGES, Judge
 from pitlm.judge.scores import TRUTH, GapJudge, ScoreJudge
@@ -31,8 +32,7 @@ CHUNK = 64
 
 def truth(world: str) -> ScoreJudge:
     """The judge that knows the hidden utility of a world (points)."""
-    utility = KNOWN[world].utility
-    return ScoreJudge(TRUTH, lambda prompts, responses: [*map(utility, prompts, responses)])
+    return ScoreJudge(TRUTH, lambda prompts, responses: [*map(KNOWN[world].utility, prompts, responses)])
 
 
 def check_section(section: JudgeSection, kind: str, field: Callable[[str], str]) -> None:
@@ -72,7 +72,7 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRo
 
     Raises:
         BudgetSpent: the cost limit was reached before the last reply.
-        InputError: as the judge does.
+        InputError: as the judge does; or all calls failed.
     """
     endpoint = judge.endpoint if isinstance(judge, LLMJudge) else None
     size = CHUNK if isinstance(judge, ScoreJudge | GapJudge) else max(1, len(comparisons))
@@ -89,6 +89,11 @@ def run_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[VerdictRo
             f"{endpoint.calls} calls cost {endpoint.spent:.4f}.{kept} Run the same command again to go on; it pays for "
             "none of them twice"
         )
+    failures = [reply.failure for row in rows for reply in row.replies if reply.failure]
+    if failures and len(failures) == sum(len(row.replies) for row in rows):
+        raise InputError(f"found {len(failures)} calls that all failed, expected replies. The first: {failures[0]}")
+    if failures:
+        echo(f"{judge.name}: {len(failures)} calls failed and count as unparsable. The first: {failures[0]}")
     return rows
 
 

@@ -115,6 +115,8 @@ NEUTRAL: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("tools", "functions", "logprobs", "top_logprobs", "logit_bias"), lambda value: not value),
 }
 """Fields of a request that are harmless with some values."""
+REASONS = {*NEUTRAL, *BESIDE_TEXT, *HTTP["reasons"]}
+"""Why an answer may go out unchanged, in the metrics. Clients choose the names of other fields."""
 
 
 def _obstacle(request: Mapping[str, Any]) -> str:
@@ -159,9 +161,10 @@ def _bounds(request: Mapping[str, Any], rounds: int | None) -> Bounds:
     stop, temperature, seed = request.get("stop"), request.get("temperature"), request.get("seed")
     stops = tuple(s for s in (stop if isinstance(stop, list) else [stop]) if isinstance(s, str) and s)
     limits: list[Any] = [request.get("max_tokens"), request.get("max_completion_tokens")]
-    longest = min((n for n in limits if _is_count(n)), default=None)
+    longest = min((min(n, 10**9) for n in limits if _is_count(n)), default=None)
     temperature = temperature if isinstance(temperature, int | float) and 0 <= temperature < math.inf else None
     seed = seed if isinstance(seed, int) else None
+    rounds = rounds and min(rounds, 10**9)
     return Bounds(stop=stops, max_tokens=longest, temperature=temperature, seed=seed, rounds=rounds)
 
 

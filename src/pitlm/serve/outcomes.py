@@ -43,13 +43,18 @@ def pit_field(outcome: LiveOutcome, upstream: Any, *, original: bool) -> dict[st
     return {**fields, "original": outcome.trace.original} if original else fields
 
 
+def header_text(text: str) -> bytes:
+    """A text of a client or a server as the value of a header: short, and without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:100]).strip().encode("ascii", "replace")
+
+
 def pit_headers(outcome: LiveOutcome) -> list[tuple[bytes, bytes]]:
     """The ``pit`` field as headers, for clients whose library hides unknown fields."""
     fields = pit_field(outcome, None, original=False)
     headers = [(b"x-pit", outcome.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
     for name in ("rounds", "stop_reason", "failure"):
         if fields[name] is not None:
-            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), str(fields[name]).encode("ascii", "replace")))
+            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), header_text(str(fields[name]))))
     return headers
 
 

@@ -19,8 +19,8 @@ from pitlm.core.errors import loading
 from pitlm.engines.endpoint import check_url
 from pitlm.io.event_stream import events
 from pitlm.loop.live_loop import Improving
-from pitlm.serve.chat_completions import ChatReply, Wish, read_wish
-from pitlm.serve.outcomes import Metrics, pit_headers
+from pitlm.serve.chat_completions import REASONS, ChatReply, Wish, read_wish
+from pitlm.serve.outcomes import Metrics, header_text, pit_headers
 from pitlm.serve.web import HTTP, ApiError, Headers, respond
 
 CONNECT_SECONDS = 10.0
@@ -161,8 +161,9 @@ class ChatCompletions(PassThrough):
 
     def _passed(self, obstacle: str) -> Headers:
         """Count an answer that goes out unchanged, and return headers that give the reason."""
-        self.metrics.requests.labels("passed", obstacle.partition(":")[0]).inc()
-        return [(b"x-pit", b"passed"), (b"x-pit-reason", obstacle[:100].encode("ascii", "replace"))]
+        reason = obstacle.partition(":")[0]
+        self.metrics.requests.labels("passed", reason if reason in REASONS else "another field").inc()
+        return [(b"x-pit", b"passed"), (b"x-pit-reason", header_text(obstacle))]
 
     async def _rest(self, reply: ChatReply, wish: Wish) -> tuple[Headers, bytes]:
         """The outcome of a finished reply as headers, and the bytes of the reply that are still to be sent."""

@@ -104,8 +104,7 @@ def stem(word: str) -> str:
     for ending, other in ENDINGS.items():
         if word.endswith(ending) and len(word) - len(ending) >= SHORTEST:
             kept = word.removesuffix(ending) + other
-            doubled = ending in ("ing", "ed") and kept[-1] == kept[-2] and len(kept) > SHORTEST
-            return kept[:-1] if doubled else kept
+            return kept[:-1] if ending in ("ing", "ed") and kept[-1] == kept[-2] and len(kept) > SHORTEST else kept
     return word
 
 
