@@ -28,9 +28,8 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table whole: on a narrow terminal its lines wrap, where rich would cut figures short."""
-    needed = console.measure(table, options=console.options.update(max_width=10**4)).minimum
-    console.width = max(console.width, needed)
+    """Print a table whole, and widen its console: on a narrow terminal lines wrap, where rich would cut figures."""
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10**4)).minimum)
     console.print(table)
 
 

@@ -52,9 +52,10 @@ class JudgePrompt:
         refuse_device(path)
         with self._faults_named():
             self._template = environment.from_string(path.read_text(encoding="utf-8"))
+        shown = self.fill(_PROBE)
         texts = {"first": _PROBE.first, "second": _PROBE.second, "prompt or conversation": _PROBE.prompt.text}
         for name, text in texts.items():
-            if text not in self.fill(_PROBE):
+            if text not in shown:
                 raise InputError.at(path, found=f"nowhere that shows {name}", expected=WANTED)
 
     def fill(self, comparison: Comparison) -> str:

@@ -30,11 +30,11 @@ def print_report(report: Report) -> None:
         for judge in report.judges:
             title = f"Against the original answer, {summary.items} held-out prompts, judge: {judge}"
             console.print()
-            print_table(console, _table(_ANSWERED, _answered(summary.by(judge)), title=title))
+            print_table(make_console(), _table(_ANSWERED, _answered(summary.by(judge)), title=title))
         _print_agreement(summary.agreement)
         _print_criteria(summary.by(report.judge))
     if health := [(HEALTH[key][0], *_health(value)) for key, value in report.health.items()]:
-        print_table(console, _table(("figure", "value", "95%"), health, title="Health of R_PIT"))
+        print_table(make_console(), _table(("figure", "value", "95%"), health, title="Health of R_PIT"))
     words: Any = template("pitlm.report", "summary.j2").module
     console.print(Text(words.closing(report, report.examples[:EXAMPLES])), end="")
 
@@ -98,7 +98,7 @@ def print_margins(found: Calibrated) -> None:
     table.add_row(*_outcome("always accept", found.always, found.always))
     table.add_row(*_outcome("held out: *", found.held_out, found.held_out_always))
     table.add_row(*_outcome("held out: always", found.held_out_always, found.held_out_always))
-    print_table(console, table)
+    print_table(make_console(), table)
     for sentence in found.sentences():
         console.print(sentence, highlight=False)
 

@@ -44,8 +44,8 @@ def pit_field(outcome: LiveOutcome, upstream: Any, *, original: bool) -> dict[st
 
 
 def header_text(text: str) -> bytes:
-    """A text of a client or a server as the value of a header: short, and without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text[:100]).strip().encode("ascii", "replace")
+    """A text of a client or a server as the value of a header, without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text).strip().encode("ascii", "replace")
 
 
 def pit_headers(outcome: LiveOutcome) -> list[tuple[bytes, bytes]]:

@@ -163,7 +163,7 @@ class ChatCompletions(PassThrough):
         """Count an answer that goes out unchanged, and return headers that give the reason."""
         reason = obstacle.partition(":")[0]
         self.metrics.requests.labels("passed", reason if reason in REASONS else "another field").inc()
-        return [(b"x-pit", b"passed"), (b"x-pit-reason", header_text(obstacle))]
+        return [(b"x-pit", b"passed"), (b"x-pit-reason", header_text(obstacle[:100]))]
 
     async def _rest(self, reply: ChatReply, wish: Wish) -> tuple[Headers, bytes]:
         """The outcome of a finished reply as headers, and the bytes of the reply that are still to be sent."""
