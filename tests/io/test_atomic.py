@@ -53,8 +53,9 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_text(path, "new")
+    assert caught.value.filename == str(path)  # the command line shows it
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 

@@ -17,7 +17,7 @@ from rich.text import Text
 import pitlm
 from pitlm.cli.main import main
 from pitlm.io.console import VisibleConsole
-from pitlm.io.visible import echo, visible
+from pitlm.io.visible import echo, one_line, visible
 
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\re\x08f\u202eg\u2066h\x7fi\ud800j\x00"
 FORBIDDEN = {"Cc", "Cs"}
@@ -34,6 +34,15 @@ def test_every_character_is_printed_and_none_controls(text):
     harmless(visible(text))
     assert len(visible(text)) == len(text)
     assert visible(visible(text)) == visible(text)
+
+
+@given(st.text(st.characters() | st.sampled_from(HOSTILE + "\r\n\t\u2028 ")))
+def test_one_line_is_one_line_of_the_same_words(text):
+    made = one_line(text)
+    harmless(made)
+    assert len(made.splitlines()) <= 1
+    assert made.isprintable()
+    assert "".join(made.split()) == "".join(c for c in text if c.isprintable() and not c.isspace())
 
 
 @pytest.mark.parametrize("text", ["plain", "a\n\tb", "שלום‏ أهلا", "👩‍👩‍👧 naïve ﬁ", "[bold]x[/bold]"])

@@ -65,12 +65,13 @@ def test_calibrating_stores_a_margin_that_improving_then_uses(
 def test_further_prompts_are_chosen_on_beside_the_held_out_ones(calibrated: Path, tmp_path: Path) -> None:
     run, file = Context(stored_recipe(calibrated), calibrated), tmp_path / "more.jsonl"
     trained_on = run.folds["sft"][0].prompt.as_messages()
-    rows = [{"prompt": PROMPT}, {"prompt": PROMPT + " color ?", "response": "color red ."}, {"prompt": trained_on}]
+    both = PROMPT.replace("price ?", "price color ?")
+    rows = [{"prompt": PROMPT}, {"prompt": both, "response": "color red ."}, {"prompt": trained_on}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before, shown_before = fresh_answers(run, None)
     chosen, shown = fresh_answers(run, None, file)
     assert shown == shown_before
-    assert [p.text for p, _ in chosen[len(before) :]] == [PROMPT, PROMPT + " color ?"]
+    assert [p.text for p, _ in chosen[len(before) :]] == [PROMPT, both]
     assert chosen[-1][1] == "color red ."
     assert chosen[-2][1] != "color red ."
     assert len(fresh_answers(run, 5, file)[0]) == 5
@@ -81,6 +82,17 @@ def test_a_bad_row_among_the_further_prompts_is_named(calibrated: Path, shell: A
     done = shell("calibrate", "--run", calibrated, "--prompts", tmp_path / "more.jsonl")
     assert (done.returncode, done.stdout) == (2, "")
     assert "more.jsonl:2: found the fields none, expected 'prompt' or 'messages'" in " ".join(done.stderr.split())
+    assert not (calibrated / "gap" / "model" / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("prompt", ["What is a lamp?", PROMPT.replace("price ?", "weight ?")])
+def test_a_prompt_that_the_truth_cannot_judge_is_named(
+    calibrated: Path, shell: Any, tmp_path: Path, prompt: str
+) -> None:
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"prompt": x}) + "\n" for x in (PROMPT, prompt)))
+    done = shell("calibrate", "--run", calibrated, "--prompts", tmp_path / "more.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"more.jsonl:2: found {prompt!r}, expected a prompt of the pocket world" in " ".join(done.stderr.split())
     assert not (calibrated / "gap" / "model" / "calibration.json").exists()
 
 

@@ -435,6 +435,25 @@ def test_errors_of_our_own_paths_have_the_same_shape(proxy, body, status, messag
     assert reply.json()["error"]["message"].startswith(message)
 
 
+def test_half_a_character_is_the_clients_fault(proxy):
+    good = {"prompt": "x", "reference": "y", "response": "z"}
+    label = {"prompt": "x", "reference": "y"}
+    reward = {"query": ["x z"], "prompts": ["x"], "labels": [label]}
+    bad = [("score", {**good, name: "\ud800"}, name) for name in good]
+    for change, name in (
+        ({"query": ["x \ud800"]}, "query"),
+        ({"labels": [{**label, "reference": "\ud800"}]}, "labels.0"),
+        ({"labels": [json.dumps({**label, "reference": "\ud800"})]}, "labels.0"),
+        ({"labels": [{**label, "prompt": "\ud800"}]}, "labels.0"),
+    ):
+        bad.append(("../get_reward", {**reward, **change}, name))
+    for path, body, name in bad:
+        text = json.dumps(body)
+        reply = HTTP.post(f"{proxy.url}/{path}", content=text, headers={"content-type": "application/json"})
+        assert reply.status_code == 400, text
+        assert reply.json()["error"]["message"].startswith(name)
+
+
 def test_improve_says_when_the_models_are_not_there(proxy):
     proxy.writer.failure = "the improver is gone"
     reply = HTTP.post(f"{proxy.url}/improve", json={"prompt": "x", "response": "y"})

@@ -112,6 +112,16 @@ def test_a_broken_vote_is_refused_and_nothing_is_kept(client, votes, more):
     assert votes.rows() == []
 
 
+@pytest.mark.parametrize("more", ['"seconds": NaN', '"seconds": 1e999', '"seconds": 1, "rater": "\\ud800"'])
+def test_what_json_cannot_repeat_is_refused_too(client, votes, more):
+    ballot = sheet(client)[0]["ballot"]
+    body = f'{{"rater": "ada", "ballot": "{ballot}", "choice": "left", {more}}}'
+    refused = client.post("/api/votes", content=body, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"][0]["msg"]
+    assert votes.rows() == []
+
+
 def test_a_ballot_of_another_rater_is_no_ballot(client, votes):
     assert vote(client, sheet(client, "bob")[0]["ballot"]).status_code == 404
     assert shown(client, sheet(client, "bob")[0]["ballot"])["detail"].startswith("There is no such comparison")

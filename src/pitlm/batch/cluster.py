@@ -165,8 +165,7 @@ class PartedJob:
             raise RuntimeError(f"{self.folder}: {len(lost)} of {self._parts} parts are missing, {min(lost)} the first")
         failed = write_failures(self.failed_path, _lines((self.folder / "failed").glob(PATTERN)))
         made = self.folder / "parts"
-        some = any(made.glob(PATTERN))
-        if some:
+        if some := any(made.glob(PATTERN)):
             for left in made.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
             if self.output.exists():
@@ -209,8 +208,7 @@ def improve_parts(file: Path, output: Path, setup: Setup, *, force: bool = False
             with job_progress(source, done * part_rows, f"{done} parts") as advance:
                 for rows, tokens in _improved(job.unfinished(cut(source, part_rows)), worker, count, bool(gpus)):
                     advance(rows, tokens)
-            failed = job.finish()
-            setup.summarise(job, job.rows, failed)
+            setup.summarise(job, job.rows, job.finish())
 
 
 def _stamp(source: Path) -> str:

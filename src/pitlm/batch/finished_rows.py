@@ -204,11 +204,8 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 def write_failures(path: Path, lines: Iterable[str]) -> int:
     """Write the rows that failed; without any, remove the file of an earlier job. Return how many failed."""
-    failed = 0
     with atomic_writer(path) as file:
-        for line in lines:
-            failed += 1
-            file.write(line)
+        failed = sum(file.write(line) > 0 for line in lines)
     if not failed:
         path.unlink()
     return failed

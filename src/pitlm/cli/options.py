@@ -118,8 +118,7 @@ def section_options(
             source = click.get_current_context().get_parameter_source
             values = {name: given.pop(key) for name, key in keys.items()}
             values = {name: values[name] for name, key in keys.items() if source(key) is not ParameterSource.DEFAULT}
-            left_out = any(field.is_required() and name not in values for name, field in own.items())
-            if optional and left_out:
+            if optional and any(field.is_required() and name not in values for name, field in own.items()):
                 return command(**{into: None}, **given)
             made = section.of(values, spell=lambda name: option_name(keys.get(name, name)))
             return command(**{into: check(made) if check else made}, **given)

@@ -35,5 +35,4 @@ def show(name: str) -> None:
     from pitlm.core.packaged_recipes import find_recipe
 
     with loading(name, "recipe"):
-        text = find_recipe(name).read_text(encoding="utf-8")
-    echo(text, nl=False)
+        echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pitlm.core.errors import InputError, loading, placed, refuse_device
+from pitlm.core.errors import InputError, first_line, loading, placed, refuse_device
 from pitlm.data.row_fields import RowError
 from pitlm.io.named_parts import find_part, part_names
 
@@ -176,10 +176,9 @@ def _hub_rows(source: str) -> Iterator[RawRow]:
     try:
         rows: Any = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
-        summary = str(error).strip().split("\n")[0][:160]
         raise InputError(
             f"{source}: this path does not exist here, and as a hub data set (split '{split}') it could not be loaded: "
-            f"{summary}. Give a path to {_formats()}, or a folder of them."
+            f"{first_line(error)[:160]}. Give a path to {_formats()}, or a folder of them."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield RawRow(f"{name}:{split}", number, row)

@@ -18,6 +18,7 @@ from pydantic import Field, HttpUrl, TypeAdapter, ValidationError
 from pitlm.core.errors import InputError, loading
 from pitlm.core.nouns import Advance, AnyPrompt, Prompt
 from pitlm.engines.reply_cache import ReplyCache
+from pitlm.io.visible import one_line
 
 if TYPE_CHECKING:
     import openai
@@ -244,8 +245,7 @@ def check_url(url: str, name: str) -> None:
 
 def _words(error: Exception) -> str:
     cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) else ""
-    text = f"{type(error).__name__}: {error}{cause}"[:500]
-    return "".join(character if character.isprintable() else " " for character in text)  # a server wrote the text
+    return one_line(f"{type(error).__name__}: {error}{cause}"[:500])
 
 
 def _tokens(count: Any) -> int:

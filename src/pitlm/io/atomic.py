@@ -37,8 +37,10 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write to a full disk names no file
+            error.filename = str(path)
         raise
 
 

@@ -18,6 +18,11 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def one_line(text: str) -> str:
+    """The text in one line, without characters that cannot be printed."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def echo(text: str, **how: Any) -> None:
     """Print a line, as ``click.echo`` does, with :func:`visible` text."""
     click.echo(visible(text), **how)

@@ -155,9 +155,8 @@ class Improving:
 
     async def _round(self, loop: Loop, bounds: Bounds) -> tuple[list[Answer], list[float]]:
         """Proposals of one round and their gaps, all at once; when one fails, the others are not left running."""
-        numbers = range(loop.settings.proposals)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._proposal(loop, number, bounds)) for number in numbers]
+            tasks = [group.create_task(self._proposal(loop, n, bounds)) for n in range(loop.settings.proposals)]
         made = [task.result() for task in tasks]
         return [answer for answer, _ in made], [gap for _, gap in made]
 

@@ -195,8 +195,7 @@ def play_round(loops: Sequence[Loop], improver: Proposer | Refiner, gap: GapScor
     else:
         made = [improver(prompt, reference) for prompt, reference in zip(prompts, references, strict=True)]
         proposals = [answer if isinstance(answer, Answer) else Answer(answer) for answer in made]
-    texts = [proposal.text for proposal in proposals]
-    items = [Improvement(*triple) for triple in zip(prompts, references, texts, strict=True)]
+    items = [Improvement(x, y_ref, y.text) for x, y_ref, y in zip(prompts, references, proposals, strict=True)]
     gaps = [float(value) for value in gap.gaps(items)]
     for number, loop in enumerate(asking):
         own = slice(number * settings.proposals, (number + 1) * settings.proposals)

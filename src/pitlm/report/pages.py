@@ -90,8 +90,7 @@ def leaderboard_page(summary: Summary) -> str:
         own_lines = [line for line in summary.by(judge) if line.system != summary.baseline]
         lines = sorted(own_lines, key=lambda line: (not line.tally.judged, -line.delta.estimate))
         drawn = [*plots.rate_panels(lines), *filter(None, [plots.length_panel(lines)])]
-        own = [d for d in summary.differences if d.judge == judge]
-        matrix = {(d.first, d.second): d for one in own for d in (one, one.swap())}
+        matrix = {(d.first, d.second): d for own in summary.differences for d in (own, own.swap()) if d.judge == judge}
         judges[judge] = {"lines": lines, "plots": drawn, "matrix": matrix}
     return _page("leaderboard.html.j2", summary=summary, judges=judges)
 

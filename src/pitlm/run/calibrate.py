@@ -16,6 +16,7 @@ from pitlm.models.scorers import GapModel, GuardedGap, RewardModel
 from pitlm.report.plots import draw_margins
 from pitlm.run.context import Context
 from pitlm.run.folder import stored_recipe
+from pitlm.worlds.known import KNOWN
 
 
 def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
@@ -34,8 +35,7 @@ def calibrate_run(run: Path, promise: Promise) -> dict[str, Calibrated]:
     """
     quiet()
     recipe = stored_recipe(run)
-    rounds = promise.rounds or recipe.loop.rounds
-    changes = {"margin": None, "tokens": None, "seconds": None, "cost": None, "rounds": rounds}
+    changes = dict.fromkeys(("margin", "tokens", "seconds", "cost")) | {"rounds": promise.rounds or recipe.loop.rounds}
     settings = recipe.loop.model_copy(update=changes)
     context = Context(recipe, run)
     choosing, shown = fresh_answers(context, promise.items, promise.prompts)
@@ -77,10 +77,13 @@ def _prompts(context: Context, items: int | None, more: Path | None) -> tuple[di
     test = unique_prompts(context.folds["test"])
     shown, left = test[: context.recipe.evaluation.items], test[context.recipe.evaluation.items :]
     given: dict[Prompt, str | None] = dict.fromkeys([*unique_prompts(context.folds["validation"]), *left])
+    world = KNOWN.get(context.recipe.data.world or "")
     known = {pair.prompt for pairs in context.folds.values() for pair in pairs}
     for item in read_items(more) if more is not None else ():
         if isinstance(item, Failure):
             raise InputError(f"{item.where}: {item.reason}")
+        if world is not None and not world.asks(item.prompt):
+            raise InputError.at(item.where, found=repr(item.prompt.text[:60]), expected=f"a prompt of {world.name}")
         if item.prompt not in known:
             given[item.prompt] = item.response
     chosen = dict(list(given.items())[:items])

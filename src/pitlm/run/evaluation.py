@@ -139,12 +139,11 @@ def _further(context: Context, systems: Systems, answers: Mapping[str, Sequence[
         criteria = KNOWN[world].criteria
         found["criteria"] = {name: [*map(dict, map(criteria, systems.prompts, own))] for name, own in texts.items()}
     if context.recipe.model.base is not None:
-        told = {}
+        found["likelihoods"] = told = dict[str, Any]()
         with progress_bar("perplexity", len(texts)) as advance:
             for name, own in texts.items():
                 told[name] = systems.start_model.likelihoods(systems.prompts, own)
                 advance(1)
-        found["likelihoods"] = told
     return found
 
 

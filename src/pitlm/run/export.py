@@ -24,6 +24,7 @@ from pitlm.core.loop_section import LoopSection
 from pitlm.core.recipe import Recipe
 from pitlm.data.readers import check_outside
 from pitlm.io.atomic import atomic_folder, write_text
+from pitlm.io.visible import one_line
 from pitlm.loop.baselines.baseline import ORIGINAL, PIT, SFT
 from pitlm.loop.calibration import CALIBRATION_FILE, load_calibrations
 from pitlm.models.checkpoint_export import export_adapter, export_weights, exported_temperature
@@ -280,12 +281,8 @@ def _explained(name: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status, said = error.response.status_code, error.server_message or str(error)
         hint = "; is the token one that may write there?" if status in (401, 403) else ""
-        raise InputError(f"--push-to-hub {name}: refused ({status}): {_line(said)}{hint}") from error
+        raise InputError(f"--push-to-hub {name}: refused ({status}): {one_line(said)}{hint}") from error
     except HTTPError as error:
-        raise InputError(f"--push-to-hub {name}: cannot reach {constants.ENDPOINT}: {_line(str(error))}") from error
+        raise InputError(f"--push-to-hub {name}: cannot reach {constants.ENDPOINT}: {one_line(str(error))}") from error
     except (OSError, ValueError, RuntimeError) as error:  # a bad name, or the transfer of a file failed
-        raise InputError(f"--push-to-hub {name}: {_line(str(error))}") from error
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+        raise InputError(f"--push-to-hub {name}: {one_line(str(error))}") from error

@@ -19,6 +19,8 @@ from pitlm.serve.web import ApiError
 
 router = APIRouter()
 Messages = str | list[dict[str, Any]]
+Text = Annotated[str, Field(min_length=0)]
+"""A text without half a character. Pydantic looks for half a character only where a text has a least length."""
 WANTED = 'JSON with "prompt" (a string or chat messages) and "reference"'
 _END = re.compile(r"(?:<\|[^|<>\s]+\|>|</s>|<eos>|<end_of_turn>|<pad>|\s)+$")
 """Marks that tokenizers put at the end of an answer. OpenRLHF sends the answer with these; R_PIT adds its own mark."""
@@ -28,8 +30,8 @@ class ScoreRequest(Section):
     """Two responses to one prompt."""
 
     prompt: Messages
-    reference: str
-    response: str
+    reference: Text
+    response: Text
 
 
 class ImproveRequest(Bounds):
@@ -48,7 +50,7 @@ class RewardRequest(BaseModel):
         labels: label of each sample in the data set, as :class:`Label` or as its JSON text.
     """
 
-    query: Annotated[list[str], Field(min_length=1)]
+    query: Annotated[list[Text], Field(min_length=1)]
     prompts: list[str]
     labels: list[str | dict[str, Any]]
 
@@ -57,7 +59,7 @@ class Label(BaseModel):
     """The label of a sample: x and y_ref, both without a chat template."""
 
     prompt: Messages
-    reference: str
+    reference: Text
 
 
 def _scorer(request: Request) -> AsyncScorer:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from pitlm.io.visible import one_line
 from pitlm.loop.live_loop import LiveOutcome
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
@@ -43,18 +44,14 @@ def pit_field(outcome: LiveOutcome, upstream: Any, *, original: bool) -> dict[st
     return {**fields, "original": outcome.trace.original} if original else fields
 
 
-def header_text(text: str) -> bytes:
-    """A text of a client or a server as the value of a header, without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text).strip().encode("ascii", "replace")
-
-
 def pit_headers(outcome: LiveOutcome) -> list[tuple[bytes, bytes]]:
     """The ``pit`` field as headers, for clients whose library hides unknown fields."""
     fields = pit_field(outcome, None, original=False)
     headers = [(b"x-pit", outcome.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
     for name in ("rounds", "stop_reason", "failure"):
         if fields[name] is not None:
-            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), header_text(str(fields[name]))))
+            value = one_line(str(fields[name])).encode("ascii", "replace")
+            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), value))
     return headers
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AfterValidator, Field
 
@@ -75,6 +76,11 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
     def unwritable(request: Request, error: InputError) -> JSONResponse:
         logging.getLogger("uvicorn.error").error("%s", error)  # for those who started the server, not for raters
         return JSONResponse({"detail": "The vote cannot be saved now. Tell the person who started this page."}, 503)
+
+    @app.exception_handler(RequestValidationError)
+    def refused(request: Request, error: RequestValidationError) -> JSONResponse:
+        # The framework's own reply repeats the input, which may be NaN or half a character: JSON cannot hold these.
+        return JSONResponse({"detail": [{"loc": one["loc"], "msg": one["msg"]} for one in error.errors()]}, 422)
 
     @app.get("/")
     def index() -> HTMLResponse:
