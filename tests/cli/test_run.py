@@ -247,3 +247,14 @@ def test_a_run_that_stops_early_says_how_far_it_came(cli: Cli) -> None:
     assert "1 of 10 stages run" in printed
     assert printed.endswith("To go on, give the command without --until.")
     assert "R_PIT" not in printed  # no gap model has been trained yet
+
+
+@pytest.mark.parametrize(("peft", "warns"), [("{}", False), ("null", True)])
+def test_whole_weights_in_bfloat16_bring_a_warning(cli: Cli, peft: str, warns: bool) -> None:
+    source = cli.source("pairs.jsonl", lines(*GOOD))
+    command = ["run", cli.recipe, "--data", source, "--out", cli.out, "--until", "data", "--set", f"peft={peft}"]
+    with pytest.raises(SystemExit):
+        main([*map(str, command), "--set", "model.dtype=bfloat16"])
+    printed = " ".join(cli.capsys.readouterr().out.split())
+    assert "1 of 10 stages run" in printed
+    assert ("Warning: whole weights in bfloat16 lose most steps below 3e-4" in printed) == warns

@@ -159,6 +159,21 @@ def test_a_wrong_override_is_refused(tmp_path, overrides, reason):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "peft", "native", "settled"),
+    [
+        ("auto", {}, True, "bfloat16"),
+        ("auto", {}, False, "float32"),
+        ("auto", None, True, "float32"),  # whole weights would lose most of their steps
+        ("bfloat16", None, True, "bfloat16"),
+        ("float32", {}, True, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_for_adapters_on_machines_that_have_it(dtype, peft, native, settled):
+    recipe = Recipe.of(changed(model__dtype=dtype, peft=peft), "mine.yaml")
+    assert recipe.with_dtype(native_bfloat16=native).model.dtype == settled
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [("a: [1", "broken YAML"), ("- a\n- b\n", "found list, expected a mapping of sections"), ("", "found NoneType")],
 )

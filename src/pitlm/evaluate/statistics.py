@@ -75,8 +75,7 @@ class Interval:
 
 def tally(rows: Iterable[VerdictRow]) -> Tally:
     """Count the verdicts of ``rows``, each seen from the row's first system."""
-    counts = Counter(row.verdict for row in rows)
-    return Tally(**{verdict.value: counts[verdict] for verdict in Verdict})
+    return Tally(**Counter(row.verdict.value for row in rows))
 
 
 def systems_of(rows: Iterable[VerdictRow]) -> list[str]:

@@ -203,8 +203,7 @@ def completion_log_probs(
     seen_U, owner_N = (
         torch.from_numpy(x).to(here.last_R.device) for x in np.unique(np.concatenate(at), return_inverse=True)
     )
-    output = model(**_inputs(here), logits_to_keep=seen_U)
-    logp_UV = torch.log_softmax(output.logits[0].float() / temperature, -1)
+    logp_UV = torch.log_softmax(model(**_inputs(here), logits_to_keep=seen_U).logits[0].float() / temperature, -1)
     # From the flat tensor, because the gradient of logp[owner, target] is much slower on a CPU.
     flat_N = owner_N * logp_UV.shape[1] + torch.tensor(targets, device=logp_UV.device)
     logp_N = logp_UV.flatten().index_select(0, flat_N)

@@ -55,6 +55,8 @@ def run_recipe(
     begun = (out / "recipe.json").is_file()
     recipe = recipe.with_today(stored_recipe(out).template.today if begun else date.today().isoformat())
     check_recipe(recipe, out)
+    if recipe.model.dtype == "bfloat16" and recipe.peft is None:
+        console.print("Warning: whole weights in bfloat16 lose most steps below 3e-4; use float32, or adapters (peft).")
     launch = None if accelerate is None else read_launch(accelerate)
     if launch is not None:
         check_launch(recipe, launch)
@@ -64,8 +66,7 @@ def run_recipe(
         if until not in names:
             raise InputError(f"--until: found '{until}', expected one of {', '.join(names)}")
         stages = stages[: names.index(until) + 1]
-    folder, context = RunFolder(out), Context(recipe, out, launch)
-    record = stage_record(out, "report")
+    folder, context, record = RunFolder(out), Context(recipe, out, launch), stage_record(out, "report")
     if record and record["status"] == "done" and not (out / "report.html").exists():  # outside the folder of its stage
         shutil.rmtree(out / "report")
     done: set[str] = set()
