@@ -147,7 +147,7 @@ def test_overrides_reach_any_depth_and_are_read_as_yaml(tmp_path):
         ({"curriculum.rl.bta": "1"}, "unknown key 'curriculum.rl.bta'; did you mean 'beta'?"),
         ({"name.first": "x"}, "--set name.first: 'name' is not a section"),
         ({"seed": "[1"}, "--set seed: cannot read the value"),
-        ({"loop.rounds": "0"}, "mine.yaml: --set 'loop.rounds': found 0"),
+        ({"loop.rounds": "0"}, "key 'loop.rounds': found 0"),
     ],
 )
 def test_a_wrong_override_is_refused(tmp_path, overrides, reason):

@@ -35,4 +35,5 @@ def show(name: str) -> None:
     from pitlm.core.packaged_recipes import find_recipe
 
     with loading(name, "recipe"):
-        echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+        text = find_recipe(name).read_text(encoding="utf-8")
+    echo(text, nl=False)

@@ -50,7 +50,7 @@ def named_recipe(name: str, overrides: Sequence[str], values: Mapping[str, Any])
     return load_recipe(find_recipe(name), changes)
 
 
-def load_recipe(path: Path, overrides: Mapping[str, str] = {}) -> Recipe:
+def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``section.key=value`` overrides.
 
     Raises:
@@ -58,7 +58,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str] = {}) -> Recipe:
             number of RL steps that would have no effect.
     """
     tree = read_tree(path, "recipe")
-    for dotted, text in overrides.items():
+    for dotted, text in (overrides or {}).items():
         *sections, leaf = dotted.split(".")
         node = tree
         for section in sections:
@@ -72,8 +72,8 @@ def load_recipe(path: Path, overrides: Mapping[str, str] = {}) -> Recipe:
             node[leaf] = yaml.safe_load(text)
         except _BROKEN as error:
             raise InputError(f"--set {dotted}: cannot read the value {text!r}") from error
-    recipe = Recipe.of(tree, str(path), lambda name: f"--set '{name}'" if name in overrides else f"key '{name}'")
-    if "curriculum.rl.max_steps" in overrides and (steps := recipe.curriculum.steps):
+    recipe = Recipe.of(tree, str(path))
+    if "curriculum.rl.max_steps" in (overrides or {}) and (steps := recipe.curriculum.steps):
         raise InputError(
             f"--set curriculum.rl.max_steps: found curriculum.steps {steps} in {path}, which would win, expected --set "
             "curriculum.steps with the steps of each stage, or null"

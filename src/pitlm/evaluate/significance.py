@@ -146,10 +146,9 @@ def _test(outcomes: Iterable[tuple[tuple[float, int], ...]]) -> PairedTest:
     for value, size in whole.items():
         sizes[abs(size)] += items[value]
     points = 2 * sum(size * count for size, count in sizes.items()) + 1
-    t = 2 * np.pi * np.arange(points) / points
     characteristic, left = np.ones(points), np.arange(points)
     for size, count in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
-        characteristic[left] *= np.cos(size * t[left]) ** count
+        characteristic[left] *= np.cos(size * (2 * np.pi * left / points)) ** count
         left = left[np.abs(characteristic[left]) > NOTHING]  # of many items nearly all points are zero soon
     probability = np.fft.fft(characteristic).real / points  # at index s or, for s < 0, points + s
     found = max(0, math.ceil(abs(sum(size * items[value] for value, size in whole.items())) - slack))
