@@ -112,7 +112,9 @@ def test_a_broken_vote_is_refused_and_nothing_is_kept(client, votes, more):
     assert votes.rows() == []
 
 
-@pytest.mark.parametrize("more", ['"seconds": NaN', '"seconds": 1e999', '"seconds": 1, "rater": "\\ud800"'])
+@pytest.mark.parametrize(
+    "more", ['"seconds": NaN', '"seconds": 1e999', '"seconds": 1, "rater": "\\ud800"', '"\\ud800": 1']
+)
 def test_what_json_cannot_repeat_is_refused_too(client, votes, more):
     ballot = sheet(client)[0]["ballot"]
     body = f'{{"rater": "ada", "ballot": "{ballot}", "choice": "left", {more}}}'

@@ -8,13 +8,14 @@ Examples:
   pit calibrate --run runs/mine --prompts logged.jsonl
 
 The margin is the gap that a new version has to exceed to replace the answer. The promise is: of all answers that the
-loop gets, it makes at most --harm worse. The judge decides which answers are worse: the true
-utility if it is known, else the run's held-out reward model. The promise holds with probability --confidence, over the
-draw of the answers that the margin was chosen on. It holds for answers of the same kind as these.
+loop gets, it makes at most --harm worse. The judge decides which answers are worse: the true utility if it is known,
+else the run's held-out reward model. The promise holds with probability --confidence, over the draw of the answers that
+the margin was chosen on. It holds for answers of the same kind as these.
 
 More prompts keep more of the gain. To promise 2%, the loop may make about 1.3% worse if the margin is chosen on 1,000
 answers, and 1.7% if it is chosen on 5,000. --prompts adds prompts, which need no labels. Each row has "prompt" (a
 string or chat messages). Add "response" if the loop will improve the answers of a model other than the run's policy.
+If the true utility is the judge, the prompts have to be of its world.
 
 `pit improve --run` then uses the chosen margin, unless the recipe or --margin gives another.
 """

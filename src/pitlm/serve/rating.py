@@ -80,7 +80,7 @@ def rating_app(comparisons: Sequence[Comparison], votes: Votes, token: str | Non
     @app.exception_handler(RequestValidationError)
     def refused(request: Request, error: RequestValidationError) -> JSONResponse:
         # The framework's own reply repeats the input, which may be NaN or half a character: JSON cannot hold these.
-        return JSONResponse({"detail": [{"loc": one["loc"], "msg": one["msg"]} for one in error.errors()]}, 422)
+        return JSONResponse({"detail": [{"msg": one["msg"]} for one in error.errors()]}, 422)
 
     @app.get("/")
     def index() -> HTMLResponse:
