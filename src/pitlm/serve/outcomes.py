@@ -44,14 +44,18 @@ def pit_field(outcome: LiveOutcome, upstream: Any, *, original: bool) -> dict[st
     return {**fields, "original": outcome.trace.original} if original else fields
 
 
+def header_text(text: str) -> bytes:
+    """A text of a client or a server as the value of a header."""
+    return one_line(text).encode("ascii", "replace")
+
+
 def pit_headers(outcome: LiveOutcome) -> list[tuple[bytes, bytes]]:
     """The ``pit`` field as headers, for clients whose library hides unknown fields."""
     fields = pit_field(outcome, None, original=False)
     headers = [(b"x-pit", outcome.name.encode()), (b"x-pit-gaps", json.dumps(fields["gaps"]).encode())]
     for name in ("rounds", "stop_reason", "failure"):
         if fields[name] is not None:
-            value = one_line(str(fields[name])).encode("ascii", "replace")
-            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), value))
+            headers.append((f"x-pit-{name.replace('_', '-')}".encode(), header_text(str(fields[name]))))
     return headers
 
 

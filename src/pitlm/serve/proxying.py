@@ -18,10 +18,9 @@ from starlette.types import Receive, Scope, Send
 from pitlm.core.errors import loading
 from pitlm.engines.endpoint import check_url
 from pitlm.io.event_stream import events
-from pitlm.io.visible import one_line
 from pitlm.loop.live_loop import Improving
 from pitlm.serve.chat_completions import REASONS, ChatReply, Wish, read_wish
-from pitlm.serve.outcomes import Metrics, pit_headers
+from pitlm.serve.outcomes import Metrics, header_text, pit_headers
 from pitlm.serve.web import HTTP, ApiError, Headers, respond
 
 CONNECT_SECONDS = 10.0
@@ -164,7 +163,7 @@ class ChatCompletions(PassThrough):
         """Count an answer that goes out unchanged, and return headers that give the reason."""
         reason = obstacle.partition(":")[0]
         self.metrics.requests.labels("passed", reason if reason in REASONS else "another field").inc()
-        return [(b"x-pit", b"passed"), (b"x-pit-reason", one_line(obstacle[:100]).encode("ascii", "replace"))]
+        return [(b"x-pit", b"passed"), (b"x-pit-reason", header_text(obstacle[:100]))]
 
     async def _rest(self, reply: ChatReply, wish: Wish) -> tuple[Headers, bytes]:
         """The outcome of a finished reply as headers, and the bytes of the reply that are still to be sent."""
